@@ -1,0 +1,41 @@
+# make serve   a running service, with a real model that answers
+# make test    the tests
+# make check   style, types, the wheel
+# make bench   figures, against a peer
+
+PORT ?= 8000
+VENV ?= .venv
+MODELS ?= models
+BIN := $(VENV)/bin
+SERVE_STAMP := $(VENV)/.serve
+TEST_STAMP := $(VENV)/.test
+
+.PHONY: serve weights test check bench clean
+
+serve: $(SERVE_STAMP) weights
+	exec $(BIN)/modelyard serve --port $(PORT) --models-dirs $(MODELS) --state-dir .state
+
+weights: $(SERVE_STAMP)
+	$(BIN)/modelyard pull --models-dirs $(MODELS)
+
+test: $(TEST_STAMP) weights
+	$(BIN)/python -m pytest
+
+check: $(TEST_STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	scripts/check-types $(VENV)
+
+bench: $(TEST_STAMP) weights
+	$(BIN)/python -m bench
+
+$(SERVE_STAMP): setup.cfg pyproject.toml
+	scripts/venv $(VENV) server,llama
+	touch $@
+
+$(TEST_STAMP): $(SERVE_STAMP)
+	scripts/venv $(VENV) server,llama,test,check
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,50 @@
+"""Reading a request's JSON body, within its limits, and writing JSON answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+from flask import Request, Response
+from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
+from werkzeug.wsgi import get_input_stream
+
+from ..errors import InvalidRequest, RequestTooLarge
+from ..types import JSONObject
+
+JSON_TYPE = "application/json"
+
+
+def read_object(request: Request, limit: int) -> JSONObject:
+    """Return the JSON object in the body; of any Content-Type, as curl's default is a form's.
+
+    Raises RequestTooLarge over ``limit`` bytes, unread where the client says its length; InvalidRequest where
+    it is no JSON object: NaN, lone surrogates and deep nesting are no JSON to this parser.
+    """
+    length = request.content_length
+    if length is not None and length > limit:
+        raise _too_large(f"the body has {length} bytes", limit)
+    try:
+        data = get_input_stream(request.environ, max_content_length=limit).read()
+    except RequestEntityTooLarge:
+        raise _too_large("the body is larger", limit) from None
+    except (ClientDisconnected, OSError):
+        raise InvalidRequest("the body ended before its Content-Length") from None
+    if not data:
+        raise InvalidRequest("the body is empty: send a JSON object")
+    try:
+        value = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(f"the body is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"the body must be a JSON object, not {type(value).__name__}")
+    return value
+
+
+def _too_large(what: str, limit: int) -> RequestTooLarge:
+    return RequestTooLarge(f"{what}; at most {limit} are read (max_body_bytes)")
+
+
+def json_response(value: Any, status: int = 200, content_type: str = JSON_TYPE) -> Response:
+    """Return ``value`` (also numpy arrays) as JSON, not touched by the application's own JSON provider."""
+    return Response(orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY), status, content_type=content_type)

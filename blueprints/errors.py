@@ -1,0 +1,99 @@
+"""One place that turns errors into HTTP: problem documents, and ModelOutputs where text is generated."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+
+from flask import Blueprint, Flask, Response, g, request
+from werkzeug.exceptions import HTTPException
+
+from ..errors import Cancelled, InvalidRequest, ModelyardError, Unavailable
+from ..types import JSONObject, ModelOutput
+from ..wire import NUL, STREAM_TYPE, encode_output
+from .bodies import JSON_TYPE, json_response
+
+log = logging.getLogger(__name__)
+
+PROBLEM_TYPE = "application/problem+json"
+_STATUS_OF_REFUSALS = frozenset({413, 422, 503})
+
+
+def install(blueprint: Blueprint) -> None:
+    """Handle every error of the blueprint's views."""
+    blueprint.register_error_handler(ModelyardError, _answer)
+    blueprint.register_error_handler(HTTPException, _answer_http)
+    blueprint.register_error_handler(Exception, _answer_unforeseen)
+
+
+def install_in_app(app: Flask) -> None:
+    """Handle what no view has seen, in an application that is ours: unknown paths and methods."""
+    app.register_error_handler(HTTPException, _answer_http)
+    app.register_error_handler(Exception, _answer_unforeseen)
+
+
+def unforeseen(error: BaseException) -> ModelyardError:
+    """Log an error that is not ours with its traceback, and return one that quotes the log's id."""
+    number = uuid.uuid4().hex[:12]
+    log.error("error %s", number, exc_info=error)
+    return ModelyardError(f"something went wrong here; the log has it as error {number}")
+
+
+def error_output(error: ModelyardError) -> ModelOutput:
+    """Return a failure as DB-GPT's clients read it: the reason in ``text``, ``error_code`` not 0."""
+    return ModelOutput(text=str(error), error_code=error.status)
+
+
+def _answer(error: ModelyardError) -> Response:
+    line = g.get("modelyard_line")
+    if line is not None:
+        line.error = error.code
+    generation = (request.endpoint or "").rpartition(".")[2]
+    if generation in ("generate", "generate_stream"):
+        response = _refusal(error, streamed=generation == "generate_stream")
+    else:
+        response = json_response(problem(error), error.status, PROBLEM_TYPE)
+    if isinstance(error, Unavailable):
+        response.headers["Retry-After"] = str(error.retry_after)
+    if isinstance(error, Cancelled):
+        # Nobody reads it: the connection is not kept for another request.
+        response.headers["Connection"] = "close"
+    return response
+
+
+def _refusal(error: ModelyardError, *, streamed: bool) -> Response:
+    # The peers' stream client never looks at the status, and yields nothing that does not end in NUL.
+    status = error.status if error.status in _STATUS_OF_REFUSALS else 200
+    body = encode_output(error_output(error))
+    return Response(body + NUL if streamed else body, status, content_type=STREAM_TYPE if streamed else JSON_TYPE)
+
+
+def problem(error: ModelyardError) -> JSONObject:
+    """Return a problem document (RFC 9457)."""
+    document: JSONObject = {
+        "type": f"urn:modelyard:error:{error.code}",
+        "title": error.title,
+        "status": error.status,
+        "detail": str(error),
+    }
+    if isinstance(error, InvalidRequest) and error.errors:
+        document["errors"] = error.errors
+    return document
+
+
+def _answer_http(error: HTTPException) -> Response:
+    document = {
+        "type": "about:blank",
+        "title": error.name,
+        "status": error.code or 500,
+        "detail": error.description or error.name,
+    }
+    response = json_response(document, error.code or 500, PROBLEM_TYPE)
+    for name, value in error.get_headers():
+        if name.lower() == "allow":
+            response.headers[name] = value
+    return response
+
+
+def _answer_unforeseen(error: Exception) -> Response:
+    return _answer(unforeseen(error))

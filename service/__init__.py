@@ -1,0 +1,25 @@
+"""modelyard: a model-serving cluster for Flask, gunicorn, requests and threads.
+
+Importing it starts nothing and loads no engine; the names below are imported when they are asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .version import __version__
+
+if TYPE_CHECKING:
+    from .app import create_app
+    from .extension import Modelyard, current_modelyard
+
+__all__ = ["Modelyard", "__version__", "create_app", "current_modelyard"]
+
+_HOMES = {"create_app": ".app", "Modelyard": ".extension", "current_modelyard": ".extension"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

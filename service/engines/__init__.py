@@ -1,0 +1,54 @@
+"""The table of engines. Each is one module, imported when a model of it is declared, not before."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from ..errors import ConfigError
+from .base import Engine
+
+ENGINES: Mapping[str, str] = MappingProxyType(
+    {
+        "echo": "modelyard.engines.echo:Echo",
+        "llama.cpp": "modelyard.engines.llama_cpp:LlamaCpp",
+    }
+)
+
+
+def engine_class(name: str) -> type[Engine]:
+    """Return the engine of the table; ConfigError names those there are."""
+    if name not in ENGINES:
+        raise ConfigError(f"engine {name!r} is unknown: there are {', '.join(sorted(ENGINES))}")
+    return load_class(ENGINES[name])
+
+
+def load_class(path: str) -> type[Engine]:
+    """Return the class at ``module:Class`` (or ``module.Class``), for paths that the operator wrote.
+
+    ConfigError says why it can't be an engine: not importable, no `Engine`, or asynchronous only.
+    """
+    module, _, attribute = path.partition(":") if ":" in path else path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"worker_class {path!r} can't be imported: {error}") from error
+    if not isinstance(found, type):
+        raise ConfigError(f"worker_class {path!r} is no class")
+    refuse_asynchronous(found, path)
+    if not issubclass(found, Engine):
+        raise ConfigError(f"worker_class {path!r} is no subclass of modelyard.engines.base.Engine")
+    return found
+
+
+def refuse_asynchronous(found: type, path: str) -> None:
+    """Raise ConfigError when a call of ``found`` is a coroutine: there is no event loop here to await it."""
+    for method in ("start", "stop", "generate_stream", "generate", "embed", "embeddings", "rerank", "count_token"):
+        function = getattr(found, method, None)
+        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+            raise ConfigError(
+                f"worker_class {path!r} is asynchronous: {method} is a coroutine, and modelyard runs threads, "
+                "with no event loop to await it; give it a blocking method"
+            )

@@ -1,0 +1,233 @@
+"""llama.cpp: generation, embeddings and reranking from GGUF files, through xllamacpp.
+
+Concurrent requests are decoded together, one in each of the library's slots. Loaded after the fork, in the process
+that answers: a loaded model does not survive one.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import orjson
+
+from .. import gguf_header
+from ..cancel import Cancel
+from ..errors import BadModelFile, Cancelled, EngineError, InputTooLong, MissingLibrary, StartFailed
+from ..params import param
+from ..streams import Pump
+from ..types import Burst, GenerateRequest, ModelMetadata, WorkerType
+from . import llama_requests
+from .base import CancelEvent, Engine, ModelParams, Progress, Vectors
+from .llama_http import LlamaHttp, PrivateFolder
+
+TEXTS_A_CALL = 32
+"""Texts embedded in one call of the library: between two calls a cancel is looked at."""
+
+
+@dataclass
+class LlamaCppParams(ModelParams):
+    """Parameters of `LlamaCpp`."""
+
+    n_ctx: int = param(
+        2048, help="tokens of context of one request; memory is taken for every slot", min=64, max=1_048_576
+    )
+    n_batch: int = param(256, help="tokens computed at once; more makes other streams wait longer", min=16, max=16_384)
+    n_threads: int = param(0, help="threads that compute; 0: all cores but one", min=0, max=1024, tags=["shared"])
+    n_gpu_layers: int = param(-1, help="layers on the GPU, if there is one; -1: as many as fit", min=-1, max=10_000)
+    default_max_new_tokens: int = param(
+        1024, help="length of an answer when the request does not say", min=1, max=1_000_000
+    )
+    cache_ram_mib: int = param(0, help="MiB of memory for prompts of earlier requests; 0: none", min=0, max=1_048_576)
+
+
+class LlamaCpp(Engine):
+    """One GGUF file behind xllamacpp's server."""
+
+    name = "llama.cpp"
+    Params = LlamaCppParams
+    worker_types: ClassVar[frozenset[WorkerType]] = frozenset(WorkerType)
+    ticks = True
+
+    params: LlamaCppParams
+
+    def __init__(self, params: Any, path: Path | None = None) -> None:
+        super().__init__(params, path)
+        self._server: Any = None
+        self._folder: PrivateFolder | None = None
+        self._http: LlamaHttp
+        self._metadata = ModelMetadata(self.params.registered_name)
+
+    def start(self, progress: Progress) -> None:
+        """Check the file and the memory, then load. Raises MissingLibrary, BadModelFile, StartFailed."""
+        if self.path is None:
+            raise BadModelFile(f"model {self.params.registered_name!r} has no model_path")
+        progress(f"checking {self.path.name}")
+        header = gguf_header.read(self.path)
+        _check_memory(self.path)
+        try:
+            import xllamacpp
+        except ImportError as error:
+            raise MissingLibrary(
+                f"the engine llama.cpp needs xllamacpp ({error}): pip install 'modelyard[llama]'"
+            ) from error
+        progress(f"loading {self.path.name}")
+        self._folder = PrivateFolder()
+        try:
+            self._server = xllamacpp.Server(self._server_params(xllamacpp))
+        except Exception as error:
+            self.stop()
+            raise StartFailed(f"llama.cpp refuses {self.path}: {error}; its reason stands in the log above") from error
+        self._http = LlamaHttp(self._folder.socket)
+        self._metadata = self._describe(header)
+
+    def _server_params(self, xllamacpp: Any) -> Any:
+        assert self._folder is not None
+        own = self.params
+        given = xllamacpp.CommonParams()
+        given.model.path = str(self.path)
+        given.model_alias = {own.registered_name}
+        given.n_gpu_layers = own.n_gpu_layers
+        given.n_parallel = own.limit_model_concurrency
+        given.n_batch = given.n_ubatch = own.n_batch
+        given.cpuparams.n_threads = given.cpuparams_batch.n_threads = own.n_threads or max(1, (os.cpu_count() or 2) - 1)
+        given.cache_ram_mib = own.cache_ram_mib
+        given.kv_unified = False
+        given.verbosity = 1
+        given.ui = given.endpoint_slots = False
+        given.n_threads_http = 1
+        given.hostnames = [str(self._folder.socket)]
+        if own.worker_type != WorkerType.LLM:
+            given.embedding = True
+            # A text is computed in one go, and a few slots are enough to fill a batch.
+            given.n_parallel = min(own.limit_model_concurrency, 8)
+            given.n_batch = given.n_ubatch = max(own.n_ctx, own.n_batch)
+        if own.worker_type == WorkerType.RERANKER:
+            given.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_RANK
+        given.n_ctx = own.n_ctx * given.n_parallel
+        return given
+
+    def _describe(self, header: gguf_header.Header) -> ModelMetadata:
+        n_ctx = min(self.params.n_ctx, header.context_length or self.params.n_ctx)
+        template = header.chat_template if self.params.worker_type == WorkerType.LLM else None
+        return ModelMetadata(
+            self.params.registered_name,
+            context_length=n_ctx,
+            chat_model=template is not None,
+            metadata={
+                "architecture": header.architecture,
+                "context_length_trained": header.context_length,
+                "embedding_length": header.embedding_length,
+            },
+            prompt_chat_template=template,
+        )
+
+    def stop(self) -> None:
+        """Free the weights: after every generation has ended, or it would hang."""
+        if self._server is not None:
+            self._http.close()
+        self._server = None
+        if self._folder is not None:
+            self._folder.remove()
+            self._folder = None
+
+    def metadata(self) -> ModelMetadata:
+        """Return what the file says of itself, and the context that a request has."""
+        return self._metadata
+
+    def generate_stream(self, request: GenerateRequest, cancel: CancelEvent) -> Iterator[Burst | None]:
+        """Yield what is decoded, in bursts; a thread of its own waits in the library."""
+        assert isinstance(cancel, Cancel)
+        if request.uses_messages:
+            body = llama_requests.chat_body(request, self.params.default_max_new_tokens)
+            handle = self._server.handle_chat_completions
+        else:
+            body = llama_requests.completion_body(request, self.params.default_max_new_tokens)
+            handle = self._server.handle_completions
+        answer = llama_requests.Answer(request, self.params.registered_name)
+
+        def produce(put: Callable[[Burst], bool]) -> None:
+            if request.echo:
+                put(Burst([self._echoed(request)]))
+            answer.run(handle, body, put, cancel)
+
+        return Pump(produce, cancel, f"generate-{self.params.registered_name}")
+
+    def _echoed(self, request: GenerateRequest) -> str:
+        if not request.uses_messages:
+            return request.prompt or ""
+        messages = llama_requests.messages_of(request)
+        return str(self._http.post("/apply-template", {"messages": messages})["prompt"])
+
+    def embed(self, texts: Sequence[str], cancel: CancelEvent) -> Vectors:
+        """Return one normalised row a text; InputTooLong names the first text that does not fit."""
+        self._check_lengths(texts, "input")
+        rows: list[list[float]] = []
+        for first in range(0, len(texts), TEXTS_A_CALL):
+            if cancel.is_set():
+                raise Cancelled("the client has gone")
+            answer = self._call(self._server.handle_embeddings, {"input": list(texts[first : first + TEXTS_A_CALL])})
+            rows += [item["embedding"] for item in sorted(answer["data"], key=lambda item: item["index"])]
+        return rows
+
+    def rerank(self, query: str, texts: Sequence[str], cancel: CancelEvent) -> Sequence[float]:
+        """Return the model's raw scores, one a text; InputTooLong names a pair that does not fit."""
+        self._check_lengths([f"{query} {text}" for text in texts], "input (with the query)")
+        scores: list[float] = []
+        for first in range(0, len(texts), TEXTS_A_CALL):
+            if cancel.is_set():
+                raise Cancelled("the client has gone")
+            body = {"query": query, "documents": list(texts[first : first + TEXTS_A_CALL])}
+            answer = self._call(self._server.handle_rerank, body)
+            scores += [item["relevance_score"] for item in sorted(answer["results"], key=lambda item: item["index"])]
+        return scores
+
+    def _call(self, handle: Callable[[bytes], bytes | str], body: dict[str, Any]) -> Any:
+        try:
+            answer = orjson.loads(handle(orjson.dumps(body)))
+        except (ValueError, RuntimeError, TypeError) as error:
+            raise EngineError(f"llama.cpp failed: {error}") from error
+        if "error" in answer:
+            raise llama_requests.refusal(answer["error"], self.params.registered_name)
+        return answer
+
+    def _check_lengths(self, texts: Sequence[str], field: str) -> None:
+        limit = self._metadata.context_length or self.params.n_ctx
+        for index, text in enumerate(texts):
+            # No tokenizer makes more tokens than bytes, but for the few that frame a text.
+            if len(text.encode("utf-8", "surrogatepass")) + 4 <= limit:
+                continue
+            count = self.count_token(text)
+            if count > limit:
+                message = (
+                    f"has {count} tokens, model {self.params.registered_name!r} takes {limit}: split or shorten it"
+                )
+                raise InputTooLong(f"{field}[{index}] {message}", [{"field": f"{field}[{index}]", "message": message}])
+
+    def count_token(self, prompt: str) -> int:
+        """Return the tokens of ``prompt`` as the raw prompt of a request: what its usage will say."""
+        return len(self._http.post("/tokenize", {"content": prompt, "add_special": True})["tokens"])
+
+
+def _check_memory(path: Path) -> None:
+    needed = path.stat().st_size
+    free = _available_memory()
+    if needed > free:
+        raise StartFailed(
+            f"{path.name} needs at least {math.ceil(needed / 1e6)} MB of memory, {math.floor(free / 1e6)} MB are free: "
+            "stop another model, or choose smaller weights"
+        )
+
+
+def _available_memory() -> float:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return math.inf

@@ -1,0 +1,179 @@
+"""Between a `GenerateRequest` and the bodies and chunks of llama.cpp's server."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ..errors import EngineError, InvalidRequest, ModelyardError, PromptTooLong
+from ..types import Burst, GenerateRequest, JSONObject
+from ..wire import text_of_content
+from .base import CancelEvent
+
+_ROLES = {"human": "user", "ai": "assistant", "view": "assistant"}
+
+
+def messages_of(request: GenerateRequest) -> list[JSONObject]:
+    """Return the messages with OpenAI's roles and plain texts."""
+    return [
+        {"role": _ROLES.get(m["role"], m["role"]), "content": text_of_content(m["content"])} for m in request.messages
+    ]
+
+
+def chat_body(request: GenerateRequest, default_max_new_tokens: int) -> JSONObject:
+    """Return the body of a chat completion."""
+    body = _common(request, default_max_new_tokens)
+    body["messages"] = messages_of(request)
+    if request.stop_token_ids:
+        body |= {"logprobs": True, "top_logprobs": 1}
+    return body
+
+
+def completion_body(request: GenerateRequest, default_max_new_tokens: int) -> JSONObject:
+    """Return the body of a completion of the raw prompt."""
+    if not request.prompt:
+        raise InvalidRequest.of_fields(
+            [{"field": "prompt", "message": "is empty, and there are no messages: give one"}]
+        )
+    body = _common(request, default_max_new_tokens)
+    body["prompt"] = request.prompt
+    if request.stop_token_ids:
+        body["logprobs"] = 1
+    return body
+
+
+def _common(request: GenerateRequest, default_max_new_tokens: int) -> JSONObject:
+    given = {
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "top_k": request.top_k,
+        "min_p": request.min_p,
+        "seed": request.seed,
+        "presence_penalty": request.presence_penalty,
+        "frequency_penalty": request.frequency_penalty,
+        "repeat_penalty": request.repetition_penalty,
+        "stop": request.stop or None,
+    }
+    body: JSONObject = {name: value for name, value in given.items() if value is not None}
+    body["max_tokens"] = request.max_new_tokens or default_max_new_tokens
+    body["stream"] = body["return_progress"] = True
+    body["stream_options"] = {"include_usage": True}
+    return body
+
+
+class Answer:
+    """One generation: takes the library's chunks, puts bursts, and keeps how it ended."""
+
+    def __init__(self, request: GenerateRequest, model: str) -> None:
+        """Prepare for the answer to ``request``."""
+        self._model = model
+        self._stop_ids = frozenset(request.stop_token_ids)
+        self._wants_metrics = request.metrics
+        self._error: Exception | None = None
+        self._finish: str | None = None
+        self._usage: JSONObject | None = None
+        self._timings: JSONObject = {}
+        self._has_text = False
+        self._prompt_tokens = 0
+        self._counted = 0
+        self._started = self._first = _now_ms()
+
+    def run(
+        self,
+        handle: Callable[[JSONObject, Callable[[JSONObject], bool]], object],
+        body: JSONObject,
+        put: Callable[[Burst], bool],
+        cancel: CancelEvent,
+    ) -> None:
+        """Generate, in this thread, until the end, an error (raised) or a cancel."""
+
+        def callback(chunk: JSONObject) -> bool:
+            # An exception in here would cancel silently, SystemExit would hang the process.
+            try:
+                return cancel.is_set() or self._take(chunk, put)
+            except BaseException as error:  # noqa: BLE001 - raised again below
+                self._error = error if isinstance(error, Exception) else EngineError(repr(error))
+                return True
+
+        try:
+            refused = handle(body, callback)
+        except (ValueError, RuntimeError, TypeError) as error:
+            raise EngineError(f"llama.cpp failed: {error}") from error
+        if isinstance(refused, dict) and "error" in refused:
+            self._error = self._error or refusal(refused["error"], self._model)
+        if self._error is not None:
+            raise self._error
+        if not cancel.is_set():
+            put(Burst([], self._finish or "stop", self._usage, self._metrics() if self._wants_metrics else None))
+
+    def _take(self, chunk: JSONObject, put: Callable[[Burst], bool]) -> bool:
+        if "error" in chunk:
+            self._error = refusal(chunk["error"], self._model)
+            return True
+        self._usage = _usage(chunk) or self._usage
+        self._prompt_tokens = chunk.get("prompt_progress", {}).get("total", self._prompt_tokens)
+        self._timings = chunk.get("timings") or self._timings
+        for choice in chunk.get("choices", ()):
+            self._finish = choice.get("finish_reason") or self._finish
+            if self._stop_ids and self._at_stop_id(choice):
+                return True
+            piece = choice["delta"].get("content") if "delta" in choice else choice.get("text")
+            if piece:
+                self._first = self._first if self._has_text else _now_ms()
+                self._has_text = True
+                if not put(Burst([piece])):
+                    return True
+        return False
+
+    def _at_stop_id(self, choice: JSONObject) -> bool:
+        tokens = (choice.get("logprobs") or {}).get("content") or ()
+        self._counted += len(tokens)
+        if any(token.get("id") in self._stop_ids for token in tokens):
+            self._finish = "stop"
+            self._usage = {
+                "prompt_tokens": self._prompt_tokens,
+                "completion_tokens": self._counted,
+                "total_tokens": self._prompt_tokens + self._counted,
+            }
+            return True
+        return False
+
+    def _metrics(self) -> JSONObject:
+        """Return what DB-GPT calls inference metrics; times are milliseconds of the wall clock."""
+        now = _now_ms()
+        usage = self._usage or {}
+        seconds = max(now - self._started, 1) / 1000
+        return {
+            "start_time_ms": self._started,
+            "first_token_time_ms": self._first,
+            "current_time_ms": now,
+            "end_time_ms": now,
+            **usage,
+            "speed_per_second": round(usage.get("completion_tokens", 0) / seconds, 2),
+            "prefill_tokens_per_second": self._timings.get("prompt_per_second"),
+            "decode_tokens_per_second": self._timings.get("predicted_per_second"),
+        }
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)
+
+
+def _usage(chunk: JSONObject) -> JSONObject | None:
+    usage = chunk.get("usage")
+    if not usage:
+        return None
+    return {key: usage[key] for key in ("prompt_tokens", "completion_tokens", "total_tokens")}
+
+
+def refusal(error: Any, model: str) -> ModelyardError:
+    """Return our error for the library's ``{code, message, type}``."""
+    if error.get("type") == "exceed_context_size_error":
+        count, limit = error.get("n_prompt_tokens"), error.get("n_ctx")
+        return PromptTooLong(
+            f"the prompt has {count} tokens, model {model!r} has a context of {limit} (n_ctx): shorten it",
+            [{"field": "messages", "message": f"{count} tokens, at most {limit}"}],
+        )
+    message = str(error.get("message", error))
+    return InvalidRequest(message) if error.get("code") == 400 else EngineError(f"llama.cpp: {message}")

@@ -1,0 +1,216 @@
+"""The errors of modelyard, and what each means to a client.
+
+    ModelyardError
+    ├── InvalidRequest            422  the request does not fit; ``errors`` names the fields
+    │   ├── PromptTooLong              the prompt leaves no room in the model's context
+    │   └── InputTooLong               a text to embed is longer than the model takes
+    ├── RequestTooLarge           413  the body is over the limit
+    ├── UnknownModel              404  no model of that name is here
+    ├── Unsupported               400  the model is here, but not for this kind of call
+    ├── Conflict                  409  it runs already, or this process has no room for it
+    ├── Unavailable               503  try again, here after ``retry_after`` seconds or elsewhere at once
+    │   ├── Overloaded                 all slots are busy and the line is full or too slow
+    │   ├── NotReady                   the model is starting, stopped or failed
+    │   └── Draining                   this process is about to end
+    ├── Cancelled                 499  the client has gone
+    ├── EngineError               500  the engine broke while it answered
+    ├── StartFailed               500  a model could not be started
+    │   ├── StartTimeout               it took longer than ``start_timeout``
+    │   ├── NetworkFailure             something it needs over the network did not answer
+    │   ├── MissingLibrary             its engine's library is not installed
+    │   └── BadModelFile               its weights are absent, unreadable, or no weights at all
+    ├── PullFailed                     weights could not be fetched
+    │   ├── ChecksumMismatch           what came is not what was expected
+    │   └── DiskFull                   there is no room for it
+    └── ConfigError                    the configuration does not fit
+
+Only ``Unavailable`` is safe to repeat without a thought: nothing was computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, TypedDict
+
+
+class FieldError(TypedDict):
+    """One field at fault: its path in the request, and what is wrong with it."""
+
+    field: str
+    message: str
+
+
+class ModelyardError(Exception):
+    """The base of all errors here; its text is written for the person who reads it."""
+
+    code: ClassVar[str] = "error"
+    status: ClassVar[int] = 500
+    title: ClassVar[str] = "The request failed"
+    retryable: ClassVar[bool] = False
+
+
+class InvalidRequest(ModelyardError):
+    """The request does not fit. Repeating it unchanged never helps."""
+
+    code = "invalid_request"
+    status = 422
+    title = "The request does not fit"
+
+    def __init__(self, message: str, errors: Sequence[FieldError] = ()) -> None:
+        super().__init__(message)
+        self.errors = list(errors)
+
+    @classmethod
+    def of_fields(cls, errors: Sequence[FieldError]) -> InvalidRequest:
+        """Return one error whose text names every field in ``errors``."""
+        return cls("; ".join(f"{e['field']}: {e['message']}" for e in errors), errors)
+
+
+class PromptTooLong(InvalidRequest):
+    """The prompt does not fit into the model's context."""
+
+    code = "prompt_too_long"
+    title = "The prompt is longer than the model's context"
+
+
+class InputTooLong(InvalidRequest):
+    """One of the texts is longer than the model embeds."""
+
+    code = "input_too_long"
+    title = "A text is longer than the model takes"
+
+
+class RequestTooLarge(ModelyardError):
+    """The body is larger than this service reads."""
+
+    code = "request_too_large"
+    status = 413
+    title = "The body is too large"
+
+
+class UnknownModel(ModelyardError):
+    """No model of that name (and type) is here."""
+
+    code = "unknown_model"
+    status = 404
+    title = "There is no such model"
+
+
+class Unsupported(ModelyardError):
+    """The model does not do what was asked of it."""
+
+    code = "unsupported"
+    status = 400
+    title = "The model can't do that"
+
+
+class Conflict(ModelyardError):
+    """What is asked for collides with what runs."""
+
+    code = "conflict"
+    status = 409
+    title = "That collides with what runs"
+
+
+class Unavailable(ModelyardError):
+    """Nothing was computed; trying again after ``retry_after`` seconds is safe."""
+
+    code = "unavailable"
+    status = 503
+    title = "Not available now"
+    retryable = True
+
+    def __init__(self, message: str, retry_after: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Overloaded(Unavailable):
+    """All slots are busy, and the line is full or did not move in time."""
+
+    code = "overloaded"
+    title = "Too many requests at once"
+
+
+class NotReady(Unavailable):
+    """The model is starting, stopping, stopped, or its start failed."""
+
+    code = "not_ready"
+    title = "The model is not ready"
+
+
+class Draining(Unavailable):
+    """This process takes no new work."""
+
+    code = "draining"
+    title = "This process is about to end"
+
+
+class Cancelled(ModelyardError):
+    """The client has gone; nobody reads this."""
+
+    code = "cancelled"
+    status = 499
+    title = "The client has gone"
+
+
+class EngineError(ModelyardError):
+    """The engine broke while it answered. Part of the answer may have been sent."""
+
+    code = "engine_error"
+    title = "The engine failed"
+
+
+class StartFailed(ModelyardError):
+    """A model could not be started; the text says why."""
+
+    code = "start_failed"
+    title = "The model did not start"
+
+
+class StartTimeout(StartFailed):
+    """The start took longer than ``start_timeout``."""
+
+    code = "start_timeout"
+
+
+class NetworkFailure(StartFailed):
+    """Something the model needs over the network did not answer."""
+
+    code = "network_failure"
+
+
+class MissingLibrary(StartFailed):
+    """The engine's library is not installed; the text names the extra that brings it."""
+
+    code = "missing_library"
+
+
+class BadModelFile(StartFailed):
+    """The weights are absent, unreadable, cut short, or not weights at all."""
+
+    code = "bad_model_file"
+
+
+class PullFailed(ModelyardError):
+    """Weights could not be fetched; nothing half-made is left behind."""
+
+    code = "pull_failed"
+
+
+class ChecksumMismatch(PullFailed):
+    """What was fetched is not what the catalogue promises."""
+
+    code = "checksum_mismatch"
+
+
+class DiskFull(PullFailed):
+    """There is no room for the weights; the text says how much is needed."""
+
+    code = "disk_full"
+
+
+class ConfigError(ModelyardError):
+    """The configuration does not fit; the text names the place and the value."""
+
+    code = "config_error"

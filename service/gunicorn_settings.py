@@ -1,0 +1,114 @@
+"""gunicorn's settings and hooks for the roles that are ours, used by ``modelyard serve`` and gunicorn.conf.py.
+
+One process with many threads: it owns the models, so that a limit is a limit. SIGTERM drains first.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+from typing import Any
+
+from modelyard import log_setup
+from modelyard import settings as settings_module
+from modelyard.errors import ConfigError
+from modelyard.runtime import Runtime
+from modelyard.settings import Settings
+
+try:
+    _settings: Settings = settings_module.load()
+except ConfigError as error:
+    sys.exit(f"modelyard: {error}")
+
+bind = f"{_settings.host}:{_settings.port}"
+workers = 1
+worker_class = "gthread"
+threads = _settings.threads
+worker_connections = _settings.threads + 1000
+keepalive = 75
+timeout = 60
+graceful_timeout = int(_settings.drain_timeout) + 15
+errorlog = _settings.log_file or "-"
+loglevel = _settings.log_level
+proc_name = f"modelyard-{_settings.role}"
+control_socket_disable = True
+
+
+def on_starting(server: Any) -> None:
+    """Refuse, in the master, what can't work: several processes, an open door."""
+    if server.cfg.workers != 1:
+        sys.exit(
+            f"modelyard: {server.cfg.workers} workers (-w) would each load every model, and no limit would hold: "
+            "run one, and raise --threads for more requests at once"
+        )
+    for address in server.cfg.address:
+        host = address[0] if isinstance(address, tuple) else "unix:"
+        if not Settings(host=host).is_loopback and not _settings.insecure:
+            sys.exit(
+                f"modelyard: {host} can be reached from other machines, and nobody has to log in: listen on 127.0.0.1 behind "
+                "a proxy that asks who comes, or say --insecure"
+            )
+
+
+def post_worker_init(worker: Any) -> None:
+    """Start the runtime, in the process that will own the models."""
+    runtime = _runtime_of(worker)
+    if runtime is None:
+        return
+    log_setup.configure(_settings)
+    runtime.settings.port = _port_of(worker) or runtime.settings.port
+    runtime.on_fatal = _end_service
+    _drain_on_term(runtime)
+    runtime.start()
+
+
+def worker_exit(server: Any, worker: Any) -> None:
+    """Stop the models, after the last answer."""
+    runtime = _runtime_of(worker)
+    if runtime is not None:
+        runtime.stop()
+
+
+def _runtime_of(worker: Any) -> Runtime | None:
+    extensions = getattr(getattr(worker, "wsgi", None), "extensions", {})
+    runtime = extensions.get("modelyard")
+    return runtime if isinstance(runtime, Runtime) else None
+
+
+def _port_of(worker: Any) -> int | None:
+    for sock in worker.sockets:
+        name = sock.getsockname()
+        if isinstance(name, tuple):
+            return int(name[1])
+    return None
+
+
+def _end_service(reason: str) -> None:
+    print(f"modelyard: a model did not start, and on_load_failure is exit: {reason}", file=sys.stderr)
+    os.kill(os.getppid(), signal.SIGTERM)
+
+
+def _drain_on_term(runtime: Runtime) -> None:
+    """Drain when SIGTERM comes, and only then let gunicorn have it.
+
+    The handler sets an event and nothing else: what it interrupts may hold any lock.
+    """
+    term = threading.Event()
+    gunicorns = signal.getsignal(signal.SIGTERM)
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        term.set()
+
+    def drain() -> None:
+        term.wait()
+        runtime.drain()
+        if callable(gunicorns):
+            gunicorns(signal.SIGTERM, None)
+
+    threading.Thread(target=drain, name="modelyard-drain", daemon=True).start()
+    signal.signal(signal.SIGTERM, handle)
+    # signal.signal makes system calls end with EINTR; gunicorn had asked for the opposite.
+    signal.siginterrupt(signal.SIGTERM, False)

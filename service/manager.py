@@ -1,0 +1,308 @@
+"""The manager of the models in this process.
+
+A blueprint, a monolith's view or a test calls it; `app.extensions["modelyard"].manager` holds it.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from . import params as parameters
+from .admission import Budget
+from .apply import Entry, operation
+from .cancel import Cancel
+from .declarations import Declarations
+from .engines.base import Vectors
+from .errors import Conflict, InvalidRequest, ModelyardError, NotReady, UnknownModel, Unsupported
+from .outcomes import in_parallel, merged
+from .protocol import EVERY_MODEL, EventKind, ModelEvent
+from .streams import OutputStream
+from .supported import supported_models
+from .types import (
+    ApplyOutcome,
+    GenerateRequest,
+    JSONObject,
+    ModelInstance,
+    ModelMetadata,
+    ModelOutput,
+    SupportedModel,
+    WorkerType,
+    worker_key,
+)
+from .worker import ModelWorker, State
+
+log = logging.getLogger(__name__)
+
+
+class LocalWorkerManager:
+    """The models of this process: added, started, called, changed and stopped."""
+
+    def __init__(self, declarations: Declarations, budget: Budget, host: str = "127.0.0.1", port: int = 0) -> None:
+        """Hold no model yet. ``host`` and ``port`` are what `supported_models` and instances say."""
+        self.declarations = declarations
+        self.budget = budget
+        self.host = host
+        self.port = port
+        self._lock = threading.RLock()
+        self._entries: dict[str, Entry] = {}
+        self._listeners: list[Callable[[ModelEvent], None]] = []
+        self._after_start: list[Callable[[], None]] = []
+
+    # Life
+
+    def add(
+        self, name: str, worker_type: WorkerType | None = None, over_http: Mapping[str, Any] | None = None
+    ) -> ModelWorker:
+        """Declare a model of this process, without starting it.
+
+        Raises Conflict where its key is taken, or its slots exceed what is left of the budget, and what `Declarations.engine` raises.
+        """
+        return self._add(name, worker_type, dict(over_http or {})).worker
+
+    def _add(self, name: str, worker_type: WorkerType | None, over_http: JSONObject) -> Entry:
+        worker = self.new_worker(name, worker_type, over_http)
+        with self._lock:
+            if worker.key in self._entries:
+                raise Conflict(f"model {worker.key} is here already: start, restart or update it with apply")
+            self.check_room(worker)
+            entry = self._entries[worker.key] = Entry(worker, over_http)
+        return entry
+
+    def new_worker(self, name: str, worker_type: WorkerType | None, over_http: JSONObject) -> ModelWorker:
+        """Return a worker of the declared model, not started. Raises what `Declarations.engine` raises."""
+        engine = self.declarations.engine(name, worker_type, over_http)
+        return ModelWorker(engine, lambda: self.declarations.locate(engine))
+
+    def check_room(self, worker: ModelWorker) -> None:
+        """Raise Conflict when its slots, with those of the other models, exceed the budget."""
+        taken = sum(e.worker.gate.slots for e in self._all() if e.worker.key != worker.key)
+        self.budget.check_room(worker.name, worker.gate.slots, taken)
+
+    def start(self, *, ignore_errors: bool = True, skip: Collection[str] = ()) -> None:
+        """Start every model that was added but those whose key is in ``skip``, one after the other, then call the `after_start` callbacks.
+
+        A failed one is logged and told to listeners; without ``ignore_errors`` its StartFailed is raised, after the others.
+        """
+        failures: list[ModelyardError] = []
+        for entry in self._all():
+            if entry.worker.key in skip:
+                continue
+            try:
+                self._start(entry)
+            except ModelyardError as error:
+                failures.append(error)
+        for callback in self._after_start:
+            callback()
+        if failures and not ignore_errors:
+            raise failures[0]
+
+    def stop(self, *, ignore_errors: bool = True) -> None:
+        """Stop every model, the last added first. Without ``ignore_errors`` the first error is raised, after the others."""
+        failures: list[Exception] = []
+        for entry in reversed(self._all()):
+            try:
+                with entry.lifecycle:
+                    entry.worker.stop()
+            except Exception as error:
+                log.exception("model %s did not stop", entry.worker.key)
+                failures.append(error)
+        if failures and not ignore_errors:
+            raise failures[0]
+
+    def after_start(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` once all models were started (or failed)."""
+        self._after_start.append(callback)
+
+    def subscribe(self, listener: Callable[[ModelEvent], None]) -> None:
+        """Tell ``listener`` of every change of a model, in the thread that made it."""
+        self._listeners.append(listener)
+
+    def tell(self, kind: EventKind, entry: Entry) -> None:
+        """Tell every listener; what one raises is logged."""
+        for listener in self._listeners:
+            try:
+                listener(ModelEvent(kind, entry.worker, dict(entry.over_http)))
+            except Exception:
+                log.exception("a listener failed at %s of %s", kind, entry.worker.key)
+
+    def _start(self, entry: Entry) -> None:
+        with entry.lifecycle:
+            self.start_locked(entry)
+
+    def start_locked(self, entry: Entry) -> None:
+        """Start an entry whose lifecycle lock this thread holds. Raises StartFailed."""
+        if entry.worker.state is State.READY:
+            return
+        self.tell("starting", entry)
+        try:
+            entry.worker.start()
+        except BaseException:
+            self.tell("failed", entry)
+            raise
+        self.tell("started", entry)
+
+    # Models that come and go
+
+    def model_startup(self, model: str, worker_type: WorkerType | None, params: Mapping[str, Any]) -> None:
+        """Start one model now, with ``params`` over what is known of it.
+
+        Raises UnknownModel, Conflict (it runs, or there is no room), InvalidRequest, StartFailed; then nothing is left
+        behind, and what ran still runs.
+        """
+        over_http = {k: v for k, v in params.items() if v is not None}
+        fresh = self.new_worker(model, worker_type, over_http)
+        with self._lock:
+            old = self._entries.get(fresh.key)
+            if old is not None and old.worker.state not in (State.STOPPED, State.FAILED):
+                raise Conflict(
+                    f"model {fresh.key} is {old.worker.state.value} already: shut it down first, or restart it"
+                )
+            if old is not None:
+                over_http = {**old.over_http, **over_http}
+                fresh = self.new_worker(model, worker_type, over_http)
+            self.check_room(fresh)
+            entry = self._entries[fresh.key] = Entry(fresh, over_http)
+        try:
+            self._start(entry)
+        except BaseException:
+            with self._lock:
+                if old is not None:
+                    self._entries[fresh.key] = old
+                else:
+                    self._entries.pop(fresh.key, None)
+            self.tell("changed" if old is not None else "forgotten", old or entry)
+            raise
+
+    def model_shutdown(self, model: str, worker_type: WorkerType | None) -> None:
+        """Stop one model and forget it. Raises UnknownModel."""
+        for entry in self._named(model, worker_type):
+            with entry.lifecycle:
+                entry.worker.stop()
+                with self._lock:
+                    self._entries.pop(entry.worker.key, None)
+                self.tell("forgotten", entry)
+
+    def worker_apply(
+        self, model: str, apply_type: str, worker_type: WorkerType | None, params: Mapping[str, Any]
+    ) -> ApplyOutcome:
+        """Start, stop, restart or change all instances of a name (``*``: of all names), in parallel.
+
+        Failures are in the outcome. Raises UnknownModel without an instance, InvalidRequest for parameters that do not fit.
+        """
+        entries = self._all() if model == EVERY_MODEL else self._named(model, worker_type)
+        for entry in entries:
+            parameters.from_json(type(entry.worker.params), params)
+        return merged(in_parallel(entries, operation(self, apply_type, params), lambda entry: entry.worker.key))
+
+    # What is there
+
+    def parameter_descriptions(self, model: str, worker_type: WorkerType | None) -> list[JSONObject]:
+        """Return the parameters of a model with their values, private ones masked. Raises UnknownModel."""
+        try:
+            worker = self._named(model, worker_type)[0].worker
+        except UnknownModel:
+            engine = self.declarations.engine(model, worker_type)
+            return parameters.describe(type(engine.params), engine.params)
+        return parameters.describe(type(worker.params), worker.params)
+
+    def supported_models(self) -> list[tuple[str, int, list[SupportedModel]]]:
+        """Return host, port and the models that may run there."""
+        return [(self.host, self.port, supported_models(self.declarations))]
+
+    def workers(self) -> list[ModelWorker]:
+        """Return all models of this process, in the order they were added."""
+        return [entry.worker for entry in self._all()]
+
+    def get_model_instances(self, key: str, *, healthy_only: bool = True) -> list[ModelInstance]:
+        """Return the instances of a worker key: at most one here."""
+        return [i for i in self.get_all_model_instances(healthy_only=healthy_only) if i.model_name == key]
+
+    def get_all_model_instances(
+        self, worker_type: WorkerType | None = None, *, healthy_only: bool = True
+    ) -> list[ModelInstance]:
+        """Return all instances, of one type if given; those that are not ready too, unless ``healthy_only``."""
+        return [
+            ModelInstance(worker.key, self.host, self.port, healthy=worker.state is State.READY)
+            for worker in self.workers()
+            if worker_type in (None, worker.worker_type) and (worker.state is State.READY or not healthy_only)
+        ]
+
+    def select_one_instance(self, key: str) -> ModelInstance:
+        """Return a healthy instance of a worker key. Raises UnknownModel, or NotReady where none is healthy."""
+        known = self.get_model_instances(key, healthy_only=False)
+        healthy = [instance for instance in known if instance.healthy]
+        if not known:
+            raise UnknownModel(f"there is no instance of {key}")
+        if not healthy:
+            raise NotReady(f"no instance of {key} is ready")
+        return random.choice(healthy)  # noqa: S311 - no secret
+
+    def load_of(self, model: str, worker_type: WorkerType) -> str | None:
+        """Return the value of ``Modelyard-Load`` for a model; None where it is not here."""
+        entry = self._entries.get(worker_key(model, worker_type))
+        return entry.worker.gate.load() if entry else None
+
+    def _all(self) -> list[Entry]:
+        with self._lock:
+            return list(self._entries.values())
+
+    def _named(self, model: str, worker_type: WorkerType | None) -> list[Entry]:
+        found = [e for e in self._all() if e.worker.name == model and worker_type in (None, e.worker.worker_type)]
+        if not found:
+            kind = f" of type {worker_type}" if worker_type else ""
+            raise UnknownModel(f"there is no model {model!r}{kind} here{self._instead()}")
+        return found
+
+    def _instead(self) -> str:
+        names = sorted(entry.worker.key for entry in self._all())
+        return f"; there are {', '.join(names)}" if names else "; none is here at all"
+
+    def _worker(self, model: str, *kinds: WorkerType) -> ModelWorker:
+        for kind in kinds:
+            entry = self._entries.get(worker_key(model, kind))
+            if entry is not None:
+                return entry.worker
+        others: list[str] = [e.worker.worker_type.value for e in self._all() if e.worker.name == model]
+        if others:
+            raise Unsupported(f"model {model!r} is of type {', '.join(others)}: this call wants {' or '.join(kinds)}")
+        raise UnknownModel(f"there is no model {model!r} here{self._instead()}")
+
+    # Calls
+
+    def generate_stream(self, request: GenerateRequest, cancel: Cancel, *, wait: bool = True) -> OutputStream:
+        """Return the stream of an answer; close it. Raises UnknownModel, Overloaded, NotReady, and more."""
+        return self._worker(request.model, WorkerType.LLM).generate_stream(request, cancel, wait=wait)
+
+    def generate(self, request: GenerateRequest, cancel: Cancel, *, wait: bool = True) -> ModelOutput:
+        """Return a whole answer; raises like `generate_stream`."""
+        return self._worker(request.model, WorkerType.LLM).generate(request, cancel, wait=wait)
+
+    def embeddings(self, model: str, texts: Sequence[str], cancel: Cancel, *, wait: bool = True) -> Vectors:
+        """Return one row of floats a text."""
+        return self._worker(model, WorkerType.TEXT2VEC).embeddings(texts, cancel, wait=wait)
+
+    def rerank(
+        self, model: str, query: str, texts: Sequence[str], cancel: Cancel, *, wait: bool = True
+    ) -> Sequence[float]:
+        """Return a score a text, by a reranker, or by the cosine of an embedder of that name."""
+        worker = self._worker(model, WorkerType.RERANKER, WorkerType.TEXT2VEC)
+        return worker.rerank(query, texts, cancel, wait=wait)
+
+    def count_token(self, model: str | None, prompt: str) -> int:
+        """Return the tokens of ``prompt``; without a model, by the only LLM that is here."""
+        return self._worker(model or self._only_llm(), *WorkerType).count_token(prompt)
+
+    def _only_llm(self) -> str:
+        names = [e.worker.name for e in self._all() if e.worker.can_chat]
+        if len(names) == 1:
+            return names[0]
+        which = f"one of {', '.join(sorted(names))}" if names else "no LLM is here"
+        raise InvalidRequest.of_fields([{"field": "model", "message": f"is missing: {which}"}])
+
+    def model_metadata(self, model: str) -> ModelMetadata:
+        """Return what a model is."""
+        return self._worker(model, *WorkerType).metadata()

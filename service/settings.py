@@ -1,0 +1,163 @@
+"""What a service is told: roles, addresses, folders, limits. Declared once, like a model's parameters.
+
+Each is ``--name`` on the command line, ``MODELYARD_NAME`` in the environment, ``name`` under
+``[service]`` in the configuration file; the first of these that says something wins.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import params
+from .errors import ConfigError
+from .params import param
+from .types import JSONObject
+
+ROLES = ("standalone", "worker")
+LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
+SET_VARIABLE = "MODELYARD_SET"
+ENVIRONMENT_PREFIX = "MODELYARD"
+
+
+@dataclass
+class Settings:
+    """The settings of one service process."""
+
+    role: str = param("standalone", help="what this process is", choices=ROLES)
+    host: str = param("127.0.0.1", help="address to listen on; other than loopback needs --insecure")
+    port: int = param(8000, help="port to listen on", min=1, max=65535)
+    prefix: str = param("/api", help="path that the worker's calls stand under")
+    config: str | None = param(None, help="configuration file (TOML)")
+    models_dirs: list[str] = param(
+        [], help="folders where weights may lie, comma-separated; the first takes what is pulled"
+    )
+    state_dir: str | None = param(None, help="folder for locks and for what was running")
+    models: list[str] | None = param(
+        None, help="names of the models to start, comma-separated; default: those of the configuration"
+    )
+    instance: str | None = param(None, help="name of this service's folder in the state folder; default: ROLE-PORT")
+    fresh: bool = param(False, help="forget what was running and what was set over HTTP")
+    insecure: bool = param(False, help="listen on other addresses than loopback although nobody has to log in")
+    on_load_failure: str = param("stay", help="what a failed start does to the process", choices=("stay", "exit"))
+    threads: int = param(256, help="threads that answer requests", min=8, max=10_000)
+    reserve: int = param(8, help="threads kept free for health, metrics and administration", min=1, max=1000)
+    drain_timeout: float = param(30.0, help="seconds that running answers get at a stop", min=0, max=3600)
+    write_timeout: float = param(
+        30.0, help="seconds a client may take to accept a piece before it counts as gone", min=1, max=3600
+    )
+    max_body_bytes: int = param(16 * 1024 * 1024, help="largest request body, in bytes", min=1024, max=1024**3)
+    first_output_timeout: float = param(5.0, help="seconds until headers leave without a first piece", min=0.1, max=600)
+    silence_timeout: float = param(
+        10.0, help="seconds of silence in a stream until an empty chunk breaks it", min=0.1, max=600
+    )
+    log_level: str = param("info", help="least severe message that is logged", choices=LOG_LEVELS)
+    log_file: str | None = param(None, help="file for the log; default: standard error")
+    access_log: bool = param(True, help="log one JSON line a request, without prompts and answers")
+
+    overrides: tuple[str, ...] = field(default=(), kw_only=True)
+    """``MODEL.PARAM=VALUE`` from the command line."""
+
+    model_tables: tuple[JSONObject, ...] = field(default=(), kw_only=True)
+    """``[[models]]`` of the configuration file, unchecked: each engine declares its own parameters."""
+
+    def __post_init__(self) -> None:
+        if self.reserve >= self.threads:
+            raise ConfigError(f"reserve ({self.reserve}) must be less than threads ({self.threads})")
+        if self.prefix and not self.prefix.startswith("/"):
+            raise ConfigError(f"prefix {self.prefix!r} must start with a slash, or be empty")
+        self.prefix = self.prefix.rstrip("/")
+
+    @property
+    def models_paths(self) -> tuple[Path, ...]:
+        """The models folders, absolute; the first takes what is pulled."""
+        if self.models_dirs:
+            return tuple(Path(folder).expanduser().absolute() for folder in self.models_dirs)
+        return (_home("XDG_DATA_HOME", ".local/share") / "models",)
+
+    @property
+    def state_path(self) -> Path:
+        """The state folder, absolute."""
+        if self.state_dir:
+            return Path(self.state_dir).expanduser().absolute()
+        return _home("XDG_STATE_HOME", ".local/state")
+
+    @property
+    def instance_name(self) -> str:
+        """The name of this service's folder in the state folder."""
+        return self.instance or f"{self.role}-{self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach the address."""
+        return self.host == "localhost" or self.host.startswith(("127.", "unix:")) or self.host in ("::1", "[::1]")
+
+    def overrides_of(self, model: str) -> dict[str, str]:
+        """Return ``{param: text}`` that the command line sets for ``model``."""
+        found = {}
+        for item in self.overrides:
+            name, parameter, value = split_override(item)
+            if name == model:
+                found[parameter] = value
+        return found
+
+
+def _home(variable: str, fallback: str) -> Path:
+    base = os.environ.get(variable)
+    return (Path(base) if base else Path.home() / fallback) / "modelyard"
+
+
+def split_override(item: str) -> tuple[str, str, str]:
+    """Return model, parameter and value of ``MODEL.PARAM=VALUE``. Model names may hold dots."""
+    target, equals, value = item.partition("=")
+    model, dot, parameter = target.rpartition(".")
+    if not equals or not dot or not model or not parameter:
+        raise ConfigError(f"--set {item}: expected MODEL.PARAM=VALUE, as in --set smollm2-135m.n_ctx=4096")
+    return model, parameter, value
+
+
+def load(
+    options: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Settings:
+    """Return the settings from ``options`` (typed), the environment, and the configuration file.
+
+    Raises ConfigError that names the place and the fault.
+    """
+    environ = os.environ if environ is None else environ
+    given = params.from_plain(Settings, dict(options or {}), "options")
+    spoken = params.from_environ(Settings, ENVIRONMENT_PREFIX, environ)
+    path = given.get("config") or spoken.get("config")
+    table = read_config(Path(path)) if path else {}
+    filed = params.from_plain(Settings, table.get("service", {}), f"{path} [service]")
+    settings = params.build(Settings, given, spoken, filed)
+    settings.model_tables = tuple(table.get("models", ()))
+    settings.overrides = tuple(json.loads(environ.get(SET_VARIABLE, "[]")))
+    for item in settings.overrides:
+        split_override(item)
+    return settings
+
+
+def read_config(path: Path) -> JSONObject:
+    """Return the tables of a configuration file: ``service`` (a table) and ``models`` (a list)."""
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    unknown = sorted(set(table) - {"service", "models"})
+    if unknown:
+        raise ConfigError(f"{path}: unknown table {unknown[0]!r}: expected [service] and [[models]]")
+    models = table.get("models", [])
+    if not isinstance(table.get("service", {}), dict) or not isinstance(models, list):
+        raise ConfigError(f"{path}: expected [service] (once) and [[models]] (once a model)")
+    for number, model in enumerate(models, 1):
+        if not isinstance(model, dict) or not isinstance(model.get("name"), str) or not model["name"]:
+            raise ConfigError(f'{path}: [[models]] number {number} has no name: add name = "..."')
+    return table

@@ -1,0 +1,177 @@
+"""OutputStream: one answer on its way, with the slot it holds and the event that ends it.
+
+`Pump` drives an engine's blocking iterator from a thread of its own, so that whoever sends the
+answer can break a silence; what piles up behind a slow reader is joined into one burst, and bounded.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from types import TracebackType
+
+from .cancel import Cancel
+from .types import Burst
+
+TICK = 1.0
+_numbers = itertools.count(1)
+
+
+class OutputStream:
+    """An iterator of bursts; None where nothing came for about a second.
+
+    Whoever takes one must `close` it (twice is fine): that cancels the engine, ends its iterator, and gives the
+    slot back. It closes itself at the end of the answer and on an error.
+    """
+
+    def __init__(
+        self, bursts: Iterator[Burst | None], cancel: Cancel, on_close: Callable[[], None], load: str | None = None
+    ) -> None:
+        """Own ``bursts`` and ``cancel``; call ``on_close`` once at the end."""
+        self._bursts = bursts
+        self._on_close = on_close
+        self._open = threading.Lock()
+        self.cancel = cancel
+        self.load = load
+        """What the gate looked like at admission: the value of ``Modelyard-Load``."""
+
+    def __iter__(self) -> Iterator[Burst | None]:
+        return self
+
+    def __next__(self) -> Burst | None:
+        if self._open.locked():
+            raise StopIteration
+        try:
+            if self.cancel.is_set():
+                raise self.cancel.error
+            return next(self._bursts)
+        except BaseException as error:
+            # An engine that was told to stop just ends: the reader must not take that for the answer's end.
+            broke_off = isinstance(error, StopIteration) and self.cancel.is_set()
+            self.close()
+            if broke_off:
+                raise self.cancel.error from None
+            raise
+
+    def close(self) -> None:
+        """End the answer wherever it is. Called by the thread that iterates, or after it."""
+        if not self._open.acquire(blocking=False):
+            return
+        try:
+            self.cancel.set()
+            close = getattr(self._bursts, "close", None)
+            if close is not None:
+                close()
+        finally:
+            self._on_close()
+
+    def __enter__(self) -> OutputStream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Pump:
+    """A thread that drives ``produce(put)``, and the iterator of what it put.
+
+    ``put(burst)`` returns False once nobody reads any more: then ``produce`` must end. It blocks while over
+    ``limit`` pieces wait for a slow reader. The thread is no daemon: a native engine must not be cut at exit.
+    """
+
+    def __init__(
+        self, produce: Callable[[Callable[[Burst], bool]], None], cancel: Cancel, name: str, limit: int = 4096
+    ) -> None:
+        """Start the thread; ``cancel`` ends it."""
+        self._cancel = cancel
+        self._limit = limit
+        self._changed = threading.Condition(threading.Lock())
+        self._ready: list[Burst] = []
+        self._pieces = 0
+        self._ended = False
+        self._error: BaseException | None = None
+        cancel.on_set(self._wake)
+        self._thread = threading.Thread(
+            target=self._run, args=(produce,), name=f"{name}-{next(_numbers)}", daemon=False
+        )
+        self._thread.start()
+
+    def _run(self, produce: Callable[[Callable[[Burst], bool]], None]) -> None:
+        error: BaseException | None = None
+        try:
+            produce(self._put)
+        except BaseException as raised:  # noqa: BLE001 - it is raised again in the thread that reads
+            error = raised
+        with self._changed:
+            self._error = error
+            self._ended = True
+            self._changed.notify_all()
+
+    def _put(self, burst: Burst) -> bool:
+        with self._changed:
+            while self._pieces > self._limit and not self._cancel.is_set():
+                self._changed.wait(TICK)
+            if self._cancel.is_set():
+                return False
+            self._ready.append(burst)
+            self._pieces += len(burst.pieces)
+            self._changed.notify_all()
+        return True
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def __iter__(self) -> Iterator[Burst | None]:
+        return self
+
+    def __next__(self) -> Burst | None:
+        with self._changed:
+            if not self._ready and not self._ended and not self._cancel.is_set():
+                self._changed.wait(TICK)
+            if self._ready:
+                ready, self._ready, self._pieces = self._ready, [], 0
+                self._changed.notify_all()
+                return ready[0] if len(ready) == 1 else _joined(ready)
+            if self._cancel.is_set() and not self._ended:
+                raise self._cancel.error
+            if not self._ended:
+                return None
+        if self._error is not None:
+            raise self._error
+        raise StopIteration
+
+    def close(self) -> None:
+        """Wait until the thread has ended: at most one step of the engine, which was told by ``cancel``."""
+        self._cancel.forget(self._wake)
+        self._wake()
+        self._thread.join(JOIN_TIMEOUT)
+
+
+JOIN_TIMEOUT = 30.0
+"""Seconds that a cancelled engine gets to notice."""
+
+
+def _joined(bursts: list[Burst]) -> Burst:
+    pieces = [piece for burst in bursts for piece in burst.pieces]
+    last = bursts[-1]
+    return Burst(pieces, last.finish_reason, last.usage, last.metrics)
+
+
+def pumped(bursts: Iterator[Burst | None], cancel: Cancel, name: str) -> Pump:
+    """Return a Pump over a blocking iterator, which is closed in the thread that ran it."""
+
+    def produce(put: Callable[[Burst], bool]) -> None:
+        try:
+            for burst in bursts:
+                if cancel.is_set() or (burst is not None and not put(burst)):
+                    return
+        finally:
+            close = getattr(bursts, "close", None)
+            if close is not None:
+                close()
+
+    return Pump(produce, cancel, name)

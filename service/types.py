@@ -1,0 +1,192 @@
+"""The plain values that travel: requests, outputs, metadata, instances, worker keys.
+
+All of them are dataclasses over strings, numbers, lists and dicts, so that they can cross
+a process boundary as they are. The field names are DB-GPT's wire names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from enum import Enum
+from typing import Any, NamedTuple, TypeAlias
+
+JSONObject: TypeAlias = dict[str, Any]
+
+
+class WorkerType(str, Enum):
+    """What a model is for."""
+
+    LLM = "llm"
+    TEXT2VEC = "text2vec"
+    RERANKER = "reranker"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+def worker_key(name: str, worker_type: WorkerType | str) -> str:
+    """Return the registry's name of a model: ``name@type``."""
+    return f"{name}@{WorkerType(worker_type).value}"
+
+
+def split_worker_key(key: str) -> tuple[str, WorkerType]:
+    """Return name and type of a worker key; ValueError where it is none."""
+    name, at, kind = key.rpartition("@")
+    if not at or not name:
+        raise ValueError(f"{key!r} is no worker key: expected name@type")
+    return name, WorkerType(kind)
+
+
+@dataclass(slots=True)
+class Usage:
+    """Tokens that a request cost."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+
+
+class Burst(NamedTuple):
+    """The pieces of an answer that are ready together, and, in the last one, how it ended.
+
+    ``pieces`` are new text only. ``usage`` has the keys of `Usage`, ``metrics`` those of DB-GPT's
+    inference metrics. Only the last burst of an answer may have no pieces.
+    """
+
+    pieces: list[str]
+    finish_reason: str | None = None
+    usage: JSONObject | None = None
+    metrics: JSONObject | None = None
+
+
+@dataclass(slots=True)
+class ModelOutput:
+    """One answer, or one chunk of it, with exactly the keys that DB-GPT's clients accept."""
+
+    text: str = ""
+    error_code: int = 0
+    incremental: bool = False
+    model_context: JSONObject | None = None
+    finish_reason: str | None = None
+    usage: JSONObject | None = None
+    metrics: JSONObject | None = None
+
+    @property
+    def success(self) -> bool:
+        """Whether this is an answer and not a failure."""
+        return self.error_code == 0
+
+    def to_dict(self) -> JSONObject:
+        """Return the wire's keys."""
+        return asdict(self)
+
+
+@dataclass(slots=True)
+class GenerateRequest:
+    """What to answer, and how. Validated by whoever makes it (the worker blueprint, for HTTP)."""
+
+    model: str
+    messages: list[JSONObject] = field(default_factory=list)
+    prompt: str | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    seed: int | None = None
+    max_new_tokens: int | None = None
+    stop: list[str] = field(default_factory=list)
+    stop_token_ids: list[int] = field(default_factory=list)
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    context_len: int | None = None
+    echo: bool = False
+    metrics: bool = False
+    chat_model: bool | None = None
+    span_id: str | None = None
+
+    @property
+    def uses_messages(self) -> bool:
+        """Whether the messages count, not the raw prompt (WIRE: unless empty, or no chat model)."""
+        return bool(self.messages) and self.chat_model is not False
+
+
+@dataclass(slots=True)
+class ModelMetadata:
+    """What a model is. One more key at the top breaks a client: anything else goes in ``metadata``."""
+
+    model: str
+    context_length: int | None = None
+    chat_model: bool = True
+    metadata: JSONObject = field(default_factory=dict)
+    prompt_chat_template: str | None = None
+
+    def to_dict(self) -> JSONObject:
+        """Return the wire's five keys."""
+        return {
+            "model": self.model,
+            "context_length": self.context_length,
+            "chat_model": self.chat_model,
+            "metadata": self.metadata,
+            "ext_metadata": {
+                "prompt_roles": ["system", "human", "ai"],
+                "prompt_sep": "\n",
+                "prompt_chat_template": self.prompt_chat_template,
+            },
+        }
+
+
+@dataclass(slots=True)
+class ModelInstance:
+    """One running model as a registry sees it."""
+
+    model_name: str
+    host: str
+    port: int
+    weight: float = 1.0
+    check_healthy: bool = True
+    healthy: bool = False
+    enabled: bool = True
+    prompt_template: str | None = None
+    last_heartbeat: str | None = None
+
+    def to_dict(self) -> JSONObject:
+        """Return the wire's nine keys."""
+        return asdict(self)
+
+
+@dataclass(slots=True)
+class ApplyOutcome:
+    """What came of start, stop, restart or update_params; ``timecost`` in seconds."""
+
+    message: str
+    success: bool
+    timecost: float
+
+    def to_dict(self) -> JSONObject:
+        """Return the wire's keys."""
+        return asdict(self)
+
+
+@dataclass(slots=True)
+class SupportedModel:
+    """A model that this host may run, running or not."""
+
+    model: str
+    path: str
+    worker_type: str
+    path_exist: bool
+    proxy: bool
+    enabled: bool
+    params: list[JSONObject]
+
+    def to_dict(self) -> JSONObject:
+        """Return the wire's keys."""
+        return asdict(self)
+
+
+def known(cls: type[Any], values: Mapping[str, Any]) -> JSONObject:
+    """Return those of ``values`` that are fields of the dataclass ``cls`` and not None."""
+    names = {f.name for f in fields(cls)}
+    return {k: v for k, v in values.items() if k in names and v is not None}

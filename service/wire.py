@@ -1,0 +1,151 @@
+"""The NUL-delimited stream of model outputs: each a JSON object followed by one NUL byte.
+
+DB-GPT's clients get the whole text so far in every chunk; who asks for `DELTA_TYPE` gets only the new
+piece. Either way a chunk is one piece of the engine, and the pieces of a burst leave in one write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import orjson
+
+from .types import Burst, JSONObject, ModelOutput, known
+
+STREAM_TYPE = "application/octet-stream"
+DELTA_TYPE = "application/x-model-output-delta"
+NUL = b"\0"
+EMPTY_CHUNK = NUL
+
+_HEAD = b'{"text": "'
+_MIDDLE = {
+    False: b'", "error_code": 0, "incremental": false, "model_context": null',
+    True: b'", "error_code": 0, "incremental": true, "model_context": null',
+}
+_UNFINISHED = b', "finish_reason": null, "usage": null, "metrics": null}\0'
+
+
+class ChunkEncoder:
+    """Turns the bursts of one answer into bytes. Keeps the text so far, already escaped."""
+
+    def __init__(self, *, delta: bool = False) -> None:
+        self._delta = delta
+        self._so_far = bytearray()
+        self._seam = _MIDDLE[delta] + _UNFINISHED + _HEAD
+
+    def encode(self, burst: Burst) -> bytes:
+        """Return one chunk a piece; one with no new text where a burst only ends the answer."""
+        pieces = burst.pieces
+        ends = burst.finish_reason is not None or burst.usage is not None or burst.metrics is not None
+        texts = self._texts(pieces if pieces or not ends else [""])
+        if not texts:
+            return b""
+        body = _HEAD + self._seam.join(texts) + _MIDDLE[self._delta]
+        return body + (_ending(burst) if ends else _UNFINISHED)
+
+    def _texts(self, pieces: list[str]) -> list[bytes]:
+        escaped = [_escape(piece) for piece in pieces]
+        if self._delta:
+            return escaped
+        so_far = self._so_far
+        whole = []
+        for piece in escaped:
+            so_far += piece
+            whole.append(bytes(so_far))
+        return whole
+
+
+def _escape(piece: str) -> bytes:
+    # Engines may hand over half of a surrogate pair; UTF-8 can't carry it.
+    try:
+        return orjson.dumps(piece)[1:-1]
+    except orjson.JSONEncodeError:
+        return orjson.dumps(piece.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))[1:-1]
+
+
+def _ending(burst: Burst) -> bytes:
+    return b"".join(
+        (
+            b', "finish_reason": ',
+            orjson.dumps(burst.finish_reason),
+            b', "usage": ',
+            orjson.dumps(burst.usage),
+            b', "metrics": ',
+            orjson.dumps(burst.metrics),
+            b"}\0",
+        )
+    )
+
+
+def encode_output(output: ModelOutput) -> bytes:
+    """Return ``output`` as JSON without the NUL."""
+    return orjson.dumps(output.to_dict())
+
+
+class ChunkDecoder:
+    """Takes bytes as they come and gives the chunks that are whole. No I/O."""
+
+    def __init__(self, limit: int = 64 * 1024 * 1024) -> None:
+        """Refuse a chunk of over ``limit`` bytes."""
+        self._buffer = bytearray()
+        self._limit = limit
+
+    def feed(self, data: bytes) -> list[JSONObject]:
+        """Return the objects that ``data`` completes; ValueError where one is no JSON object, or over the limit."""
+        self._buffer += data
+        if NUL not in data:
+            if len(self._buffer) > self._limit:
+                raise ValueError(f"a chunk is over {self._limit} bytes")
+            return []
+        *whole, rest = self._buffer.split(NUL)
+        self._buffer = rest
+        return [_object(chunk) for chunk in whole if chunk]
+
+    def flush(self) -> None:
+        """End the stream; ValueError where it broke off inside a chunk."""
+        if self._buffer:
+            raise ValueError(f"the stream broke off inside a chunk, after {len(self._buffer)} bytes of it")
+
+
+def _object(chunk: bytes | bytearray) -> JSONObject:
+    value = orjson.loads(chunk)
+    if not isinstance(value, dict):
+        raise ValueError("a chunk is no JSON object")  # noqa: TRY004 - the data is at fault, not the caller
+    return value
+
+
+def output_from_wire(chunk: Mapping[str, Any]) -> ModelOutput:
+    """Return the output of a decoded chunk, of 0.5 (``text``) or 0.8 (``content``) peers."""
+    output = ModelOutput(**known(ModelOutput, chunk))
+    content = chunk.get("content")
+    if "text" not in chunk and content is not None:
+        output.text = text_of_content(content)
+    return output
+
+
+def text_of_content(content: Any) -> str:
+    """Return the text of a message's or output's content: a string, a media object, or a list of them.
+
+    ValueError names the kind of a part that is no text.
+    """
+    if isinstance(content, str):
+        return content
+    parts: Iterable[Any] = content if isinstance(content, list) else [content]
+    return "".join(_text_of_part(part) for part in parts)
+
+
+def _text_of_part(part: Any) -> str:
+    if isinstance(part, str):
+        return part
+    if isinstance(part, dict):
+        kind = part.get("type")
+        if kind == "text":
+            inner = part.get("object", part.get("text"))
+            text = inner.get("data") if isinstance(inner, dict) else inner
+            if isinstance(text, str):
+                return text
+        if kind == "thinking":
+            return ""
+        raise ValueError(f"a part of type {kind!r} is not understood: only text is")
+    raise ValueError("a part must be a string or an object with type and object")

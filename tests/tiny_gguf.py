@@ -1,0 +1,164 @@
+"""Makes GGUF files of half a megabyte with random weights: they load in milliseconds, and only lack sense."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Iterator
+from pathlib import Path
+
+import gguf
+import numpy as np
+
+KINDS = ("llama", "embed", "rank")
+WIDTH, HIDDEN, LAYERS = 64, 128, 2
+
+_CHAT_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+_BERT_SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+_WORDS = (
+    "the of to and in is it you that he was for on are with as his they be at one have this from or "
+    "had by hot but some what there we can out other were all your when up use word how said an each "
+    "she which do their time if will way about many then them would write like so these her long make "
+    "thing see him two has look more day could go come did my sound no most number who over know "
+    "water than call first people may down side been now find any new work part take get place made "
+    "live where after back little only round man year came show every good me give our under very "
+    "through just"
+)
+
+
+def make(path: Path, kind: str = "llama", context: int | None = None, seed: int = 0) -> Path:
+    """Write a model of one of ``KINDS`` to ``path`` and return it; the same arguments give the same bytes."""
+    random = np.random.default_rng(seed)
+    if kind == "llama":
+        writer = gguf.GGUFWriter(path, "llama")
+        _describe_llama(writer, context or 2048)
+        tensors = _llama_tensors(random)
+    else:
+        writer = gguf.GGUFWriter(path, "bert")
+        pooling = gguf.PoolingType.RANK if kind == "rank" else gguf.PoolingType.MEAN
+        _describe_bert(writer, kind, context or 512, pooling)
+        tensors = _bert_tensors(random, kind, context or 512)
+    for name, tensor in tensors:
+        writer.add_tensor(name, tensor.astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _describe_llama(writer: gguf.GGUFWriter, context: int) -> None:
+    tokens = _byte_tokens()
+    heads = 4
+    writer.add_name("tiny-llama")
+    _describe_shape(writer, context, heads)
+    writer.add_head_count_kv(heads)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(WIDTH // heads)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(len(tokens))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([gguf.TokenType.CONTROL] * 3 + [gguf.TokenType.NORMAL] * 256)
+    writer.add_token_merges(["Ġ t"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_pad_token_id(0)
+    writer.add_add_bos_token(False)
+    writer.add_chat_template(_CHAT_TEMPLATE)
+
+
+def _describe_bert(writer: gguf.GGUFWriter, kind: str, context: int, pooling: gguf.PoolingType) -> None:
+    tokens = _bert_tokens()
+    special = len(_BERT_SPECIAL)
+    writer.add_name(f"tiny-bert-{kind}")
+    _describe_shape(writer, context, heads=2)
+    writer.add_layer_norm_eps(1e-12)
+    writer.add_causal_attention(False)
+    writer.add_pooling_type(pooling)
+    writer.add_tokenizer_model("bert")
+    writer.add_token_list(tokens)
+    writer.add_token_types(
+        [gguf.TokenType.CONTROL] * special + [gguf.TokenType.NORMAL] * (len(tokens) - special)
+    )
+    writer.add_token_type_count(2)
+    writer.add_pad_token_id(0)
+    writer.add_unk_token_id(1)
+    writer.add_bos_token_id(2)
+    writer.add_eos_token_id(3)
+    writer.add_sep_token_id(3)
+    writer.add_mask_token_id(4)
+    writer.add_add_bos_token(True)
+    writer.add_add_eos_token(True)
+
+
+def _describe_shape(writer: gguf.GGUFWriter, context: int, heads: int) -> None:
+    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+    writer.add_context_length(context)
+    writer.add_embedding_length(WIDTH)
+    writer.add_feed_forward_length(HIDDEN)
+    writer.add_block_count(LAYERS)
+    writer.add_head_count(heads)
+
+
+def _byte_tokens() -> list[str]:
+    """Return GPT-2's letters for the 256 bytes, after three special tokens."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = iter(range(256, 512))
+    letters = [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
+    return ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *letters]
+
+
+def _bert_tokens() -> list[str]:
+    """Return letters and words; those that start a word are marked with U+2581."""
+    letters = [*string.ascii_lowercase, *string.digits, *string.punctuation]
+    starts = ["\u2581" + word for word in [*letters, *_WORDS.split()]]
+    return [*_BERT_SPECIAL, *starts, *letters]
+
+
+def _llama_tensors(random: np.random.Generator) -> Iterator[tuple[str, np.ndarray]]:
+    def weights(*shape: int) -> np.ndarray:
+        return random.normal(0, 0.1, shape)
+
+    vocabulary = len(_byte_tokens())
+    yield "token_embd.weight", weights(vocabulary, WIDTH)
+    yield "output_norm.weight", np.ones(WIDTH)
+    yield "output.weight", weights(vocabulary, WIDTH)
+    for layer in range(LAYERS):
+        block = f"blk.{layer}"
+        yield f"{block}.attn_norm.weight", np.ones(WIDTH)
+        yield f"{block}.ffn_norm.weight", np.ones(WIDTH)
+        for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
+            yield f"{block}.{name}.weight", weights(WIDTH, WIDTH)
+        yield f"{block}.ffn_gate.weight", weights(HIDDEN, WIDTH)
+        yield f"{block}.ffn_up.weight", weights(HIDDEN, WIDTH)
+        yield f"{block}.ffn_down.weight", weights(WIDTH, HIDDEN)
+
+
+def _bert_tensors(random: np.random.Generator, kind: str, context: int) -> Iterator[tuple[str, np.ndarray]]:
+    def linear(name: str, rows: int, columns: int) -> Iterator[tuple[str, np.ndarray]]:
+        yield f"{name}.weight", random.normal(0, 0.15, (rows, columns))
+        yield f"{name}.bias", np.zeros(rows)
+
+    def norm(name: str) -> Iterator[tuple[str, np.ndarray]]:
+        yield f"{name}.weight", np.ones(WIDTH)
+        yield f"{name}.bias", np.zeros(WIDTH)
+
+    yield "token_embd.weight", random.normal(0, 1, (len(_bert_tokens()), WIDTH))
+    yield "position_embd.weight", random.normal(0, 0.015, (context, WIDTH))
+    yield "token_types.weight", random.normal(0, 0.015, (2, WIDTH))
+    yield from norm("token_embd_norm")
+    for layer in range(LAYERS):
+        block = f"blk.{layer}"
+        for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
+            yield from linear(f"{block}.{name}", WIDTH, WIDTH)
+        yield from norm(f"{block}.attn_output_norm")
+        yield from linear(f"{block}.ffn_up", HIDDEN, WIDTH)
+        yield from linear(f"{block}.ffn_down", WIDTH, HIDDEN)
+        yield from norm(f"{block}.layer_output_norm")
+    if kind == "rank":
+        yield from linear("cls", WIDTH, WIDTH)
+        yield from linear("cls.output", 1, WIDTH)

@@ -297,7 +297,7 @@ class LocalWorkerManager:
         return self._worker(model or self._only_llm(), *WorkerType).count_token(prompt)
 
     def _only_llm(self) -> str:
-        names = [e.worker.name for e in self._all() if e.worker.can_chat]
+        names: list[str] = [e.worker.name for e in self._all() if e.worker.can_chat]
         if len(names) == 1:
             return names[0]
         which = f"one of {', '.join(sorted(names))}" if names else "no LLM is here"

@@ -6,6 +6,7 @@ import contextlib
 import socket
 import struct
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ class StreamBody:
         self._encoder = ChunkEncoder(delta=delta)
         self._silence_timeout = silence_timeout
         self._first: Burst | None = None
+        self._writes: deque[bytes] = deque()
         self._closed = False
         self._ended = False
 
@@ -43,11 +45,15 @@ class StreamBody:
         Raises what the stream raises.
         """
         deadline = time.monotonic() + timeout
-        while self._first is None and time.monotonic() < deadline:
+        while self._first is None:
             try:
                 self._first = next(self._stream)
             except StopIteration:
                 self._ended = True
+                return
+            if time.monotonic() >= deadline:
+                # The server sends headers with the first write: so that they leave, a write is needed.
+                self._writes.append(EMPTY_CHUNK)
                 return
 
     def __iter__(self) -> Iterator[bytes]:
@@ -59,29 +65,33 @@ class StreamBody:
         return data
 
     def _next_data(self) -> bytes:
+        if self._writes:
+            return self._writes.popleft()
         if self._ended:
             raise StopIteration
         if self._first is not None:
             first, self._first = self._first, None
-            self._line.began_output()
-            return self._encode(first)
+            if (data := self._encode(first)) is not None:
+                return data
         quiet_until = time.monotonic() + self._silence_timeout
         try:
             for burst in self._stream:
-                if burst is not None and (data := self._encode(burst)):
+                if burst is not None and (data := self._encode(burst)) is not None:
                     return data
                 if time.monotonic() >= quiet_until:
                     return EMPTY_CHUNK
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever broke, the client is told in the last chunk
             self._ended = True
             return self._last_chunk(error)
         self._ended = True
         raise StopIteration
 
-    def _encode(self, burst: Burst) -> bytes:
+    def _encode(self, burst: Burst) -> bytes | None:
         self._line.began_output()
         self._line.pieces = (self._line.pieces or 0) + len(burst.pieces)
-        return self._encoder.encode(burst)
+        writes = self._encoder.encode(burst)
+        self._writes.extend(writes[1:])
+        return writes[0] if writes else None
 
     def _last_chunk(self, error: Exception) -> bytes:
         known = error if isinstance(error, ModelyardError) else unforeseen(error)

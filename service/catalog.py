@@ -75,6 +75,11 @@ class CatalogEntry:
             raise ConfigError("model_path: a model with a source needs one, relative to the models folder")
 
     @property
+    def declared(self) -> JSONObject:
+        """What the entry says of its engine's parameters, the weights among them; unchecked."""
+        return self.params if self.model_path is None else {**self.params, "model_path": self.model_path}
+
+    @property
     def pull_command(self) -> str | None:
         """The command that fetches the weights; None where nothing can be fetched."""
         return f"modelyard pull {self.name}" if self.source is not None else None

@@ -84,15 +84,12 @@ class Declarations:
     def _layers(
         self, entry: CatalogEntry, found: type[Engine], over_http: Mapping[str, object]
     ) -> tuple[JSONObject, ...]:
-        declared = dict(entry.params)
-        if entry.model_path is not None:
-            declared["model_path"] = entry.model_path
         prefix = params.environment_prefix(entry.name)
         return (
             params.from_json(found.Params, over_http),
             params.from_text(found.Params, self.settings.overrides_of(entry.name), f"--set {entry.name}"),
             params.from_environ(found.Params, prefix, self._environ),
-            params.from_plain(found.Params, declared, f"{entry.origin}, model {entry.name!r}"),
+            params.from_plain(found.Params, entry.declared, f"{entry.origin}, model {entry.name!r}"),
         )
 
     @staticmethod

@@ -23,9 +23,9 @@ try:
 except ConfigError as error:
     sys.exit(f"modelyard: {error}")
 
-bind = f"{_settings.host}:{_settings.port}"
+bind = _settings.address
 workers = 1
-worker_class = "gthread"
+worker_class = "modelyard.leader.LeaderWorker" if _settings.http_threads == "leader" else "gthread"
 threads = _settings.threads
 worker_connections = _settings.threads + 1000
 keepalive = 75
@@ -46,11 +46,10 @@ def on_starting(server: Any) -> None:
         )
     for address in server.cfg.address:
         host = address[0] if isinstance(address, tuple) else "unix:"
-        if not Settings(host=host).is_loopback and not _settings.insecure:
-            sys.exit(
-                f"modelyard: {host} can be reached from other machines, and nobody has to log in: listen on 127.0.0.1 behind "
-                "a proxy that asks who comes, or say --insecure"
-            )
+        try:
+            Settings(host=host, insecure=_settings.insecure).refuse_open_door()
+        except ConfigError as error:
+            sys.exit(f"modelyard: {error}")
 
 
 def post_worker_init(worker: Any) -> None:

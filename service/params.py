@@ -93,6 +93,8 @@ class Param:
             if self.nullable:
                 return None
             raise ValueError("must not be null")
+        if type(value) is int and abs(value) >= 2**63:
+            raise ValueError("must fit into 64 bits")
         if self.type is float and type(value) is int:
             value = float(value)
         if self.type is list:
@@ -237,16 +239,22 @@ def from_json(cls: type[Any], values: Mapping[str, Any]) -> JSONObject:
 
 def from_environ(cls: type[Any], prefix: str, environ: Mapping[str, str]) -> JSONObject:
     """Return what the environment says: ``PREFIX_NAME``, for shared parameters also ``MODELYARD_NAME``."""
+    return from_text(
+        cls, {n: environ[v] for n, v in variables(cls, prefix, environ).items()}, f"environment, {prefix}_*"
+    )
+
+
+def variables(cls: type[Any], prefix: str, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variable that says each parameter, for those that ``environ`` says at all."""
     found: dict[str, str] = {}
     for name, declared in params_of(cls).items():
         names = [f"{prefix}_{name.upper()}"]
         if "shared" in declared.tags:
             names.append(f"MODELYARD_{name.upper()}")
-        for variable in names:
-            if variable in environ:
-                found[name] = environ[variable]
-                break
-    return from_text(cls, found, f"environment, {prefix}_*")
+        said = [variable for variable in names if variable in environ]
+        if said:
+            found[name] = said[0]
+    return found
 
 
 def build(cls: type[T], *layers: Mapping[str, Any]) -> T:

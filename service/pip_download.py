@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import importlib.util
 import os
+import re
 import select
 import subprocess
 import sys
@@ -110,7 +111,7 @@ def _failure(requirement: str, output: str, folder: Path) -> Exception:
     reason = (errors or lines or ["nothing"])[-1]
     broken = next((line for line in reversed(lines) if "connection broken by" in line), None)
     if broken is not None:
-        reason += f" ({broken[broken.index('connection broken by') :]})"
+        reason += f" ({re.sub('<[^>]*>: ', '', broken[broken.index('connection broken by') :])})"
     return PullFailed(
         f"{requirement} could not be fetched; pip says: {reason}; "
         "check the network and the index that pip is set up for (pip config list), then try again"

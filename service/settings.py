@@ -6,6 +6,7 @@ Each is ``--name`` on the command line, ``MODELYARD_NAME`` in the environment, `
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import tomllib
@@ -45,6 +46,11 @@ class Settings:
     fresh: bool = param(False, help="forget what was running and what was set over HTTP")
     insecure: bool = param(False, help="listen on other addresses than loopback although nobody has to log in")
     on_load_failure: str = param("stay", help="what a failed start does to the process", choices=("stay", "exit"))
+    http_threads: str = param(
+        "leader",
+        help="how requests reach threads: by our own gunicorn worker, or by gunicorn's gthread",
+        choices=("leader", "gthread"),
+    )
     threads: int = param(256, help="threads that answer requests", min=8, max=10_000)
     reserve: int = param(8, help="threads kept free for health, metrics and administration", min=1, max=1000)
     drain_timeout: float = param(30.0, help="seconds that running answers get at a stop", min=0, max=3600)
@@ -94,8 +100,26 @@ class Settings:
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only this machine can reach the address."""
-        return self.host == "localhost" or self.host.startswith(("127.", "unix:")) or self.host in ("::1", "[::1]")
+        """Whether only this machine can reach the address. A name other than localhost may mean anything."""
+        if self.host == "localhost" or self.host.startswith("unix:"):
+            return True
+        try:
+            return ipaddress.ip_address(self.host.strip("[]")).is_loopback
+        except ValueError:
+            return False
+
+    @property
+    def address(self) -> str:
+        """Host and port as they stand in a URL."""
+        return f"[{self.host.strip('[]')}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def refuse_open_door(self) -> None:
+        """Raise ConfigError when other machines could use the service and nobody said that they may."""
+        if not self.is_loopback and not self.insecure:
+            raise ConfigError(
+                f"{self.host} can be reached from other machines, and nobody has to log in: listen on 127.0.0.1 behind "
+                "a proxy that asks who comes, or say --insecure"
+            )
 
     def overrides_of(self, model: str) -> dict[str, str]:
         """Return ``{param: text}`` that the command line sets for ``model``."""
@@ -137,10 +161,21 @@ def load(
     filed = params.from_plain(Settings, table.get("service", {}), f"{path} [service]")
     settings = params.build(Settings, given, spoken, filed)
     settings.model_tables = tuple(table.get("models", ()))
-    settings.overrides = tuple(json.loads(environ.get(SET_VARIABLE, "[]")))
-    for item in settings.overrides:
-        split_override(item)
+    settings.overrides = overrides_in(environ)
     return settings
+
+
+def overrides_in(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """Return what `modelyard serve` handed on of its ``--set``. Raises ConfigError."""
+    try:
+        items = json.loads(environ.get(SET_VARIABLE, "[]"))
+    except ValueError:
+        items = None
+    if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+        raise ConfigError(f"environment, {SET_VARIABLE}: must be a JSON list of MODEL.PARAM=VALUE strings")
+    for item in items:
+        split_override(item)
+    return tuple(items)
 
 
 def read_config(path: Path) -> JSONObject:

@@ -18,6 +18,9 @@ DELTA_TYPE = "application/x-model-output-delta"
 NUL = b"\0"
 EMPTY_CHUNK = NUL
 
+WRITE_SIZE = 64 * 1024
+"""Bytes that one write should not exceed by much: larger ones are slower, as their memory is mapped anew each time."""
+
 _HEAD = b'{"text": "'
 _MIDDLE = {
     False: b'", "error_code": 0, "incremental": false, "model_context": null',
@@ -34,26 +37,37 @@ class ChunkEncoder:
         self._so_far = bytearray()
         self._seam = _MIDDLE[delta] + _UNFINISHED + _HEAD
 
-    def encode(self, burst: Burst) -> bytes:
-        """Return one chunk a piece; one with no new text where a burst only ends the answer."""
-        pieces = burst.pieces
+    def encode(self, burst: Burst) -> list[bytes]:
+        """Return the writes that carry ``burst``, mostly one: one chunk a piece, and one with no new text where it only ends."""
         ends = burst.finish_reason is not None or burst.usage is not None or burst.metrics is not None
-        texts = self._texts(pieces if pieces or not ends else [""])
-        if not texts:
-            return b""
-        body = _HEAD + self._seam.join(texts) + _MIDDLE[self._delta]
-        return body + (_ending(burst) if ends else _UNFINISHED)
+        pieces = burst.pieces if burst.pieces or not ends else [""]
+        step = self._pieces_a_write()
+        if len(pieces) <= step:
+            return [self._write(pieces, burst if ends else None)] if pieces else []
+        writes = []
+        for first in range(0, len(pieces), step):
+            last = first + step >= len(pieces)
+            writes.append(self._write(pieces[first : first + step], burst if ends and last else None))
+        return writes
 
-    def _texts(self, pieces: list[str]) -> list[bytes]:
+    def _pieces_a_write(self) -> int:
+        return 1024 if self._delta else max(1, WRITE_SIZE // (len(self._so_far) + 256))
+
+    def _write(self, pieces: list[str], ending: Burst | None) -> bytes:
+        body = _HEAD + self._seam.join(self._texts(pieces)) + _MIDDLE[self._delta]
+        return body + (_UNFINISHED if ending is None else _ending(ending))
+
+    def _texts(self, pieces: list[str]) -> list[bytes] | list[memoryview]:
         escaped = [_escape(piece) for piece in pieces]
         if self._delta:
             return escaped
-        so_far = self._so_far
-        whole = []
+        # The text so far after each piece is a prefix of the text after the last: slices, copied once, by join.
+        ends = []
         for piece in escaped:
-            so_far += piece
-            whole.append(bytes(so_far))
-        return whole
+            self._so_far += piece
+            ends.append(len(self._so_far))
+        whole = memoryview(bytes(self._so_far))
+        return [whole[:end] for end in ends]
 
 
 def _escape(piece: str) -> bytes:

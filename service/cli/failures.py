@@ -1,0 +1,59 @@
+"""How a command fails: one line on standard error, and an exit status. 1: it did not work; 2: it was called wrongly."""
+
+from __future__ import annotations
+
+from typing import IO, Any
+
+import click
+
+from ..errors import ModelyardError
+from .tables import printable
+
+USAGE = 2
+INTERRUPTED = 130
+
+
+class Failure(click.ClickException):
+    """What went wrong, in one line."""
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Print the line."""
+        complain(self.message)
+
+
+def complain(message: str) -> None:
+    """Print one line to standard error."""
+    click.echo(f"modelyard: {printable(' '.join(message.split()))}", err=True)
+
+
+class OneLineGroup(click.Group):
+    """The top of the command line: whatever fails below it fails in one line."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Parse what stands before the command."""
+        try:
+            return super().make_context(*args, **kwargs)
+        except click.UsageError as error:
+            raise _shorter(error) from error
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Parse and run the command."""
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as error:
+            raise _shorter(error) from error
+        except ModelyardError as error:
+            raise Failure(str(error)) from error
+        except KeyboardInterrupt:
+            raise Failure("interrupted", INTERRUPTED) from None
+
+
+def _shorter(error: click.UsageError) -> click.ClickException:
+    if type(error).__name__ == "NoArgsIsHelpError":
+        return error  # It is the help, not a failure. click has this class since 8.2.
+    hint = f" (see {error.ctx.command_path} --help)" if error.ctx is not None else ""
+    return Failure(error.format_message().rstrip(".") + hint, USAGE)

@@ -1,0 +1,131 @@
+"""The settings as options of a command: one each, in groups, checked by their own declaration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import click
+
+from .. import params
+from ..catalog import Catalog
+from ..errors import ConfigError
+from ..params import Param
+from ..settings import Settings
+from .tables import shown
+
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "Where it listens": ("host", "port", "prefix", "insecure"),
+    "Models": ("model", "models", "overrides", "models_dirs", "on_load_failure"),
+    "Configuration and state": ("config", "state_dir", "instance", "fresh"),
+    "Limits": (
+        "threads",
+        "reserve",
+        "max_body_bytes",
+        "drain_timeout",
+        "write_timeout",
+        "first_output_timeout",
+        "silence_timeout",
+        "http_threads",
+    ),
+    "Log": ("log_level", "log_file", "access_log"),
+}
+"""Headings of the help, and what stands below each; what is named nowhere stands last."""
+
+_METAVARS = {"config": "FILE", "log_file": "FILE", "state_dir": "FOLDER", "models_dirs": "FOLDER[,...]"}
+_METAVARS |= {"models": "NAME[,...]", "instance": "NAME", "host": "ADDRESS", "prefix": "PATH"}
+
+
+class SettingType(click.ParamType):
+    """Text that a setting's declaration accepts; it stays text, to be handed on in the environment."""
+
+    def __init__(self, declared: Param) -> None:
+        self.declared = declared
+        self.name = _metavar(declared)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return ``value`` unchanged, or fail with the reason."""
+        try:
+            self.declared.parse(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        return str(value)
+
+
+class SettingCommand(click.Command):
+    """A command whose options are settings: its help has them in groups."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write a section a group."""
+        records = {
+            param.name: record for param in self.get_params(ctx) if (record := param.get_help_record(ctx)) is not None
+        }
+        for heading, names in GROUPS.items():
+            below = [records.pop(name) for name in names if name in records]
+            if below:
+                with formatter.section(heading):
+                    formatter.write_dl(below)
+        if records:
+            with formatter.section("Other"):
+                formatter.write_dl(list(records.values()))
+
+
+def service_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command what ``serve`` takes, except for the role: settings, ``--model``, ``--set``."""
+    override = "set a parameter of a model, as in smollm2-135m.n_ctx=4096; may be repeated"
+    single = "start this model; may be repeated; none: those of the configuration"
+    command = click.option("--set", "overrides", multiple=True, metavar="MODEL.PARAM=VALUE", help=override)(command)
+    command = setting_options(*(name for name in params.params_of(Settings) if name != "role"))(command)
+    return click.option(
+        "-m", "--model", "model", multiple=True, metavar="NAME", help=single, shell_complete=complete_model
+    )(command)
+
+
+def setting_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command one option for each of these settings."""
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        for name in reversed(names):
+            command = _option(params.params_of(Settings)[name])(command)
+        return command
+
+    return add
+
+
+def _option(declared: Param) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    flag = "--" + declared.name.replace("_", "-")
+    if declared.type is bool:
+        default = "on" if declared.default else "off"
+        return click.option(
+            f"{flag}/--no-{flag[2:]}", declared.name, default=None, help=f"{declared.help}  [default: {default}]"
+        )
+    default = "" if declared.default in (None, []) else f"  [default: {shown(declared.shown(declared.default))}]"
+    kind = click.Choice(declared.choices) if declared.choices else SettingType(declared)
+    metavar = None if declared.choices else _metavar(declared)
+    return click.option(flag, declared.name, type=kind, metavar=metavar, default=None, help=declared.help + default)
+
+
+def _metavar(declared: Param) -> str:
+    if declared.name in _METAVARS:
+        return _METAVARS[declared.name]
+    if declared.name.endswith("_timeout"):
+        return "SECONDS"
+    return {int: "N", float: "NUMBER"}.get(declared.type, declared.type.__name__.upper())
+
+
+def spoken(options: Mapping[str, Any], models: tuple[str, ...] = (), role: str | None = None) -> dict[str, str]:
+    """Return what the command line says of the settings, as text; ``models`` are added to ``--models``."""
+    said = {name: str(value) for name, value in options.items() if value is not None}
+    if models:
+        said["models"] = ",".join([*models, *([said["models"]] if "models" in said else [])])
+    if role is not None:
+        said["role"] = role
+    return said
+
+
+def complete_model(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Return the names of the catalogue that begin like ``incomplete``, for the shell."""
+    try:
+        return [entry.name for entry in Catalog.load() if entry.name.startswith(incomplete)]
+    except ConfigError:
+        return []

@@ -25,11 +25,16 @@ def read_object(request: Request, limit: int) -> JSONObject:
     if length is not None and length > limit:
         raise _too_large(f"the body has {length} bytes", limit)
     try:
-        data = get_input_stream(request.environ, max_content_length=limit).read()
+        # One byte more: of a body without a length, read() gives what the limit allows and says nothing.
+        data = get_input_stream(request.environ, max_content_length=limit + 1).read()
     except RequestEntityTooLarge:
         raise _too_large("the body is larger", limit) from None
     except (ClientDisconnected, OSError):
         raise InvalidRequest("the body ended before its Content-Length") from None
+    except Exception as error:  # of the server's own parser: a chunk that is none, for example
+        raise InvalidRequest(f"the body can't be read: {error}") from error
+    if len(data) > limit:
+        raise _too_large("the body is larger", limit)
     if not data:
         raise InvalidRequest("the body is empty: send a JSON object")
     try:

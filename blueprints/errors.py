@@ -55,6 +55,8 @@ def _answer(error: ModelyardError) -> Response:
         response = json_response(problem(error), error.status, PROBLEM_TYPE)
     if isinstance(error, Unavailable):
         response.headers["Retry-After"] = str(error.retry_after)
+        if error.load:
+            response.headers["Modelyard-Load"] = error.load
     if isinstance(error, Cancelled):
         # Nobody reads it: the connection is not kept for another request.
         response.headers["Connection"] = "close"

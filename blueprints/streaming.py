@@ -136,6 +136,7 @@ class StreamResponse(Response):
         self.taken = False
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer, and note that whoever asked has the body now."""
         answer = super().__call__(environ, start_response)
         self.taken = True
         return answer

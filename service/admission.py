@@ -160,8 +160,10 @@ class Gate:
 
     def _overloaded(self, why: str) -> Overloaded:
         return Overloaded(
-            f"model {self.name!r} is busy: all {self.slots} slots (limit_model_concurrency) run, {why}; try again later",
+            f"model {self.name!r} is busy: all {self.slots} slots (limit_model_concurrency) run, {why}; "
+            "try again later",
             retry_after=max(1, math.ceil(min(self.queue_timeout, 5))),
+            load=self.load(),
         )
 
 
@@ -201,7 +203,7 @@ class Budget:
         """Raise Conflict when ``wanted`` slots more than the ``taken`` ones would not fit."""
         if taken + wanted > self.total:
             raise Conflict(
-                f"no room for model {name!r}: it asks for {wanted} slots (limit_model_concurrency), the models here have "
-                f"{taken} of the {self.total} that {self.threads} threads less {self.reserve} in reserve allow; "
+                f"no room for model {name!r}: it asks for {wanted} slots (limit_model_concurrency), the models here "
+                f"have {taken} of the {self.total} that {self.threads} threads less {self.reserve} in reserve allow; "
                 f"ask for at most {max(0, self.total - taken)}, stop a model, or raise --threads"
             )

@@ -50,18 +50,18 @@ class Declarations:
     ) -> Engine:
         """Return the engine of ``name``, not started.
 
-        Raises UnknownModel without a catalogue entry and a ``model_path``, InvalidRequest for parameters set over HTTP that
-        do not fit, ConfigError for all others.
+        Raises UnknownModel without a catalogue entry and a ``model_path``, InvalidRequest for parameters set over
+        HTTP that do not fit, ConfigError for all others.
         """
         over_http = {k: v for k, v in (over_http or {}).items() if k not in ONLY_IN_CONFIGURATION}
         entry = self.entry(name)
         if entry is None:
             if not over_http.get("model_path"):
                 raise UnknownModel(
-                    f"model {name!r} is neither in the catalogue nor in the models folders, and no model_path is given; "
-                    f"there are {', '.join(sorted(e.name for e in self.catalog.with_found())) or 'none'}"
+                    f"model {name!r} is neither in the catalogue nor in the models folders, and no model_path "
+                    f"is given; there are {', '.join(sorted(e.name for e in self.catalog.with_found())) or 'none'}"
                 )
-            entry = _entry_of_path(name, str(over_http["model_path"]), over_http.get("engine"))
+            entry = self._entry_of_path(name, str(over_http["model_path"]), over_http.get("engine"))
         found = self.engine_class(entry, over_http.get("engine"))
         said = self._layers(entry, found, over_http)
         kind = self._worker_type(entry, found, worker_type)
@@ -71,26 +71,35 @@ class Declarations:
 
     def engine_class(self, entry: CatalogEntry, named: object = None) -> type[Engine]:
         """Return the class behind an entry; ``named`` is an engine of the table that a request asks for."""
-        if isinstance(named, str) and named != entry.engine:
-            try:
-                return engine_class(named)
-            except ConfigError as error:
-                raise InvalidRequest.of_fields([{"field": "params.engine", "message": str(error)}]) from error
-        dotted = entry.params.get("worker_class")
-        if dotted is not None:
-            return load_class(str(dotted))
-        return engine_class(entry.engine)
+        own = _own_class(entry)
+        return own if named in (None, entry.engine, own.name) else _class_of_request(named)
 
     def _layers(
         self, entry: CatalogEntry, found: type[Engine], over_http: Mapping[str, object]
     ) -> tuple[JSONObject, ...]:
         prefix = params.environment_prefix(entry.name)
+        # Another engine than the entry's has other parameters, and other weights.
+        declared = entry.declared if found is _own_class(entry) else {}
         return (
             params.from_json(found.Params, over_http),
             params.from_text(found.Params, self.settings.overrides_of(entry.name), f"--set {entry.name}"),
             params.from_environ(found.Params, prefix, self._environ),
-            params.from_plain(found.Params, entry.declared, f"{entry.origin}, model {entry.name!r}"),
+            params.from_plain(found.Params, declared, f"{entry.origin}, model {entry.name!r}"),
         )
+
+    def _entry_of_path(self, name: str, path: str, engine: object) -> CatalogEntry:
+        """Return an entry for a model that only a request knows of; InvalidRequest where it can't be one."""
+        named = engine if isinstance(engine, str) else "llama.cpp" if path.endswith(".gguf") else None
+        if named is None:
+            raise InvalidRequest.of_fields(
+                [{"field": "params.engine", "message": f"can't be told from {path!r}: name the engine"}]
+            )
+        _class_of_request(named)
+        try:
+            params.refuse_shared_prefixes([*(entry.name for entry in self.catalog.with_found()), name])
+            return CatalogEntry(name=name, engine=named, worker_type=None, model_path=path, origin="request")
+        except ConfigError as error:
+            raise InvalidRequest.of_fields([{"field": "model", "message": str(error)}]) from error
 
     @staticmethod
     def _worker_type(entry: CatalogEntry, found: type[Engine], asked: WorkerType | None) -> WorkerType:
@@ -111,10 +120,13 @@ class Declarations:
         return weights.resolve(path, self.settings.models_paths, hint=hint)
 
 
-def _entry_of_path(name: str, path: str, engine: object) -> CatalogEntry:
-    named = engine if isinstance(engine, str) else "llama.cpp" if path.endswith(".gguf") else None
-    if named is None:
-        raise InvalidRequest.of_fields(
-            [{"field": "params.engine", "message": f"can't be told from {path!r}: name the engine"}]
-        )
-    return CatalogEntry(name=name, engine=named, worker_type=None, model_path=path, origin="request")
+def _own_class(entry: CatalogEntry) -> type[Engine]:
+    dotted = entry.params.get("worker_class")
+    return engine_class(entry.engine) if dotted is None else load_class(str(dotted))
+
+
+def _class_of_request(name: object) -> type[Engine]:
+    try:
+        return engine_class(str(name))
+    except ConfigError as error:
+        raise InvalidRequest.of_fields([{"field": "params.engine", "message": str(error)}]) from error

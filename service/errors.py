@@ -120,9 +120,11 @@ class Unavailable(ModelyardError):
     title = "Not available now"
     retryable = True
 
-    def __init__(self, message: str, retry_after: int = 1) -> None:
+    def __init__(self, message: str, retry_after: int = 1, load: str | None = None) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+        self.load = load
+        """What the model's gate looked like: the value of ``Modelyard-Load``."""
 
 
 class Overloaded(Unavailable):
@@ -140,7 +142,7 @@ class NotReady(Unavailable):
 
 
 class Draining(Unavailable):
-    """This process takes no new work."""
+    """The process takes no new work."""
 
     code = "draining"
     title = "This process is about to end"

@@ -26,7 +26,10 @@ KEY = "modelyard"
 
 
 class Modelyard:
-    """The extension. ``options`` are settings by name (`Settings`), stronger than the application's ``MODELYARD_...`` config."""
+    """The extension.
+
+    ``options`` are settings by name (`Settings`), stronger than the ``MODELYARD_...`` of ``app.config``.
+    """
 
     def __init__(self, app: Flask | None = None, **options: Any) -> None:
         """Remember ``options``; with ``app``, do `init_app` as well."""
@@ -45,8 +48,8 @@ class Modelyard:
     ) -> Runtime:
         """Add the blueprints to ``app`` and return the runtime, which ``app.extensions["modelyard"]`` holds.
 
-        Without ``worker`` the worker API is left out; health and readiness stand under ``probes_prefix`` (default: the API's
-        prefix). Raises ConfigError.
+        Without ``worker`` the worker API is left out; health and readiness stand under ``probes_prefix`` (default: the
+        API's prefix). Raises ConfigError.
         """
         given = {**_config_of(app), **self._options, **options}
         if url_prefix is not None:

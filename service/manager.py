@@ -59,7 +59,8 @@ class LocalWorkerManager:
     ) -> ModelWorker:
         """Declare a model of this process, without starting it.
 
-        Raises Conflict where its key is taken, or its slots exceed what is left of the budget, and what `Declarations.engine` raises.
+        Raises Conflict where its key is taken, or its slots exceed what is left of the budget, and what `Declarations.engine`
+        raises.
         """
         return self._add(name, worker_type, dict(over_http or {})).worker
 
@@ -83,9 +84,10 @@ class LocalWorkerManager:
         self.budget.check_room(worker.name, worker.gate.slots, taken)
 
     def start(self, *, ignore_errors: bool = True, skip: Collection[str] = ()) -> None:
-        """Start every model that was added but those whose key is in ``skip``, one after the other, then call the `after_start` callbacks.
+        """Start every model but those whose key is in ``skip``, one after the other, then call `after_start` callbacks.
 
-        A failed one is logged and told to listeners; without ``ignore_errors`` its StartFailed is raised, after the others.
+        A failed one is logged and told to listeners; without ``ignore_errors`` its StartFailed is raised, after
+        the others.
         """
         failures: list[ModelyardError] = []
         for entry in self._all():
@@ -101,7 +103,7 @@ class LocalWorkerManager:
             raise failures[0]
 
     def stop(self, *, ignore_errors: bool = True) -> None:
-        """Stop every model, the last added first. Without ``ignore_errors`` the first error is raised, after the others."""
+        """Stop every model, the last added first; without ``ignore_errors`` raise the first error, after the others."""
         failures: list[Exception] = []
         for entry in reversed(self._all()):
             try:
@@ -191,7 +193,8 @@ class LocalWorkerManager:
     ) -> ApplyOutcome:
         """Start, stop, restart or change all instances of a name (``*``: of all names), in parallel.
 
-        Failures are in the outcome. Raises UnknownModel without an instance, InvalidRequest for parameters that do not fit.
+        Failures are in the outcome. Raises UnknownModel without an instance, InvalidRequest for parameters that
+        do not fit.
         """
         entries = self._all() if model == EVERY_MODEL else self._named(model, worker_type)
         for entry in entries:
@@ -273,24 +276,28 @@ class LocalWorkerManager:
 
     # Calls
 
-    def generate_stream(self, request: GenerateRequest, cancel: Cancel, *, wait: bool = True) -> OutputStream:
+    def generate_stream(
+        self, request: GenerateRequest, cancel: Cancel | None = None, *, wait: bool = True
+    ) -> OutputStream:
         """Return the stream of an answer; close it. Raises UnknownModel, Overloaded, NotReady, and more."""
-        return self._worker(request.model, WorkerType.LLM).generate_stream(request, cancel, wait=wait)
+        return self._worker(request.model, WorkerType.LLM).generate_stream(request, cancel or Cancel(), wait=wait)
 
-    def generate(self, request: GenerateRequest, cancel: Cancel, *, wait: bool = True) -> ModelOutput:
+    def generate(self, request: GenerateRequest, cancel: Cancel | None = None, *, wait: bool = True) -> ModelOutput:
         """Return a whole answer; raises like `generate_stream`."""
-        return self._worker(request.model, WorkerType.LLM).generate(request, cancel, wait=wait)
+        return self._worker(request.model, WorkerType.LLM).generate(request, cancel or Cancel(), wait=wait)
 
-    def embeddings(self, model: str, texts: Sequence[str], cancel: Cancel, *, wait: bool = True) -> Vectors:
+    def embeddings(
+        self, model: str, texts: Sequence[str], cancel: Cancel | None = None, *, wait: bool = True
+    ) -> Vectors:
         """Return one row of floats a text."""
-        return self._worker(model, WorkerType.TEXT2VEC).embeddings(texts, cancel, wait=wait)
+        return self._worker(model, WorkerType.TEXT2VEC).embeddings(texts, cancel or Cancel(), wait=wait)
 
     def rerank(
-        self, model: str, query: str, texts: Sequence[str], cancel: Cancel, *, wait: bool = True
+        self, model: str, query: str, texts: Sequence[str], cancel: Cancel | None = None, *, wait: bool = True
     ) -> Sequence[float]:
         """Return a score a text, by a reranker, or by the cosine of an embedder of that name."""
         worker = self._worker(model, WorkerType.RERANKER, WorkerType.TEXT2VEC)
-        return worker.rerank(query, texts, cancel, wait=wait)
+        return worker.rerank(query, texts, cancel or Cancel(), wait=wait)
 
     def count_token(self, model: str | None, prompt: str) -> int:
         """Return the tokens of ``prompt``; without a model, by the only LLM that is here."""

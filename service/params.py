@@ -218,7 +218,8 @@ def _collect(cls: type[Any], values: Mapping[str, Any], read: Any, source: str) 
 def from_json(cls: type[Any], values: Mapping[str, Any]) -> JSONObject:
     """Return the values of a JSON object that are parameters of ``cls``, checked.
 
-    Null means absent, unknown keys are ignored, a mask sent back means unchanged; InvalidRequest names every field at fault.
+    Null means absent, unknown keys are ignored, a mask sent back means unchanged. InvalidRequest names every
+    field at fault.
     """
     declared = params_of(cls)
     taken: JSONObject = {}

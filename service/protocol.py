@@ -39,24 +39,67 @@ class ModelEvent:
 class WorkerManager(Protocol):
     """What every manager does, over the models of one process or of a whole cluster."""
 
-    def generate_stream(self, request: GenerateRequest, cancel: Cancel, *, wait: bool = True) -> OutputStream: ...
-    def generate(self, request: GenerateRequest, cancel: Cancel, *, wait: bool = True) -> ModelOutput: ...
-    def embeddings(self, model: str, texts: Sequence[str], cancel: Cancel, *, wait: bool = True) -> Vectors: ...
+    def generate_stream(
+        self, request: GenerateRequest, cancel: Cancel | None = None, *, wait: bool = True
+    ) -> OutputStream:
+        """Return the stream of an answer, which the caller closes; without ``wait`` a full model refuses at once.
+
+        Raises UnknownModel, Unsupported, Overloaded, NotReady; the stream may raise what the engine says as well.
+        """
+
+    def generate(self, request: GenerateRequest, cancel: Cancel | None = None, *, wait: bool = True) -> ModelOutput:
+        """Return a whole answer; raises like the stream."""
+
+    def embeddings(
+        self, model: str, texts: Sequence[str], cancel: Cancel | None = None, *, wait: bool = True
+    ) -> Vectors:
+        """Return one row of floats a text; raises like `generate_stream`, and InputTooLong."""
+
     def rerank(
-        self, model: str, query: str, texts: Sequence[str], cancel: Cancel, *, wait: bool = True
-    ) -> Sequence[float]: ...
-    def count_token(self, model: str | None, prompt: str) -> int: ...
-    def model_metadata(self, model: str) -> ModelMetadata: ...
-    def model_startup(self, model: str, worker_type: WorkerType | None, params: Mapping[str, Any]) -> None: ...
-    def model_shutdown(self, model: str, worker_type: WorkerType | None) -> None: ...
+        self, model: str, query: str, texts: Sequence[str], cancel: Cancel | None = None, *, wait: bool = True
+    ) -> Sequence[float]:
+        """Return a score a text; raises like `embeddings`."""
+
+    def count_token(self, model: str | None, prompt: str) -> int:
+        """Return the tokens of ``prompt``; None stands for the only LLM. Never stands in line."""
+
+    def model_metadata(self, model: str) -> ModelMetadata:
+        """Return what a model is. Never stands in line."""
+
+    def model_startup(self, model: str, worker_type: WorkerType | None, params: Mapping[str, Any]) -> None:
+        """Start one model and return when it is ready.
+
+        Raises UnknownModel, Conflict, InvalidRequest, StartFailed; then nothing is left behind.
+        """
+
+    def model_shutdown(self, model: str, worker_type: WorkerType | None) -> None:
+        """Stop one model and forget it. Raises UnknownModel."""
+
     def worker_apply(
         self, model: str, apply_type: str, worker_type: WorkerType | None, params: Mapping[str, Any]
-    ) -> ApplyOutcome: ...
-    def parameter_descriptions(self, model: str, worker_type: WorkerType | None) -> list[JSONObject]: ...
-    def supported_models(self) -> list[tuple[str, int, list[SupportedModel]]]: ...
-    def get_model_instances(self, key: str, *, healthy_only: bool = True) -> list[ModelInstance]: ...
+    ) -> ApplyOutcome:
+        """Do one of `APPLY_TYPES` to all instances of a name (`EVERY_MODEL`: of all names).
+
+        Failures are in the outcome. Raises UnknownModel where there is no instance, InvalidRequest for parameters that
+        do not fit.
+        """
+
+    def parameter_descriptions(self, model: str, worker_type: WorkerType | None) -> list[JSONObject]:
+        """Return a model's parameters with their values, private ones masked. Raises UnknownModel."""
+
+    def supported_models(self) -> list[tuple[str, int, list[SupportedModel]]]:
+        """Return host, port, and the models that may run there, for each host."""
+
+    def get_model_instances(self, key: str, *, healthy_only: bool = True) -> list[ModelInstance]:
+        """Return the instances of a worker key."""
+
     def get_all_model_instances(
         self, worker_type: WorkerType | None = None, *, healthy_only: bool = True
-    ) -> list[ModelInstance]: ...
-    def select_one_instance(self, key: str) -> ModelInstance: ...
-    def load_of(self, model: str, worker_type: WorkerType) -> str | None: ...
+    ) -> list[ModelInstance]:
+        """Return all instances, of one type if given."""
+
+    def select_one_instance(self, key: str) -> ModelInstance:
+        """Return a healthy instance of a worker key. Raises UnknownModel, NotReady."""
+
+    def load_of(self, model: str, worker_type: WorkerType) -> str | None:
+        """Return the value of ``Modelyard-Load`` for a model; None where it is not known."""

@@ -109,7 +109,7 @@ class Runtime:
         log.error("%s", reason)
 
     def _declare(self) -> set[str]:
-        """Add the models of the configuration and those started over HTTP; return the keys that are not to be started."""
+        """Add the models of the configuration and those started over HTTP; return the keys not to be started."""
         quarantined = set(self._state.count_deaths()) if self._state else set()
         kept = self._state.models() if self._state else {}
         for name in self.names:
@@ -133,7 +133,7 @@ class Runtime:
         try:
             self.local.add(name, worker_type, over_http)
         except ModelyardError as error:
-            log.error("model %s can't be declared: %s", name, error)
+            log.warning("model %s can't be declared: %s", name, error)
             self.problems[name] = str(error)
 
     def _remember(self, event: ModelEvent) -> None:

@@ -76,7 +76,8 @@ class OwnerLock:
                 said = holder
                 told(
                     f"another process holds the models of this service: pid {holder.get('pid')}, "
-                    f"started by pid {holder.get('ppid')} (lock {self.path}); give this one another --port or --state-dir"
+                    f"started by pid {holder.get('ppid')} (lock {self.path}); "
+                    "give this one another --port or --state-dir"
                 )
             if stop.wait(interval):
                 return False

@@ -38,7 +38,7 @@ class ChunkEncoder:
         self._seam = _MIDDLE[delta] + _UNFINISHED + _HEAD
 
     def encode(self, burst: Burst) -> list[bytes]:
-        """Return the writes that carry ``burst``, mostly one: one chunk a piece, and one with no new text where it only ends."""
+        """Return the writes that carry ``burst``, mostly one: a chunk a piece, one with no new text where it only ends."""
         ends = burst.finish_reason is not None or burst.usage is not None or burst.metrics is not None
         pieces = burst.pieces if burst.pieces or not ends else [""]
         step = self._pieces_a_write()

@@ -72,7 +72,7 @@ class ModelWorker:
             failure = told_apart(error, self.name)
             self.state, self.reason = State.FAILED, str(failure)
             # A traceback says something only where we do not know the cause.
-            log.error("model %s did not start: %s", self.key, failure, exc_info=failure.code == "start_failed")
+            log.warning("model %s did not start: %s", self.key, failure, exc_info=failure.code == "start_failed")
             raise failure from error
         self.started_in = time.monotonic() - began
         self.gate = self._new_gate()
@@ -147,7 +147,8 @@ class ModelWorker:
     def generate_stream(self, request: GenerateRequest, cancel: Cancel, *, wait: bool = True) -> OutputStream:
         """Admit the request and return its stream, which owns the slot, or the place in line. Close it.
 
-        Raises Overloaded where the line is full, NotReady; the stream raises these, Cancelled, and what the engine says.
+        Raises Overloaded where the line is full, NotReady; the stream raises these, Cancelled, and what the
+        engine says.
         """
         ticket = self._admit(cancel, wait=wait)
         answer = _Answer(self, ticket, request, cancel)

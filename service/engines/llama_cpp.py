@@ -70,7 +70,7 @@ class LlamaCpp(Engine):
         header = gguf_header.read(self.path)
         _check_memory(self.path)
         try:
-            import xllamacpp
+            import xllamacpp  # noqa: PLC0415 - only who starts such a model needs it
         except ImportError as error:
             raise MissingLibrary(
                 f"the engine llama.cpp needs xllamacpp ({error}): pip install 'modelyard[llama]'"

@@ -103,7 +103,7 @@ class LocalWorkerManager:
             raise failures[0]
 
     def stop(self, *, ignore_errors: bool = True) -> None:
-        """Stop every model, the last added first; without ``ignore_errors`` raise the first error, after the others."""
+        """Stop every model, the last added first; without ``ignore_errors`` raise the first error at the end."""
         failures: list[Exception] = []
         for entry in reversed(self._all()):
             try:

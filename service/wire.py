@@ -38,7 +38,7 @@ class ChunkEncoder:
         self._seam = _MIDDLE[delta] + _UNFINISHED + _HEAD
 
     def encode(self, burst: Burst) -> list[bytes]:
-        """Return the writes that carry ``burst``, mostly one: a chunk a piece, one with no new text where it only ends."""
+        """Return the writes that carry ``burst``, mostly one: a chunk a piece, or an empty one where it only ends."""
         ends = burst.finish_reason is not None or burst.usage is not None or burst.metrics is not None
         pieces = burst.pieces if burst.pieces or not ends else [""]
         step = self._pieces_a_write()
@@ -108,12 +108,10 @@ class ChunkDecoder:
     def feed(self, data: bytes) -> list[JSONObject]:
         """Return the objects that ``data`` completes; ValueError where one is no JSON object, or over the limit."""
         self._buffer += data
-        if NUL not in data:
-            if len(self._buffer) > self._limit:
-                raise ValueError(f"a chunk is over {self._limit} bytes")
-            return []
-        *whole, rest = self._buffer.split(NUL)
-        self._buffer = rest
+        parts = self._buffer.split(NUL) if NUL in data else [self._buffer]
+        if max(map(len, parts)) > self._limit:
+            raise ValueError(f"a chunk is over {self._limit} bytes")
+        *whole, self._buffer = parts
         return [_object(chunk) for chunk in whole if chunk]
 
     def flush(self) -> None:

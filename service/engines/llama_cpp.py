@@ -60,6 +60,7 @@ class LlamaCpp(Engine):
         self._server: Any = None
         self._folder: PrivateFolder | None = None
         self._http: LlamaHttp
+        self._n_ctx = self.params.n_ctx
         self._metadata = ModelMetadata(self.params.registered_name)
 
     def start(self, progress: Progress) -> None:
@@ -68,6 +69,9 @@ class LlamaCpp(Engine):
             raise BadModelFile(f"model {self.params.registered_name!r} has no model_path")
         progress(f"checking {self.path.name}")
         header = gguf_header.read(self.path)
+        if header.unusable_because:
+            raise BadModelFile(f"{self.path} can't be run by itself: {header.unusable_because}")
+        self._n_ctx = min(self.params.n_ctx, header.context_length or self.params.n_ctx)
         _check_memory(self.path)
         try:
             import xllamacpp  # noqa: PLC0415 - only who starts such a model needs it
@@ -105,18 +109,17 @@ class LlamaCpp(Engine):
             given.embedding = True
             # A text is computed in one go, and a few slots are enough to fill a batch.
             given.n_parallel = min(own.limit_model_concurrency, 8)
-            given.n_batch = given.n_ubatch = max(own.n_ctx, own.n_batch)
+            given.n_batch = given.n_ubatch = max(self._n_ctx, own.n_batch)
         if own.worker_type == WorkerType.RERANKER:
             given.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_RANK
-        given.n_ctx = own.n_ctx * given.n_parallel
+        given.n_ctx = self._n_ctx * given.n_parallel
         return given
 
     def _describe(self, header: gguf_header.Header) -> ModelMetadata:
-        n_ctx = min(self.params.n_ctx, header.context_length or self.params.n_ctx)
         template = header.chat_template if self.params.worker_type == WorkerType.LLM else None
         return ModelMetadata(
             self.params.registered_name,
-            context_length=n_ctx,
+            context_length=self._n_ctx,
             chat_model=template is not None,
             metadata={
                 "architecture": header.architecture,
@@ -196,7 +199,7 @@ class LlamaCpp(Engine):
         return answer
 
     def _check_lengths(self, texts: Sequence[str], field: str) -> None:
-        limit = self._metadata.context_length or self.params.n_ctx
+        limit = self._n_ctx
         for index, text in enumerate(texts):
             # No tokenizer makes more tokens than bytes, but for the few that frame a text.
             if len(text.encode("utf-8", "surrogatepass")) + 4 <= limit:

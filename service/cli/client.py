@@ -1,0 +1,141 @@
+"""Talks to a running service; whatever goes wrong is a `Failure` that a person can act on."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import requests
+
+from .failures import USAGE, Failure
+
+URL_VARIABLE = "MODELYARD_URL"
+DEFAULT_URL = "http://127.0.0.1:8000/api"
+DEFAULT_PATH = "/api"
+CONNECT_TIMEOUT = 5.0
+
+
+class Refusal(Failure):
+    """The service answered that it will not, with the reason."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class ServiceClient:
+    """The worker API at one address. Close it."""
+
+    def __init__(self, url: str, timeout: float) -> None:
+        """Talk to ``url``, which ends with the API's prefix; an answer may take ``timeout`` seconds.
+
+        Raises Failure where it is no address. A URL without a path gets ``/api``.
+        """
+        self.base, self.shown = _checked(url)
+        self._timeout = timeout
+        self._session = requests.Session()
+        self._session.trust_env = False
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._session.close()
+
+    def get(self, path: str, **query: str | None) -> Any:
+        """Return the answer to a GET below ``/worker/``. Raises Refusal, Failure."""
+        return self._answer("GET", f"{self.base}/worker/{path}", params={k: v for k, v in query.items() if v})
+
+    def post(self, path: str, body: Mapping[str, Any]) -> Any:
+        """Return the answer to a POST below ``/worker/``. Raises Refusal, Failure."""
+        return self._answer("POST", f"{self.base}/worker/{path}", json=body)
+
+    def status(self) -> Any:
+        """Return what ``/readyz`` says, be it ready or not. It stands at the root, or in an application below a prefix."""
+        for url in _parents(self.base):
+            try:
+                status = self._answer("GET", f"{url}/readyz", accepted=(200, 503))
+            except Refusal as error:
+                if error.status == requests.codes.not_found:
+                    continue
+                raise
+            if isinstance(status, dict) and isinstance(status.get("models"), list):
+                return status
+        raise Failure(f"no /readyz of modelyard answers at {self.shown} or above it: is --url right?")
+
+    def _answer(self, method: str, url: str, accepted: tuple[int, ...] = (200,), **options: Any) -> Any:
+        try:
+            response = self._session.request(
+                method, url, timeout=(CONNECT_TIMEOUT, self._timeout), allow_redirects=False, **options
+            )
+        except requests.ReadTimeout as error:
+            raise Failure(
+                f"{self.shown} did not answer within {self._timeout:g} s, and may still be at it: see modelyard models "
+                "list, or wait longer with --timeout"
+            ) from error
+        except requests.RequestException as error:
+            raise Failure(
+                f"no service answers at {self.shown} ({_reason(error)}): start one with modelyard serve, "
+                f"or say where it is with --url or {URL_VARIABLE}"
+            ) from error
+        if response.is_redirect:
+            raise Failure(f"{self.shown} redirects to {response.headers['Location']}: if that is right, give it as --url")
+        value = _json(response)
+        if response.status_code in accepted and value is not response:
+            return value
+        if isinstance(value, dict) and "detail" in value:
+            raise Refusal(_sentence(value["detail"]), response.status_code)
+        raise Refusal(
+            f"{url} answered {response.status_code} {response.reason}, and not in the words of modelyard: is --url right?",
+            response.status_code,
+        )
+
+
+def _checked(url: str) -> tuple[str, str]:
+    """Return a URL without its last slash, and the same without a password."""
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        good = False
+    if not good:
+        raise Failure(f"{url!r} is no address of a service: expected something like {DEFAULT_URL}", USAGE)
+    path = parts.path.rstrip("/") or ("" if parts.path else DEFAULT_PATH)
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit((parts.scheme, parts.netloc, path, "", "")), urlunsplit((parts.scheme, host, path, "", ""))
+
+
+def _parents(url: str) -> Iterator[str]:
+    parts = urlsplit(url)
+    path = parts.path
+    while True:
+        yield urlunsplit((parts.scheme, parts.netloc, path, "", ""))
+        if not path:
+            return
+        path = path.rpartition("/")[0]
+
+
+def _json(response: requests.Response) -> Any:
+    """Return the value in a body; the response itself where it is no JSON."""
+    try:
+        return json.loads(response.content)
+    except ValueError:
+        return response
+
+
+def _reason(error: BaseException) -> str:
+    """Return what the operating system said, which requests hides four exceptions deep."""
+    seen: list[BaseException] = []
+    inner: BaseException | None = error
+    while inner is not None and inner not in seen:
+        seen.append(inner)
+        if isinstance(inner, OSError) and inner.errno:
+            return os.strerror(inner.errno) if inner.errno > 0 else str(inner.strerror)
+        found = [a for a in inner.args if isinstance(a, BaseException)] + [getattr(inner, "reason", None)]
+        inner = next((a for a in found if isinstance(a, BaseException)), inner.__cause__ or inner.__context__)
+    return str(seen[-1]) or type(error).__name__
+
+
+def _sentence(detail: object) -> str:
+    return detail if isinstance(detail, str) else json.dumps(detail, ensure_ascii=False)

@@ -47,6 +47,8 @@ class LocalWorkerManager:
         self.budget = budget
         self.host = host
         self.port = port
+        self.incomplete: Callable[[], str] = lambda: ""
+        """Says why models may still be missing here; whoever asks for one then is told to come again."""
         self._lock = threading.RLock()
         self._entries: dict[str, Entry] = {}
         self._listeners: list[Callable[[ModelEvent], None]] = []
@@ -256,9 +258,15 @@ class LocalWorkerManager:
     def _named(self, model: str, worker_type: WorkerType | None) -> list[Entry]:
         found = [e for e in self._all() if e.worker.name == model and worker_type in (None, e.worker.worker_type)]
         if not found:
+            self._check_complete()
             kind = f" of type {worker_type}" if worker_type else ""
             raise UnknownModel(f"there is no model {model!r}{kind} here{self._instead()}")
         return found
+
+    def _check_complete(self) -> None:
+        reason = self.incomplete()
+        if reason:
+            raise NotReady(f"no model is here yet: {reason}", retry_after=2)
 
     def _instead(self) -> str:
         names = sorted(entry.worker.key for entry in self._all())
@@ -269,6 +277,7 @@ class LocalWorkerManager:
             entry = self._entries.get(worker_key(model, kind))
             if entry is not None:
                 return entry.worker
+        self._check_complete()
         others: list[str] = [e.worker.worker_type.value for e in self._all() if e.worker.name == model]
         if others:
             raise Unsupported(f"model {model!r} is of type {', '.join(others)}: this call wants {' or '.join(kinds)}")
@@ -304,6 +313,7 @@ class LocalWorkerManager:
         return self._worker(model or self._only_llm(), *WorkerType).count_token(prompt)
 
     def _only_llm(self) -> str:
+        self._check_complete()
         names: list[str] = [e.worker.name for e in self._all() if e.worker.can_chat]
         if len(names) == 1:
             return names[0]

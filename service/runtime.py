@@ -38,6 +38,7 @@ class Runtime:
         self.local = LocalWorkerManager(
             Declarations(settings, self.catalog, environ), self.budget, settings.host, settings.port
         )
+        self.local.incomplete = self._why_incomplete
         self.manager: WorkerManager = self.local
         self.watcher = DisconnectWatcher()
         self.requests: set[Cancel] = set()
@@ -52,6 +53,7 @@ class Runtime:
         self._starting = threading.Lock()
         self._loader: threading.Thread | None = None
         self._halt = threading.Event()
+        self._declared = threading.Event()
         self._loaded = threading.Event()
         self._draining = threading.Event()
         self._waiting_for = ""
@@ -74,10 +76,13 @@ class Runtime:
         try:
             self._take_over()
             if not self._halt.is_set():
-                self.local.start(skip=self._declare())
+                skipped = self._declare()
+                self._declared.set()
+                self.local.start(skip=skipped)
         except Exception as error:
             log.exception("the models could not be loaded")
             self.problems["*"] = str(error)
+        self._declared.set()
         self._loaded.set()
         failed = self.problems | {w.key: w.reason for w in self.local.workers() if w.state is State.FAILED}
         if failed and self.settings.on_load_failure == "exit" and self.on_fatal is not None:
@@ -173,6 +178,11 @@ class Runtime:
         models += [{"model": n, "state": State.FAILED.value, "reason": r} for n, r in self.problems.items()]
         reason = self._why_not_ready(workers)
         return {"ready": reason is None, "reason": reason, "models": models}
+
+    def _why_incomplete(self) -> str:
+        if self._declared.is_set():
+            return ""
+        return self._waiting_for or "models are starting"
 
     def _why_not_ready(self, workers: list[ModelWorker]) -> str | None:
         if self._draining.is_set():

@@ -10,20 +10,28 @@ from urllib.parse import urlsplit, urlunsplit
 
 import requests
 
+from ..errors import UnknownModel
 from .failures import USAGE, Failure
 
 URL_VARIABLE = "MODELYARD_URL"
 DEFAULT_URL = "http://127.0.0.1:8000/api"
 DEFAULT_PATH = "/api"
 CONNECT_TIMEOUT = 5.0
+PROBLEMS = "urn:modelyard:error:"
 
 
 class Refusal(Failure):
-    """The service answered that it will not, with the reason."""
+    """The service answered that it will not; ``code`` is that of our errors, empty where others refuse."""
 
-    def __init__(self, message: str, status: int) -> None:
+    def __init__(self, message: str, status: int, code: str = "") -> None:
         super().__init__(message)
         self.status = status
+        self.code = code
+
+    @property
+    def says_unknown(self) -> bool:
+        """Whether there is no such model."""
+        return self.code == UnknownModel.code
 
 
 class ServiceClient:
@@ -32,7 +40,7 @@ class ServiceClient:
     def __init__(self, url: str, timeout: float) -> None:
         """Talk to ``url``, which ends with the API's prefix; an answer may take ``timeout`` seconds.
 
-        Raises Failure where it is no address. A URL without a path gets ``/api``.
+        Raises Failure where it is no address. A URL without a path, not even a slash, gets ``/api``.
         """
         self.base, self.shown = _checked(url)
         self._timeout = timeout
@@ -84,12 +92,7 @@ class ServiceClient:
         value = _json(response)
         if response.status_code in accepted and value is not response:
             return value
-        if isinstance(value, dict) and "detail" in value:
-            raise Refusal(_sentence(value["detail"]), response.status_code)
-        raise Refusal(
-            f"{url} answered {response.status_code} {response.reason}, and not in the words of modelyard: is --url right?",
-            response.status_code,
-        )
+        raise _refusal(value, response, self.shown)
 
 
 def _checked(url: str) -> tuple[str, str]:
@@ -116,6 +119,16 @@ def _parents(url: str) -> Iterator[str]:
         path = path.rpartition("/")[0]
 
 
+def _refusal(value: Any, response: requests.Response, shown: str) -> Refusal:
+    document = value if isinstance(value, dict) else {}
+    kind, detail = str(document.get("type", "")), document.get("detail", response.reason)
+    text = detail if isinstance(detail, str) else json.dumps(detail, ensure_ascii=False)
+    if kind.startswith(PROBLEMS):
+        return Refusal(text, response.status_code, kind.removeprefix(PROBLEMS))
+    hint = f"is --url right? It ends with the prefix of the API, as in {DEFAULT_URL}"
+    return Refusal(f"{shown} answered {response.status_code}: {text} ({hint})", response.status_code)
+
+
 def _json(response: requests.Response) -> Any:
     """Return the value in a body; the response itself where it is no JSON."""
     try:
@@ -135,7 +148,3 @@ def _reason(error: BaseException) -> str:
         found = [a for a in inner.args if isinstance(a, BaseException)] + [getattr(inner, "reason", None)]
         inner = next((a for a in found if isinstance(a, BaseException)), inner.__cause__ or inner.__context__)
     return str(seen[-1]) or type(error).__name__
-
-
-def _sentence(detail: object) -> str:
-    return detail if isinstance(detail, str) else json.dumps(detail, ensure_ascii=False)

@@ -1,0 +1,201 @@
+"""``modelyard models``: what a running service hosts, and changing it, over HTTP."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from ..protocol import EVERY_MODEL
+from ..types import JSONObject, WorkerType
+from .client import DEFAULT_URL, URL_VARIABLE, Refusal, ServiceClient
+from .failures import USAGE, Failure
+from .hosted import Hosted, Row
+from .tables import as_json, table, terminal_width
+from .values import allowed, param_of, split_pair, tags_of, typed
+
+READ_TIMEOUT = 15.0
+CHANGE_TIMEOUT = 600.0
+"""Seconds for an answer that waits for a model to load."""
+
+
+@click.group(short_help="See and change the models of a running service.")
+def models() -> None:
+    """See and change the models of a running service, over HTTP.
+
+    Which one: --url, or MODELYARD_URL in the environment. NAME is a model's name, or name@type where two types share it.
+    """
+
+
+def _talks(timeout: float) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command ``--url``, ``--timeout`` and ``--json``, and call it with a client."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @click.option(
+            "--url", envvar=URL_VARIABLE, default=DEFAULT_URL, show_default=True, help="address of the service's API"
+        )
+        @click.option(
+            "--timeout",
+            type=click.FloatRange(0, min_open=True),
+            default=timeout,
+            show_default=True,
+            metavar="SECONDS",
+            help="how long to wait for the answer",
+        )
+        @click.option("--json", "json_wanted", is_flag=True, help="print the answer as JSON, and nothing else")
+        @functools.wraps(command)
+        def run(url: str, timeout: float, json_wanted: bool, **given: Any) -> None:
+            client = ServiceClient(url, timeout)
+            try:
+                command(client=client, json_wanted=json_wanted, **given)
+            finally:
+                client.close()
+
+        return run
+
+    return decorate
+
+
+_name = click.argument("name")
+_name_or_all = click.argument("name", required=False)
+_pairs = click.argument("pairs", nargs=-1, metavar="[PARAM=VALUE]...")
+_all = click.option("--all", "every", is_flag=True, help="every model that the service hosts")
+_type = click.option(
+    "--type", "worker_type", type=click.Choice([t.value for t in WorkerType]), help="what the model is for"
+)
+
+
+@models.command("list", short_help="List the models and their states.")
+@click.option("--supported", is_flag=True, help="also those that could be started there")
+@_talks(READ_TIMEOUT)
+def list_models(client: ServiceClient, supported: bool, json_wanted: bool) -> None:
+    """List the models that the service hosts, with their states and why they are in them."""
+    hosted = Hosted.of(client)
+    rows = hosted.rows if supported else [row for row in hosted.rows if row.state is not None]
+    if json_wanted:
+        found = [row.plain() for row in rows]
+        click.echo(as_json({"ready": hosted.ready, "reason": hosted.reason, "models": found}))
+        return
+    if not rows:
+        click.echo("no model is hosted there; those that could be started: modelyard models list --supported")
+    elif supported:
+        heads = ("NAME", "TYPE", "STATE", "WEIGHTS", "PATH", "REASON")
+        lines = [(r.name, r.type, r.state, r.weights, r.path or None, r.reason) for r in rows]
+        click.echo(table(heads, lines, terminal_width()))
+    else:
+        lines = [(row.name, row.type, row.state, row.weights, row.reason) for row in rows]
+        click.echo(table(("NAME", "TYPE", "STATE", "WEIGHTS", "REASON"), lines, terminal_width()))
+    if not hosted.ready:
+        click.echo(f"not ready: {hosted.reason}")
+
+
+@models.command(short_help="Start a model.")
+@_name_or_all
+@_pairs
+@_type
+@_all
+@_talks(CHANGE_TIMEOUT)
+def start(
+    client: ServiceClient,
+    name: str | None,
+    pairs: tuple[str, ...],
+    worker_type: str | None,
+    every: bool,
+    json_wanted: bool,
+) -> None:
+    """Start a model that is stopped, or one that the service could host: from its catalogue, or a file in its folders.
+
+    \b
+    modelyard models start echo delay=0.1
+    modelyard models start mine model_path=mine.gguf n_ctx=4096
+
+    Values that are set here are kept: the model has them again after a restart of the service.
+    """
+    target = _target(client, name, worker_type, every, pairs)
+    _say(target.start(), json_wanted)
+
+
+@models.command(short_help="Stop a model.")
+@_name_or_all
+@_type
+@_all
+@click.option("--forget", is_flag=True, help="forget it too, with the parameters that were set over HTTP")
+@_talks(CHANGE_TIMEOUT)
+def stop(
+    client: ServiceClient, name: str | None, worker_type: str | None, every: bool, forget: bool, json_wanted: bool
+) -> None:
+    """Stop a model: its answers are cut off, its memory is freed. It stays listed, and stopped, also after a restart."""
+    if forget and every:
+        raise Failure("--forget takes a NAME, not --all", USAGE)
+    target = _target(client, name, worker_type, every, ())
+    _say(target.forget() if forget else target.apply("stop"), json_wanted)
+
+
+@models.command(short_help="Stop a model and start it again.")
+@_name_or_all
+@_pairs
+@_type
+@_all
+@_talks(CHANGE_TIMEOUT)
+def restart(
+    client: ServiceClient,
+    name: str | None,
+    pairs: tuple[str, ...],
+    worker_type: str | None,
+    every: bool,
+    json_wanted: bool,
+) -> None:
+    """Stop a model and start it again, with other values where PARAM=VALUE are given."""
+    target = _target(client, name, worker_type, every, pairs)
+    _say(target.apply("restart"), json_wanted)
+
+
+@models.command(short_help="Change parameters of a model.")
+@_name
+@click.argument("pairs", nargs=-1, required=True, metavar="PARAM=VALUE...")
+@_type
+@_talks(CHANGE_TIMEOUT)
+def update(
+    client: ServiceClient, name: str, pairs: tuple[str, ...], worker_type: str | None, json_wanted: bool
+) -> None:
+    """Change parameters of a model. One that runs is restarted if a value really changes; a stopped one stays stopped."""
+    target = _target(client, name, worker_type, False, pairs)
+    _say(target.apply("update_params"), json_wanted)
+
+
+@models.command(short_help="Show the parameters of a model.")
+@_name
+@_type
+@_talks(READ_TIMEOUT)
+def params(client: ServiceClient, name: str, worker_type: str | None, json_wanted: bool) -> None:
+    """Show the parameters of a model with their values; private ones are masked.
+
+    Tags: a fixed one can't be changed while the model exists, a shared one can also be set for all models at once.
+    """
+    descriptions = _target(client, name, worker_type, False, ()).descriptions()
+    if json_wanted:
+        click.echo(as_json(descriptions))
+        return
+    lines = []
+    for description in descriptions:
+        declared = param_of(description)
+        tags = " ".join(tags_of(description)) or None
+        value, kind = description.get("default_value"), description.get("param_type")
+        default = "required" if declared.required else declared.default
+        lines.append((declared.name, value, kind, default, allowed(declared), tags, declared.help))
+    click.echo(table(("NAME", "VALUE", "TYPE", "DEFAULT", "ALLOWED", "TAGS", "HELP"), lines, terminal_width()))
+
+
+def _say(outcome: JSONObject, json_wanted: bool) -> None:
+    """Print an outcome of `apply`; one without success is the exit status as well."""
+    if json_wanted:
+        click.echo(as_json(outcome))
+        if not outcome["success"]:
+            raise click.exceptions.Exit(1)
+    elif outcome["success"]:
+        click.echo(f"{outcome['message']} ({outcome['timecost']:.1f} s)")
+    else:
+        raise Failure(outcome["message"])

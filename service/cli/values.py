@@ -1,0 +1,92 @@
+"""``PARAM=VALUE`` on the command line, typed by what the service says of the parameter."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..params import Param
+from ..types import JSONObject
+from .failures import USAGE, Failure
+
+_TYPES: Mapping[str, type] = {"int": int, "float": float, "bool": bool}
+
+
+def split_pair(text: str) -> tuple[str, str]:
+    """Return both sides of ``PARAM=VALUE``. Raises Failure."""
+    name, equals, value = text.partition("=")
+    name = name.strip().replace("-", "_")
+    if not equals or not name:
+        raise Failure(f"{text!r}: expected PARAM=VALUE, as in n_ctx=4096", USAGE)
+    return name, value
+
+
+def typed(pairs: Mapping[str, str], descriptions: Sequence[JSONObject], model: str) -> JSONObject:
+    """Return the values that ``pairs`` stand for; without ``descriptions``, what they look like.
+
+    Raises Failure for a parameter that the model does not have (the service would ignore it), and for a value that does not fit.
+    """
+    declared = {str(description.get("param_name")): description for description in descriptions}
+    values: JSONObject = {}
+    for name, text in pairs.items():
+        if not declared:
+            values[name] = guessed(text)
+            continue
+        if name not in declared:
+            close = difflib.get_close_matches(name, declared, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"see modelyard models params {model}"
+            raise Failure(f"{name}: model {model!r} has no such parameter; {hint}", USAGE)
+        try:
+            values[name] = param_of(declared[name]).parse(text)
+        except ValueError as error:
+            private = "privacy" in tags_of(declared[name])
+            raise Failure(f"{name}: {'does not fit' if private else error}", USAGE) from error
+    return values
+
+
+def param_of(description: JSONObject) -> Param:
+    """Return the declaration that a ParameterDescription tells of."""
+    ext = description.get("ext_metadata") or {}
+    choices = description.get("valid_values")
+    return Param(
+        name=str(description.get("param_name")),
+        type=_TYPES.get(str(description.get("param_type")), str),
+        nullable=False,
+        required=bool(description.get("required")),
+        default=ext.get("default", description.get("default_value")),
+        help=str(description.get("description") or ""),
+        choices=tuple(choices) if choices else None,
+        min=ext.get("min"),
+        max=ext.get("max"),
+        tags=frozenset(tags_of(description)),
+    )
+
+
+def tags_of(description: JSONObject) -> list[str]:
+    """Return the tags of a ParameterDescription."""
+    tags = (description.get("ext_metadata") or {}).get("tags") or ""
+    return [tag for tag in str(tags).split(",") if tag]
+
+
+def allowed(declared: Param) -> str | None:
+    """Return the values that a parameter takes, for people; None where any will do."""
+    if declared.choices:
+        return " | ".join(declared.choices)
+    if declared.min is not None or declared.max is not None:
+        return f"{_bound(declared.min)} .. {_bound(declared.max)}".strip()
+    return None
+
+
+def _bound(value: float | None) -> str:
+    return "" if value is None else f"{value:.15g}"
+
+
+def guessed(text: str) -> Any:
+    """Return the number, truth value or text that ``text`` looks like."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return value if isinstance(value, bool | int | float) else text

@@ -6,15 +6,16 @@ Each returns a sentence for the outcome, or raises; each holds the model's lifec
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from . import params as parameters
-from .errors import ModelyardError
+from .errors import ModelyardError, NotReady
 from .protocol import EventKind
 from .types import JSONObject, WorkerType
-from .worker import ModelWorker, State
+from .worker import STOP_TIMEOUT, ModelWorker, State
 
 
 @dataclass
@@ -23,7 +24,21 @@ class Entry:
 
     worker: ModelWorker
     over_http: JSONObject
-    lifecycle: threading.Lock = field(default_factory=threading.Lock)
+    _lifecycle: threading.Lock = field(default_factory=threading.Lock)
+
+    @contextmanager
+    def alone(self, timeout: float | None = None) -> Iterator[None]:
+        """Hold the lifecycle lock: one start, stop or change at a time.
+
+        Raises NotReady when another takes longer than ``timeout`` seconds (default: a stop and a start).
+        """
+        limit = STOP_TIMEOUT + self.worker.params.start_timeout if timeout is None else timeout
+        if not self._lifecycle.acquire(timeout=limit):
+            raise NotReady(f"model {self.worker.key} is {self.worker.state.value}: it was not let go of in {limit:g} s")
+        try:
+            yield
+        finally:
+            self._lifecycle.release()
 
 
 class ModelHost(Protocol):
@@ -54,7 +69,7 @@ def operation(host: ModelHost, apply_type: str, params: Mapping[str, Any]) -> Ca
 
 
 def _start(host: ModelHost, entry: Entry) -> str:
-    with entry.lifecycle:
+    with entry.alone():
         if entry.worker.state is State.READY:
             return f"model {entry.worker.key} runs already"
         host.start_locked(entry)
@@ -62,7 +77,7 @@ def _start(host: ModelHost, entry: Entry) -> str:
 
 
 def _stop(host: ModelHost, entry: Entry) -> str:
-    with entry.lifecycle:
+    with entry.alone():
         entry.worker.stop()
         host.tell("stopped", entry)
     return f"model {entry.worker.key} stopped"
@@ -70,7 +85,7 @@ def _stop(host: ModelHost, entry: Entry) -> str:
 
 def _change(host: ModelHost, entry: Entry, params: Mapping[str, Any], *, restart: bool) -> str:
     key = entry.worker.key
-    with entry.lifecycle:
+    with entry.alone():
         changed, fixed = _changes(entry.worker, params)
         note = f"; fixed, so unchanged: {', '.join(fixed)}" if fixed else ""
         if not changed and not restart:

@@ -37,6 +37,9 @@ from .worker import ModelWorker, State
 
 log = logging.getLogger(__name__)
 
+LIFECYCLE_TIMEOUT = 5.0
+"""Seconds that the stop of all models waits for one that is just starting."""
+
 
 class LocalWorkerManager:
     """The models of this process: added, started, called, changed and stopped."""
@@ -109,7 +112,7 @@ class LocalWorkerManager:
         failures: list[Exception] = []
         for entry in reversed(self._all()):
             try:
-                with entry.lifecycle:
+                with entry.alone(LIFECYCLE_TIMEOUT):
                     entry.worker.stop()
             except Exception as error:
                 log.exception("model %s did not stop", entry.worker.key)
@@ -134,7 +137,7 @@ class LocalWorkerManager:
                 log.exception("a listener failed at %s of %s", kind, entry.worker.key)
 
     def _start(self, entry: Entry) -> None:
-        with entry.lifecycle:
+        with entry.alone():
             self.start_locked(entry)
 
     def start_locked(self, entry: Entry) -> None:
@@ -184,7 +187,7 @@ class LocalWorkerManager:
     def model_shutdown(self, model: str, worker_type: WorkerType | None) -> None:
         """Stop one model and forget it. Raises UnknownModel."""
         for entry in self._named(model, worker_type):
-            with entry.lifecycle:
+            with entry.alone():
                 entry.worker.stop()
                 with self._lock:
                     self._entries.pop(entry.worker.key, None)

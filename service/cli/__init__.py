@@ -7,6 +7,8 @@ import click
 from ..version import __version__
 from .check_config import check_config
 from .failures import OneLineGroup
+from .models import models
+from .pull import pull
 from .serve import serve
 
 
@@ -19,7 +21,7 @@ def cli() -> None:
     """Serve models with Flask, gunicorn and threads."""
 
 
-for command in (serve, check_config):
+for command in (serve, pull, models, check_config):
     cli.add_command(command)
 
 

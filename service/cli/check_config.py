@@ -11,9 +11,10 @@ import click
 from ..errors import ConfigError
 from ..settings import ROLES
 from ..types import JSONObject
-from .examine import ModelReport, Report, Said, examine
+from .examine import examine
 from .failures import Failure, complain
 from .options import SettingCommand, service_options, spoken
+from .report import ModelReport, Report, Said
 from .tables import as_json, table, terminal_width
 
 
@@ -26,8 +27,8 @@ def check_config(
 ) -> None:
     """Show every setting, and every parameter of the models that would be started, with where its value comes from.
 
-    Takes the options of modelyard serve, and starts nothing. Exit status 1 where something is wrong: a value that does not
-    fit, a name that nobody knows, weights that are not there.
+    Takes the options of modelyard serve, and starts nothing. Exit status 1 where something is wrong: a value that
+    does not fit, a name that nobody knows, weights that are not there.
     """
     report = examine(spoken(options, model, role), overrides, os.environ)
     try:

@@ -88,7 +88,9 @@ class ServiceClient:
                 f"or say where it is with --url or {URL_VARIABLE}"
             ) from error
         if response.is_redirect:
-            raise Failure(f"{self.shown} redirects to {response.headers['Location']}: if that is right, give it as --url")
+            raise Failure(
+                f"{self.shown} redirects to {response.headers['Location']}: if that is right, give it as --url"
+            )
         value = _json(response)
         if response.status_code in accepted and value is not response:
             return value

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable
 from typing import Any
 
 import click
 
-from ..protocol import EVERY_MODEL
 from ..types import JSONObject, WorkerType
-from .client import DEFAULT_URL, URL_VARIABLE, Refusal, ServiceClient
+from .client import DEFAULT_URL, URL_VARIABLE, ServiceClient
 from .failures import USAGE, Failure
-from .hosted import Hosted, Row
+from .hosted import Hosted
 from .tables import as_json, table, terminal_width
-from .values import allowed, param_of, split_pair, tags_of, typed
+from .target import Target
+from .values import allowed, param_of, tags_of
 
 READ_TIMEOUT = 15.0
 CHANGE_TIMEOUT = 600.0
@@ -114,7 +113,7 @@ def start(
 
     Values that are set here are kept: the model has them again after a restart of the service.
     """
-    target = _target(client, name, worker_type, every, pairs)
+    target = Target(client, name, worker_type, every=every, pairs=pairs)
     _say(target.start(), json_wanted)
 
 
@@ -130,7 +129,7 @@ def stop(
     """Stop a model: its answers are cut off, its memory is freed. It stays listed, and stopped, also after a restart."""
     if forget and every:
         raise Failure("--forget takes a NAME, not --all", USAGE)
-    target = _target(client, name, worker_type, every, ())
+    target = Target(client, name, worker_type, every=every)
     _say(target.forget() if forget else target.apply("stop"), json_wanted)
 
 
@@ -149,7 +148,7 @@ def restart(
     json_wanted: bool,
 ) -> None:
     """Stop a model and start it again, with other values where PARAM=VALUE are given."""
-    target = _target(client, name, worker_type, every, pairs)
+    target = Target(client, name, worker_type, every=every, pairs=pairs)
     _say(target.apply("restart"), json_wanted)
 
 
@@ -162,7 +161,7 @@ def update(
     client: ServiceClient, name: str, pairs: tuple[str, ...], worker_type: str | None, json_wanted: bool
 ) -> None:
     """Change parameters of a model. One that runs is restarted if a value really changes; a stopped one stays stopped."""
-    target = _target(client, name, worker_type, False, pairs)
+    target = Target(client, name, worker_type, pairs=pairs)
     _say(target.apply("update_params"), json_wanted)
 
 
@@ -175,7 +174,7 @@ def params(client: ServiceClient, name: str, worker_type: str | None, json_wante
 
     Tags: a fixed one can't be changed while the model exists, a shared one can also be set for all models at once.
     """
-    descriptions = _target(client, name, worker_type, False, ()).descriptions()
+    descriptions = Target(client, name, worker_type).descriptions()
     if json_wanted:
         click.echo(as_json(descriptions))
         return

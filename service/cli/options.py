@@ -58,7 +58,9 @@ class SettingCommand(click.Command):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write a section a group."""
         records = {
-            param.name: record for param in self.get_params(ctx) if (record := param.get_help_record(ctx)) is not None
+            param.name: record
+            for param in self.get_params(ctx)
+            if isinstance(param, click.Option) and (record := param.get_help_record(ctx)) is not None
         }
         for heading, names in GROUPS.items():
             below = [records.pop(name) for name in names if name in records]

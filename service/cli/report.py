@@ -64,7 +64,9 @@ def origins(values: Any, layers: Sequence[Layer]) -> list[Said]:
     for declared in params.params_of(type(values)).values():
         name, value = declared.name, declared.shown(getattr(values, declared.name))
         speaking = [layer for layer in layers if name in layer[1]]
-        found.append(Said(name, value, speaking[0][0], speaking[0][2](name)) if speaking else Said(name, value, "default"))
+        found.append(
+            Said(name, value, speaking[0][0], speaking[0][2](name)) if speaking else Said(name, value, "default")
+        )
     return found
 
 

@@ -94,7 +94,7 @@ def _add_generation(blueprint: Blueprint, runtime: Runtime) -> None:
             output = runtime.manager.generate(prompt, call.cancel, wait=_may_wait())
         finally:
             call.close()
-        return _with_load(json_response(output.to_dict()), runtime, prompt.model, WorkerType.LLM)
+        return _with_load(json_response(output), runtime, prompt.model, WorkerType.LLM)
 
 
 def _with_load(response: Response, runtime: Runtime, model: str, kind: WorkerType) -> Response:

@@ -8,6 +8,7 @@ away, it looks at all sockets four times a second with the original poll, which 
 from __future__ import annotations
 
 import logging
+import os
 import select
 import sys
 import threading
@@ -18,7 +19,7 @@ log = logging.getLogger(__name__)
 
 _GONE = select.POLLRDHUP | select.POLLHUP | select.POLLERR | select.POLLNVAL
 _POLL_INTERVAL = 0.25
-_EPOLL_TIMEOUT = 1.0
+_JOIN_TIMEOUT = 2.0
 
 
 def _original(name: str) -> Any:
@@ -51,6 +52,8 @@ class DisconnectWatcher:
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._epoll: select.epoll | None = None
+        self._alarm = -1
+        """An eventfd in the epoll, so that `stop` need not wait for a hang-up."""
 
     def start(self) -> None:
         """Start the thread; a second call does nothing."""
@@ -60,21 +63,28 @@ class DisconnectWatcher:
             self._stopping.clear()
             if not _is_patched():
                 self._epoll = select.epoll()
+                self._alarm = os.eventfd(0, os.EFD_CLOEXEC)
+                self._epoll.register(self._alarm, select.EPOLLIN)
             self._thread = threading.Thread(target=self._run, name="disconnect-watcher", daemon=True)
             self._thread.start()
 
     def stop(self) -> None:
-        """End the thread, within two seconds; a second call does nothing."""
+        """End the thread, at once unless a callback holds it up; a second call does nothing."""
         with self._lock:
             thread, self._thread = self._thread, None
+        if thread is None:
+            return
         self._stopping.set()
-        if thread is not None:
-            thread.join(2 * _EPOLL_TIMEOUT)
+        if self._alarm >= 0:
+            os.eventfd_write(self._alarm, 1)
+        thread.join(_JOIN_TIMEOUT)
         with self._lock:
             epoll, self._epoll = self._epoll, None
+            alarm, self._alarm = self._alarm, -1
             self._watched.clear()
         if epoll is not None:
             epoll.close()
+            os.close(alarm)
 
     def watch(self, fileno: int, callback: Callable[[], None]) -> None:
         """Call ``callback`` once, in the watcher's thread, when the client hangs up."""
@@ -82,8 +92,7 @@ class DisconnectWatcher:
             if self._thread is None:
                 return
             self._watched[fileno] = callback
-            if self._epoll is not None:
-                self._arm(self._epoll.register, fileno)
+            self._arm(fileno)
 
     def unwatch(self, fileno: int) -> None:
         """Forget a socket; it may be one that is not watched."""
@@ -91,8 +100,18 @@ class DisconnectWatcher:
             if self._watched.pop(fileno, None) is not None:
                 self._drop(fileno)
 
-    def _arm(self, how: Callable[[int, int], None], fileno: int) -> None:
-        how(fileno, select.EPOLLRDHUP | select.EPOLLONESHOT)
+    def _arm(self, fileno: int) -> None:
+        if self._epoll is None:
+            return
+        events = select.EPOLLRDHUP | select.EPOLLONESHOT
+        try:
+            try:
+                self._epoll.register(fileno, events)
+            except FileExistsError:
+                self._epoll.modify(fileno, events)
+        except OSError as error:  # it is no socket any more
+            self._watched.pop(fileno, None)
+            log.debug("socket %d can't be watched: %s", fileno, error)
 
     def _drop(self, fileno: int) -> None:
         if self._epoll is not None:
@@ -107,7 +126,7 @@ class DisconnectWatcher:
                 self._stopping.wait(_POLL_INTERVAL)
                 filenos = self._watched_gone()
             else:
-                filenos = [fileno for fileno, _ in self._epoll.poll(_EPOLL_TIMEOUT)]
+                filenos = [fileno for fileno, _ in self._epoll.poll()]
             for fileno in filenos:
                 self._tell(fileno)
 
@@ -125,8 +144,7 @@ class DisconnectWatcher:
                 return
             # The event may have been meant for an earlier request on the same number: look again.
             if not has_gone(fileno):
-                if self._epoll is not None:
-                    self._arm(self._epoll.modify, fileno)
+                self._arm(fileno)
                 return
             del self._watched[fileno]
             self._drop(fileno)

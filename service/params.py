@@ -123,6 +123,8 @@ class Param:
         for bound in ("min", "max"):
             if getattr(self, bound) is not None:
                 ext[bound] = getattr(self, bound)
+        if not self.required and value != self.default:
+            ext["default"] = self.shown(self.default)
         return {
             "param_class": param_class,
             "param_name": self.name,

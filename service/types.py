@@ -7,7 +7,7 @@ a process boundary as they are. The field names are DB-GPT's wire names.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import Any, NamedTuple, TypeAlias
 
@@ -79,7 +79,7 @@ class ModelOutput:
 
     def to_dict(self) -> JSONObject:
         """Return the wire's keys."""
-        return asdict(self)
+        return plain(self)
 
 
 @dataclass(slots=True)
@@ -153,7 +153,7 @@ class ModelInstance:
 
     def to_dict(self) -> JSONObject:
         """Return the wire's nine keys."""
-        return asdict(self)
+        return plain(self)
 
 
 @dataclass(slots=True)
@@ -166,7 +166,7 @@ class ApplyOutcome:
 
     def to_dict(self) -> JSONObject:
         """Return the wire's keys."""
-        return asdict(self)
+        return plain(self)
 
 
 @dataclass(slots=True)
@@ -183,7 +183,12 @@ class SupportedModel:
 
     def to_dict(self) -> JSONObject:
         """Return the wire's keys."""
-        return asdict(self)
+        return plain(self)
+
+
+def plain(value: Any) -> JSONObject:
+    """Return a dataclass's fields by name, not copied: `dataclasses.asdict` costs ten times as much."""
+    return {entry.name: getattr(value, entry.name) for entry in fields(value)}
 
 
 def known(cls: type[Any], values: Mapping[str, Any]) -> JSONObject:

@@ -94,7 +94,7 @@ def _ending(burst: Burst) -> bytes:
 
 def encode_output(output: ModelOutput) -> bytes:
     """Return ``output`` as JSON without the NUL."""
-    return orjson.dumps(output.to_dict())
+    return orjson.dumps(output)
 
 
 class ChunkDecoder:

@@ -81,9 +81,7 @@ def _describe_bert(writer: gguf.GGUFWriter, kind: str, context: int, pooling: gg
     writer.add_pooling_type(pooling)
     writer.add_tokenizer_model("bert")
     writer.add_token_list(tokens)
-    writer.add_token_types(
-        [gguf.TokenType.CONTROL] * special + [gguf.TokenType.NORMAL] * (len(tokens) - special)
-    )
+    writer.add_token_types([gguf.TokenType.CONTROL] * special + [gguf.TokenType.NORMAL] * (len(tokens) - special))
     writer.add_token_type_count(2)
     writer.add_pad_token_id(0)
     writer.add_unk_token_id(1)

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit, urlunsplit
 import requests
 
 from ..errors import UnknownModel
-from .failures import USAGE, Failure
+from .failures import Failure, Misuse
 
 URL_VARIABLE = "MODELYARD_URL"
 DEFAULT_URL = "http://127.0.0.1:8000/api"
@@ -60,7 +60,7 @@ class ServiceClient:
         return self._answer("POST", f"{self.base}/worker/{path}", json=body)
 
     def status(self) -> Any:
-        """Return what ``/readyz`` says, be it ready or not. It stands at the root, or in an application below a prefix."""
+        """Return what ``/readyz`` says, ready or not. It stands at the root, in an application below its prefix."""
         for url in _parents(self.base):
             try:
                 status = self._answer("GET", f"{url}/readyz", accepted=(200, 503))
@@ -89,7 +89,7 @@ class ServiceClient:
             ) from error
         if response.is_redirect:
             raise Failure(
-                f"{self.shown} redirects to {response.headers['Location']}: if that is right, give it as --url"
+                f"{self.shown} redirects to {response.headers['Location']}: where that is right, give it as --url"
             )
         value = _json(response)
         if response.status_code in accepted and value is not response:
@@ -105,7 +105,7 @@ def _checked(url: str) -> tuple[str, str]:
     except ValueError:
         good = False
     if not good:
-        raise Failure(f"{url!r} is no address of a service: expected something like {DEFAULT_URL}", USAGE)
+        raise Misuse(f"{url!r} is no address of a service: expected something like {DEFAULT_URL}")
     path = parts.path.rstrip("/") or ("" if parts.path else DEFAULT_PATH)
     host = parts.netloc.rpartition("@")[2]
     return urlunsplit((parts.scheme, parts.netloc, path, "", "")), urlunsplit((parts.scheme, host, path, "", ""))
@@ -124,6 +124,8 @@ def _parents(url: str) -> Iterator[str]:
 def _refusal(value: Any, response: requests.Response, shown: str) -> Refusal:
     document = value if isinstance(value, dict) else {}
     kind, detail = str(document.get("type", "")), document.get("detail", response.reason)
+    if kind == "about:blank":
+        detail = document.get("title", detail)  # Flask's own words are about typing URLs into a browser.
     text = detail if isinstance(detail, str) else json.dumps(detail, ensure_ascii=False)
     if kind.startswith(PROBLEMS):
         return Refusal(text, response.status_code, kind.removeprefix(PROBLEMS))

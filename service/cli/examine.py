@@ -55,7 +55,8 @@ def _settings(options: Mapping[str, str], environ: Mapping[str, str], faults: li
     told = text(options, lambda name: "command line")
     heard = text({n: environ[v] for n, v in variables.items()}, lambda name: f"environment, {variables[name]}")
     path = told.get("config") or heard.get("config")
-    table = tried(lambda: read_config(Path(path)) if path else {}, {}, faults)
+    nothing: JSONObject = {}
+    table = tried(lambda: read_config(Path(path)) if path else nothing, nothing, faults)
     source = f"{path} [service]"
     filed = each(table.get("service", {}), lambda n, v: params.from_plain(Settings, {n: v}, source), faults)
     settings = _built([told, heard, filed], faults)

@@ -9,20 +9,27 @@ import click
 from ..errors import ModelyardError
 from .tables import printable
 
-USAGE = 2
-INTERRUPTED = 130
-
 
 class Failure(click.ClickException):
     """What went wrong, in one line."""
 
-    def __init__(self, message: str, exit_code: int = 1) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
+    exit_code = 1
 
     def show(self, file: IO[Any] | None = None) -> None:
         """Print the line."""
         complain(self.message)
+
+
+class Misuse(Failure):
+    """The command was called wrongly."""
+
+    exit_code = 2
+
+
+class Interrupted(Failure):
+    """Somebody pressed Ctrl-C."""
+
+    exit_code = 130
 
 
 def complain(message: str) -> None:
@@ -49,11 +56,11 @@ class OneLineGroup(click.Group):
         except ModelyardError as error:
             raise Failure(str(error)) from error
         except KeyboardInterrupt:
-            raise Failure("interrupted", INTERRUPTED) from None
+            raise Interrupted("interrupted") from None
 
 
 def _shorter(error: click.UsageError) -> click.ClickException:
     if type(error).__name__ == "NoArgsIsHelpError":
         return error  # It is the help, not a failure. click has this class since 8.2.
     hint = f" (see {error.ctx.command_path} --help)" if error.ctx is not None else ""
-    return Failure(error.format_message().rstrip(".") + hint, USAGE)
+    return Misuse(error.format_message().rstrip(".") + hint)

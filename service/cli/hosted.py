@@ -1,4 +1,4 @@
-"""What a service hosts and what it could host, as one list: states from ``/readyz``, the rest from ``models/supports``."""
+"""What a service hosts and what it could host, as one list: ``/readyz`` tells states, ``models/supports`` the rest."""
 
 from __future__ import annotations
 
@@ -52,9 +52,8 @@ class Hosted:
         for model in supported:
             name, kind = registered_name(model), str(model["worker_type"]) or None
             if (name, kind) not in there and (name, None) not in there:
-                rows.append(
-                    _with_weights(Row(name, kind, reason=None if model["enabled"] else "disabled there"), model)
-                )
+                row = Row(name, kind, reason=None if model["enabled"] else "can't be run there: see its log")
+                rows.append(_with_weights(row, model))
         return cls(bool(status.get("ready")), status.get("reason"), rows)
 
 

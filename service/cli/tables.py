@@ -55,9 +55,7 @@ def shown(value: Any) -> str:
 
 def printable(text: str) -> str:
     """Return ``text`` on one line, without what would move a terminal's cursor or change its colours."""
-    return "".join(
-        char if char.isprintable() else " " if char.isspace() else "\N{REPLACEMENT CHARACTER}" for char in text
-    )
+    return "".join(char if char.isprintable() else " " if char.isspace() else "\ufffd" for char in text)
 
 
 def size(count: int) -> str:

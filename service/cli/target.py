@@ -10,7 +10,7 @@ from ..errors import Conflict
 from ..protocol import EVERY_MODEL
 from ..types import JSONObject, split_worker_key
 from .client import Refusal, ServiceClient
-from .failures import USAGE, Failure
+from .failures import Failure, Misuse
 from .hosted import registered_name, supported_models, value_of
 from .values import split_pair, typed
 
@@ -39,7 +39,7 @@ class Target:
         self._pairs = dict(split_pair(pair) for pair in pairs)
         for param in self._pairs:
             if param in _NOT_HERE:
-                raise Failure(f"{param} can't be set here: {_NOT_HERE[param]}", USAGE)
+                raise Misuse(f"{param} can't be set here: {_NOT_HERE[param]}")
 
     def apply(self, apply_type: str) -> JSONObject:
         """Start, stop, restart or change what is hosted; return the outcome."""
@@ -109,7 +109,7 @@ class Target:
         return _outcome(f"model {self.name} started", began)
 
     def _restarted(self, unknown: Refusal) -> JSONObject:
-        """Start one that is hosted under a name that the catalogue does not know: an alias, or one started over HTTP."""
+        """Start one that is hosted under a name that is in no catalogue: an alias, or one started over HTTP."""
         try:
             return self.apply("restart")
         except Refusal:
@@ -134,18 +134,18 @@ class Target:
 def _named(name: str | None, worker_type: str | None, every: bool, pairs: Sequence[str]) -> tuple[str, str | None]:
     if every:
         if name is not None or worker_type is not None or pairs:
-            raise Failure("--all stands alone: without NAME, --type and PARAM=VALUE", USAGE)
+            raise Misuse("--all stands alone: without NAME, --type and PARAM=VALUE")
         return EVERY_MODEL, None
     if name is None or name == EVERY_MODEL:
-        raise Failure("name a model, or say --all", USAGE)
+        raise Misuse("name a model, or say --all")
     if "=" in name:
-        raise Failure(f"{name!r} is no name of a model: NAME stands before PARAM=VALUE", USAGE)
+        raise Misuse(f"{name!r} is no name of a model: NAME stands before PARAM=VALUE")
     try:
         short, kind = split_worker_key(name)
     except ValueError:
         return name, worker_type
     if worker_type not in (None, kind.value):
-        raise Failure(f"{name} and --type {worker_type} contradict each other", USAGE)
+        raise Misuse(f"{name} and --type {worker_type} contradict each other")
     return short, kind.value
 
 

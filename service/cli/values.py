@@ -9,24 +9,25 @@ from typing import Any
 
 from ..params import Param
 from ..types import JSONObject
-from .failures import USAGE, Failure
+from .failures import Misuse
 
 _TYPES: Mapping[str, type] = {"int": int, "float": float, "bool": bool}
 
 
 def split_pair(text: str) -> tuple[str, str]:
-    """Return both sides of ``PARAM=VALUE``. Raises Failure."""
+    """Return both sides of ``PARAM=VALUE``. Raises Misuse."""
     name, equals, value = text.partition("=")
     name = name.strip().replace("-", "_")
     if not equals or not name:
-        raise Failure(f"{text!r}: expected PARAM=VALUE, as in n_ctx=4096", USAGE)
+        raise Misuse(f"{text!r}: expected PARAM=VALUE, as in n_ctx=4096")
     return name, value
 
 
 def typed(pairs: Mapping[str, str], descriptions: Sequence[JSONObject], model: str) -> JSONObject:
     """Return the values that ``pairs`` stand for; without ``descriptions``, what they look like.
 
-    Raises Failure for a parameter that the model does not have (the service would ignore it), and for a value that does not fit.
+    Raises Misuse for a parameter that the model does not have (the service would ignore it), or a value that does
+    not fit.
     """
     declared = {str(description.get("param_name")): description for description in descriptions}
     values: JSONObject = {}
@@ -37,12 +38,12 @@ def typed(pairs: Mapping[str, str], descriptions: Sequence[JSONObject], model: s
         if name not in declared:
             close = difflib.get_close_matches(name, declared, n=1)
             hint = f"did you mean {close[0]}?" if close else f"see modelyard models params {model}"
-            raise Failure(f"{name}: model {model!r} has no such parameter; {hint}", USAGE)
+            raise Misuse(f"{name}: model {model!r} has no such parameter; {hint}")
         try:
             values[name] = param_of(declared[name]).parse(text)
         except ValueError as error:
             private = "privacy" in tags_of(declared[name])
-            raise Failure(f"{name}: {'does not fit' if private else error}", USAGE) from error
+            raise Misuse(f"{name}: {'does not fit' if private else error}") from error
     return values
 
 

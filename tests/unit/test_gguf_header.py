@@ -10,7 +10,6 @@ from pathlib import Path
 import gguf
 import pytest
 import tiny_gguf
-
 from modelyard import gguf_header
 from modelyard.errors import BadModelFile
 from modelyard.types import WorkerType
@@ -50,19 +49,19 @@ FileOf = Callable[[bytes], Path]
 
 
 @pytest.mark.parametrize(
-    ("kind", "architecture", "name", "pooling", "worker_type"),
+    ("kind", "told", "worker_type"),
     [
-        ("llama", "llama", "tiny-llama", None, WorkerType.LLM),
-        ("embed", "bert", "tiny-bert-embed", "mean", WorkerType.TEXT2VEC),
-        ("rank", "bert", "tiny-bert-rank", "rank", WorkerType.RERANKER),
+        ("llama", ("llama", "tiny-llama", None), WorkerType.LLM),
+        ("embed", ("bert", "tiny-bert-embed", "mean"), WorkerType.TEXT2VEC),
+        ("rank", ("bert", "tiny-bert-rank", "rank"), WorkerType.RERANKER),
     ],
 )
 def test_it_tells_what_a_model_is(
-    tmp_path: Path, kind: str, architecture: str, name: str, pooling: str | None, worker_type: WorkerType
+    tmp_path: Path, kind: str, told: tuple[str, str, str | None], worker_type: WorkerType
 ) -> None:
     path = tiny_gguf.make(tmp_path / "tiny.gguf", kind, context=256)
     found = gguf_header.read(path)
-    assert (found.architecture, found.name, found.pooling_type) == (architecture, name, pooling)
+    assert (found.architecture, found.name, found.pooling_type) == told
     assert (found.context_length, found.embedding_length) == (256, tiny_gguf.WIDTH)
     assert found.file_size == path.stat().st_size
     assert found.guess_worker_type() is worker_type
@@ -111,9 +110,7 @@ def test_pooling_of_a_decoder_decides_what_it_is_for(file_of: FileOf, number: in
         (b"general.type", b"model", "no weights"),
     ],
 )
-def test_a_file_that_is_no_model_by_itself_says_why(
-    file_of: FileOf, key: bytes, value: bytes, reason: str
-) -> None:
+def test_a_file_that_is_no_model_by_itself_says_why(file_of: FileOf, key: bytes, value: bytes, reason: str) -> None:
     found = gguf_header.read(file_of(header(pair(key, STRING, text(value)))))
     assert found.unusable_because is not None
     assert reason in found.unusable_because
@@ -168,9 +165,7 @@ def test_bytes_that_are_no_unicode_do_no_harm(file_of: FileOf) -> None:
         (header(tensor(b"t", (1,), kind=9999, offset=64), tensors=1, keys=0), "cut short: its header says 1"),
     ],
 )
-def test_a_hostile_or_broken_file_is_refused_with_the_reason(
-    file_of: FileOf, content: bytes, reason: str
-) -> None:
+def test_a_hostile_or_broken_file_is_refused_with_the_reason(file_of: FileOf, content: bytes, reason: str) -> None:
     path = file_of(content)
     started = time.monotonic()
     with pytest.raises(BadModelFile, match=reason) as refused:
@@ -216,9 +211,7 @@ def test_no_flipped_byte_in_a_header_raises_anything_else(tmp_path: Path) -> Non
 
 def test_a_huge_vocabulary_is_skipped_in_little_time_and_memory(file_of: FileOf) -> None:
     words = struct.pack("<IQ", STRING, 300_000) + b"".join(text(b"w%d" % i) for i in range(300_000))
-    path = file_of(
-        header(pair(b"tokenizer.ggml.tokens", ARRAY, words), pair(b"x", UINT32, struct.pack("<I", 5)))
-    )
+    path = file_of(header(pair(b"tokenizer.ggml.tokens", ARRAY, words), pair(b"x", UINT32, struct.pack("<I", 5))))
     started = time.monotonic()
     found = gguf_header.read(path)
     assert time.monotonic() - started < 2
@@ -227,9 +220,7 @@ def test_a_huge_vocabulary_is_skipped_in_little_time_and_memory(file_of: FileOf)
 
 
 def test_a_very_long_text_is_left_out(file_of: FileOf) -> None:
-    path = file_of(
-        header(pair(b"huge", STRING, text(b"a" * (2 << 20))), pair(b"x", UINT32, struct.pack("<I", 5)))
-    )
+    path = file_of(header(pair(b"huge", STRING, text(b"a" * (2 << 20))), pair(b"x", UINT32, struct.pack("<I", 5))))
     found = gguf_header.read(path)
     assert found.text("huge") is None
     assert found.number("x") == 5

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import tempfile
 from pathlib import Path
 
 import pytest
-
 from modelyard import weights
 from modelyard.errors import BadModelFile
 
@@ -20,19 +19,6 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
     first.mkdir()
     second.mkdir()
     return first, second
-
-
-@pytest.fixture
-def powerless() -> Iterator[None]:
-    """Root reads everything: be nobody for a while."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(NOBODY)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
 
 
 Folders = tuple[Path, Path]
@@ -121,15 +107,18 @@ def test_what_can_be_no_path_is_refused(folders: Folders, path: str) -> None:
         weights.resolve(path, folders)
 
 
-def test_an_unreadable_file_names_the_permission(tmp_path: Path, powerless: None) -> None:
-    folder = Path(f"/tmp/modelyard-weights-{os.getpid()}-{tmp_path.name}")  # noqa: S108 - where nobody may write
-    folder.mkdir()
+def test_an_unreadable_file_names_the_permission() -> None:
+    folder = Path(tempfile.mkdtemp())  # Not below tmp_path, where others can't even look.
+    folder.chmod(0o755)
+    path = folder / "a.gguf"
+    path.touch(mode=0o000)
+    if os.geteuid() == 0:  # Root reads everything: be nobody for a while.
+        os.seteuid(NOBODY)
     try:
-        path = folder / "a.gguf"
-        path.touch(mode=0o000)
         with pytest.raises(BadModelFile, match="Permission denied; check its permissions"):
             weights.resolve("a.gguf", [folder])
     finally:
+        os.seteuid(os.getuid())
         path.unlink()
         folder.rmdir()
 

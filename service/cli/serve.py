@@ -44,10 +44,9 @@ def serve(role: str | None, model: tuple[str, ...], overrides: tuple[str, ...], 
         raise MissingLibrary("serve needs gunicorn: pip install 'modelyard[server]'")
     check_port(settings)
     click.echo(f"modelyard: {settings.role} on http://{settings.address}{settings.prefix}", err=True)
-    os.environ.update(environment_of(said, overrides))
-    arguments = ["-m", "gunicorn", "-c", "python:modelyard.gunicorn_settings", "modelyard.wsgi:app"]
+    command = [sys.executable, "-m", "gunicorn", "-c", "python:modelyard.gunicorn_settings", "modelyard.wsgi:app"]
     sys.stderr.flush()
-    os.execv(sys.executable, [sys.executable, *arguments])  # noqa: S606 - our own interpreter
+    os.execve(command[0], command, {**os.environ, **environment_of(said, overrides)})  # noqa: S606 - our own interpreter
 
 
 def environment_of(said: Mapping[str, str], overrides: Sequence[str]) -> dict[str, str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from . import params as parameters
-from .errors import ModelyardError, NotReady
+from .errors import Conflict, ModelyardError, NotReady
 from .protocol import EventKind
 from .types import JSONObject, WorkerType
 from .worker import STOP_TIMEOUT, ModelWorker, State
@@ -24,7 +24,23 @@ class Entry:
 
     worker: ModelWorker
     over_http: JSONObject
+    claimed: int = 0
+    """Slots that a change under way holds for the worker to come."""
     _lifecycle: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def slots(self) -> int:
+        """Slots that count against the budget."""
+        return max(self.worker.gate.slots, self.claimed)
+
+    def refuse_while_busy(self) -> None:
+        """Raise Conflict when the model runs, or when somebody is about to start, stop or change it."""
+        state = self.worker.state
+        if state in (State.STOPPED, State.FAILED):
+            if not self._lifecycle.locked():
+                return
+            state = State.STARTING
+        raise Conflict(f"model {self.worker.key} is {state.value} already: shut it down first, or restart it")
 
     @contextmanager
     def alone(self, timeout: float | None = None) -> Iterator[None]:
@@ -47,8 +63,8 @@ class ModelHost(Protocol):
     def new_worker(self, name: str, worker_type: WorkerType | None, over_http: JSONObject) -> ModelWorker:
         """Return a worker that is not started."""
 
-    def check_room(self, worker: ModelWorker) -> None:
-        """Raise Conflict where its slots do not fit."""
+    def claim(self, entry: Entry, worker: ModelWorker) -> None:
+        """Hold room for the worker that is about to replace the entry's own. Raises Conflict."""
 
     def start_locked(self, entry: Entry) -> None:
         """Start an entry whose lifecycle lock is held, and tell listeners."""
@@ -110,14 +126,15 @@ def _replace(host: ModelHost, entry: Entry, over_http: JSONObject, *, run: bool)
     """Give the model new parameters; where it does not start with them, it runs on with the old ones."""
     old, old_http = entry.worker, entry.over_http
     fresh = host.new_worker(old.params.model_name, old.worker_type, over_http)
-    host.check_room(fresh)
+    host.claim(entry, fresh)
     ran = old.state is State.READY
-    old.stop()
-    entry.worker, entry.over_http = fresh, over_http
-    if not run:
-        host.tell("changed", entry)
-        return
     try:
+        if ran:
+            old.stop()
+        entry.worker, entry.over_http = fresh, over_http
+        if not run:
+            host.tell("changed", entry)
+            return
         host.start_locked(entry)
     except ModelyardError as error:
         entry.worker, entry.over_http = old, old_http
@@ -126,3 +143,5 @@ def _replace(host: ModelHost, entry: Entry, over_http: JSONObject, *, run: bool)
             raise
         host.start_locked(entry)
         raise type(error)(f"{error}; it runs on with the parameters it had") from error
+    finally:
+        entry.claimed = 0

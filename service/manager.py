@@ -19,7 +19,7 @@ from .declarations import Declarations
 from .engines.base import Vectors
 from .errors import Conflict, InvalidRequest, ModelyardError, NotReady, UnknownModel, Unsupported
 from .outcomes import in_parallel, merged
-from .protocol import EVERY_MODEL, EventKind, ModelEvent
+from .protocol import APPLY_TYPES, EVERY_MODEL, EventKind, ModelEvent
 from .streams import OutputStream
 from .supported import supported_models
 from .types import (
@@ -64,8 +64,8 @@ class LocalWorkerManager:
     ) -> ModelWorker:
         """Declare a model of this process, without starting it.
 
-        Raises Conflict where its key is taken, or its slots exceed what is left of the budget, and what `Declarations.engine`
-        raises.
+        Raises Conflict where its key is taken, or its slots exceed what is left of the budget, and what
+        `Declarations.engine` raises.
         """
         return self._add(name, worker_type, dict(over_http or {})).worker
 
@@ -85,8 +85,14 @@ class LocalWorkerManager:
 
     def check_room(self, worker: ModelWorker) -> None:
         """Raise Conflict when its slots, with those of the other models, exceed the budget."""
-        taken = sum(e.worker.gate.slots for e in self._all() if e.worker.key != worker.key)
+        taken = sum(e.slots for e in self._all() if e.worker.key != worker.key)
         self.budget.check_room(worker.name, worker.gate.slots, taken)
+
+    def claim(self, entry: Entry, worker: ModelWorker) -> None:
+        """Hold room for the worker that is about to replace the entry's own. Raises Conflict."""
+        with self._lock:
+            self.check_room(worker)
+            entry.claimed = worker.gate.slots
 
     def start(self, *, ignore_errors: bool = True, skip: Collection[str] = ()) -> None:
         """Start every model but those whose key is in ``skip``, one after the other, then call `after_start` callbacks.
@@ -141,7 +147,9 @@ class LocalWorkerManager:
             self.start_locked(entry)
 
     def start_locked(self, entry: Entry) -> None:
-        """Start an entry whose lifecycle lock this thread holds. Raises StartFailed."""
+        """Start an entry whose lifecycle lock this thread holds. Raises StartFailed, UnknownModel where it has gone."""
+        if self._entries.get(entry.worker.key) is not entry:
+            raise UnknownModel(f"model {entry.worker.key} was shut down meanwhile")
         if entry.worker.state is State.READY:
             return
         self.tell("starting", entry)
@@ -160,29 +168,35 @@ class LocalWorkerManager:
         Raises UnknownModel, Conflict (it runs, or there is no room), InvalidRequest, StartFailed; then nothing is left
         behind, and what ran still runs.
         """
+        self._check_complete()
+        self._check_enabled(model)
         over_http = {k: v for k, v in params.items() if v is not None}
-        fresh = self.new_worker(model, worker_type, over_http)
-        with self._lock:
-            old = self._entries.get(fresh.key)
-            if old is not None and old.worker.state not in (State.STOPPED, State.FAILED):
-                raise Conflict(
-                    f"model {fresh.key} is {old.worker.state.value} already: shut it down first, or restart it"
-                )
-            if old is not None:
-                over_http = {**old.over_http, **over_http}
-                fresh = self.new_worker(model, worker_type, over_http)
-            self.check_room(fresh)
-            entry = self._entries[fresh.key] = Entry(fresh, over_http)
-        try:
-            self._start(entry)
-        except BaseException:
+        entry = Entry(self.new_worker(model, worker_type, over_http), over_http)
+        key = entry.worker.key
+        with entry.alone():
             with self._lock:
+                old = self._entries.get(key)
                 if old is not None:
-                    self._entries[fresh.key] = old
-                else:
-                    self._entries.pop(fresh.key, None)
-            self.tell("changed" if old is not None else "forgotten", old or entry)
-            raise
+                    old.refuse_while_busy()
+                    entry.over_http = {**old.over_http, **over_http}
+                    entry.worker = self.new_worker(model, worker_type, entry.over_http)
+                self.check_room(entry.worker)
+                self._entries[key] = entry
+            try:
+                self.start_locked(entry)
+            except BaseException:
+                with self._lock:
+                    if old is not None:
+                        self._entries[key] = old
+                    else:
+                        self._entries.pop(key, None)
+                self.tell("changed" if old is not None else "forgotten", old or entry)
+                raise
+
+    def _check_enabled(self, model: str) -> None:
+        entry = self.declarations.entry(model)
+        if entry is not None and not entry.enabled:
+            raise Conflict(f"model {model!r} is disabled ({entry.origin}): {entry.description}")
 
     def model_shutdown(self, model: str, worker_type: WorkerType | None) -> None:
         """Stop one model and forget it. Raises UnknownModel."""
@@ -201,6 +215,10 @@ class LocalWorkerManager:
         Failures are in the outcome. Raises UnknownModel without an instance, InvalidRequest for parameters that
         do not fit.
         """
+        if apply_type not in APPLY_TYPES:
+            fault = f"{apply_type!r} is not one of {', '.join(APPLY_TYPES)}"
+            raise InvalidRequest.of_fields([{"field": "apply_type", "message": fault}])
+        self._check_complete()
         entries = self._all() if model == EVERY_MODEL else self._named(model, worker_type)
         for entry in entries:
             parameters.from_json(type(entry.worker.params), params)

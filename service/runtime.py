@@ -157,7 +157,8 @@ class Runtime:
         elif event.kind == "forgotten" and key not in self._configured:
             state.forget(key)
         else:
-            stopped = event.kind != "changed" or event.worker.state is not State.READY
+            # One that failed to start is no stopped one: the next process tries again.
+            stopped = event.kind != "changed" or event.worker.state is State.STOPPED
             state.update(key, model=event.worker.params.model_name, params=event.over_http, stopped=stopped)
 
     # What it answers

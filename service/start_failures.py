@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import requests
 
 from .errors import BadModelFile, MissingLibrary, ModelyardError, NetworkFailure, StartFailed, StartTimeout
@@ -14,10 +16,10 @@ def told_apart(error: BaseException, model: str) -> ModelyardError:
     subject = f"model {model!r} did not start"
     if isinstance(error, ImportError):
         return MissingLibrary(f"{subject}: {error}; install the library, or the extra that brings it")
-    if isinstance(error, requests.RequestException | ConnectionError):
+    if isinstance(error, requests.RequestException | ConnectionError | socket.gaierror):
         return NetworkFailure(f"{subject}: the network failed: {error}")
     if isinstance(error, TimeoutError):
-        return StartTimeout(f"{subject}: {error or 'a time limit passed'}")
+        return StartTimeout(f"{subject}: {str(error) or 'a time limit passed'}")
     if isinstance(error, OSError):
         return BadModelFile(f"{subject}: {error}")
     if isinstance(error, MemoryError):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 
 from .cancel import Cancel
+from .errors import Cancelled
 from .types import Burst
 
 TICK = 1.0
@@ -47,8 +48,8 @@ class OutputStream:
                 raise self.cancel.error
             return next(self._bursts)
         except BaseException as error:
-            # An engine that was told to stop just ends: the reader must not take that for the answer's end.
-            broke_off = isinstance(error, StopIteration) and self.cancel.is_set()
+            # An engine that was told to stop ends, or says no more than that: the reader is told why.
+            broke_off = isinstance(error, StopIteration | Cancelled) and self.cancel.is_set()
             self.close()
             if broke_off:
                 raise self.cancel.error from None

@@ -13,7 +13,7 @@ from typing import Any
 from .admission import Gate, Ticket
 from .cancel import Cancel
 from .engines.base import Engine, ModelParams, Vectors
-from .errors import EngineError, ModelyardError, NotReady, StartTimeout
+from .errors import Cancelled, EngineError, ModelyardError, NotReady, StartTimeout
 from .start_failures import told_apart
 from .streams import TICK, OutputStream, pumped
 from .types import Burst, GenerateRequest, ModelMetadata, ModelOutput, WorkerType, worker_key
@@ -83,7 +83,7 @@ class ModelWorker:
         """Run the engine's start in a thread, so that one that hangs is left behind with its own engine."""
         ended = threading.Event()
         failures: list[BaseException] = []
-        given_up = threading.Event()
+        deciding, given_up = threading.Lock(), False
         engine = self.engine
         engine.path = self._locate()
 
@@ -92,13 +92,16 @@ class ModelWorker:
                 engine.start(self._progress)
             except BaseException as error:  # noqa: BLE001 - raised again by the thread that waits
                 failures.append(error)
-            ended.set()
-            if given_up.is_set() and not failures:
+            with deciding:
+                ended.set()
+            if given_up and not failures:
                 engine.stop()
 
         threading.Thread(target=run, name=f"start-{self.name}", daemon=True).start()
-        if not ended.wait(self.params.start_timeout):
-            given_up.set()
+        ended.wait(self.params.start_timeout)
+        with deciding:
+            given_up = not ended.is_set()
+        if given_up:
             # A new engine for the next try: this one may come to life any time.
             self.engine = type(engine)(engine.params, engine.path)
             raise StartTimeout(
@@ -195,7 +198,9 @@ class ModelWorker:
             ticket.wait()
             return call()
         except BaseException as error:
-            raise self.engine_error(error) from error
+            # An engine only knows that it was told to stop; the cancel knows why.
+            reason = cancel.error if isinstance(error, Cancelled) and cancel.is_set() else self.engine_error(error)
+            raise reason from error
         finally:
             self._let_go(cancel, ticket)
 

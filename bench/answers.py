@@ -1,0 +1,99 @@
+"""Reading HTTP/1.1 answers at little cost: how long, how many pieces, and where one ends."""
+
+from __future__ import annotations
+
+
+class BrokenAnswer(Exception):
+    """What came is no HTTP/1.1 answer that can be followed to its end."""
+
+
+class Answer:
+    """One answer, fed with what a socket gives; it keeps counts, and the body only if asked to.
+
+    Bodies are framed by Content-Length or chunked. A piece is what a NUL byte ends: neither JSON nor the framing of
+    chunks can hold one, so they are counted in the raw bytes.
+    """
+
+    def __init__(self, keep: bool = False) -> None:
+        """Await an answer; ``keep`` its body."""
+        self.status = 0
+        self.pieces = 0
+        self.received = 0
+        self.done = False
+        self.closes = False
+        self.body: list[bytes] = []
+        self._keep = keep
+        self._head = b""
+        self._left = 0
+        self._chunked = False
+        self._line = b""
+        self._in_trailer = False
+
+    def feed(self, data: bytes) -> int:
+        """Take what came, and return the number of pieces in it. Raises BrokenAnswer."""
+        self.received += len(data)
+        if not self.status:
+            self._head += data
+            head, end, data = self._head.partition(b"\r\n\r\n")
+            if not end:
+                return 0
+            self._read_head(head)
+        pieces = data.count(0)
+        self.pieces += pieces
+        if self._chunked:
+            self._read_chunks(data)
+        else:
+            self._take(data)
+            self._left -= len(data)
+            self.done = self._left <= 0
+        return pieces
+
+    def _read_head(self, head: bytes) -> None:
+        first, *lines = head.split(b"\r\n")
+        fields = dict(line.lower().split(b":", 1) for line in lines if b":" in line)
+        try:
+            self.status = int(first.split(b" ", 2)[1])
+            self._left = int(fields.get(b"content-length", b"0"))
+        except (IndexError, ValueError) as error:
+            raise BrokenAnswer(f"not an answer: {first[:80]!r}") from error
+        self._chunked = b"chunked" in fields.get(b"transfer-encoding", b"")
+        self.closes = b"close" in fields.get(b"connection", b"")
+        if not self._chunked and b"content-length" not in fields:
+            raise BrokenAnswer("neither a length nor chunks: the connection can't be used again")
+
+    def _read_chunks(self, data: bytes) -> None:
+        at, size = 0, len(data)
+        while at < size:
+            if self._left:
+                # The two bytes after a chunk are counted as its own.
+                took = min(self._left, size - at)
+                self._take(data[at : at + min(took, max(self._left - 2, 0))] if self._keep else b"")
+                self._left -= took
+                at += took
+                continue
+            end = data.find(b"\n", at)
+            if end < 0:
+                self._line += data[at:]
+                return
+            line, self._line = (self._line + data[at:end]).strip(), b""
+            at = end + 1
+            if self._in_trailer:
+                self.done = not line
+            elif line:
+                self._begin_chunk(line)
+            if self.done:
+                return
+
+    def _begin_chunk(self, line: bytes) -> None:
+        try:
+            length = int(line.split(b";", 1)[0], 16)
+        except ValueError as error:
+            raise BrokenAnswer(f"not the length of a chunk: {line[:40]!r}") from error
+        if length:
+            self._left = length + 2
+        else:
+            self._in_trailer = True
+
+    def _take(self, data: bytes) -> None:
+        if self._keep and data:
+            self.body.append(data)

@@ -1,0 +1,24 @@
+"""One module a figure. Each has NAME, TITLE, LIMITS (what limits it, for whoever misses it) and ``measure(plan)``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from ..plan import Plan
+from ..report import Row
+from . import busy, memory, overload, paced, recovery, requests, smollm2, unpaced
+
+
+class Figure(Protocol):
+    """What the modules are."""
+
+    NAME: str
+    TITLE: str
+    LIMITS: str
+
+    def measure(self, plan: Plan) -> Iterator[Row]:
+        """Measure, and yield rows as they come. Its servers end with the iterator."""
+
+
+FIGURES: tuple[Figure, ...] = (paced, unpaced, requests, smollm2, busy, overload, memory, recovery)

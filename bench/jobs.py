@@ -1,0 +1,119 @@
+"""What the load generator is told and what it tells: plain values that cross a pipe as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(kw_only=True)
+class Job:
+    """One load. Times are seconds.
+
+    Closed loop: each of ``connections`` sends its next request when its answer has ended, until ``seconds`` are over
+    or it has ``answers``. With a ``rate``, requests are sent that often a second instead, on at most ``connections``
+    at once, whatever becomes of them.
+    """
+
+    port: int
+    path: str
+    body: Any = None
+    """Sent as JSON by POST; None is a GET."""
+    accept: str = ""
+    connections: int = 1
+    seconds: float = 1.0
+    """Bounds the job in any case."""
+    answers: int = 0
+    """For each connection; 0: no such bound."""
+    rate: float = 0.0
+    spread: float = 0.0
+    """Seconds over which the connections of a closed loop begin, one after the other."""
+    deadline: float = 0.0
+    """An answer that lasts longer is given up, its connection closed; 0: none."""
+    gaps: bool = False
+    """Whether the time between two arrivals of pieces in one answer is noted."""
+    tokens: bool = False
+    """Whether ``usage.completion_tokens`` of each answer's last piece is added up."""
+
+    def request(self) -> bytes:
+        """Return the bytes of one request."""
+        body = b"" if self.body is None else json.dumps(self.body).encode()
+        lines = [
+            f"{'GET' if self.body is None else 'POST'} {self.path} HTTP/1.1",
+            f"Host: 127.0.0.1:{self.port}",
+            *([f"Accept: {self.accept}"] if self.accept else []),
+            *(["Content-Type: application/json", f"Content-Length: {len(body)}"] if body else []),
+        ]
+        return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+@dataclass
+class Spread:
+    """Percentiles of something, in seconds; all 0 where nothing was noted."""
+
+    count: int = 0
+    p50: float = 0.0
+    p99: float = 0.0
+    most: float = 0.0
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Return the percentiles of ``values``, by the nearest rank."""
+        if not values:
+            return cls()
+        ordered = sorted(values)
+        last = len(ordered) - 1
+        return cls(len(ordered), ordered[round(0.5 * last)], ordered[round(0.99 * last)], ordered[-1])
+
+
+@dataclass
+class Outcome:
+    """What became of a `Job`. Requests that were still running at its end count in ``pieces`` and ``received`` only."""
+
+    seconds: float = 0.0
+    """From the first request to the end of the last answer, or of the time given."""
+    ok: int = 0
+    refused: int = 0
+    """Answers with status 503."""
+    failed: int = 0
+    """Other statuses, and connections that broke."""
+    late: int = 0
+    unsent: int = 0
+    """Requests of a rate for which no connection was left."""
+    pieces: int = 0
+    received: int = 0
+    tokens: int = 0
+    latency: Spread = field(default_factory=Spread)
+    """Of whole answers that were ok."""
+    first: Spread = field(default_factory=Spread)
+    """To the first byte, of the same."""
+    gaps: Spread = field(default_factory=Spread)
+
+    @property
+    def per_second(self) -> float:
+        """Answers that were ok, a second."""
+        return self.ok / self.seconds if self.seconds else 0.0
+
+    @property
+    def pieces_per_second(self) -> float:
+        """Pieces a second, those of unfinished answers included."""
+        return self.pieces / self.seconds if self.seconds else 0.0
+
+    @property
+    def bytes_per_answer(self) -> float:
+        """Bytes received for each answer that was ok, heads included."""
+        return self.received / self.ok if self.ok else 0.0
+
+    def dump(self) -> str:
+        """Return it as JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def load(cls, text: str) -> Outcome:
+        """Return what `dump` gave."""
+        values = json.loads(text)
+        for name in ("latency", "first", "gaps"):
+            values[name] = Spread(**values[name])
+        return cls(**values)

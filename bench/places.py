@@ -1,0 +1,16 @@
+"""Where things lie: the checkout, and the folder for what a run makes (logs, state, the peer's environment)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = ROOT / ".cache"
+RUN = CACHE / "bench"
+
+
+def run_folder(name: str) -> Path:
+    """Return the folder of ``name`` for this run's logs and state, made if need be."""
+    folder = RUN / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

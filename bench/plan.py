@@ -1,0 +1,49 @@
+"""How long and how often a run measures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .peer import Peer
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Numbers of one run; times are seconds."""
+
+    rounds: int = 5
+    """Interleaved measurements of which the median counts."""
+    seconds: float = 2.0
+    """Of one closed loop."""
+    clients: tuple[int, ...] = (1, 8, 32)
+    paced: tuple[int, ...] = (8, 64, 200)
+    paced_pieces: int = 60
+    paced_rounds: int = 3
+    pairs: int = 5
+    """Of SmolLM2 through HTTP and without."""
+    tokens: int = 128
+    """Of one answer of SmolLM2."""
+    overload_seconds: float = 8.0
+    overload_rounds: int = 3
+    probes: float = 6.0
+    """Seconds of asking a busy server."""
+    requests: int = 20_000
+    """After which memory must not have grown."""
+    recoveries: int = 3
+    peer: Peer | None = Peer()
+    """None measures our side alone; ratios stay open."""
+
+
+FULL = Plan()
+QUICK = Plan(
+    rounds=3,
+    seconds=0.8,
+    paced_pieces=30,
+    paced_rounds=1,
+    pairs=3,
+    tokens=64,
+    overload_seconds=4.0,
+    overload_rounds=1,
+    probes=3.0,
+    recoveries=1,
+)

@@ -1,0 +1,136 @@
+"""A server as a child: started in a group of its own, measured through /proc, always stopped."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from .places import ROOT
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class ServerFailed(Exception):
+    """A server did not come up, or ended by itself."""
+
+
+def free_port() -> int:
+    """Return a port of the loopback that is free now."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+class Server:
+    """A running server: the process that was started and all its descendants."""
+
+    def __init__(self, name: str, command: Sequence[str], port: int, environ: Mapping[str, str], log: Path) -> None:
+        """Start ``command`` in the checkout; what it prints goes to ``log``."""
+        self.name = name
+        self.port = port
+        self._log = log
+        with log.open("wb") as out:
+            self._process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env={**os.environ, **environ},
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def wait_ready(self, path: str, timeout: float = 60.0) -> None:
+        """Wait until ``path`` answers 200. Raises ServerFailed with the log's end."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            if self._process.poll() is not None:
+                break
+            if self.ask(path)[0] == 200:
+                return
+            time.sleep(0.05)
+        end = "\n".join(self._log.read_text(errors="replace").splitlines()[-8:])
+        raise ServerFailed(f"{self.name} does not answer {path}; its log ends:\n{end}")
+
+    def ask(self, path: str, body: Any = None, timeout: float = 2.0) -> tuple[int, bytes]:
+        """Return status and body of one request, a GET without ``body``; status 0 where no answer comes."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        try:
+            sent = None if body is None else json.dumps(body)
+            connection.request("GET" if sent is None else "POST", path, sent, {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+        except (OSError, http.client.HTTPException):
+            return 0, b""
+        finally:
+            connection.close()
+
+    def pids(self) -> list[int]:
+        """Return the process and its descendants, parents first."""
+        found = [self._process.pid]
+        for pid in found:
+            found += _children(pid)
+        return found
+
+    def cpu(self) -> float:
+        """Return the seconds of CPU that the processes alive have used so far."""
+        return sum(_cpu(pid) for pid in self.pids())
+
+    def pss(self) -> float:
+        """Return their proportional share of memory, in bytes: pages shared among them count once."""
+        return sum(_pss(pid) for pid in self.pids())
+
+    def stop(self) -> None:
+        """End the whole group: asked first, killed after ten seconds. Safe to call twice."""
+        for number, patience in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0)):
+            try:
+                os.killpg(self._process.pid, number)
+            except ProcessLookupError:
+                break
+            try:
+                self._process.wait(patience)
+            except subprocess.TimeoutExpired:
+                continue
+        self._process.poll()
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
+    for tasks in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            found += [int(child) for child in tasks.read_text().split()]
+        except OSError:
+            continue
+    return found
+
+
+def _cpu(pid: int) -> float:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+def _pss(pid: int) -> float:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))

@@ -1,0 +1,40 @@
+"""Measuring two sides in turns, so that what else the machine does meets both."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Turns(Generic[T]):
+    """What the rounds gave, in their order. ``theirs`` is empty where there is no other side."""
+
+    def __init__(self) -> None:
+        """Hold nothing yet."""
+        self.ours: list[T] = []
+        self.theirs: list[T] = []
+
+    def median(self, value: Callable[[T], float]) -> tuple[float, float | None]:
+        """Return the medians of ``value`` over our rounds and over theirs."""
+        ours = statistics.median(map(value, self.ours))
+        return ours, statistics.median(map(value, self.theirs)) if self.theirs else None
+
+    def ratio(self, value: Callable[[T], float]) -> float | None:
+        """Return the median of the rounds' ratios, ours to theirs; None without theirs, or where they did nothing."""
+        pairs = [(value(one), value(other)) for one, other in zip(self.ours, self.theirs, strict=False)]
+        ratios = [one / other for one, other in pairs if other]
+        return statistics.median(ratios) if ratios else None
+
+
+def in_turns(rounds: int, ours: Callable[[], T], theirs: Callable[[], T] | None) -> Turns[T]:
+    """Call both ``rounds`` times in turns; who goes first changes from round to round."""
+    turns: Turns[T] = Turns()
+    for number in range(rounds):
+        order: Sequence[tuple[list[T], Callable[[], T] | None]] = ((turns.ours, ours), (turns.theirs, theirs))
+        for kept, measure in order if number % 2 == 0 else reversed(order):
+            if measure is not None:
+                kept.append(measure())
+    return turns

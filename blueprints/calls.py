@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import socket
+import struct
 import time
 from typing import Any
 
@@ -21,34 +25,51 @@ class Call:
     Raises Overloaded, Draining or NotReady when it is made.
     """
 
-    __slots__ = ("_closed", "_fileno", "_runtime", "cancel")
+    __slots__ = ("_closed", "_fileno", "_runtime", "_sock", "_timed", "cancel")
 
     def __init__(self, runtime: Runtime, request: Request) -> None:
         runtime.check_open()
         runtime.budget.enter()
         self._runtime = runtime
         self._closed = False
+        self._timed = False
         self.cancel = Cancel()
         runtime.requests.add(self.cancel)
-        self._fileno = _socket_of(request)
+        self._sock = _socket_of(request)
+        self._fileno = -1 if self._sock is None else self._sock.fileno()
         if self._fileno >= 0:
             runtime.watcher.watch(self._fileno, self.cancel.set)
+
+    def bound_writes(self, seconds: float) -> None:
+        """Let a write to a client that accepts nothing fail after ``seconds``."""
+        if self._sock is None:
+            return
+        with contextlib.suppress(OSError, AttributeError):
+            if os.get_blocking(self._fileno):
+                # In the kernel: a timeout of Python's socket would cost a poll a write.
+                timeval = struct.pack("ll", int(seconds), int(seconds % 1 * 1_000_000))
+                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
+            else:
+                # gevent's waits in the hub, where the kernel's limit means nothing.
+                self._sock.settimeout(seconds)
+                self._timed = True
 
     def close(self) -> None:
         """Let go of the socket and the thread; a second call does nothing."""
         if self._closed:
             return
         self._closed = True
+        if self._timed:
+            self._sock.settimeout(None)
         if self._fileno >= 0:
             self._runtime.watcher.unwatch(self._fileno)
         self._runtime.requests.discard(self.cancel)
         self._runtime.budget.leave()
 
 
-def _socket_of(request: Request) -> int:
-    """Return the number of the client's socket; -1 where the server does not hand it over (tests, uWSGI)."""
-    sock: Any = request.environ.get("gunicorn.socket") or request.environ.get("werkzeug.socket")
-    return sock.fileno() if sock is not None else -1
+def _socket_of(request: Request) -> Any:
+    """Return the client's socket; None where the server does not hand it over (tests, uWSGI)."""
+    return request.environ.get("gunicorn.socket") or request.environ.get("werkzeug.socket")
 
 
 class AccessLine:

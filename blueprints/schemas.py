@@ -6,6 +6,7 @@ Null means absent, unknown keys are ignored, numbers have ranges. Messages are c
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
@@ -127,13 +128,19 @@ class DescriptionsSchema(_Base):
     worker_type = fields.String(validate=validate.OneOf(_TYPES))
 
 
-PROMPT = PromptSchema()
+_PROMPT_FIELDS = frozenset(PromptSchema._declared_fields)
 EMBEDDINGS = EmbeddingsSchema()
 COUNT_TOKEN = CountTokenSchema()
 METADATA = MetadataSchema()
 APPLY = ApplySchema()
 STARTUP = StartupSchema()
 DESCRIPTIONS = DescriptionsSchema()
+
+
+@lru_cache(maxsize=256)
+def _prompt_schema(names: frozenset[str]) -> Schema:
+    """Return the schema of the fields that a body has: visiting the absent ones costs more than checking the others."""
+    return PromptSchema(only=names)
 
 
 def load(schema: Schema, body: Mapping[str, Any]) -> JSONObject:
@@ -157,7 +164,7 @@ def _flat(messages: Any, path: str) -> list[FieldError]:
 
 def generate_request(body: Mapping[str, Any]) -> GenerateRequest:
     """Return the request that a prompt body asks for. Raises InvalidRequest."""
-    loaded = load(PROMPT, body)
+    loaded = load(_prompt_schema(_PROMPT_FIELDS.intersection(body) | {"model"}), body)
     loaded.pop("context", None)
     messages = body.get("messages")
     if messages is not None:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import socket
-import struct
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flask import Response
 
@@ -35,7 +31,7 @@ class StreamBody:
         self._encoder = ChunkEncoder(delta=delta)
         self._silence_timeout = silence_timeout
         self._first: Burst | None = None
-        self._writes: deque[bytes] = deque()
+        self._writes: Iterator[bytes] = iter(())
         self._closed = False
         self._ended = False
 
@@ -53,7 +49,7 @@ class StreamBody:
                 return
             if time.monotonic() >= deadline:
                 # The server sends headers with the first write: so that they leave, a write is needed.
-                self._writes.append(EMPTY_CHUNK)
+                self._writes = iter((EMPTY_CHUNK,))
                 return
 
     def __iter__(self) -> Iterator[bytes]:
@@ -65,8 +61,8 @@ class StreamBody:
         return data
 
     def _next_data(self) -> bytes:
-        if self._writes:
-            return self._writes.popleft()
+        for write in self._writes:
+            return write
         if self._ended:
             raise StopIteration
         if self._first is not None:
@@ -89,9 +85,8 @@ class StreamBody:
     def _encode(self, burst: Burst) -> bytes | None:
         self._line.began_output()
         self._line.pieces = (self._line.pieces or 0) + len(burst.pieces)
-        writes = self._encoder.encode(burst)
-        self._writes.extend(writes[1:])
-        return writes[0] if writes else None
+        self._writes = iter(self._encoder.encode(burst))
+        return next(self._writes, None)
 
     def _last_chunk(self, error: Exception) -> bytes:
         known = error if isinstance(error, ModelyardError) else unforeseen(error)
@@ -140,15 +135,3 @@ class StreamResponse(Response):
         answer = super().__call__(environ, start_response)
         self.taken = True
         return answer
-
-
-def bound_writes(environ: dict[str, Any], seconds: float) -> None:
-    """Let a write to a client that accepts nothing fail after ``seconds``, in the kernel.
-
-    A timeout of Python's socket would cost a poll a write.
-    """
-    sock = environ.get("gunicorn.socket")
-    if sock is not None:
-        with contextlib.suppress(OSError, AttributeError):
-            timeval = struct.pack("ll", int(seconds), int(seconds % 1 * 1_000_000))
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)

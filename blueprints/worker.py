@@ -10,7 +10,7 @@ from ..wire import DELTA_TYPE
 from . import errors, schemas
 from .bodies import json_response, read_object
 from .calls import AccessLine, Call
-from .streaming import StreamBody, StreamResponse, bound_writes
+from .streaming import StreamBody, StreamResponse
 
 
 def worker_blueprint(runtime: Runtime, url_prefix: str, name: str = "modelyard_worker") -> Blueprint:
@@ -76,7 +76,7 @@ def _add_generation(blueprint: Blueprint, runtime: Runtime) -> None:
             delta = DELTA_TYPE in request.headers.get("Accept", "")
             body = StreamBody(call, stream, g.modelyard_line, delta=delta, silence_timeout=settings.silence_timeout)
             body.prime(settings.first_output_timeout)
-            bound_writes(request.environ, settings.write_timeout)
+            call.bound_writes(settings.write_timeout)
             response = StreamResponse(body, delta=delta, load=stream.load)
         except BaseException:
             if body is not None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -66,6 +66,9 @@ class ModelHost(Protocol):
     def claim(self, entry: Entry, worker: ModelWorker) -> None:
         """Hold room for the worker that is about to replace the entry's own. Raises Conflict."""
 
+    def held(self, entry: Entry) -> AbstractContextManager[None]:
+        """Hold an entry's lifecycle lock. Raises NotReady after too long, UnknownModel where the entry has gone."""
+
     def start_locked(self, entry: Entry) -> None:
         """Start an entry whose lifecycle lock is held, and tell listeners."""
 
@@ -85,7 +88,7 @@ def operation(host: ModelHost, apply_type: str, params: Mapping[str, Any]) -> Ca
 
 
 def _start(host: ModelHost, entry: Entry) -> str:
-    with entry.alone():
+    with host.held(entry):
         if entry.worker.state is State.READY:
             return f"model {entry.worker.key} runs already"
         host.start_locked(entry)
@@ -93,7 +96,7 @@ def _start(host: ModelHost, entry: Entry) -> str:
 
 
 def _stop(host: ModelHost, entry: Entry) -> str:
-    with entry.alone():
+    with host.held(entry):
         entry.worker.stop()
         host.tell("stopped", entry)
     return f"model {entry.worker.key} stopped"
@@ -101,7 +104,7 @@ def _stop(host: ModelHost, entry: Entry) -> str:
 
 def _change(host: ModelHost, entry: Entry, params: Mapping[str, Any], *, restart: bool) -> str:
     key = entry.worker.key
-    with entry.alone():
+    with host.held(entry):
         changed, fixed = _changes(entry.worker, params)
         note = f"; fixed, so unchanged: {', '.join(fixed)}" if fixed else ""
         if not changed and not restart:

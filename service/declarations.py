@@ -6,6 +6,7 @@ set over HTTP  >  --set  >  environment  >  configuration file or catalogue  >  
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -115,9 +116,15 @@ class Declarations:
         path = engine.params.model_path
         if not path:
             return None
-        entry = self.entry(engine.params.model_name)
-        hint = f"modelyard pull {entry.name}" if entry is not None and entry.source is not None else ""
+        hint = self.pull_command(self.entry(engine.params.model_name))
         return weights.resolve(path, self.settings.models_paths, hint=hint)
+
+    def pull_command(self, entry: CatalogEntry | None) -> str:
+        """Return the command that fetches the weights to where they are looked for here; empty where there is none."""
+        command = entry.pull_command if entry is not None else None
+        if command is None or not self.settings.models_dirs:
+            return command or ""
+        return f"{command} --models-dirs {shlex.quote(str(self.settings.models_paths[0]))}"
 
 
 def _own_class(entry: CatalogEntry) -> type[Engine]:

@@ -37,6 +37,10 @@ proc_name = f"modelyard-{_settings.role}"
 control_socket_disable = True
 
 
+_BOOT_ERROR = 3
+"""What gunicorn takes for a worker that can't boot: it does not try another, and ends with that status itself."""
+
+
 def on_starting(server: Any) -> None:
     """Refuse, in the master, what can't work: several processes, an open door."""
     if server.cfg.workers != 1:
@@ -59,7 +63,10 @@ def post_worker_init(worker: Any) -> None:
         return
     log_setup.configure(_settings)
     runtime.settings.port = _port_of(worker) or runtime.settings.port
-    runtime.on_fatal = _end_service
+    if worker.age > 1:
+        # What --fresh forgets was said before this service; what was said to an earlier worker is kept.
+        runtime.settings.fresh = False
+    runtime.on_fatal = lambda reason: _end_service(worker, reason)
     _drain_on_term(runtime)
     runtime.start()
 
@@ -69,6 +76,8 @@ def worker_exit(server: Any, worker: Any) -> None:
     runtime = _runtime_of(worker)
     if runtime is not None:
         runtime.stop()
+    if getattr(worker, "failed_to_load", False):
+        sys.exit(_BOOT_ERROR)
 
 
 def _runtime_of(worker: Any) -> Runtime | None:
@@ -85,9 +94,11 @@ def _port_of(worker: Any) -> int | None:
     return None
 
 
-def _end_service(reason: str) -> None:
+def _end_service(worker: Any, reason: str) -> None:
+    """End this worker as if it were told to; its exit status ends the master, with a status that tells a supervisor."""
     print(f"modelyard: a model did not start, and on_load_failure is exit: {reason}", file=sys.stderr)
-    os.kill(os.getppid(), signal.SIGTERM)
+    worker.failed_to_load = True
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _drain_on_term(runtime: Runtime) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 import random
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from . import params as parameters
@@ -94,14 +95,23 @@ class LocalWorkerManager:
             self.check_room(worker)
             entry.claimed = worker.gate.slots
 
-    def start(self, *, ignore_errors: bool = True, skip: Collection[str] = ()) -> None:
+    def start(
+        self,
+        *,
+        ignore_errors: bool = True,
+        skip: Collection[str] = (),
+        halted: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Start every model but those whose key is in ``skip``, one after the other, then call `after_start` callbacks.
 
+        Once ``halted`` returns true, nothing more is started or called.
         A failed one is logged and told to listeners; without ``ignore_errors`` its StartFailed is raised, after
         the others.
         """
         failures: list[ModelyardError] = []
         for entry in self._all():
+            if halted():
+                return
             if entry.worker.key in skip:
                 continue
             try:
@@ -120,6 +130,9 @@ class LocalWorkerManager:
             try:
                 with entry.alone(LIFECYCLE_TIMEOUT):
                     entry.worker.stop()
+            except ModelyardError as error:
+                log.warning("model %s did not stop: %s", entry.worker.key, error)
+                failures.append(error)
             except Exception as error:
                 log.exception("model %s did not stop", entry.worker.key)
                 failures.append(error)
@@ -143,13 +156,19 @@ class LocalWorkerManager:
                 log.exception("a listener failed at %s of %s", kind, entry.worker.key)
 
     def _start(self, entry: Entry) -> None:
-        with entry.alone():
+        with self.held(entry):
             self.start_locked(entry)
 
+    @contextmanager
+    def held(self, entry: Entry) -> Iterator[None]:
+        """Hold an entry's lifecycle lock. Raises NotReady after too long, UnknownModel where the entry has gone."""
+        with entry.alone():
+            if self._entries.get(entry.worker.key) is not entry:
+                raise UnknownModel(f"model {entry.worker.key} was shut down meanwhile")
+            yield
+
     def start_locked(self, entry: Entry) -> None:
-        """Start an entry whose lifecycle lock this thread holds. Raises StartFailed, UnknownModel where it has gone."""
-        if self._entries.get(entry.worker.key) is not entry:
-            raise UnknownModel(f"model {entry.worker.key} was shut down meanwhile")
+        """Start an entry whose lifecycle lock this thread holds. Raises StartFailed."""
         if entry.worker.state is State.READY:
             return
         self.tell("starting", entry)
@@ -201,7 +220,7 @@ class LocalWorkerManager:
     def model_shutdown(self, model: str, worker_type: WorkerType | None) -> None:
         """Stop one model and forget it. Raises UnknownModel."""
         for entry in self._named(model, worker_type):
-            with entry.alone():
+            with self.held(entry):
                 entry.worker.stop()
                 with self._lock:
                     self._entries.pop(entry.worker.key, None)

@@ -22,6 +22,9 @@ from .worker import ModelWorker, State
 
 log = logging.getLogger(__name__)
 
+LOADER_TIMEOUT = 5.0
+"""Seconds that a stop waits for a model that is just loading."""
+
 CUT_TIMEOUT = 5.0
 """Seconds that answers get to send their last chunk, after the drain cut them off."""
 
@@ -52,6 +55,7 @@ class Runtime:
         self._lock: OwnerLock | None = None
         self._starting = threading.Lock()
         self._loader: threading.Thread | None = None
+        self._stopped = False
         self._halt = threading.Event()
         self._declared = threading.Event()
         self._loaded = threading.Event()
@@ -78,7 +82,7 @@ class Runtime:
             if not self._halt.is_set():
                 skipped = self._declare()
                 self._declared.set()
-                self.local.start(skip=skipped)
+                self.local.start(skip=skipped, halted=self._halt.is_set)
         except Exception as error:
             log.exception("the models could not be loaded")
             self.problems["*"] = str(error)
@@ -93,11 +97,13 @@ class Runtime:
         settings = self.settings
         try:
             folder = state_folder(settings.state_path, settings.instance_name)
+            lock = OwnerLock(folder / "lock")
+            is_free = lock.acquire()
         except OSError as error:
-            log.warning("the state folder %s can't be made (%s): nothing is remembered", settings.state_path, error)
+            log.warning("the state folder %s can't be used (%s): nothing is remembered", settings.state_path, error)
             return
-        lock = self._lock = OwnerLock(folder / "lock")
-        if not lock.acquire():
+        self._lock = lock
+        if not is_free:
             self._waiting_for = f"the process before this one, pid {lock.holder().get('pid')}, still holds the models"
             log.info("waiting: %s", self._waiting_for)
             lock.wait(self._halt, self._say_waiting)
@@ -118,25 +124,22 @@ class Runtime:
         quarantined = set(self._state.count_deaths()) if self._state else set()
         kept = self._state.models() if self._state else {}
         for name in self.names:
-            self._add(name, None, kept)
+            own = [entry for entry in kept.values() if entry.get("model") == name and not entry.get("added")]
+            self._add(name, None, own[-1] if own else {})
         self._configured = {worker.key for worker in self.local.workers()}
         for key, entry in kept.items():
-            if entry.get("added") and key not in self._configured:
-                self._add(entry["model"], split_worker_key(key)[1], kept)
+            if entry.get("added") and entry.get("model") and key not in self._configured:
+                self._add(entry["model"], split_worker_key(key)[1], entry)
         skipped = {key for key, entry in kept.items() if entry.get("stopped")} | quarantined
         for worker in self.local.workers():
             if worker.key in quarantined:
                 worker.quarantine()
         return skipped
 
-    def _add(self, name: str, worker_type: WorkerType | None, kept: Mapping[str, JSONObject]) -> None:
+    def _add(self, name: str, worker_type: WorkerType | None, kept: JSONObject) -> None:
         """Add one model, with what was set over HTTP when it last ran; one that can't be is told, the others live."""
-        over_http: JSONObject = {}
-        for key, entry in kept.items():
-            if entry.get("model") == name and worker_type in (None, split_worker_key(key)[1]):
-                over_http = entry.get("params", {})
         try:
-            self.local.add(name, worker_type, over_http)
+            self.local.add(name, worker_type, kept.get("params", {}))
         except ModelyardError as error:
             log.warning("model %s can't be declared: %s", name, error)
             self.problems[name] = str(error)
@@ -223,13 +226,19 @@ class Runtime:
         return not self.requests
 
     def stop(self) -> None:
-        """Stop models, watcher and lock, in that order, each guarded. Safe to call twice."""
+        """Stop models, watcher and lock, in that order, each guarded. A second call does nothing."""
+        with self._starting:
+            if self._stopped:
+                return
+            self._stopped = True
         self._draining.set()
         self._halt.set()
         loader = self._loader
         steps: list[tuple[str, Callable[[], object]]] = [("models", self.local.stop), ("watcher", self.watcher.stop)]
         if loader is not None:
-            steps.insert(0, ("loader", lambda: loader.join(5.0)))
+            steps.insert(0, ("loader", lambda: loader.join(LOADER_TIMEOUT)))
+        if self._state is not None:
+            steps.append(("state", self._state.end_all_starts))
         if self._lock is not None:
             steps.append(("lock", self._lock.release))
         for name, step in steps:

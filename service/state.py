@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .types import JSONObject
+from .types import JSONObject, split_worker_key
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +128,10 @@ class StateFile:
             with contextlib.suppress(OSError):
                 self._path.replace(self._path.with_suffix(".bad"))
             return {}
-        return models
+        sound = {key: entry for key, entry in models.items() if _is_sound(key, entry)}
+        if len(sound) < len(models):
+            log.warning("%s: entries that make no sense are left out: %s", self._path, sorted(set(models) - set(sound)))
+        return sound
 
     def forget_all(self) -> None:
         """Forget everything (``--fresh``)."""
@@ -163,6 +166,12 @@ class StateFile:
         """Note that the process outlived the load of ``key``, however it went."""
         self.update(key, loading=False, deaths=0)
 
+    def end_all_starts(self) -> None:
+        """Note that the process ends because it was told to: what it was loading did not kill it."""
+        with self._changing():
+            for entry in self._models.values():
+                entry.pop("loading", None)
+
     def count_deaths(self) -> list[str]:
         """Count what a dead predecessor was loading; return the keys that are quarantined now."""
         with self._changing():
@@ -183,6 +192,14 @@ class StateFile:
                 if not self._complained:
                     log.warning("%s can't be written (%s): what runs will not be remembered", self._path, error)
                 self._complained = True
+
+
+def _is_sound(key: str, entry: JSONObject) -> bool:
+    try:
+        split_worker_key(key)
+    except ValueError:
+        return False
+    return isinstance(entry.get("model", ""), str) and isinstance(entry.get("params", {}), dict)
 
 
 def write_atomically(path: Path, data: bytes) -> None:

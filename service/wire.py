@@ -6,7 +6,7 @@ piece. Either way a chunk is one piece of the engine, and the pieces of a burst 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import orjson
@@ -37,30 +37,43 @@ class ChunkEncoder:
         self._so_far = bytearray()
         self._seam = _MIDDLE[delta] + _UNFINISHED + _HEAD
 
-    def encode(self, burst: Burst) -> list[bytes]:
-        """Return the writes that carry ``burst``, mostly one: a chunk a piece, or an empty one where it only ends."""
+    def encode(self, burst: Burst) -> Iterable[bytes]:
+        """Return the writes that carry ``burst``, mostly one: a chunk a piece, or an empty one where it only ends.
+
+        Take them all before the next burst: each is made when it is taken, as all at once may be large.
+        """
         ends = burst.finish_reason is not None or burst.usage is not None or burst.metrics is not None
         pieces = burst.pieces if burst.pieces or not ends else [""]
         step = self._pieces_a_write()
         if len(pieces) <= step:
             return [self._write(pieces, burst if ends else None)] if pieces else []
-        writes = []
-        for first in range(0, len(pieces), step):
-            last = first + step >= len(pieces)
-            writes.append(self._write(pieces[first : first + step], burst if ends and last else None))
-        return writes
+        return self._in_turn(pieces, burst if ends else None)
+
+    def _in_turn(self, pieces: list[str], ending: Burst | None) -> Iterator[bytes]:
+        first = 0
+        while first < len(pieces):
+            part = pieces[first : first + self._pieces_a_write()]
+            first += len(part)
+            yield self._write(part, ending if first == len(pieces) else None)
 
     def _pieces_a_write(self) -> int:
         return 1024 if self._delta else max(1, WRITE_SIZE // (len(self._so_far) + 256))
 
     def _write(self, pieces: list[str], ending: Burst | None) -> bytes:
-        body = _HEAD + self._seam.join(self._texts(pieces)) + _MIDDLE[self._delta]
-        return body + (_UNFINISHED if ending is None else _ending(ending))
+        parts: list[bytes | bytearray | memoryview] = []
+        for text in self._texts(pieces):
+            parts += (self._seam, text)
+        parts[0] = _HEAD
+        parts += (_MIDDLE[self._delta], _UNFINISHED if ending is None else _ending(ending))
+        return b"".join(parts)
 
-    def _texts(self, pieces: list[str]) -> list[bytes] | list[memoryview]:
+    def _texts(self, pieces: list[str]) -> Iterable[bytes | bytearray | memoryview]:
         escaped = [_escape(piece) for piece in pieces]
         if self._delta:
             return escaped
+        if len(escaped) == 1:
+            self._so_far += escaped[0]
+            return (self._so_far,)
         # The text so far after each piece is a prefix of the text after the last: slices, copied once, by join.
         ends = []
         for piece in escaped:

@@ -68,9 +68,13 @@ class ServiceClient:
                 if error.status == requests.codes.not_found:
                     continue
                 raise
-            if isinstance(status, dict) and isinstance(status.get("models"), list):
+            if isinstance(status, dict) and are_objects(status.get("models"), "model"):
                 return status
         raise Failure(f"no /readyz of modelyard answers at {self.shown} or above it: is --url right?")
+
+    def stranger(self) -> Failure:
+        """Return what is wrong where an answer has another shape than a worker's."""
+        return Failure(f"{self.shown} answers, but not like a worker: is --url right?")
 
     def _answer(self, method: str, url: str, accepted: tuple[int, ...] = (200,), **options: Any) -> Any:
         try:
@@ -95,6 +99,11 @@ class ServiceClient:
         if response.status_code in accepted and value is not response:
             return value
         raise _refusal(value, response, self.shown)
+
+
+def are_objects(value: object, *keys: str) -> bool:
+    """Return whether ``value`` is a list of objects that have these keys."""
+    return isinstance(value, list) and all(isinstance(item, dict) and set(keys) <= item.keys() for item in value)
 
 
 def _checked(url: str) -> tuple[str, str]:

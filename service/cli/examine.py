@@ -22,7 +22,7 @@ from ..settings import ENVIRONMENT_PREFIX, SET_VARIABLE, Settings, overrides_in,
 from ..state import StateFile
 from ..types import JSONObject
 from .client import URL_VARIABLE
-from .examine_models import ModelsExamination
+from .examine_models import ModelsExamination, refuse_identity
 from .report import Layer, Report, Said, each, origins, tried
 
 
@@ -41,7 +41,7 @@ def examine(
     given = tuple(overrides) or tried(lambda: overrides_in(environ), (), faults)
     settings.overrides = tuple(item for item in given if _fits(item, settings, catalog, environ, faults))
     names = _names(settings, catalog, faults)
-    report = Report(settings, _effective(settings, said, names), faults=faults)
+    report = Report(settings, _effective(settings, catalog, said, names), faults=faults)
     report.warnings = _warnings(settings, names, environ)
     ModelsExamination(report, catalog, environ, _kept(settings) if kept else {}).add(names)
     return report
@@ -79,15 +79,20 @@ def _built(layers: list[JSONObject], faults: list[str]) -> Settings:
     return params.build(Settings, *({k: v for k, v in layer.items() if k not in apart} for layer in layers))
 
 
-def _effective(settings: Settings, said: list[Said], names: list[str]) -> list[Said]:
-    """Return ``said`` with what a setting that nobody said comes to."""
-    defaults = {
+def _effective(settings: Settings, catalog: Catalog, said: list[Said], names: list[str]) -> list[Said]:
+    """Return ``said`` with what the settings come to that are relative, or that nobody said."""
+    values = {
         "models_dirs": ",".join(str(path) for path in settings.models_paths),
         "state_dir": str(settings.state_path),
         "instance": settings.instance_name,
-        "models": ",".join(names),
     }
-    return [replace(s, value=defaults[s.name]) if s.value in (None, "") and s.name in defaults else s for s in said]
+    found = [replace(s, value=values.get(s.name, s.value)) for s in said]
+    if settings.models is not None:
+        return found
+    configured = bool(catalog.configured)
+    where = settings.config or "" if configured else ""
+    models = Said("models", ",".join(names), "file" if configured else "catalogue", where)
+    return [models if s.name == "models" else s for s in found]
 
 
 def _catalog(settings: Settings, faults: list[str]) -> Catalog:
@@ -109,6 +114,7 @@ def _fits(item: str, settings: Settings, catalog: Catalog, environ: Mapping[str,
         model, parameter, value = split_override(item)
         declarations = Declarations(replace(settings, overrides=(item,)), catalog, environ)
         entry = declarations.entry(model)
+        refuse_identity(parameter, f"--set {item}")
         if entry is not None:
             params.from_text(declarations.engine_class(entry).Params, {parameter: value}, f"--set {item}")
     except ModelyardError as error:

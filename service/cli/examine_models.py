@@ -10,13 +10,20 @@ from ..admission import Budget
 from ..catalog import Catalog, CatalogEntry
 from ..declarations import Declarations
 from ..engines.base import Engine
-from ..errors import BadModelFile
+from ..errors import BadModelFile, ConfigError
 from ..manager import LocalWorkerManager
 from ..types import JSONObject, WorkerType, split_worker_key
 from .report import Layer, ModelReport, Report, each, origins, tried
 
-_IDENTITY = ("model_name", "engine", "worker_type")
-"""Parameters that the heading of a model says."""
+_HEADING = ("model_name", "engine", "worker_type")
+_IDENTITY = (*_HEADING, "worker_class")
+"""Parameters that say what a model is: only its table in the configuration file may."""
+
+
+def refuse_identity(parameter: str, source: str) -> None:
+    """Raise ConfigError for one of these, which would be read and have no effect."""
+    if parameter in _IDENTITY:
+        raise ConfigError(f"{source}: {parameter} can only be said in a [[models]] table of the configuration file")
 
 
 class ModelsExamination:
@@ -59,7 +66,7 @@ class ModelsExamination:
             worker = tried(lambda: self._manager.add(name, worker_type, over_http), None, faults)
             if worker is not None:
                 model.key, model.engine, values = worker.key, worker.params.engine, vars(worker.params)
-                model.params = [said for said in origins(worker.params, layers) if said.name not in _IDENTITY]
+                model.params = [said for said in origins(worker.params, layers) if said.name not in _HEADING]
         self._locate(model, entry, values.get("model_path"))
 
     def _kept_of(self, name: str, worker_type: WorkerType | None) -> JSONObject:
@@ -75,11 +82,12 @@ class ModelsExamination:
         variables = params.variables(found.Params, params.environment_prefix(entry.name), environ)
         source = f"{entry.origin}, model {entry.name!r}"
         told = params.from_text(found.Params, settings.overrides_of(entry.name), "--set")
-        heard = each(
-            {name: environ[variable] for name, variable in variables.items()},
-            lambda name, text: params.from_text(found.Params, {name: text}, f"environment, {variables[name]}"),
-            faults,
-        )
+
+        def hear(name: str, text: str) -> JSONObject:
+            refuse_identity(name, f"environment, {variables[name]}")
+            return params.from_text(found.Params, {name: text}, f"environment, {variables[name]}")
+
+        heard = each({name: environ[variable] for name, variable in variables.items()}, hear, faults)
         declared = each(entry.declared, lambda n, v: params.from_plain(found.Params, {n: v}, source), faults)
         own = next((table for table in settings.model_tables if table.get("name") == entry.name), {})
         return [
@@ -92,7 +100,7 @@ class ModelsExamination:
     def _locate(self, model: ModelReport, entry: CatalogEntry | None, path: object) -> None:
         if not isinstance(path, str) or not path:
             return
-        hint = (entry.pull_command if entry is not None else None) or ""
+        hint = self._declarations.pull_command(entry)
         try:
             model.weights = str(weights.resolve(path, self._report.settings.models_paths, hint=hint))
         except BadModelFile as error:

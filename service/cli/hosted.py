@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..types import JSONObject, split_worker_key, worker_key
-from .client import ServiceClient
+from .client import ServiceClient, are_objects
 
 
 @dataclass
@@ -59,7 +59,12 @@ class Hosted:
 
 def supported_models(client: ServiceClient) -> Iterator[JSONObject]:
     """Yield every SupportedModel of every host that the service tells of."""
-    for host in client.get("models/supports"):
+    hosts = client.get("models/supports")
+    if not are_objects(hosts, "models"):
+        raise client.stranger()
+    for host in hosts:
+        if not are_objects(host["models"], "model", "worker_type", "params", "enabled"):
+            raise client.stranger()
         yield from host["models"]
 
 

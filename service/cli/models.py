@@ -37,15 +37,18 @@ def _talks(timeout: float) -> Callable[[Callable[..., None]], Callable[..., None
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @click.option(
-            "--url", envvar=URL_VARIABLE, default=DEFAULT_URL, show_default=True, help="address of the service's API"
+            "--url",
+            envvar=URL_VARIABLE,
+            default=DEFAULT_URL,
+            metavar="URL",
+            help=f"address of the service's API  [default: {DEFAULT_URL}]",
         )
         @click.option(
             "--timeout",
             type=click.FloatRange(0, min_open=True),
             default=timeout,
-            show_default=True,
             metavar="SECONDS",
-            help="how long to wait for the answer",
+            help=f"how long to wait for the answer  [default: {timeout:g}]",
         )
         @click.option("--json", "json_wanted", is_flag=True, help="print the answer as JSON, and nothing else")
         @functools.wraps(command)
@@ -109,14 +112,14 @@ def start(
     every: bool,
     json_wanted: bool,
 ) -> None:
-    r"""Start a model that is stopped, or one that the service could host: from its catalogue, or a file in its folders.
+    """Start a model that is stopped, or one that the service could host: from its catalogue, or a file in its folders.
 
     \b
     modelyard models start echo delay=0.1
     modelyard models start mine model_path=mine.gguf n_ctx=4096
 
     Values that are set here are kept: the model has them again after a restart of the service.
-    """
+    """  # noqa: D301 - click's mark for lines that stay lines
     target = Target(client, name, worker_type, every=every, pairs=pairs)
     _say(target.start(), json_wanted)
 

@@ -78,7 +78,7 @@ def _pulled(entry: CatalogEntry, settings: Settings, *, quiet: bool) -> JSONObje
         there = "pulled into" if progress.fetched else "is there already:"
         click.echo(f"{entry.name}: {there} {path} ({size(path.stat().st_size)})")
     elif fault is not None:
-        complain(fault)
+        complain(f"{entry.name}: {fault}")
     return {"name": entry.name, "path": str(path) if path else None, "fetched": progress.fetched, "error": fault}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import Conflict
 from ..protocol import EVERY_MODEL
 from ..types import JSONObject, split_worker_key
-from .client import Refusal, ServiceClient
+from .client import Refusal, ServiceClient, are_objects
 from .failures import Failure, Misuse
 from .hosted import registered_name, supported_models, value_of
 from .values import split_pair, typed
@@ -44,8 +44,11 @@ class Target:
     def apply(self, apply_type: str) -> JSONObject:
         """Start, stop, restart or change what is hosted; return the outcome."""
         body = {"apply_type": apply_type, "worker_type": self.worker_type, "params": self.params()}
-        outcome: JSONObject = self._at_its_name("apply", body)
-        return outcome
+        outcome = self._at_its_name("apply", body)
+        if not are_objects([outcome], "message", "success", "timecost"):
+            raise self._client.stranger()
+        told: JSONObject = outcome
+        return told
 
     def start(self) -> JSONObject:
         """Start what is hosted, or host it; return an outcome like that of `apply`."""
@@ -62,15 +65,17 @@ class Target:
     def forget(self) -> JSONObject:
         """Stop the model and forget it; return an outcome like that of `apply`."""
         began = time.monotonic()
-        self._at_its_name("models/shutdown", {"worker_type": self.worker_type})
+        if self._at_its_name("models/shutdown", {"worker_type": self.worker_type}) is not None:
+            raise self._client.stranger()
         return _outcome(f"model {self.name} stopped and forgotten", began)
 
     def descriptions(self) -> list[JSONObject]:
         """Return the ParameterDescriptions of the model."""
-        found: list[JSONObject] = self._client.get(
-            "parameter/descriptions", model=self.name, worker_type=self.worker_type
-        )
-        return found
+        found = self._client.get("parameter/descriptions", model=self.name, worker_type=self.worker_type)
+        if not are_objects(found, "param_name"):
+            raise self._client.stranger()
+        told: list[JSONObject] = found
+        return told
 
     def params(self) -> JSONObject:
         """Return the pairs with their values typed by the service's descriptions."""
@@ -98,7 +103,8 @@ class Target:
         began = time.monotonic()
         body = {"model": self.name, "worker_type": self.worker_type, "params": params}
         try:
-            self._client.post("models/startup", body)
+            if self._client.post("models/startup", body) is not None:
+                raise self._client.stranger()
         except Refusal as error:
             if error.code == Conflict.code and " already" in str(error) and self._pairs:
                 words = " ".join(f"{name}={value}" for name, value in self._pairs.items())

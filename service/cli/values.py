@@ -75,13 +75,11 @@ def allowed(declared: Param) -> str | None:
     """Return the values that a parameter takes, for people; None where any will do."""
     if declared.choices:
         return " | ".join(declared.choices)
-    if declared.min is not None or declared.max is not None:
-        return f"{_bound(declared.min)} .. {_bound(declared.max)}".strip()
-    return None
-
-
-def _bound(value: float | None) -> str:
-    return "" if value is None else f"{value:.15g}"
+    if declared.min is not None and declared.max is not None:
+        return f"{declared.min:.15g} .. {declared.max:.15g}"
+    if declared.min is not None:
+        return f"at least {declared.min:.15g}"
+    return f"at most {declared.max:.15g}" if declared.max is not None else None
 
 
 def guessed(text: str) -> Any:

@@ -33,7 +33,7 @@ def load_class(path: str) -> type[Engine]:
     module, _, attribute = path.partition(":") if ":" in path else path.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # a module may raise anything while it is imported
         raise ConfigError(f"worker_class {path!r} can't be imported: {error}") from error
     if not isinstance(found, type):
         raise ConfigError(f"worker_class {path!r} is no class")

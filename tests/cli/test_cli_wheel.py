@@ -1,0 +1,82 @@
+"""The command line of an installed wheel, outside of the checkout."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import pytest
+from running import ROOT, Services
+
+SOURCES = ("service", "blueprints", "setup.cfg", "pyproject.toml", "README.md", "LICENSE")
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bin folder of a fresh environment in which the wheel is installed, its dependencies borrowed from ours."""
+    folder = tmp_path_factory.mktemp("wheel")
+    # A copy: what a build leaves behind in the checkout would end up in the wheel.
+    source = folder / "source"
+    source.mkdir()
+    ignored = shutil.ignore_patterns("__pycache__")
+    for name in SOURCES:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, source / name, ignore=ignored)
+        else:
+            shutil.copy(ROOT / name, source / name)
+    _run([sys.executable, "-m", "build", "--wheel", "--outdir", folder / "dist", source])
+    (wheel,) = (folder / "dist").glob("*.whl")
+    fresh = folder / "venv"
+    venv.create(fresh, symlinks=True)
+    python = fresh / "bin" / "python"
+    _run([sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel])
+    (packages,) = fresh.glob("lib/python*/site-packages")
+    # A path in a .pth file is searched, but its own .pth files are not read: not those of an editable install.
+    (packages / "borrowed.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+    return fresh / "bin"
+
+
+def _run(command: list[object]) -> str:
+    ran = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout
+
+
+def test_the_package_comes_from_the_wheel(installed: Path):
+    where = _run([installed / "python", "-P", "-c", "import modelyard; print(modelyard.__file__)"])
+    assert where.startswith(str(installed.parent))
+
+
+def test_it_serves_and_its_commands_answer(installed: Path, run: Services):
+    folder = run.folder()
+    command = [str(installed / "modelyard"), "serve", "-m", "echo", "--port", "{port}"]
+    service = run.start("", folder=folder, command=command)
+    answer = service.post("generate", {"model": "echo", "prompt": "x", "max_new_tokens": 2})
+    assert answer.json()["text"] == " token token"
+    listed = subprocess.run(
+        [installed / "modelyard", "models", "list"],
+        cwd=folder,
+        env={**os.environ, "MODELYARD_URL": service.url("/api")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (listed.returncode, listed.stderr) == (0, "")
+    assert "echo" in listed.stdout
+
+
+def test_the_catalogue_is_in_the_wheel(installed: Path, tmp_path: Path):
+    listed = subprocess.run(
+        [installed / "modelyard", "pull", "--list", "--models-dirs", tmp_path],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (listed.returncode, listed.stderr) == (0, "")
+    assert "smollm2-135m" in listed.stdout

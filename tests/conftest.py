@@ -1,0 +1,65 @@
+"""What all tests share: the default weights, services that end with the test, and no skips where it counts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from modelyard.catalog import Catalog
+from running import ROOT, Services, services
+
+# A missing part skips a test on a laptop; where changes are judged it fails the run.
+IN_CI = os.environ.get("CI") == "true"
+_skipped: list[str] = []
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    _note_skip(report)
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    _note_skip(report)
+
+
+def _note_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
+    if report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        _skipped.append(f"{report.nodeid}: {reason}")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if IN_CI and _skipped and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if IN_CI and _skipped:
+        terminalreporter.section("skipped, which fails the run: CI is true", red=True)
+        for line in _skipped:
+            terminalreporter.line(line)
+
+
+@pytest.fixture(scope="session")
+def models_dir() -> Path:
+    """The folder that ``modelyard pull`` fills, with the default weights in it."""
+    folder = Path(os.environ.get("MODELYARD_TEST_MODELS") or ROOT / "models")
+    for entry in Catalog.load():
+        if entry.model_path is not None and not (folder / entry.model_path).exists():
+            pytest.skip(f"{entry.model_path} is not in {folder}: modelyard pull --models-dirs {folder}")
+    return folder
+
+
+@pytest.fixture
+def run() -> Iterator[Services]:
+    """Makes services that end with the test; their models folder is empty."""
+    with services() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def run_module() -> Iterator[Services]:
+    """Makes services that end with the module."""
+    with services() as made:
+        yield made

@@ -1,0 +1,410 @@
+"""What every engine does, over each engine there is: the same protocol, whether it has weights or not."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_gguf
+from modelyard.cancel import Cancel
+from modelyard.engines.base import Engine
+from modelyard.engines.echo import Echo
+from modelyard.engines.llama_cpp import LlamaCpp
+from modelyard.errors import (
+    BadModelFile,
+    Cancelled,
+    InputTooLong,
+    InvalidRequest,
+    PromptTooLong,
+    Unsupported,
+)
+from modelyard.types import Burst, GenerateRequest, ModelMetadata, ModelOutput
+from modelyard.worker import ModelWorker
+from running import wait_until
+
+KINDS = {"llm": "llama", "text2vec": "embed", "reranker": "rank"}
+Start = Callable[..., ModelWorker]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> dict[str, Path]:
+    """Tiny models with random weights, one for each type of worker."""
+    folder = tmp_path_factory.mktemp("weights")
+    return {kind: tiny_gguf.make(folder / f"{name}.gguf", name) for kind, name in KINDS.items()}
+
+
+def make_echo(weights: dict[str, Path], kind: str, **params: Any) -> Engine:
+    params = {name: value for name, value in params.items() if name in ("limit_model_concurrency", "model_alias")}
+    return Echo(Echo.Params(model_name="m", engine="echo", worker_type=kind, **params))
+
+
+def make_llama(weights: dict[str, Path], kind: str, **params: Any) -> Engine:
+    given = {"n_ctx": 512, "n_batch": 64, "n_threads": 1, "limit_model_concurrency": 4, **params}
+    return LlamaCpp(LlamaCpp.Params(model_name="m", engine="llama.cpp", worker_type=kind, **given), weights[kind])
+
+
+ENGINES = {"echo": make_echo, "llama.cpp": make_llama}
+
+
+@pytest.fixture(scope="module", params=list(ENGINES))
+def engine_name(request) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def start_once(engine_name, weights) -> Iterator[Start]:
+    """Starts an engine of a type behind a worker; those of the same parameters are shared by the module."""
+    made: dict[tuple[str, str], ModelWorker] = {}
+
+    def start(kind: str, **params: Any) -> ModelWorker:
+        key = (kind, str(sorted(params.items())))
+        if key not in made:
+            engine = ENGINES[engine_name](weights, kind, **params)
+            made[key] = ModelWorker(engine, lambda path=engine.path: path)
+            made[key].start()
+        return made[key]
+
+    yield start
+    for worker in made.values():
+        worker.stop()
+
+
+@pytest.fixture
+def llm(start_once) -> ModelWorker:
+    return start_once("llm")
+
+
+@pytest.fixture
+def embedder(start_once) -> ModelWorker:
+    return start_once("text2vec")
+
+
+@pytest.fixture
+def reranker(start_once) -> ModelWorker:
+    return start_once("reranker")
+
+
+def chat(text: str = "hello there", **fields: Any) -> GenerateRequest:
+    given = {"max_new_tokens": 8, "temperature": 0.0, "seed": 1, **fields}
+    return GenerateRequest("m", messages=[{"role": "human", "content": text}], **given)
+
+
+def raw(text: str = "hello there", **fields: Any) -> GenerateRequest:
+    return GenerateRequest("m", prompt=text, **{"max_new_tokens": 8, "temperature": 0.0, "seed": 1, **fields})
+
+
+def bursts(worker: ModelWorker, request: GenerateRequest) -> list[Burst]:
+    with worker.generate_stream(request, Cancel()) as stream:
+        return [burst for burst in stream if burst is not None]
+
+
+def whole(worker: ModelWorker, request: GenerateRequest) -> ModelOutput:
+    return worker.generate(request, Cancel())
+
+
+def cosine(one: Any, other: Any) -> float:
+    dot = sum(a * b for a, b in zip(one, other, strict=True))
+    return float(dot / math.sqrt(sum(a * a for a in one) * sum(b * b for b in other)))
+
+
+# Generation
+
+
+@pytest.mark.parametrize("ask", [chat, raw])
+def test_an_answer_is_bursts_of_new_text_and_the_last_tells_how_it_ended(llm, ask):
+    found = bursts(llm, ask())
+    assert all(burst.pieces for burst in found[:-1])
+    assert all((burst.finish_reason, burst.usage, burst.metrics) == (None, None, None) for burst in found[:-1])
+    assert found[-1].finish_reason in ("stop", "length")
+    usage = found[-1].usage
+    assert usage is not None
+    assert set(usage) == {"prompt_tokens", "completion_tokens", "total_tokens"}
+    assert usage["prompt_tokens"] + usage["completion_tokens"] == usage["total_tokens"]
+    assert usage["completion_tokens"] <= 8
+    assert "".join(piece for burst in found for piece in burst.pieces) == whole(llm, ask()).text
+
+
+def test_the_same_request_is_answered_the_same(llm):
+    assert len({whole(llm, chat()).text for _ in range(3)}) == 1
+
+
+@pytest.mark.parametrize("count", [1, 5, 30])
+def test_no_more_tokens_come_than_are_asked_for(llm, count):
+    output = whole(llm, raw(max_new_tokens=count))
+    assert output.usage is not None
+    assert output.usage["completion_tokens"] == count
+    assert output.finish_reason == "length"
+
+
+def test_the_tokens_of_a_raw_prompt_are_those_of_the_count(llm):
+    for text in ("a", "hello there", "你好 🙂", "x\n\ny  z"):
+        usage = whole(llm, raw(text)).usage
+        assert usage is not None
+        assert usage["prompt_tokens"] == llm.count_token(text)
+
+
+def test_an_empty_text_counts_as_nothing_or_the_frame(llm):
+    assert llm.count_token("") in (0, 1)
+
+
+def test_answers_that_run_at_the_same_time_do_not_mix(llm):
+    alone = {n: whole(llm, raw(f"prompt number {n}", max_new_tokens=20)).text for n in range(8)}
+    found: dict[int, str] = {}
+
+    def ask(number: int) -> None:
+        found[number] = whole(llm, raw(f"prompt number {number}", max_new_tokens=20)).text
+
+    threads = [threading.Thread(target=ask, args=(n,)) for n in alone]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert found.keys() == alone.keys()
+    # Decoded together, a tie between two tokens may fall the other way; most answers are the same to the letter.
+    assert sum(found[n] == alone[n] for n in alone) >= len(alone) // 2
+
+
+def test_a_cancel_ends_an_answer_and_the_next_one_works(llm):
+    cancel = Cancel()
+    stream = llm.generate_stream(raw(max_new_tokens=400), cancel)
+    next(burst for burst in stream if burst)
+    cancel.set()
+    with pytest.raises(Cancelled):
+        list(stream)
+    assert llm.gate.free == llm.gate.slots
+    assert whole(llm, raw()).text
+
+
+def test_a_cancel_before_the_first_token_computes_nothing(llm):
+    cancel = Cancel()
+    cancel.set()
+    stream = llm.generate_stream(raw(max_new_tokens=400), cancel)
+    with pytest.raises(Cancelled):
+        list(stream)
+    assert llm.gate.free == llm.gate.slots
+
+
+def test_a_stream_that_is_closed_unread_leaves_no_thread(llm):
+    for _ in range(5):
+        stream = llm.generate_stream(raw(max_new_tokens=400), Cancel())
+        next(burst for burst in stream if burst)
+        stream.close()
+    wait_until(lambda: not [t for t in threading.enumerate() if t.name.startswith("generate-")], "no thread is left")
+
+
+def test_metadata_tells_name_and_context(llm):
+    found = llm.metadata()
+    assert isinstance(found, ModelMetadata)
+    assert found.model == "m"
+    assert found.context_length
+    assert found.chat_model is True
+
+
+def test_an_llm_is_asked_for_text_only(llm, engine_name):
+    if engine_name == "echo":
+        pytest.xfail("echo does whatever it is asked")
+    with pytest.raises((Unsupported, InvalidRequest, Exception)):
+        llm.engine.rerank("a", ["b"], Cancel())
+
+
+# Vectors
+
+
+def test_one_row_a_text_in_order_whatever_else_is_asked(embedder):
+    texts = ["the man", "make time", "", "water", "the man"]
+    rows = embedder.embeddings(texts, Cancel())
+    assert len(rows) == len(texts)
+    assert len({len(row) for row in rows}) == 1
+    assert all(math.isfinite(x) for row in rows for x in row)
+    assert cosine(rows[0], rows[4]) == pytest.approx(1.0, abs=1e-4)
+    for text, row in zip(texts, rows, strict=True):
+        assert cosine(row, embedder.embeddings([text], Cancel())[0]) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_rows_have_the_length_one(embedder):
+    for row in embedder.embeddings(["the man", "water"], Cancel()):
+        assert math.sqrt(sum(x * x for x in row)) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_more_texts_than_one_call_takes_keep_their_order(embedder):
+    words = ["man", "water", "time", "place", "year", "people", "call"]
+    texts = [f"{words[n % 7]} {words[n // 7 % 7]} {words[n // 49]}" for n in range(100)]
+    rows = embedder.embeddings(texts, Cancel())
+    assert len(rows) == 100
+    for number in (0, 31, 32, 33, 64, 99):
+        alone = embedder.embeddings([texts[number]], Cancel())[0]
+        assert cosine(rows[number], alone) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_embeddings_of_many_threads_do_not_mix(embedder):
+    words = ["man", "water", "time", "place", "year", "people", "call", "part"]
+    alone = {word: embedder.embeddings([word], Cancel())[0] for word in words}
+    wrong: list[str] = []
+
+    def ask(word: str) -> None:
+        for _ in range(5):
+            if cosine(embedder.embeddings([word], Cancel())[0], alone[word]) < 0.999:
+                wrong.append(word)
+
+    threads = [threading.Thread(target=ask, args=(word,)) for word in words]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert wrong == []
+
+
+def test_a_reranker_gives_a_score_a_text_in_order(reranker):
+    scores = reranker.rerank("water", ["the water", "people", "the water"], Cancel())
+    assert len(scores) == 3
+    assert all(math.isfinite(score) for score in scores)
+    assert scores[0] == pytest.approx(scores[2], abs=1e-3)
+
+
+def test_an_embedder_asked_to_rank_answers_by_cosine(embedder):
+    scores = embedder.rerank("water", ["water", "people"], Cancel())
+    assert scores[0] == pytest.approx(1.0, abs=1e-3)
+    assert scores[1] < scores[0]
+
+
+# Its life
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_can_be_started_again_after_a_stop(engine_name, weights, kind):
+    engine = ENGINES[engine_name](weights, kind)
+    worker = ModelWorker(engine, lambda: engine.path)
+    for _ in range(2):
+        worker.start()
+        if kind == "llm":
+            assert whole(worker, raw()).text
+        elif kind == "text2vec":
+            assert len(worker.embeddings(["a"], Cancel())) == 1
+        else:
+            assert len(worker.rerank("a", ["b"], Cancel())) == 1
+        worker.stop()
+
+
+def test_it_starts_under_its_alias(start_once):
+    worker = start_once("llm", model_alias="nick")
+    assert worker.metadata().model == "nick"
+    assert worker.key == "nick@llm"
+
+
+def test_it_tells_its_progress(engine_name, weights):
+    told: list[str] = []
+    engine = ENGINES[engine_name](weights, "llm")
+    engine.start(told.append)
+    engine.stop()
+    assert told
+    assert all(sentence and "\n" not in sentence for sentence in told)
+
+
+# llama.cpp alone
+
+
+@pytest.fixture(scope="module")
+def llama(weights) -> Iterator[Start]:
+    """Starts llama.cpp; those of the same parameters are shared by the module."""
+    made: dict[str, ModelWorker] = {}
+
+    def start(kind: str = "llm", **params: Any) -> ModelWorker:
+        key = f"{kind} {sorted(params.items())}"
+        if key not in made:
+            engine = make_llama(weights, kind, **params)
+            made[key] = ModelWorker(engine, lambda path=engine.path: path)
+            made[key].start()
+        return made[key]
+
+    yield start
+    for worker in made.values():
+        worker.stop()
+
+
+def test_a_prompt_longer_than_the_context_is_refused_with_the_numbers_and_the_next_works(llama):
+    for ask in (raw, chat):
+        with pytest.raises(PromptTooLong, match=r"tokens, model 'm' has a context of 512 \(n_ctx\)"):
+            whole(llama(), ask("word " * 2000))
+    assert whole(llama(), raw()).text
+
+
+@pytest.mark.parametrize("kind", ["text2vec", "reranker"])
+def test_a_text_too_long_is_named_by_its_index_and_the_next_works(llama, kind):
+    worker = llama(kind)
+    texts = ["short", "x, " * 3000, "short"]
+    with pytest.raises(InputTooLong, match=r"\[1\] has \d+ tokens, model 'm' takes 512") as caught:
+        worker.rerank("q", texts, Cancel()) if kind == "reranker" else worker.embeddings(texts, Cancel())
+    assert "[1]" in caught.value.errors[0]["field"]
+    if kind == "text2vec":
+        assert len(worker.embeddings(["short"], Cancel())) == 1
+    else:
+        assert len(worker.rerank("q", ["short"], Cancel())) == 1
+
+
+def test_the_longest_text_that_fits_is_embedded(llama):
+    worker = llama("text2vec")
+    text = "man " * 600
+    while worker.count_token(text) > 512:
+        text = text[:-4]
+    assert worker.count_token(text) >= 500
+    assert len(worker.embeddings([text], Cancel())) == 1
+
+
+def test_an_echo_repeats_the_prompt_before_the_answer(llama):
+    alone = whole(llama(), raw("once upon")).text
+    assert whole(llama(), raw("once upon", echo=True)).text == f"once upon{alone}"
+    assert "hello there" in whole(llama(), chat("hello there", echo=True)).text
+
+
+def test_a_stop_text_ends_the_answer_before_it(llama):
+    text = whole(llama(), raw(max_new_tokens=30)).text
+    stop = text[len(text) // 2]
+    output = whole(llama(), raw(max_new_tokens=30, stop=[stop]))
+    assert output.text == text[: text.index(stop)]
+    assert output.finish_reason == "stop"
+
+
+def test_metrics_are_told_when_asked_for(llama):
+    metrics = whole(llama(), raw(metrics=True)).metrics
+    assert metrics is not None
+    assert metrics["completion_tokens"] == 8
+    assert whole(llama(), raw()).metrics is None
+
+
+def test_the_seed_decides_what_chance_brings(llama):
+    hot = {"temperature": 1.5, "max_new_tokens": 20}
+    one, same, other = (whole(llama(), raw(**hot, seed=seed)).text for seed in (1, 1, 2))
+    assert one == same != other
+
+
+def test_a_lone_surrogate_is_a_clear_error_and_the_next_works(llama):
+    with pytest.raises(Exception, match=r"."):
+        whole(llama(), raw("\ud800"))
+    with pytest.raises(InvalidRequest, match="UTF-8"):
+        llama().count_token("\ud800")
+    assert whole(llama(), raw()).text
+
+
+@pytest.mark.parametrize("content", [b"", b"GGUF", b"no weights at all" * 100, None], ids=["empty", "cut", "text", "gone"])
+def test_a_file_that_is_no_model_fails_the_start_with_its_name(tmp_path, content):
+    path = tmp_path / "bad.gguf"
+    if content is not None:
+        path.write_bytes(content)
+    engine = make_llama({"llm": path}, "llm")
+    with pytest.raises((BadModelFile, FileNotFoundError), match=r"bad\.gguf"):
+        engine.start(lambda sentence: None)
+    engine.stop()
+
+
+def test_its_socket_is_for_this_user_alone_and_gone_after_the_stop(weights):
+    engine = make_llama(weights, "llm")
+    engine.start(lambda sentence: None)
+    folder = engine._folder.path
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert (folder / "llama.sock").is_socket()
+    engine.stop()
+    assert not folder.exists()

@@ -1,0 +1,220 @@
+"""How a service ends and reloads: running answers get their time, new work goes elsewhere, nobody waits for nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import requests
+from clients import DELTA, Connection, chunks_of
+from running import THREADED, WORKER_CLASSES, Service, Services, children, is_alive, wait_until
+
+TABLES = """
+[[models]]
+name = "echo"
+
+[[models]]
+name = "script"
+worker_class = "scripted:Scripted"
+limit_model_concurrency = 2
+journal = "{journal}"
+"""
+each_class = pytest.mark.parametrize("worker_class", WORKER_CLASSES)
+each_of_ours = pytest.mark.parametrize("worker_class", THREADED)
+
+
+def start(run: Services, worker_class: str | None = None, **settings: Any) -> Service:
+    folder = run.folder()
+    options: dict[str, Any] = {"drain_timeout": 20, "first_output_timeout": 0.2, **settings}
+    return run.start(TABLES.format(journal=folder / "journal"), folder=folder, worker_class=worker_class, **options)
+
+
+def script(**plan: Any) -> dict[str, Any]:
+    return {"model": "script", "messages": [{"role": "human", "content": json.dumps(plan)}]}
+
+
+def journal(service: Service, word: str) -> list[str]:
+    path = service.folder / "journal"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [line for line in lines if line.startswith(word)]
+
+
+def is_draining(service: Service) -> bool:
+    answer = service.answers("/readyz")
+    return answer is not None and answer.status_code == 503 and answer.json()["reason"] == "draining"
+
+
+def read_stream(client: Connection) -> list[dict[str, Any]]:
+    return chunks_of(client.read_body(client.read_head()))
+
+
+@each_class
+def test_at_a_term_running_answers_complete_and_new_work_is_refused(run: Services, worker_class: str) -> None:
+    service = start(run, worker_class)
+    with Connection(service.port) as stream, Connection(service.port) as whole:
+        stream.send("POST", "generate_stream", script(name="stream", each=0.02, pieces=100), DELTA)
+        whole.send("POST", "generate", script(name="whole", each=0.02, pieces=100))
+        wait_until(lambda: len(journal(service, "begin")) == 2, "both to begin")
+        service.signal(signal.SIGTERM)
+        wait_until(lambda: is_draining(service), "draining", timeout=5)
+        for call, body in (
+            ("generate", {"model": "echo", "prompt": "x"}),
+            ("generate_stream", {"model": "echo", "prompt": "x"}),
+            ("embeddings", {"model": "echo", "input": ["x"]}),
+            ("count_token", {"model": "echo", "prompt": "x"}),
+            ("apply", {"model": "echo", "apply_type": "stop"}),
+        ):
+            refused = requests.post(service.url(call), json=body, timeout=5)
+            assert refused.status_code == 503, call
+            assert int(refused.headers["Retry-After"]) >= 1
+        assert requests.get(service.url("/healthz"), timeout=5).status_code == 200
+        chunks = read_stream(stream)
+        _, answer = whole.read_answer()
+    assert "".join(chunk["text"] for chunk in chunks) == "x" * 100
+    assert chunks[-1]["finish_reason"] == "stop"
+    assert json.loads(answer)["text"] == "x" * 100
+    assert service.wait_ended(20) == 0
+
+
+@each_class
+def test_those_over_the_drain_timeout_get_a_last_chunk_and_then_it_ends(run: Services, worker_class: str) -> None:
+    service = start(run, worker_class, drain_timeout=1)
+    with Connection(service.port) as talking, Connection(service.port) as silent, Connection(service.port) as whole:
+        talking.send("POST", "generate_stream", script(name="talking", each=0.05, pieces=10_000), DELTA)
+        silent.send("POST", "generate_stream", script(name="silent", before=600))
+        wait_until(lambda: len(journal(service, "begin")) == 2, "both to begin")
+        whole.send("POST", "generate", script(name="in line"))
+        service.signal(signal.SIGTERM)
+        said, unsaid = read_stream(talking), read_stream(silent)
+        head, body = whole.read_answer()
+    assert len(said) > 1
+    for last in (said[-1], unsaid[-1]):
+        assert last["error_code"] == 503
+        assert "drain_timeout" in last["text"]
+    assert (head.status, json.loads(body)["error_code"]) == (503, 503)
+    assert service.wait_ended(20) == 0
+    assert not journal(service, "begin in line")
+
+
+@each_of_ours
+def test_idle_connections_do_not_delay_the_end(run: Services, worker_class: str) -> None:
+    service = start(run, worker_class)
+    with Connection(service.port) as silent, Connection(service.port) as kept:
+        kept.send("GET", "/healthz")
+        assert kept.read_answer()[0].status == 200
+        began = time.monotonic()
+        service.signal(signal.SIGTERM)
+        assert service.wait_ended(20) == 0
+        assert time.monotonic() - began < 10
+        assert silent.ends()
+
+
+def test_a_second_term_changes_nothing(run: Services) -> None:
+    service = start(run)
+    with Connection(service.port) as stream:
+        stream.send("POST", "generate_stream", script(name="stream", each=0.02, pieces=100), DELTA)
+        wait_until(lambda: journal(service, "begin"), "the begin")
+        service.signal(signal.SIGTERM)
+        wait_until(lambda: is_draining(service), "draining", timeout=5)
+        service.signal(signal.SIGTERM)
+        os.kill(service.worker_pid(), signal.SIGTERM)
+        assert read_stream(stream)[-1]["finish_reason"] == "stop"
+    assert service.wait_ended(20) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_ends_while_a_model_starts(run: Services, number: int) -> None:
+    tables = '[[models]]\nname = "slow"\nworker_class = "scripted:Stubborn"\n'
+    service = run.start(tables, wait="up")
+    wait_until(lambda: service.model("slow@llm").get("reason") == "thinking", "its progress")
+    service.signal(number)
+    assert service.wait_ended(30) == 0
+
+
+@each_class
+def test_an_interrupt_ends_it_soon_whatever_runs(run: Services, worker_class: str) -> None:
+    service = start(run, worker_class)
+    worker = service.worker_pid()
+    with Connection(service.port) as stream:
+        stream.send("POST", "generate_stream", script(name="stream", each=0.02, pieces=10_000))
+        stream.read_head()
+        stream.read_http_chunk()
+        service.signal(signal.SIGINT)
+        assert service.wait_ended(15) == 0
+    assert not is_alive(worker)
+
+
+@each_of_ours
+def test_a_term_to_the_worker_alone_drains_it_and_another_takes_its_place(run: Services, worker_class: str) -> None:
+    service = start(run, worker_class)
+    first = service.worker_pid()
+    with Connection(service.port) as stream:
+        stream.send("POST", "generate_stream", script(name="stream", each=0.02, pieces=100), DELTA)
+        wait_until(lambda: journal(service, "begin"), "the begin")
+        os.kill(first, signal.SIGTERM)
+        assert read_stream(stream)[-1]["finish_reason"] == "stop"
+    wait_until(lambda: service.worker_pid() not in (0, first), "another worker")
+    service.wait_ready()
+    assert journal(service, "st") == [f"start {first}", f"stop {first}", f"start {service.worker_pid()}"]
+
+
+@each_of_ours
+def test_a_reload_never_holds_two_copies_and_cuts_no_answer(run: Services, worker_class: str) -> None:
+    service = start(run, worker_class)
+    first = service.worker_pid()
+    with Connection(service.port) as stream:
+        stream.send("POST", "generate_stream", script(name="stream", each=0.02, pieces=200), DELTA)
+        wait_until(lambda: journal(service, "begin"), "the begin")
+        service.signal(signal.SIGHUP)
+        wait_until(lambda: len(children(service.pid)) == 2, "the newcomer", interval=0.005)
+        assert read_stream(stream)[-1]["finish_reason"] == "stop"
+        assert journal(service, "start") == [f"start {first}"], "the newcomer did not wait"
+    wait_until(lambda: service.worker_pid() not in (0, first), "the newcomer alone")
+    service.wait_ready()
+    assert service.post("generate", script(name="after")).status_code == 200
+    assert journal(service, "st") == [f"start {first}", f"stop {first}", f"start {service.worker_pid()}"]
+
+
+def test_reloads_one_after_the_other_leave_one_worker(run: Services) -> None:
+    service = start(run)
+    for _ in range(3):
+        before = service.worker_pid()
+        service.signal(signal.SIGHUP)
+        wait_until(lambda before=before: service.worker_pid() not in (0, before), "the newcomer alone")
+        service.wait_ready()
+    starts, stops = journal(service, "start"), journal(service, "stop")
+    assert (len(starts), len(stops)) == (4, 3)
+
+
+@each_of_ours
+def test_without_its_master_a_worker_ends_and_lets_go(run: Services, worker_class: str) -> None:
+    service = start(run, worker_class)
+    worker = service.worker_pid()
+    service.signal(signal.SIGKILL)
+    service.wait_ended(5)
+    wait_until(lambda: not is_alive(worker), "the worker's end")
+    again = run.start(TABLES.format(journal=service.folder / "journal"), folder=service.folder, port=service.port)
+    assert again.post("generate", script(name="after")).status_code == 200
+
+
+def _drain(service: Service) -> None:
+    service.signal(signal.SIGTERM)
+
+
+def _interrupt(service: Service) -> None:
+    service.signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("end", [_drain, _interrupt])
+def test_an_end_leaves_nothing_running_and_no_sockets_behind(run: Services, end: Callable[[Service], None]) -> None:
+    service = start(run)
+    worker = service.worker_pid()
+    end(service)
+    assert service.wait_ended(15) == 0
+    assert not is_alive(worker)
+    assert list((service.folder / "tmp").iterdir()) == []

@@ -17,7 +17,7 @@ import orjson
 
 from .. import gguf_header
 from ..cancel import Cancel
-from ..errors import BadModelFile, Cancelled, EngineError, InputTooLong, MissingLibrary, StartFailed
+from ..errors import BadModelFile, Cancelled, EngineError, InputTooLong, MissingLibrary, ModelyardError, StartFailed
 from ..params import param
 from ..streams import Pump
 from ..types import Burst, GenerateRequest, ModelMetadata, WorkerType
@@ -26,7 +26,8 @@ from .base import CancelEvent, Engine, ModelParams, Progress, Vectors
 from .llama_http import LlamaHttp, PrivateFolder
 
 TEXTS_A_CALL = 32
-"""Texts embedded in one call of the library: between two calls a cancel is looked at."""
+LETTERS_A_CALL = 2000
+"""What is embedded in one call of the library, half a second's work on one core: between two a cancel is looked at."""
 
 
 @dataclass
@@ -36,7 +37,9 @@ class LlamaCppParams(ModelParams):
     n_ctx: int = param(
         2048, help="tokens of context of one request; memory is taken for every slot", min=64, max=1_048_576
     )
-    n_batch: int = param(256, help="tokens computed at once; more makes other streams wait longer", min=16, max=16_384)
+    n_batch: int = param(
+        64, help="tokens computed at once; more is for GPUs, and makes streams and cancels wait longer", min=16, max=16_384
+    )
     n_threads: int = param(0, help="threads that compute; 0: all cores but one", min=0, max=1024, tags=["shared"])
     n_gpu_layers: int = param(-1, help="layers on the GPU, if there is one; -1: as many as fit", min=-1, max=10_000)
     default_max_new_tokens: int = param(
@@ -88,6 +91,24 @@ class LlamaCpp(Engine):
             raise StartFailed(f"llama.cpp refuses {self.path}: {error}; its reason stands in the log above") from error
         self._http = LlamaHttp(self._folder.socket)
         self._metadata = self._describe(header)
+        self._try_out()
+
+    def _try_out(self) -> None:
+        """Have one word computed: who can't is not ready, and a server whose loop has not begun hangs in `stop`."""
+        name, kind = self.params.registered_name, self.params.worker_type
+        try:
+            if kind == WorkerType.LLM:
+                request = GenerateRequest(name, prompt="a", max_new_tokens=1)
+                body = llama_requests.completion_body(request, 1)
+                answer = llama_requests.Answer(request, name)
+                answer.run(self._server.handle_completions, body, lambda burst: True, Cancel())
+            elif kind == WorkerType.TEXT2VEC:
+                self.embed(["a"], Cancel())
+            else:
+                self.rerank("a", ["a"], Cancel())
+        except ModelyardError as error:
+            self.stop()
+            raise StartFailed(f"{self.path} was loaded, but does not answer as {kind}: {error}") from error
 
     def _server_params(self, xllamacpp: Any) -> Any:
         assert self._folder is not None
@@ -168,24 +189,21 @@ class LlamaCpp(Engine):
 
     def embed(self, texts: Sequence[str], cancel: CancelEvent) -> Vectors:
         """Return one normalised row a text; InputTooLong names the first text that does not fit."""
-        self._check_lengths(texts, "input")
+        self._check_lengths(texts, "input", cancel)
         rows: list[list[float]] = []
-        for first in range(0, len(texts), TEXTS_A_CALL):
-            if cancel.is_set():
-                raise Cancelled("the client has gone")
-            answer = self._call(self._server.handle_embeddings, {"input": list(texts[first : first + TEXTS_A_CALL])})
+        for some in _in_calls(texts):
+            _look_at(cancel)
+            answer = self._call(self._server.handle_embeddings, {"input": some})
             rows += [item["embedding"] for item in sorted(answer["data"], key=lambda item: item["index"])]
         return rows
 
     def rerank(self, query: str, texts: Sequence[str], cancel: CancelEvent) -> Sequence[float]:
         """Return the model's raw scores, one a text; InputTooLong names a pair that does not fit."""
-        self._check_lengths([f"{query} {text}" for text in texts], "input (with the query)")
+        self._check_lengths([f"{query} {text}" for text in texts], "input (with the query)", cancel)
         scores: list[float] = []
-        for first in range(0, len(texts), TEXTS_A_CALL):
-            if cancel.is_set():
-                raise Cancelled("the client has gone")
-            body = {"query": query, "documents": list(texts[first : first + TEXTS_A_CALL])}
-            answer = self._call(self._server.handle_rerank, body)
+        for some in _in_calls(texts, framed_by=len(query)):
+            _look_at(cancel)
+            answer = self._call(self._server.handle_rerank, {"query": query, "documents": some})
             scores += [item["relevance_score"] for item in sorted(answer["results"], key=lambda item: item["index"])]
         return scores
 
@@ -198,12 +216,13 @@ class LlamaCpp(Engine):
             raise llama_requests.refusal(answer["error"], self.params.registered_name)
         return answer
 
-    def _check_lengths(self, texts: Sequence[str], field: str) -> None:
+    def _check_lengths(self, texts: Sequence[str], field: str, cancel: CancelEvent) -> None:
         limit = self._n_ctx
         for index, text in enumerate(texts):
             # No tokenizer makes more tokens than bytes, but for the few that frame a text.
             if len(text.encode("utf-8", "surrogatepass")) + 4 <= limit:
                 continue
+            _look_at(cancel)
             count = self.count_token(text)
             if count > limit:
                 message = (
@@ -214,6 +233,26 @@ class LlamaCpp(Engine):
     def count_token(self, prompt: str) -> int:
         """Return the tokens of ``prompt`` as the raw prompt of a request: what its usage will say."""
         return len(self._http.post("/tokenize", {"content": prompt, "add_special": True})["tokens"])
+
+
+def _in_calls(texts: Sequence[str], framed_by: int = 0) -> Iterator[list[str]]:
+    """Yield the texts in order, as many at a time as one call may take; each counts ``framed_by`` letters more."""
+    some: list[str] = []
+    letters = 0
+    for text in texts:
+        length = len(text) + framed_by
+        if some and (len(some) == TEXTS_A_CALL or letters + length > LETTERS_A_CALL):
+            yield some
+            some, letters = [], 0
+        some.append(text)
+        letters += length
+    if some:
+        yield some
+
+
+def _look_at(cancel: CancelEvent) -> None:
+    if cancel.is_set():
+        raise Cancelled("the client has gone")
 
 
 def _check_memory(path: Path) -> None:

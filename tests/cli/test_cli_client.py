@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -105,9 +106,9 @@ def test_readiness_is_looked_for_below_the_prefix_and_then_above_it():
         assert asked == ["/ml/api/readyz", "/ml/readyz", "/readyz", "/ml/api/worker/models/supports"]
 
 
-def test_a_service_within_another_application_is_listed():
+def test_a_service_within_another_application_is_listed(tmp_path: Path):
     app = Flask("host")
-    Modelyard(app, url_prefix="/ml/api", models=["echo"])
+    Modelyard(app, url_prefix="/ml/api", models=["echo"], state_dir=str(tmp_path))
     server = make_server("127.0.0.1", 0, app, threaded=True)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()

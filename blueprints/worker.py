@@ -32,16 +32,19 @@ def _log_access(blueprint: Blueprint, *, enabled: bool) -> None:
 
     @blueprint.after_request
     def note(response: Response) -> Response:
-        g.modelyard_line.status = response.status_code
-        if not response.is_streamed:
-            g.modelyard_line.bytes = response.content_length or 0
+        # Where an earlier before_request of the application has answered, `begin` was not called.
+        if (line := g.get("modelyard_line")) is not None:
+            line.status = response.status_code
+            if not response.is_streamed:
+                line.bytes = response.content_length or 0
         return response
 
     @blueprint.teardown_request
     def end(error: BaseException | None) -> None:
-        response = g.pop("modelyard_stream", None)
+        line, response = g.get("modelyard_line"), g.pop("modelyard_stream", None)
         if response is None:
-            g.modelyard_line.write()
+            if line is not None:
+                line.write()
         elif not response.taken:
             # An after_request of the application failed, or put another response in its place.
             response.response.close()

@@ -17,8 +17,8 @@ class Cancel:
         """Make one that is not set."""
         self._set = False
         self._lock = threading.Lock()
-        # Held until it is set. A lock to wait on is a tenth of an Event in memory, and half of it in time: there is one of
-        # these a stream, waited on once a piece.
+        # Held until it is set. There is one a stream, waited on once a piece: a lock is a tenth of an Event in memory,
+        # and its wait allocates nothing.
         self._barrier = threading.Lock()
         self._barrier.acquire()
         self._callbacks: list[Callable[[], None]] = []

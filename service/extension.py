@@ -32,7 +32,7 @@ class Modelyard:
     """
 
     def __init__(self, app: Flask | None = None, **options: Any) -> None:
-        """Remember ``options``; with ``app``, do `init_app` as well."""
+        """Remember ``options`` and what else `init_app` takes; with ``app``, call it as well."""
         self._options = options
         if app is not None:
             self.init_app(app)
@@ -42,24 +42,24 @@ class Modelyard:
         app: Flask,
         *,
         url_prefix: str | None = None,
-        worker: bool = True,
+        worker: bool | None = None,
         probes_prefix: str | None = None,
         **options: Any,
     ) -> Runtime:
         """Add the blueprints to ``app`` and return the runtime, which ``app.extensions["modelyard"]`` holds.
 
-        Without ``worker`` the worker API is left out; health and readiness stand under ``probes_prefix`` (default: the
-        API's prefix). Raises ConfigError.
+        With ``worker`` false the worker API is left out; health and readiness stand under ``probes_prefix`` (default:
+        the API's prefix). Raises ConfigError.
         """
-        given = {**_config_of(app), **self._options, **options}
-        if url_prefix is not None:
-            given["prefix"] = url_prefix
-        given.setdefault("prefix", given.pop("url_prefix", "/api"))
+        named = {"url_prefix": url_prefix, "worker": worker, "probes_prefix": probes_prefix}
+        given = {**_config_of(app), **self._options, **options, **{k: v for k, v in named.items() if v is not None}}
+        blueprints = {"worker": given.pop("worker", True), "probes_prefix": given.pop("probes_prefix", None)}
+        given["prefix"] = given.pop("url_prefix", given.get("prefix", "/api"))
         given.setdefault("instance", f"{app.import_name}-{zlib.crc32(app.root_path.encode()):08x}")
         loaded = settings.load(given)
         if loaded.models is None and not loaded.model_tables:
             loaded.models = []
-        return attach(app, Runtime(loaded), worker=worker, probes_prefix=probes_prefix)
+        return attach(app, Runtime(loaded), **blueprints)
 
 
 def attach(app: Flask, runtime: Runtime, *, worker: bool = True, probes_prefix: str | None = None) -> Runtime:

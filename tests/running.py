@@ -66,9 +66,18 @@ class DidNotStart(Exception):
 class Service:
     """A gunicorn master and its worker, in a process group of their own. `kill` it in the end."""
 
-    def __init__(self, command: Sequence[str], port: int, folder: Path, environ: Mapping[str, str], cwd: Path) -> None:
-        """Start ``command``; what it prints goes to ``folder/log``."""
+    def __init__(
+        self,
+        command: Sequence[str],
+        port: int,
+        folder: Path,
+        environ: Mapping[str, str],
+        cwd: Path,
+        probes: str = "",
+    ) -> None:
+        """Start ``command``; what it prints goes to ``folder/log``. Its health is asked below ``probes``."""
         self.port = port
+        self.probes = probes
         self.folder = folder
         self.log_path = folder / "log"
         self.may_show_tracebacks = False
@@ -102,7 +111,7 @@ class Service:
             options["json"] = body
         return self.session.post(self.url(path), timeout=options.pop("timeout", 60), **options)
 
-    def answers(self, path: str = "/healthz", timeout: float = 5.0) -> requests.Response | None:
+    def answers(self, path: str, timeout: float = 5.0) -> requests.Response | None:
         """Return the answer to a GET on a connection of its own; None where there is none."""
         try:
             return requests.get(self.url(path), timeout=timeout, headers={"Connection": "close"})
@@ -111,7 +120,7 @@ class Service:
 
     def status(self) -> dict[str, Any]:
         """Return what ``/readyz`` says; empty where nobody answers."""
-        response = self.answers("/readyz")
+        response = self.answers(f"{self.probes}/readyz")
         found: dict[str, Any] = response.json() if response is not None else {}
         return found
 
@@ -175,7 +184,7 @@ class Service:
 
     def wait_up(self, timeout: float = START_LIMIT) -> Service:
         """Wait until ``/healthz`` answers, whatever the models do."""
-        return self._wait(lambda: self.answers() is not None, "up", timeout)
+        return self._wait(lambda: self.answers(f"{self.probes}/healthz") is not None, "up", timeout)
 
     def _wait(self, condition: Callable[[], object], what: str, timeout: float) -> Service:
         def reached() -> bool:
@@ -223,6 +232,7 @@ class Services:
         wait: str = "ready",
         command: Sequence[str] = (),
         cwd: Path | None = None,
+        probes: str = "",
         **settings: Any,
     ) -> Service:
         """Run ``modelyard serve`` with the ``[[models]]`` in ``tables`` (TOML) and with ``settings``.
@@ -247,7 +257,7 @@ class Services:
             spoken = {f"MODELYARD_{name.upper()}": str(value) for name, value in given.items()}
             surroundings = {**surroundings_of(folder), **spoken, **_choose(worker_class), **(environ or {})}
             line = [part.format(port=number) for part in command] or [console_script("modelyard"), "serve"]
-            service = Service([*line, *arguments], number, folder, surroundings, cwd or folder)
+            service = Service([*line, *arguments], number, folder, surroundings, cwd or folder, probes)
             self._running.append(service)
             try:
                 if wait == "ready":

@@ -13,6 +13,7 @@ from modelyard.engines.base import CancelEvent, Engine, ModelParams, Progress, V
 from modelyard.errors import Cancelled, PromptTooLong
 from modelyard.params import param
 from modelyard.types import Burst, GenerateRequest, ModelMetadata, WorkerType
+from modelyard.wire import text_of_content
 
 LIMIT = 30.0
 _numbers = itertools.count(1)
@@ -102,7 +103,8 @@ class Steered(Engine):
         ``hold`` yields one piece and then waits for the cancel; ``silent`` waits at once; ``break`` fails after a
         piece, ``refuse`` before one; ``usage`` tells one.
         """
-        prompt = request.prompt or " ".join(str(message["content"]) for message in request.messages)
+        said = [message["content"] for message in request.messages]
+        prompt = " ".join(map(text_of_content, said)) if request.uses_messages else request.prompt or ""
         self.generating += 1
         try:
             if prompt == "refuse":

@@ -26,8 +26,8 @@ from .base import CancelEvent, Engine, ModelParams, Progress, Vectors
 from .llama_http import LlamaHttp, PrivateFolder
 
 TEXTS_A_CALL = 32
-LETTERS_A_CALL = 2000
-"""What is embedded in one call of the library, half a second's work on one core: between two a cancel is looked at."""
+LETTERS_A_CALL = 1000
+"""What is embedded in one call of the library, a quarter of a second's work on one core: a cancel comes between two."""
 
 
 @dataclass
@@ -38,7 +38,10 @@ class LlamaCppParams(ModelParams):
         2048, help="tokens of context of one request; memory is taken for every slot", min=64, max=1_048_576
     )
     n_batch: int = param(
-        64, help="tokens computed at once; more is for GPUs, and makes streams and cancels wait longer", min=16, max=16_384
+        64,
+        help="tokens computed at once; more is for GPUs, and makes streams and cancels wait longer",
+        min=16,
+        max=16_384,
     )
     n_threads: int = param(0, help="threads that compute; 0: all cores but one", min=0, max=1024, tags=["shared"])
     n_gpu_layers: int = param(-1, help="layers on the GPU, if there is one; -1: as many as fit", min=-1, max=10_000)

@@ -241,6 +241,16 @@ def test_a_prompt_longer_than_the_context_is_told_with_both_numbers(client: Conn
     assert json.loads(client.read_answer()[1])["error_code"] == 0
 
 
+def test_an_answer_that_fills_the_context_ends_there(client: Connection) -> None:
+    client.send("POST", "generate", {"model": "tiny", "prompt": "x" * 250, "max_new_tokens": 1000})
+    head, answer = client.read_answer()
+    assert head.status == 200
+    output = json.loads(answer)
+    assert output["finish_reason"] in ("length", "stop")
+    assert output["usage"]["total_tokens"] <= 257
+    assert works(client)
+
+
 def test_a_body_of_100_mb_is_refused_and_the_refusal_can_be_read(service: Service, tmp_path: Path) -> None:
     large = tmp_path / "large"
     with large.open("wb") as file:

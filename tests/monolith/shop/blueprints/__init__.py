@@ -1,0 +1,1 @@
+"""What the shop calls its blueprints: nothing of Modelyard's."""

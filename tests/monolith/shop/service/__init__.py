@@ -1,0 +1,1 @@
+"""What the shop calls its services: nothing of Modelyard's."""

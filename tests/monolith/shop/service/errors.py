@@ -1,0 +1,3 @@
+"""A module of a name that Modelyard has as well."""
+
+OWNER = "shop"

@@ -1,0 +1,16 @@
+"""A monolith of somebody else, with a past of its own, that took Modelyard in. gunicorn runs one of these."""
+
+from __future__ import annotations
+
+import os
+
+from factory import create_app
+from flask import Flask
+from modelyard.extension import Modelyard
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
+
+app = create_app(worker=not os.environ.get("SHOP_LEAVES_OUT_THE_WORKER"))
+
+office = Flask("office")
+Modelyard(office, url_prefix="/models", models=["echo-embed"])
+both = DispatcherMiddleware(app.wsgi_app, {"/office": office.wsgi_app})

@@ -1,0 +1,155 @@
+"""The extension puts blueprints into an application and nothing else; ours is an application and the extension."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask
+from modelyard.app import create_app
+from modelyard.errors import ConfigError
+from modelyard.extension import Modelyard, current_modelyard
+from modelyard.runtime import Runtime
+from modelyard.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODELYARD_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv("MODELYARD_MODELS_DIRS", str(tmp_path / "models"))
+
+
+@pytest.fixture
+def started() -> Iterator[list[Runtime]]:
+    """Runtimes that are stopped in the end."""
+    runtimes: list[Runtime] = []
+    yield runtimes
+    for runtime in runtimes:
+        runtime.stop()
+
+
+def rules(app: Flask) -> set[tuple[str, str]]:
+    return {(rule.rule, ",".join(sorted(rule.methods or ()))) for rule in app.url_map.iter_rules()}
+
+
+def test_our_application_is_a_flask_application_with_the_extension() -> None:
+    theirs = Flask("theirs", static_folder=None)
+    Modelyard(theirs, url_prefix="/api", probes_prefix="")
+    assert rules(create_app(Settings(models=[]))) == rules(theirs)
+
+
+def test_nothing_of_the_application_is_touched_but_its_blueprints() -> None:
+    app = Flask("app")
+    before = {
+        "json": app.json,
+        "after": dict(app.after_request_funcs),
+        "teardown": list(app.teardown_appcontext_funcs),
+        "config": dict(app.config),
+        "processors": list(app.template_context_processors[None]),
+        "commands": list(app.cli.commands),
+    }
+    Modelyard(app)
+    assert app.error_handler_spec[None] == {}
+    assert app.json is before["json"]
+    assert app.after_request_funcs.get(None) == before["after"].get(None)
+    assert app.teardown_appcontext_funcs == before["teardown"]
+    assert dict(app.config) == before["config"]
+    assert app.template_context_processors[None] == before["processors"]
+    assert list(app.cli.commands) == before["commands"]
+
+
+def test_an_application_gets_it_from_the_constructor_or_from_a_factory() -> None:
+    one, other = Flask("one"), Flask("other")
+    Modelyard(one, url_prefix="/ml", models=["echo"])
+    extension = Modelyard(models=["echo"])
+    runtime = extension.init_app(other, url_prefix="/ml")
+    assert rules(one) == rules(other)
+    assert other.extensions["modelyard"] is runtime
+    assert one.extensions["modelyard"] is not runtime
+
+
+def test_one_extension_serves_many_applications() -> None:
+    extension = Modelyard(models=["echo"])
+    runtimes = [extension.init_app(Flask(name), url_prefix=f"/{name}") for name in ("one", "two")]
+    assert runtimes[0] is not runtimes[1]
+    assert [runtime.settings.prefix for runtime in runtimes] == ["/one", "/two"]
+    assert runtimes[0].settings.instance_name != runtimes[1].settings.instance_name
+
+
+@pytest.mark.parametrize("way", ["constructor", "init_app"])
+def test_the_worker_api_can_be_left_out(way: str) -> None:
+    app = Flask("app", static_folder=None)
+    if way == "constructor":
+        Modelyard(app, worker=False)
+    else:
+        Modelyard().init_app(app, worker=False)
+    assert {rule for rule, _ in rules(app)} == {"/api/health", "/api/healthz", "/api/readyz"}
+
+
+def test_the_config_of_the_application_counts_less_than_what_is_said_in_code() -> None:
+    app = Flask("app")
+    app.config.update(MODELYARD_THREADS=64, MODELYARD_RESERVE=4, MODELYARD_MODELS=["echo"])
+    runtime = Modelyard(threads=32).init_app(app)
+    assert (runtime.budget.threads, runtime.budget.reserve, runtime.names) == (32, 4, ["echo"])
+
+
+@pytest.mark.parametrize("options", [{"thraeds": 3}, {"threads": "many"}, {"models": ["nobody"]}, {"url_prefix": "x"}])
+def test_what_does_not_fit_is_told_at_once(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        Modelyard(Flask("app"), **options)
+
+
+def test_it_starts_no_model_that_nobody_named() -> None:
+    assert Modelyard().init_app(Flask("app")).names == []
+
+
+def test_nothing_starts_before_the_first_request(tmp_path: Path, started: list[Runtime]) -> None:
+    app = Flask("app")
+    before = threading.active_count()
+    started.append(Modelyard(models=["echo"]).init_app(app))
+    assert threading.active_count() == before
+    assert not (tmp_path / "state").exists()
+    assert app.test_client().get("/nowhere").status_code == 404
+    assert started[0].wait_loaded(10)
+    assert app.test_client().get("/api/readyz").json["ready"] is True
+
+
+def test_it_may_be_started_before_the_first_request(started: list[Runtime]) -> None:
+    runtime = Modelyard(models=["echo"]).init_app(Flask("app"))
+    started.append(runtime)
+    runtime.start()
+    assert runtime.wait_loaded(10)
+    assert runtime.manager.count_token("echo", "one two") == 2
+
+
+def test_the_runtime_is_that_of_the_current_application() -> None:
+    app = Flask("app")
+    runtime = Modelyard().init_app(app)
+    with app.app_context():
+        assert current_modelyard() is runtime
+    with Flask("other").app_context(), pytest.raises(RuntimeError, match="Modelyard"):
+        current_modelyard()
+
+
+def test_the_manager_may_be_swapped(started: list[Runtime]) -> None:
+    class Other:
+        def count_token(self, model: str | None, prompt: str) -> int:
+            return 42
+
+    app = Flask("app")
+    runtime = Modelyard(models=["echo"]).init_app(app)
+    started.append(runtime)
+    runtime.manager = Other()  # type: ignore[assignment]
+    assert app.test_client().post("/api/worker/count_token", json={"prompt": "x"}).json == 42
+
+
+def test_a_refusal_by_an_earlier_before_request_is_the_applications_own(started: list[Runtime]) -> None:
+    app = Flask("app")
+    app.before_request(lambda: ("not you", 403))
+    started.append(Modelyard(models=["echo"]).init_app(app))
+    for call in ("generate", "generate_stream", "embeddings", "apply"):
+        answer = app.test_client().post(f"/api/worker/{call}", json={})
+        assert (answer.status_code, answer.text) == (403, "not you")

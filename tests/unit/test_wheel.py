@@ -1,0 +1,114 @@
+"""The wheel has every module of the checkout and what they read, and each can be imported from it."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from running import ROOT
+
+SOURCES = ("service", "blueprints", "setup.cfg", "pyproject.toml", "README.md", "LICENSE")
+FOLDERS = {"modelyard": ROOT / "service", "modelyard.blueprints": ROOT / "blueprints"}
+
+
+def packages() -> dict[str, Path]:
+    """Return every package of the checkout: each folder with an ``__init__.py``."""
+    found = {}
+    for name, root in FOLDERS.items():
+        for init in root.rglob("__init__.py"):
+            found[".".join([name, *init.parent.relative_to(root).parts])] = init.parent
+    return found
+
+
+def expected_files() -> set[str]:
+    """Return the modules of the checkout, as paths within a wheel."""
+    return {
+        "/".join([*name.split("."), path.name]) for name, folder in packages().items() for path in folder.glob("*.py")
+    }
+
+
+def run(command: Sequence[object], **options: object) -> str:
+    ran = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=300, **options)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return str(ran.stdout)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of the checkout, built from a copy: what lies about in the checkout would end up in it."""
+    folder = tmp_path_factory.mktemp("wheel")
+    for name in SOURCES:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / "source" / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            (folder / "source").mkdir(exist_ok=True)
+            shutil.copy(ROOT / name, folder / "source" / name)
+    run([sys.executable, "-m", "build", "--wheel", "--outdir", folder / "dist", folder / "source"])
+    (built,) = (folder / "dist").glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the wheel is installed, without its dependencies."""
+    target = tmp_path_factory.mktemp("site")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-index", "--no-deps"]
+    run([*pip, "--target", target, wheel])
+    return target
+
+
+def from_wheel(site: Path, script: str) -> str:
+    """Run ``script`` where ``modelyard`` is the one of the wheel, and its dependencies are those of the tests."""
+    environ = {**os.environ, "PYTHONPATH": str(site)}
+    return run([sys.executable, "-c", script], cwd=site, env=environ)
+
+
+def test_every_package_folder_is_listed_in_the_configuration():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    assert sorted(config["options"]["packages"].split()) == sorted(packages())
+
+
+def test_it_has_every_module_of_the_checkout_and_no_other(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name for name in names if name.endswith(".py")} == expected_files()
+    assert all(name.split("/")[0].split("-")[0] == "modelyard" for name in names), "nothing beside the package"
+
+
+def test_it_has_the_catalogue_and_says_that_it_is_typed(wheel, site):
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {"modelyard/catalog.toml", "modelyard/py.typed"} <= set(names)
+    script = "from modelyard.catalog import Catalog; print(*(entry.name for entry in Catalog.load()))"
+    assert from_wheel(site, script).split() == ["smollm2-135m", "minilm-l6", "echo", "echo-embed"]
+
+
+def test_its_metadata_names_licence_command_and_extras(wheel):
+    archive = zipfile.ZipFile(wheel)
+    (metadata,) = (archive.read(name).decode() for name in archive.namelist() if name.endswith("/METADATA"))
+    (entries,) = (archive.read(name).decode() for name in archive.namelist() if name.endswith("/entry_points.txt"))
+    assert re.search(r"^License(-Expression)?: Apache-2\.0$", metadata, re.MULTILINE)
+    assert "modelyard = modelyard.cli:main" in entries
+    for extra in ("server", "llama"):
+        assert f"Provides-Extra: {extra}" in metadata
+    assert any(name.endswith("/LICENSE") for name in archive.namelist())
+
+
+def test_every_module_of_it_can_be_imported(site):
+    # Those that a server runs import it, and read the command line or the environment when they do.
+    modules = sorted(name.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for name in expected_files())
+    script = (
+        "import importlib, pathlib, sys\n"
+        f"for name in {modules!r}:\n"
+        "    found = importlib.import_module(name)\n"
+        "    assert pathlib.Path(found.__file__).is_relative_to(sys.path[1]), found.__file__\n"
+        "    print(name)\n"
+    )
+    assert from_wheel(site, script).split() == modules

@@ -341,6 +341,25 @@ def test_a_text_too_long_is_named_by_its_index_and_the_next_works(llama, kind):
         assert len(worker.rerank("q", ["short"], Cancel())) == 1
 
 
+@pytest.mark.parametrize("kind", ["text2vec", "reranker"])
+def test_a_cancel_is_looked_at_between_two_calls_of_the_library(llama, monkeypatch, kind):
+    worker, cancel, calls = llama(kind), Cancel(), []
+    call = worker.engine._call
+
+    def counted(handle: Any, body: dict[str, Any]) -> Any:
+        calls.append(len(body.get("input") or body["documents"]))
+        cancel.set()
+        return call(handle, body)
+
+    monkeypatch.setattr(worker.engine, "_call", counted)
+    texts = ["man"] * 100
+    with pytest.raises(Cancelled):
+        worker.rerank("q", texts, cancel) if kind == "reranker" else worker.embeddings(texts, cancel)
+    assert len(calls) == 1
+    assert calls[0] < 100
+    assert worker.gate.free == worker.gate.slots
+
+
 def test_the_longest_text_that_fits_is_embedded(llama):
     worker = llama("text2vec")
     text = "man " * 600

@@ -255,7 +255,7 @@ def test_an_end_while_a_model_loads_is_no_death(run: Services) -> None:
     start_when = "{folder / "go"}"
     """
     service = run.start(tables, folder=folder, wait="up")
-    for _ in range(3):
+    for _ in range(2):
         wait_until(lambda service=service: service.model("late@llm").get("reason") == "reading the script", "its load")
         service = restart(run, service, tables, wait="up")
     (folder / "go").touch()

@@ -7,7 +7,7 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
@@ -242,6 +242,14 @@ def stream(service: Service, clients: ExitStack) -> Connection:
     return client
 
 
+def in_time(hang_up: Callable[[], float]) -> bool:
+    """Whether a hang-up frees the slot within a second: in one of three tries, as others may hold the cores.
+
+    What is freed only when the work is done is never in time.
+    """
+    return any(hang_up() < 1 for _ in range(3))
+
+
 def cancelled(service: Service) -> int:
     return sum(line.get("error") == "cancelled" for line in service.access_lines())
 
@@ -253,42 +261,53 @@ def is_all_free(service: Service) -> bool:
 
 @pytest.mark.parametrize("reset", [False, True], ids=["FIN", "RST"])
 def test_clients_that_hang_up_free_their_slots_within_a_second(service: Service, reset: bool) -> None:
-    lines, before = len(service.access_lines()), cancelled(service)
-    with ExitStack() as clients:
-        talking = [stream(service, clients) for _ in range(8)]
-        for client in talking:
-            client.read_head()
-            client.read_http_chunk()
-        assert service.post("generate", ask("Hi"), headers=NO_WAIT).status_code == 503
-        for client in talking:
-            client.reset() if reset else client.close()
-        assert seconds_until(lambda: is_all_free(service)) < 1
-    assert cancelled(service) == before + 8
-    gone = [line for line in service.access_lines()[lines:] if line.get("error") == "cancelled"]
+    def hang_up() -> float:
+        before = cancelled(service)
+        with ExitStack() as clients:
+            talking = [stream(service, clients) for _ in range(8)]
+            for client in talking:
+                client.read_head()
+                client.read_http_chunk()
+            assert service.post("generate", ask("Hi"), headers=NO_WAIT).status_code == 503
+            for client in talking:
+                client.reset() if reset else client.close()
+            took = seconds_until(lambda: is_all_free(service))
+        assert cancelled(service) == before + 8
+        return took
+
+    assert in_time(hang_up)
+    gone = [line for line in service.access_lines() if line.get("error") == "cancelled"]
     # The story of 1,900 tokens would have taken much longer than these clients stayed.
     assert all(line.get("pieces", 0) < 1500 for line in gone)
 
 
 def test_a_client_that_hangs_up_while_its_long_prompt_is_read_frees_its_slot(service: Service) -> None:
-    before = cancelled(service)
-    with Connection(service.port) as client:
-        client.send("POST", "generate", ask("word " * 1800, max_new_tokens=1))
-        wait_until(lambda: not is_all_free(service), "its admission", timeout=5, interval=0.001)
-    # Asking whether it is free would have the model compute meanwhile; the line comes after the slot.
-    assert seconds_until(lambda: cancelled(service) > before) < 1
-    assert is_all_free(service)
+    def hang_up() -> float:
+        before = cancelled(service)
+        with Connection(service.port) as client:
+            client.send("POST", "generate", ask("word " * 1800, max_new_tokens=1))
+            wait_until(lambda: not is_all_free(service), "its admission", timeout=5, interval=0.001)
+        # Asking whether it is free would have the model compute meanwhile; the line comes after the slot.
+        took = seconds_until(lambda: cancelled(service) > before)
+        assert is_all_free(service)
+        return took
+
+    assert in_time(hang_up)
 
 
 def test_clients_of_whole_answers_that_hang_up_free_their_slots(service: Service) -> None:
-    with ExitStack() as clients:
-        for _ in range(4):
-            client = clients.enter_context(Connection(service.port))
-            client.send("POST", "generate", ask(temperature=0.8, max_new_tokens=1900))
-        wait_until(
-            lambda: ";free=4;" in service.post("generate", ask("Hi", max_new_tokens=1)).headers["Modelyard-Load"],
-            "four busy slots",
-        )
-    assert seconds_until(lambda: is_all_free(service)) < 1
+    def hang_up() -> float:
+        with ExitStack() as clients:
+            for _ in range(4):
+                client = clients.enter_context(Connection(service.port))
+                client.send("POST", "generate", ask(temperature=0.8, max_new_tokens=1900))
+            wait_until(
+                lambda: ";free=4;" in service.post("generate", ask("Hi", max_new_tokens=1)).headers["Modelyard-Load"],
+                "four busy slots",
+            )
+        return seconds_until(lambda: is_all_free(service))
+
+    assert in_time(hang_up)
 
 
 # Embeddings
@@ -358,13 +377,17 @@ def test_many_clients_embed_at_once(service: Service) -> None:
 
 
 def test_a_client_of_embeddings_that_hangs_up_frees_its_slot(service: Service) -> None:
-    before = cancelled(service)
-    client = Connection(service.port)
-    client.send("POST", "embeddings", {"model": "minilm-l6", "input": ["some words to embed " * 20] * 10_000})
-    wait_until(lambda: embeddings_free(service) < 64, "its admission", interval=0.001)
-    client.close()
-    assert seconds_until(lambda: cancelled(service) > before) < 1
-    assert embeddings_free(service) == 64
+    def hang_up() -> float:
+        before = cancelled(service)
+        with Connection(service.port) as client:
+            body = {"model": "minilm-l6", "input": ["some words to embed " * 20] * 10_000}
+            client.send("POST", "embeddings", body)
+            wait_until(lambda: embeddings_free(service) < 64, "its admission", interval=0.001)
+        took = seconds_until(lambda: cancelled(service) > before)
+        assert embeddings_free(service) == 64
+        return took
+
+    assert in_time(hang_up)
 
 
 def embeddings_free(service: Service) -> int:

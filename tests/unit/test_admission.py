@@ -234,6 +234,7 @@ def test_a_released_ticket_is_not_told_of_a_later_cancel():
     held = one.request()
     ticket = one.request(cancel)
     ticket.release()
+    assert cancel._callbacks == [], "the request would hold the ticket for as long as it lives"
     cancel.set()
     assert isinstance(ticket.refusal, Cancelled)
     assert one.waiting == 0

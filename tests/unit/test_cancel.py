@@ -79,14 +79,19 @@ def test_a_callback_may_use_the_cancel_that_calls_it():
     assert told == ["inner"]
 
 
-def test_it_wakes_a_thread_that_waits():
+def test_it_wakes_all_threads_that_wait():
     cancel = Cancel()
     woken: list[bool] = []
-    thread = threading.Thread(target=lambda: woken.append(cancel.wait(30)))
-    thread.start()
+    threads = [threading.Thread(target=lambda: woken.append(cancel.wait()), daemon=True) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    assert cancel.wait(0.01) is False
+    assert woken == []
     cancel.set()
-    thread.join(30)
-    assert woken == [True]
+    for thread in threads:
+        thread.join(30)
+    assert woken == [True] * 3
+    assert cancel.wait() is True
 
 
 def test_of_many_that_set_it_one_wins_and_callbacks_run_once():

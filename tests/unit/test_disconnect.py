@@ -127,10 +127,16 @@ def test_the_thread_is_not_woken_by_data(connect, monkeypatch):
         made.watch(ours.fileno(), gone.set)
         for _ in range(100):
             theirs.sendall(b"x")
-            assert ours.recv(10)
+        # A hang-up elsewhere proves that the thread has looked since.
+        second, second_client = connect()
+        other_gone = threading.Event()
+        made.watch(second.fileno(), other_gone.set)
+        second_client.close()
+        assert other_gone.wait(10)
+        assert looks == [second.fileno()]
         theirs.close()
         assert gone.wait(10)
-        assert looks == [ours.fileno()]
+        assert looks == [second.fileno(), ours.fileno()]
     finally:
         made.stop()
 

@@ -38,20 +38,11 @@ def split_worker_key(key: str) -> tuple[str, WorkerType]:
     return name, WorkerType(kind)
 
 
-@dataclass(slots=True)
-class Usage:
-    """Tokens that a request cost."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    total_tokens: int = 0
-
-
 class Burst(NamedTuple):
     """The pieces of an answer that are ready together, and, in the last one, how it ended.
 
-    ``pieces`` are new text only. ``usage`` has the keys of `Usage`, ``metrics`` those of DB-GPT's
-    inference metrics. Only the last burst of an answer may have no pieces.
+    ``pieces`` are new text only. ``usage`` has ``prompt_tokens``, ``completion_tokens`` and ``total_tokens``,
+    ``metrics`` the keys of DB-GPT's inference metrics. Only the last burst of an answer may have no pieces.
     """
 
     pieces: list[str]

@@ -5,13 +5,18 @@
     │   ├── PromptTooLong              the prompt leaves no room in the model's context
     │   └── InputTooLong               a text to embed is longer than the model takes
     ├── RequestTooLarge           413  the body is over the limit
+    ├── Unauthorized              401  no token, or one that nobody knows
+    ├── Forbidden                 403  the token, or the address, lacks a scope
     ├── UnknownModel              404  no model of that name is here
     ├── Unsupported               400  the model is here, but not for this kind of call
     ├── Conflict                  409  it runs already, or this process has no room for it
     ├── Unavailable               503  try again, here after ``retry_after`` seconds or elsewhere at once
     │   ├── Overloaded                 all slots are busy and the line is full or too slow
     │   ├── NotReady                   the model is starting, stopped or failed
-    │   └── Draining                   this process is about to end
+    │   ├── Draining                   this process is about to end
+    │   ├── WorkerUnreachable          a remote worker did not answer; nothing of an answer has come
+    │   └── RegistryUnavailable        neither a controller nor a store answers
+    ├── WorkerLost                502  a remote worker broke off in the middle of its answer
     ├── Cancelled                 499  the client has gone
     ├── EngineError               500  the engine broke while it answered
     ├── StartFailed               500  a model could not be started
@@ -88,6 +93,22 @@ class RequestTooLarge(ModelyardError):
     title = "The body is too large"
 
 
+class Unauthorized(ModelyardError):
+    """No token came, or one that nobody knows; the text names the scope that is wanted."""
+
+    code = "unauthorized"
+    status = 401
+    title = "A token is needed"
+
+
+class Forbidden(ModelyardError):
+    """The token is known, but not for this; the text names the scope or the limit."""
+
+    code = "forbidden"
+    status = 403
+    title = "That is not allowed"
+
+
 class UnknownModel(ModelyardError):
     """No model of that name (and type) is here."""
 
@@ -146,6 +167,28 @@ class Draining(Unavailable):
 
     code = "draining"
     title = "This process is about to end"
+
+
+class WorkerUnreachable(Unavailable):
+    """A remote worker refused the connection, broke it, or did not answer in time; nothing of an answer has come."""
+
+    code = "worker_unreachable"
+    title = "A worker does not answer"
+
+
+class RegistryUnavailable(Unavailable):
+    """No controller, or not the store, answers."""
+
+    code = "registry_unavailable"
+    title = "The registry does not answer"
+
+
+class WorkerLost(ModelyardError):
+    """A remote worker broke off in the middle of its answer: what came is incomplete. Never repeated by itself."""
+
+    code = "worker_lost"
+    status = 502
+    title = "A worker broke off its answer"
 
 
 class Cancelled(ModelyardError):

@@ -20,7 +20,11 @@ from .errors import ConfigError
 from .params import param
 from .types import JSONObject
 
-ROLES = ("standalone", "worker")
+ROLES = ("standalone", "worker", "controller", "gateway")
+OWNERS = ("standalone", "worker")
+"""The roles whose process holds models."""
+ROUTERS = ("standalone", "gateway")
+"""The roles that answer with models of other processes as well."""
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 SET_VARIABLE = "MODELYARD_SET"
 ENVIRONMENT_PREFIX = "MODELYARD"
@@ -34,6 +38,27 @@ class Settings:
     host: str = param("127.0.0.1", help="address to listen on; other than loopback needs --insecure")
     port: int = param(8000, help="port to listen on", min=1, max=65535)
     prefix: str = param("/api", help="path that the worker's calls stand under")
+    advertise: str | None = param(
+        None, help="address that others reach this process at, with the prefix; default: found by itself"
+    )
+    registry: str | None = param(
+        None,
+        help="where instances are registered: a controller's address (several, comma-separated), or a store: sqlite:, "
+        "postgresql:, mysql:, redis:, memory:; default: a file for standalone and controller, none for a worker",
+        tags=["privacy"],
+    )
+    heartbeat_timeout: float = param(
+        60.0, help="seconds without a heartbeat until an instance counts as unhealthy", min=0.2, max=86_400
+    )
+    registry_refresh: float = param(2.0, help="seconds between two looks at the registry", min=0.05, max=3600)
+    connect_timeout: float = param(3.0, help="seconds a remote worker gets to accept a connection", min=0.05, max=600)
+    read_timeout: float = param(
+        60.0, help="seconds of silence until a remote worker's answer is given up", min=0.1, max=86_400
+    )
+    remote_headers: list[str] = param(
+        [], help="headers that are sent to remote workers and controllers, NAME=VALUE, comma-separated", tags=["privacy"]
+    )
+    remote_ca: str | None = param(None, help="file or folder of certificates that remote https is checked against")
     config: str | None = param(None, help="configuration file (TOML)")
     models_dirs: list[str] = param(
         [], help="folders where weights may lie, comma-separated; the first takes what is pulled"
@@ -46,6 +71,7 @@ class Settings:
     fresh: bool = param(False, help="forget what was running and what was set over HTTP")
     insecure: bool = param(False, help="listen on other addresses than loopback although nobody has to log in")
     on_load_failure: str = param("stay", help="what a failed start does to the process", choices=("stay", "exit"))
+    workers: int = param(1, help="worker processes; more than one for controller and gateway only", min=1, max=256)
     http_threads: str = param(
         "leader",
         help="how requests reach threads: by our own gunicorn worker, or by gunicorn's gthread",

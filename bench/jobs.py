@@ -89,6 +89,8 @@ class Outcome:
     """Of whole answers that were ok."""
     first: Spread = field(default_factory=Spread)
     """To the first byte, of the same."""
+    first_piece: Spread = field(default_factory=Spread)
+    """To the first piece, of those that have pieces."""
     gaps: Spread = field(default_factory=Spread)
 
     @property
@@ -114,6 +116,6 @@ class Outcome:
     def load(cls, text: str) -> Outcome:
         """Return what `dump` gave."""
         values = json.loads(text)
-        for name in ("latency", "first", "gaps"):
+        for name in ("latency", "first", "first_piece", "gaps"):
             values[name] = Spread(**values[name])
         return cls(**values)

@@ -31,7 +31,7 @@ class Connection:
         self.sock.setblocking(False)
         self.fd = self.sock.fileno()
         self.answer: Answer | None = None
-        self.sent = self.first = self.last = 0.0
+        self.sent = self.first = self.piece = self.last = 0.0
         self.left = 0
 
 
@@ -52,6 +52,7 @@ class Load:
         self._outcome = Outcome()
         self._latencies: list[float] = []
         self._firsts: list[float] = []
+        self._first_pieces: list[float] = []
         self._gaps: list[float] = []
 
     def run(self) -> Outcome:
@@ -78,6 +79,7 @@ class Load:
         self._outcome.seconds = now - began
         self._outcome.latency = Spread.of(self._latencies)
         self._outcome.first = Spread.of(self._firsts)
+        self._outcome.first_piece = Spread.of(self._first_pieces)
         self._outcome.gaps = Spread.of(self._gaps)
         return self._outcome
 
@@ -103,7 +105,7 @@ class Load:
     def _send(self, connection: Connection) -> None:
         connection.answer = Answer(self._job.tokens)
         connection.sent = time.monotonic()
-        connection.first = connection.last = 0.0
+        connection.first = connection.piece = connection.last = 0.0
         if self._job.deadline:
             self._running.append((connection.sent, connection))
         try:
@@ -132,6 +134,7 @@ class Load:
         self._outcome.received += len(data)
         if pieces:
             self._outcome.pieces += pieces
+            connection.piece = connection.piece or now
             if self._job.gaps:
                 if connection.last:
                     self._gaps.append(now - connection.last)
@@ -146,6 +149,8 @@ class Load:
             outcome.ok += 1
             self._latencies.append(now - connection.sent)
             self._firsts.append(connection.first - connection.sent)
+            if connection.piece:
+                self._first_pieces.append(connection.piece - connection.sent)
             outcome.tokens += _tokens(answer) if job.tokens else 0
         elif answer.status == 503:
             outcome.refused += 1

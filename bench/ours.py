@@ -1,4 +1,4 @@
-"""Our side: the server of this checkout under gunicorn, with its own settings file.
+"""Our side: the server of this checkout under gunicorn, with its own settings file, alone or as a cluster.
 
 All that is known here of its configuration stands in this module.
 """
@@ -9,22 +9,32 @@ import contextlib
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from modelyard.cli.serve import ALLOCATOR
 
 from .models import EchoModel
 from .places import ROOT, run_folder
-from .processes import Server, free_port
+from .processes import Server, ServerFailed, free_port
 
 NAME = "modelyard"
 DELTA = "application/x-model-output-delta"
 SMOLLM2 = "smollm2-135m"
 SMOLLM2_SLOTS = 8
+JOIN_TIMEOUT = 20.0
 
 
 @contextlib.contextmanager
-def serving(models: Sequence[EchoModel], *, smollm2: bool = False, application: str = "wsgi:app") -> Iterator[Server]:
+def serving(
+    models: Sequence[EchoModel],
+    *,
+    smollm2: bool = False,
+    application: str = "wsgi:app",
+    role: str = "standalone",
+    registry: str = "",
+) -> Iterator[Server]:
     """Run the server with ``models`` (none is fine) and with SmolLM2 if asked, until left; ready when entered."""
     folder = run_folder(f"{NAME}-{free_port()}")
     port = free_port()
@@ -33,17 +43,55 @@ def serving(models: Sequence[EchoModel], *, smollm2: bool = False, application: 
     environ = {
         **ALLOCATOR,  # as modelyard serve says it
         "MODELYARD_CONFIG": str(config),
+        "MODELYARD_ROLE": role,
         "MODELYARD_PORT": str(port),
         "MODELYARD_MODELS": ",".join([model.name for model in models] + ([SMOLLM2] if smollm2 else [])),
         "MODELYARD_MODELS_DIRS": os.environ.get("MODELYARD_MODELS_DIRS", str(ROOT / "models")),
         "MODELYARD_STATE_DIR": str(folder / "state"),
         "MODELYARD_ACCESS_LOG": "false",
         "MODELYARD_LOG_LEVEL": "warning",
+        **({"MODELYARD_REGISTRY": registry} if registry else {}),
     }
     command = [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py", application]
     with Server(NAME, command, port, environ, folder / "log.txt") as server:
         server.wait_ready("/readyz", timeout=120)
         yield server
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A controller, workers that have registered there, and gateways over them; processes of their own, all."""
+
+    controller: Server
+    workers: list[Server]
+    gateways: list[Server]
+
+
+@contextlib.contextmanager
+def cluster(workers: Sequence[Sequence[EchoModel]], gateways: Sequence[str] = ("wsgi:app",)) -> Iterator[Cluster]:
+    """Run a worker for each list of models, and a gateway for each application, until left."""
+    with contextlib.ExitStack() as stack:
+        controller = stack.enter_context(serving([], role="controller"))
+        registry = f"http://127.0.0.1:{controller.port}/api"
+        own = [stack.enter_context(serving(models, role="worker", registry=registry)) for models in workers]
+        _await_instances(controller, sum(map(len, workers)))
+        # Last, so that their first look shows all.
+        ways = [
+            stack.enter_context(serving([], role="gateway", registry=registry, application=application))
+            for application in gateways
+        ]
+        yield Cluster(controller, own, ways)
+
+
+def _await_instances(controller: Server, count: int) -> None:
+    """Wait until so many instances of models are healthy. Raises ServerFailed."""
+    deadline = time.monotonic() + JOIN_TIMEOUT
+    while time.monotonic() < deadline:
+        status, body = controller.ask("/api/controller/instances?healthy=true")
+        if status == 200 and sum(not row["key"].endswith("@service") for row in json.loads(body)) >= count:
+            return
+        time.sleep(0.05)
+    raise ServerFailed(f"not all of {count} instances have registered within {JOIN_TIMEOUT:g} s")
 
 
 def _config(models: Sequence[EchoModel], *, smollm2: bool) -> str:

@@ -21,6 +21,21 @@ def read_object(request: Request, limit: int) -> JSONObject:
     Raises RequestTooLarge over ``limit`` bytes, unread where the client says its length; InvalidRequest where
     it is no JSON object: NaN, lone surrogates and deep nesting are no JSON to this parser.
     """
+    value = _read(request, limit, "a JSON object")
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"the body must be a JSON object, not {type(value).__name__}")
+    return value
+
+
+def read_list(request: Request, limit: int) -> list[Any]:
+    """Return the JSON list in the body, as `read_object` does an object."""
+    value = _read(request, limit, "a JSON list")
+    if not isinstance(value, list):
+        raise InvalidRequest(f"the body must be a JSON list, not {type(value).__name__}")
+    return value
+
+
+def _read(request: Request, limit: int, wanted: str) -> Any:
     length = request.content_length
     if length is not None and length > limit:
         raise _too_large(f"the body has {length} bytes", limit)
@@ -36,14 +51,11 @@ def read_object(request: Request, limit: int) -> JSONObject:
     if len(data) > limit:
         raise _too_large("the body is larger", limit)
     if not data:
-        raise InvalidRequest("the body is empty: send a JSON object")
+        raise InvalidRequest(f"the body is empty: send {wanted}")
     try:
-        value = orjson.loads(data)
+        return orjson.loads(data)
     except orjson.JSONDecodeError as error:
         raise InvalidRequest(f"the body is not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise InvalidRequest(f"the body must be a JSON object, not {type(value).__name__}")
-    return value
 
 
 def _too_large(what: str, limit: int) -> RequestTooLarge:

@@ -1,4 +1,4 @@
-"""Call: one data-plane request, from admission to its last byte; and the access line that it leaves."""
+"""Call: one data-plane request, from admission to its last byte; and the access line that every request leaves."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ import os
 import socket
 import struct
 import time
+from collections.abc import Collection
+from http import HTTPStatus
 from typing import Any
 
 import orjson
-from flask import Request
+from flask import Blueprint, Request, Response, g, request
 
 from ..cancel import Cancel
 from ..runtime import Runtime
+from ..tracing import Tracing
+from .traces import CallTrace, arrived
 
 access_log = logging.getLogger("modelyard.access")
 
@@ -75,7 +79,10 @@ def _socket_of(request: Request) -> Any:
 class AccessLine:
     """One line of JSON a request: never its prompt or answer."""
 
-    __slots__ = ("_began", "_enabled", "_request", "bytes", "error", "first", "model", "pieces", "status")
+    __slots__ = (
+        *("_began", "_enabled", "_request", "bytes", "caller", "error", "first", "model"),
+        *("pieces", "routine", "status", "trace"),
+    )
 
     def __init__(self, request: Request, *, enabled: bool) -> None:
         self._enabled = enabled
@@ -87,6 +94,12 @@ class AccessLine:
         self.first: float | None = None
         self.model: str | None = None
         self.error: str | None = None
+        self.routine = False
+        """Whether it comes every few seconds: then a success is worth a line at debug level only."""
+        self.caller: str | None = None
+        """The name of the token that the request was let in by."""
+        self.trace: CallTrace | None = None
+        """The span of the request, which ends when the line is written; None where nothing is traced."""
 
     def began_output(self) -> None:
         """Note that the first piece is ready."""
@@ -95,6 +108,8 @@ class AccessLine:
 
     def write(self) -> None:
         """Write the line: when the last byte of the answer was handed to the server, or the client has gone."""
+        if self.trace is not None:
+            self.trace.end(self)
         if not self._enabled:
             return
         method, path, remote = self._request
@@ -109,8 +124,47 @@ class AccessLine:
         }
         if self.first is not None:
             line["first_ms"] = round((self.first - self._began) * 1000, 1)
-        for name in ("model", "pieces", "error"):
+        for name in ("model", "pieces", "error", "caller"):
             value = getattr(self, name)
             if value is not None:
                 line[name] = value
-        access_log.info(orjson.dumps(line).decode())
+        level = logging.DEBUG if self.routine and self.status < HTTPStatus.BAD_REQUEST else logging.INFO
+        access_log.log(level, orjson.dumps(line).decode())
+
+
+def log_access(
+    blueprint: Blueprint, *, enabled: bool, tracing: Tracing | None = None, routine: Collection[str] = ()
+) -> None:
+    """Let every request of the blueprint leave an access line; a stream's body writes its own, in the end.
+
+    With ``tracing`` each has a span as well, which is as long. ``routine`` are views whose successes are not worth a
+    line, unless everything is logged.
+    """
+
+    @blueprint.before_request
+    def begin() -> None:
+        line = g.modelyard_line = AccessLine(request, enabled=enabled)
+        line.routine = (request.endpoint or "").rpartition(".")[2] in routine
+        if tracing is not None:
+            line.trace = arrived(tracing, request)
+
+    @blueprint.after_request
+    def note(response: Response) -> Response:
+        # Where an earlier before_request of the application has answered, `begin` was not called.
+        if (line := g.get("modelyard_line")) is not None:
+            line.status = response.status_code
+            if not response.is_streamed:
+                line.bytes = response.content_length or 0
+        return response
+
+    @blueprint.teardown_request
+    def end(error: BaseException | None) -> None:
+        line, response = g.get("modelyard_line"), g.pop("modelyard_stream", None)
+        if line is not None and line.trace is not None:
+            line.trace.leave()
+        if response is None:
+            if line is not None:
+                line.write()
+        elif not response.taken:
+            # An after_request of the application failed, or put another response in its place.
+            response.response.close()

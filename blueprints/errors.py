@@ -5,18 +5,18 @@ from __future__ import annotations
 import logging
 import uuid
 
-from flask import Blueprint, Flask, Response, g, request
+from flask import Blueprint, Flask, Request, Response, g, request
 from werkzeug.exceptions import HTTPException
 
-from ..errors import Cancelled, InvalidRequest, ModelyardError, Unavailable
+from ..errors import Cancelled, InvalidRequest, ModelyardError, Unauthorized, Unavailable
 from ..types import JSONObject, ModelOutput
-from ..wire import NUL, STREAM_TYPE, encode_output
+from ..wire import DELTA_TYPE, NUL, STREAM_TYPE, encode_output
 from .bodies import JSON_TYPE, json_response
 
 log = logging.getLogger(__name__)
 
 PROBLEM_TYPE = "application/problem+json"
-_STATUS_OF_REFUSALS = frozenset({413, 422, 503})
+_STATUS_OF_REFUSALS = frozenset({401, 403, 413, 422, 503})
 
 
 def install(blueprint: Blueprint) -> None:
@@ -32,6 +32,11 @@ def install_in_app(app: Flask) -> None:
     app.register_error_handler(Exception, _answer_unforeseen)
 
 
+def wants_delta(request: Request) -> bool:
+    """Return whether a client asks for pieces instead of the whole text so far."""
+    return DELTA_TYPE in request.headers.get("Accept", "")
+
+
 def unforeseen(error: BaseException) -> ModelyardError:
     """Log an error that is not ours with its traceback, and return one that quotes the log's id."""
     number = uuid.uuid4().hex[:12]
@@ -39,9 +44,17 @@ def unforeseen(error: BaseException) -> ModelyardError:
     return ModelyardError(f"something went wrong here; the log has it as error {number}")
 
 
-def error_output(error: ModelyardError) -> ModelOutput:
-    """Return a failure as DB-GPT's clients read it: the reason in ``text``, ``error_code`` not 0."""
-    return ModelOutput(text=str(error), error_code=error.status)
+def error_output(error: ModelyardError, *, delta: bool = False) -> ModelOutput:
+    """Return a failure as DB-GPT's clients read it: the reason in ``text``, ``error_code`` not 0.
+
+    Who asked for pieces, as our own parts do, is also told which error it is.
+    """
+    output = ModelOutput(text=str(error), error_code=error.status)
+    if delta:
+        output.model_context = {"error": error.code}
+        if isinstance(error, InvalidRequest) and error.errors:
+            output.model_context["errors"] = error.errors
+    return output
 
 
 def _answer(error: ModelyardError) -> Response:
@@ -57,6 +70,8 @@ def _answer(error: ModelyardError) -> Response:
         response.headers["Retry-After"] = str(error.retry_after)
         if error.load:
             response.headers["Modelyard-Load"] = error.load
+    if isinstance(error, Unauthorized):
+        response.headers["WWW-Authenticate"] = 'Bearer realm="modelyard"'
     if isinstance(error, Cancelled):
         # Nobody reads it: the connection is not kept for another request.
         response.headers["Connection"] = "close"
@@ -66,7 +81,8 @@ def _answer(error: ModelyardError) -> Response:
 def _refusal(error: ModelyardError, *, streamed: bool) -> Response:
     # The peers' stream client never looks at the status, and yields nothing that does not end in NUL.
     status = error.status if error.status in _STATUS_OF_REFUSALS else 200
-    body = encode_output(error_output(error))
+    delta = streamed and wants_delta(request)
+    body = encode_output(error_output(error, delta=delta))
     return Response(body + NUL if streamed else body, status, content_type=STREAM_TYPE if streamed else JSON_TYPE)
 
 

@@ -20,10 +20,12 @@ ROLES = frozenset({"system", "human", "ai", "user", "assistant", "view"})
 MAX_MESSAGES = 10_000
 MAX_TEXTS = 10_000
 MAX_STOPS = 64
+MAX_FAULTS = 20
+"""How many faults of a list are named."""
 _TYPES = [kind.value for kind in WorkerType]
 
 
-class _Number(fields.Float):
+class Number(fields.Float):
     """A JSON number: no string that looks like one, no NaN, no infinity."""
 
     def _validated(self, value: Any) -> float:
@@ -32,7 +34,7 @@ class _Number(fields.Float):
         return super()._validated(value)
 
 
-class _Flag(fields.Boolean):
+class Flag(fields.Boolean):
     """true or false, not 0, 1 or words."""
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> bool:
@@ -41,67 +43,71 @@ class _Flag(fields.Boolean):
         return value
 
 
-class _Base(Schema):
-    class Meta:
+class Base(Schema):
+    """A schema that ignores keys which it does not know."""
+
+    class Meta:  # noqa: D106 - marshmallow reads it
         unknown = EXCLUDE
 
 
-def _integer(least: int, most: int) -> fields.Integer:
+def integer(least: int, most: int) -> fields.Integer:
+    """Return a field of whole numbers in a range."""
     return fields.Integer(strict=True, validate=validate.Range(least, most))
 
 
-def _number(least: float, most: float) -> _Number:
-    return _Number(validate=validate.Range(least, most))
+def number(least: float, most: float) -> Number:
+    """Return a field of numbers in a range."""
+    return Number(validate=validate.Range(least, most))
 
 
 def _name(*, required: bool = True) -> fields.String:
     return fields.String(required=required, validate=validate.Length(1, 512))
 
 
-class PromptSchema(_Base):
+class PromptSchema(Base):
     """The body of generate and generate_stream, without ``messages`` and ``stop``."""
 
     model = _name()
     prompt = fields.String()
-    temperature = _number(0, 100)
-    top_p = _number(0, 1)
-    top_k = _integer(-1, 1_000_000)
-    min_p = _number(0, 1)
-    seed = _integer(-1, 2**32 - 1)
-    max_new_tokens = _integer(1, 10_000_000)
+    temperature = number(0, 100)
+    top_p = number(0, 1)
+    top_k = integer(-1, 1_000_000)
+    min_p = number(0, 1)
+    seed = integer(-1, 2**32 - 1)
+    max_new_tokens = integer(1, 10_000_000)
     stop_token_ids = fields.List(fields.Integer(strict=True), validate=validate.Length(max=1024))
-    presence_penalty = _number(-2, 2)
-    frequency_penalty = _number(-2, 2)
-    repetition_penalty = _number(0, 100)
-    context_len = _integer(1, 100_000_000)
-    echo = _Flag()
-    metrics = _Flag()
-    chat_model = _Flag()
+    presence_penalty = number(-2, 2)
+    frequency_penalty = number(-2, 2)
+    repetition_penalty = number(0, 100)
+    context_len = integer(1, 100_000_000)
+    echo = Flag()
+    metrics = Flag()
+    chat_model = Flag()
     span_id = fields.String()
     context = fields.Raw()
 
 
-class EmbeddingsSchema(_Base):
+class EmbeddingsSchema(Base):
     """The body of embeddings, without ``input``."""
 
     model = _name()
     query = fields.String()
 
 
-class CountTokenSchema(_Base):
+class CountTokenSchema(Base):
     """The body of count_token; the model may be left out where one LLM is hosted."""
 
     model = _name(required=False)
     prompt = fields.String(required=True)
 
 
-class MetadataSchema(_Base):
+class MetadataSchema(Base):
     """The body of model_metadata."""
 
     model = _name()
 
 
-class ApplySchema(_Base):
+class ApplySchema(Base):
     """The body of apply."""
 
     model = _name()
@@ -111,17 +117,17 @@ class ApplySchema(_Base):
     apply_user = fields.String()
 
 
-class StartupSchema(_Base):
+class StartupSchema(Base):
     """The body of startup and shutdown; ``host`` and ``port`` say whom it was meant for."""
 
     model = _name()
     host = fields.String()
-    port = fields.Raw()
+    port = fields.Integer(validate=validate.Range(0, 65535))
     worker_type = fields.String(validate=validate.OneOf(_TYPES))
     params = fields.Dict(keys=fields.String())
 
 
-class DescriptionsSchema(_Base):
+class DescriptionsSchema(Base):
     """The query of parameter/descriptions."""
 
     model = _name()
@@ -149,6 +155,19 @@ def load(schema: Schema, body: Mapping[str, Any]) -> JSONObject:
         loaded: JSONObject = schema.load({key: value for key, value in body.items() if value is not None})
     except ValidationError as error:
         raise InvalidRequest.of_fields(_flat(error.messages, "")) from None
+    return loaded
+
+
+def load_each(schema: Schema, entries: list[Any]) -> list[JSONObject]:
+    """Return the checked fields of every entry; InvalidRequest names fields by the entry's place, as ``[3].url``."""
+    for index, entry in enumerate(entries):
+        if not isinstance(entry, dict):
+            raise _fault(f"[{index}]", "must be an object")
+    present = [{key: value for key, value in entry.items() if value is not None} for entry in entries]
+    try:
+        loaded: list[JSONObject] = schema.load(present, many=True)
+    except ValidationError as error:
+        raise InvalidRequest.of_fields(_flat(error.messages, "")[:MAX_FAULTS]) from None
     return loaded
 
 

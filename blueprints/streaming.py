@@ -28,6 +28,7 @@ class StreamBody:
         self._call = call
         self._stream = stream
         self._line = line
+        self._delta = delta
         self._encoder = ChunkEncoder(delta=delta)
         self._silence_timeout = silence_timeout
         self._first: Burst | None = None
@@ -93,7 +94,7 @@ class StreamBody:
         self._line.error = known.code
         if isinstance(known, Cancelled):
             raise StopIteration
-        return encode_output(error_output(known)) + NUL
+        return encode_output(error_output(known, delta=self._delta)) + NUL
 
     def release(self) -> None:
         """Cancel what still runs, and give slot, thread and socket back; a second call does nothing."""

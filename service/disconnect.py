@@ -42,6 +42,13 @@ def has_gone(fileno: int) -> bool:
     return any(event & _GONE for _, event in poll.poll(0))
 
 
+def is_quiet(fileno: int) -> bool:
+    """Return whether the other end of a socket has neither closed it nor sent anything that is not read yet."""
+    poll = _original("poll")()
+    poll.register(fileno, select.POLLIN | select.POLLRDHUP)
+    return not poll.poll(0)
+
+
 class DisconnectWatcher:
     """Calls back when a watched socket's client hangs up. Take a socket out before it is closed."""
 

@@ -17,10 +17,11 @@ from typing import Any
 from flask import Blueprint, Flask, current_app
 
 from . import params, settings
+from .blueprints.controller import controller_blueprint
 from .blueprints.health import health_blueprint
 from .blueprints.worker import worker_blueprint
 from .runtime import Runtime
-from .settings import Settings
+from .settings import CONTROLLERS, Settings
 
 KEY = "modelyard"
 
@@ -56,7 +57,8 @@ class Modelyard:
         blueprints = {"worker": given.pop("worker", True), "probes_prefix": given.pop("probes_prefix", None)}
         given["prefix"] = given.pop("url_prefix", given.get("prefix", "/api"))
         given.setdefault("instance", f"{app.import_name}-{zlib.crc32(app.root_path.encode()):08x}")
-        loaded = settings.load(given)
+        # A host application takes models in; a registry for others to join is what it may ask for.
+        loaded = settings.load(given, defaults={"role": "worker"})
         if loaded.models is None and not loaded.model_tables:
             loaded.models = []
         return attach(app, Runtime(loaded), **blueprints)
@@ -69,8 +71,11 @@ def attach(app: Flask, runtime: Runtime, *, worker: bool = True, probes_prefix: 
     health = health_blueprint(runtime, prefix, prefix if probes_prefix is None else probes_prefix)
     _start_with_first_request(health, runtime)
     app.register_blueprint(health)
-    if worker:
+    if worker and runtime.settings.role != "controller":
         app.register_blueprint(worker_blueprint(runtime, prefix))
+    if runtime.cluster is not None and runtime.settings.role in CONTROLLERS:
+        registry = runtime.cluster.registry
+        app.register_blueprint(controller_blueprint(lambda: registry, runtime.settings, prefix))
     return runtime
 
 

@@ -1,6 +1,6 @@
 """gunicorn's settings and hooks for the roles that are ours, used by ``modelyard serve`` and gunicorn.conf.py.
 
-One process with many threads: it owns the models, so that a limit is a limit. SIGTERM drains first.
+A process with models is one with many threads: it owns them, so that a limit is a limit. SIGTERM drains first.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ import os
 import signal
 import sys
 import threading
+from dataclasses import replace
 from types import FrameType
 from typing import Any
 
 from modelyard import log_setup
 from modelyard import settings as settings_module
 from modelyard.errors import ConfigError
-from modelyard.runtime import Runtime
 from modelyard.settings import Settings
 
 try:
@@ -23,9 +23,21 @@ try:
 except ConfigError as error:
     sys.exit(f"modelyard: {error}")
 
+if _settings.http_threads == "gevent":
+    # Before anything imports ssl: patched later, https recurses for ever.
+    from gevent import monkey
+
+    monkey.patch_all()
+
+from modelyard.networks import TrustedNetworks, parse_networks
+from modelyard.runtime import Runtime
+from modelyard.tokens import OwnToken, Tokens
+
+_WORKER_CLASSES = {"leader": "modelyard.leader.LeaderWorker", "gthread": "gthread", "gevent": "gevent"}
+
 bind = _settings.address
-workers = 1
-worker_class = "modelyard.leader.LeaderWorker" if _settings.http_threads == "leader" else "gthread"
+workers = _settings.workers
+worker_class = _WORKER_CLASSES[_settings.http_threads]
 threads = _settings.threads
 worker_connections = _settings.threads + 1000
 keepalive = 75
@@ -42,16 +54,23 @@ _BOOT_ERROR = 3
 
 
 def on_starting(server: Any) -> None:
-    """Refuse, in the master, what can't work: several processes, an open door."""
-    if server.cfg.workers != 1:
+    """Refuse, in the master, what can't work: several processes with models, an open door."""
+    if server.cfg.workers != 1 and _settings.owns_models:
         sys.exit(
             f"modelyard: {server.cfg.workers} workers (-w) would each load every model, and no limit would hold: "
             "run one, and raise --threads for more requests at once"
         )
+    try:
+        Tokens.of(_settings)
+        OwnToken.of(_settings)
+        TrustedNetworks(_settings.trusted_networks)
+        parse_networks(_settings.allowed_networks, "allowed_networks")
+    except ConfigError as error:
+        sys.exit(f"modelyard: {error}")
     for address in server.cfg.address:
         host = address[0] if isinstance(address, tuple) else "unix:"
         try:
-            Settings(host=host, insecure=_settings.insecure).refuse_open_door()
+            replace(_settings, host=host).refuse_open_door()
         except ConfigError as error:
             sys.exit(f"modelyard: {error}")
 
@@ -62,7 +81,7 @@ def post_worker_init(worker: Any) -> None:
     if runtime is None:
         return
     log_setup.configure(_settings)
-    runtime.settings.port = _port_of(worker) or runtime.settings.port
+    runtime.settings.host, runtime.settings.port = _address_of(worker) or (_settings.host, _settings.port)
     if worker.age > 1:
         # What --fresh forgets was said before this service; what was said to an earlier worker is kept.
         runtime.settings.fresh = False
@@ -86,11 +105,14 @@ def _runtime_of(worker: Any) -> Runtime | None:
     return runtime if isinstance(runtime, Runtime) else None
 
 
-def _port_of(worker: Any) -> int | None:
+def _address_of(worker: Any) -> tuple[str, int] | None:
+    """Return host and port that the worker really listens on, whatever said so."""
     for sock in worker.sockets:
         name = sock.getsockname()
         if isinstance(name, tuple):
-            return int(name[1])
+            return str(name[0]), int(name[1])
+        if isinstance(name, str):
+            return f"unix:{name}", 0
     return None
 
 

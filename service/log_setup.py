@@ -20,4 +20,4 @@ def configure(settings: Settings) -> None:
         logger.handlers[:] = [handler]
         logger.propagate = False
     root.setLevel(settings.log_level.upper())
-    access.setLevel("INFO")
+    access.setLevel("DEBUG" if settings.log_level == "debug" else "INFO")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from . import facts
 from . import params as parameters
 from .admission import Budget
 from .apply import Entry, operation
@@ -23,14 +24,15 @@ from .outcomes import in_parallel, merged
 from .protocol import APPLY_TYPES, EVERY_MODEL, EventKind, ModelEvent
 from .streams import OutputStream
 from .supported import supported_models
+from .tracing import Tracing, spanned
 from .types import (
     ApplyOutcome,
     GenerateRequest,
+    HostModels,
     JSONObject,
     ModelInstance,
     ModelMetadata,
     ModelOutput,
-    SupportedModel,
     WorkerType,
     worker_key,
 )
@@ -51,6 +53,7 @@ class LocalWorkerManager:
         self.budget = budget
         self.host = host
         self.port = port
+        self.tracing = Tracing()
         self.incomplete: Callable[[], str] = lambda: ""
         """Says why models may still be missing here; whoever asks for one then is told to come again."""
         self._lock = threading.RLock()
@@ -172,8 +175,16 @@ class LocalWorkerManager:
         if entry.worker.state is State.READY:
             return
         self.tell("starting", entry)
+        span = self.tracing.span("model.start")
+        if span.recording:
+            span.set(facts.of_model(entry.worker.params))
         try:
-            entry.worker.start()
+            with span:
+                try:
+                    entry.worker.start()
+                except ModelyardError as error:
+                    span.set({"modelyard.reason": str(error)})
+                    raise
         except BaseException:
             self.tell("failed", entry)
             raise
@@ -181,8 +192,17 @@ class LocalWorkerManager:
 
     # Models that come and go
 
-    def model_startup(self, model: str, worker_type: WorkerType | None, params: Mapping[str, Any]) -> None:
-        """Start one model now, with ``params`` over what is known of it.
+    @spanned
+    def model_startup(
+        self,
+        model: str,
+        worker_type: WorkerType | None,
+        params: Mapping[str, Any],
+        *,
+        host: str | None = None,
+        port: int | None = None,
+    ) -> None:
+        """Start one model now, with ``params`` over what is known of it; whatever ``host`` and ``port`` say, here.
 
         Raises UnknownModel, Conflict (it runs, or there is no room), InvalidRequest, StartFailed; then nothing is left
         behind, and what ran still runs.
@@ -217,7 +237,10 @@ class LocalWorkerManager:
         if entry is not None and not entry.enabled:
             raise Conflict(f"model {model!r} is disabled ({entry.origin}): {entry.description}")
 
-    def model_shutdown(self, model: str, worker_type: WorkerType | None) -> None:
+    @spanned
+    def model_shutdown(
+        self, model: str, worker_type: WorkerType | None, *, host: str | None = None, port: int | None = None
+    ) -> None:
         """Stop one model and forget it. Raises UnknownModel."""
         for entry in self._named(model, worker_type):
             with self.held(entry):
@@ -226,6 +249,7 @@ class LocalWorkerManager:
                     self._entries.pop(entry.worker.key, None)
                 self.tell("forgotten", entry)
 
+    @spanned
     def worker_apply(
         self, model: str, apply_type: str, worker_type: WorkerType | None, params: Mapping[str, Any]
     ) -> ApplyOutcome:
@@ -254,9 +278,9 @@ class LocalWorkerManager:
             return parameters.describe(type(engine.params), engine.params)
         return parameters.describe(type(worker.params), worker.params)
 
-    def supported_models(self) -> list[tuple[str, int, list[SupportedModel]]]:
-        """Return host, port and the models that may run there."""
-        return [(self.host, self.port, supported_models(self.declarations))]
+    def supported_models(self) -> list[HostModels]:
+        """Return the models that may run here."""
+        return [HostModels(self.host, self.port, supported_models(self.declarations))]
 
     def workers(self) -> list[ModelWorker]:
         """Return all models of this process, in the order they were added."""
@@ -312,7 +336,17 @@ class LocalWorkerManager:
         names = sorted(entry.worker.key for entry in self._all())
         return f"; there are {', '.join(names)}" if names else "; none is here at all"
 
-    def _worker(self, model: str, *kinds: WorkerType) -> ModelWorker:
+    def has(self, model: str, worker_type: WorkerType | None) -> bool:
+        """Return whether a model of that name (and type) is here, in whatever state."""
+        return any(e.worker.name == model and worker_type in (None, e.worker.worker_type) for e in self._all())
+
+    def find(self, key: str) -> ModelWorker | None:
+        """Return the model of a worker key; None where it is not here."""
+        entry = self._entries.get(key)
+        return entry.worker if entry else None
+
+    def worker(self, model: str, *kinds: WorkerType) -> ModelWorker:
+        """Return the model of the first of ``kinds`` that is here. Raises UnknownModel, Unsupported, NotReady."""
         for kind in kinds:
             entry = self._entries.get(worker_key(model, kind))
             if entry is not None:
@@ -325,32 +359,37 @@ class LocalWorkerManager:
 
     # Calls
 
+    @spanned
     def generate_stream(
         self, request: GenerateRequest, cancel: Cancel | None = None, *, wait: bool = True
     ) -> OutputStream:
         """Return the stream of an answer; close it. Raises UnknownModel, Overloaded, NotReady, and more."""
-        return self._worker(request.model, WorkerType.LLM).generate_stream(request, cancel or Cancel(), wait=wait)
+        return self.worker(request.model, WorkerType.LLM).generate_stream(request, cancel or Cancel(), wait=wait)
 
+    @spanned
     def generate(self, request: GenerateRequest, cancel: Cancel | None = None, *, wait: bool = True) -> ModelOutput:
         """Return a whole answer; raises like `generate_stream`."""
-        return self._worker(request.model, WorkerType.LLM).generate(request, cancel or Cancel(), wait=wait)
+        return self.worker(request.model, WorkerType.LLM).generate(request, cancel or Cancel(), wait=wait)
 
+    @spanned
     def embeddings(
         self, model: str, texts: Sequence[str], cancel: Cancel | None = None, *, wait: bool = True
     ) -> Vectors:
         """Return one row of floats a text."""
-        return self._worker(model, WorkerType.TEXT2VEC).embeddings(texts, cancel or Cancel(), wait=wait)
+        return self.worker(model, WorkerType.TEXT2VEC).embeddings(texts, cancel or Cancel(), wait=wait)
 
+    @spanned
     def rerank(
         self, model: str, query: str, texts: Sequence[str], cancel: Cancel | None = None, *, wait: bool = True
     ) -> Sequence[float]:
         """Return a score a text, by a reranker, or by the cosine of an embedder of that name."""
-        worker = self._worker(model, WorkerType.RERANKER, WorkerType.TEXT2VEC)
+        worker = self.worker(model, WorkerType.RERANKER, WorkerType.TEXT2VEC)
         return worker.rerank(query, texts, cancel or Cancel(), wait=wait)
 
+    @spanned
     def count_token(self, model: str | None, prompt: str) -> int:
         """Return the tokens of ``prompt``; without a model, by the only LLM that is here."""
-        return self._worker(model or self._only_llm(), *WorkerType).count_token(prompt)
+        return self.worker(model or self._only_llm(), *WorkerType).count_token(prompt)
 
     def _only_llm(self) -> str:
         self._check_complete()
@@ -360,6 +399,7 @@ class LocalWorkerManager:
         which = f"one of {', '.join(sorted(names))}" if names else "no LLM is here"
         raise InvalidRequest.of_fields([{"field": "model", "message": f"is missing: {which}"}])
 
+    @spanned
     def model_metadata(self, model: str) -> ModelMetadata:
         """Return what a model is."""
-        return self._worker(model, *WorkerType).metadata()
+        return self.worker(model, *WorkerType).metadata()

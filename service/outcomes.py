@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from .errors import ModelyardError
+from .spans import current
 from .types import ApplyOutcome
 
 T = TypeVar("T")
@@ -18,9 +19,11 @@ log = logging.getLogger(__name__)
 def in_parallel(targets: Sequence[T], operation: Callable[[T], str], name: Callable[[T], str]) -> list[ApplyOutcome]:
     """Run ``operation`` on each target in a thread of its own; what it returns or raises becomes the message."""
     outcomes = [ApplyOutcome("did not run", False, 0.0) for _ in targets]
+    here = current()
 
     def run(index: int, target: T) -> None:
-        outcomes[index] = timed(lambda: operation(target))
+        with here.active():
+            outcomes[index] = timed(lambda: operation(target))
 
     threads = [
         threading.Thread(target=run, args=(index, target), name=f"apply-{name(target)}", daemon=True)

@@ -7,7 +7,8 @@
 From that come the environment variable, ``--set``, the check of JSON values, and the
 ParameterDescription that DB-GPT's pages show. Types are str, int, float, bool and list[str], each
 also as ``| None``. Tags: ``fixed`` (never changed while it exists), ``privacy`` (never
-shown), ``shared`` (also read from ``MODELYARD_<NAME>``, for every model at once).
+shown), ``secret`` (no option of a command line, which other users of the machine can read), ``shared`` (also
+read from ``MODELYARD_<NAME>``, for every model at once).
 """
 
 from __future__ import annotations
@@ -275,9 +276,18 @@ def build(cls: type[T], *layers: Mapping[str, Any]) -> T:
     return cls(**merged)
 
 
+DESCRIPTION_KEYS = (
+    *("param_class", "param_name", "param_type", "description"),
+    *("default_value", "required", "valid_values", "ext_metadata"),
+)
+"""What a ParameterDescription has; DB-GPT's clients refuse keys that they do not know."""
+
+
 def describe(cls: type[Any], values: Any = None) -> list[JSONObject]:
     """Return the ParameterDescriptions of ``cls``, with the values of an instance as defaults if given."""
-    name = f"{cls.__module__}.{cls.__qualname__}"
+    # DB-GPT's command line imports the class's module, and makes a class of the descriptions where it is not in there:
+    # so the module is one that every Python has.
+    name = f"builtins.{cls.__name__}"
     return [p.describe(name, p.default if values is None else getattr(values, p.name)) for p in params_of(cls).values()]
 
 

@@ -12,11 +12,11 @@ from .streams import OutputStream
 from .types import (
     ApplyOutcome,
     GenerateRequest,
+    HostModels,
     JSONObject,
     ModelInstance,
     ModelMetadata,
     ModelOutput,
-    SupportedModel,
     WorkerType,
 )
 from .worker import ModelWorker
@@ -66,13 +66,23 @@ class WorkerManager(Protocol):
     def model_metadata(self, model: str) -> ModelMetadata:
         """Return what a model is. Never stands in line."""
 
-    def model_startup(self, model: str, worker_type: WorkerType | None, params: Mapping[str, Any]) -> None:
-        """Start one model and return when it is ready.
+    def model_startup(
+        self,
+        model: str,
+        worker_type: WorkerType | None,
+        params: Mapping[str, Any],
+        *,
+        host: str | None = None,
+        port: int | None = None,
+    ) -> None:
+        """Start one model and return when it is ready; over several hosts, ``host`` and ``port`` say where.
 
         Raises UnknownModel, Conflict, InvalidRequest, StartFailed; then nothing is left behind.
         """
 
-    def model_shutdown(self, model: str, worker_type: WorkerType | None) -> None:
+    def model_shutdown(
+        self, model: str, worker_type: WorkerType | None, *, host: str | None = None, port: int | None = None
+    ) -> None:
         """Stop one model and forget it. Raises UnknownModel."""
 
     def worker_apply(
@@ -87,8 +97,8 @@ class WorkerManager(Protocol):
     def parameter_descriptions(self, model: str, worker_type: WorkerType | None) -> list[JSONObject]:
         """Return a model's parameters with their values, private ones masked. Raises UnknownModel."""
 
-    def supported_models(self) -> list[tuple[str, int, list[SupportedModel]]]:
-        """Return host, port, and the models that may run there, for each host."""
+    def supported_models(self) -> list[HostModels]:
+        """Return the models that may run on each host."""
 
     def get_model_instances(self, key: str, *, healthy_only: bool = True) -> list[ModelInstance]:
         """Return the instances of a worker key."""

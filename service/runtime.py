@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from .admission import Budget
 from .cancel import Cancel
 from .catalog import Catalog
+from .cluster import Cluster
 from .declarations import Declarations
 from .disconnect import DisconnectWatcher
 from .errors import Draining, ModelyardError, NotReady
@@ -17,6 +18,7 @@ from .manager import LocalWorkerManager
 from .protocol import ModelEvent, WorkerManager
 from .settings import Settings
 from .state import OwnerLock, StateFile, state_folder
+from .tracing import Tracing
 from .types import JSONObject, WorkerType, split_worker_key
 from .worker import ModelWorker, State
 
@@ -36,13 +38,22 @@ class Runtime:
         """Build the role that ``settings`` name. Raises ConfigError."""
         self.settings = settings
         self.catalog = Catalog.load(settings.model_tables, settings.models_paths)
-        self.names = self.catalog.names_to_start(settings.models)
+        self.names = self.catalog.names_to_start(settings.models) if settings.owns_models else []
         self.budget = Budget(settings.threads, settings.reserve)
+        self.tracing = Tracing(settings)
         self.local = LocalWorkerManager(
             Declarations(settings, self.catalog, environ), self.budget, settings.host, settings.port
         )
         self.local.incomplete = self._why_incomplete
-        self.manager: WorkerManager = self.local
+        self.local.tracing = self.tracing
+        self.cluster: Cluster | None = None
+        """What ties this process to others; a worker without a registry works alone."""
+        if settings.registry or settings.role != "worker":
+            self.cluster = Cluster(settings, self.local)
+        manager = None if self.cluster is None else self.cluster.manager
+        if manager is not None:
+            manager.tracing = self.tracing
+        self.manager: WorkerManager = manager or self.local
         self.watcher = DisconnectWatcher()
         self.requests: set[Cancel] = set()
         """What cancels each data-plane request that is under way."""
@@ -71,18 +82,28 @@ class Runtime:
         with self._starting:
             if self._loader is not None or self._halt.is_set():
                 return
-            self.local.port = self.settings.port
+            self.local.host, self.local.port = self.settings.host, self.settings.port
+            self.tracing.start()
+            if self.cluster is not None:
+                self.cluster.start()
             self.watcher.start()
             self._loader = threading.Thread(target=self._load, name="modelyard-loader", daemon=True)
             self._loader.start()
 
     def _load(self) -> None:
         try:
-            self._take_over()
+            if self.settings.owns_models:
+                self._take_over()
             if not self._halt.is_set():
-                skipped = self._declare()
-                self._declared.set()
-                self.local.start(skip=skipped, halted=self._halt.is_set)
+                if self.cluster is not None:
+                    self.cluster.join()
+                with self.tracing.service_start():
+                    skipped = self._declare()
+                    self._declared.set()
+                    self.local.start(skip=skipped, halted=self._halt.is_set)
+                if self.cluster is not None:
+                    # Who restarts services one after the other waits until this one is ready: then others know of it.
+                    self.cluster.wait_heard()
         except Exception as error:
             log.exception("the models could not be loaded")
             self.problems["*"] = str(error)
@@ -181,7 +202,10 @@ class Runtime:
         models = [{"model": w.key, "state": w.state.value, "reason": w.reason or None} for w in workers]
         models += [{"model": n, "state": State.FAILED.value, "reason": r} for n, r in self.problems.items()]
         reason = self._why_not_ready(workers)
-        return {"ready": reason is None, "reason": reason, "models": models}
+        if self.cluster is not None and not self.settings.owns_models:
+            models += self.cluster.models()
+        status: JSONObject = {"ready": reason is None, "reason": reason, "models": models}
+        return status if self.cluster is None else {**status, "cluster": self.cluster.status()}
 
     def _why_incomplete(self) -> str:
         if self._declared.is_set():
@@ -193,6 +217,8 @@ class Runtime:
             return "draining"
         if self._waiting_for:
             return self._waiting_for
+        if self.cluster is not None and (reason := self.cluster.why_not_ready()):
+            return reason
         if not self._loaded.is_set() or any(w.state is State.STARTING for w in workers):
             return "models are starting"
         if any(w.state is State.READY for w in workers) or not (workers or self.problems):
@@ -206,11 +232,13 @@ class Runtime:
     # End
 
     def drain(self, timeout: float | None = None) -> None:
-        """Refuse new work, let answers end within ``timeout`` seconds (default: the setting), and cut off the others.
+        """Deregister, refuse new work, let answers end within ``timeout`` seconds, and cut off the others.
 
-        Those cut off get a last chunk with an error.
+        Those cut off get a last chunk with an error. The default of ``timeout`` is the setting.
         """
         self._draining.set()
+        if self.cluster is not None:
+            self.cluster.leave()
         limit = self.settings.drain_timeout if timeout is None else timeout
         if self._wait_idle(limit):
             return
@@ -235,12 +263,15 @@ class Runtime:
         self._halt.set()
         loader = self._loader
         steps: list[tuple[str, Callable[[], object]]] = [("models", self.local.stop), ("watcher", self.watcher.stop)]
+        if self.cluster is not None:
+            steps.insert(0, ("cluster", self.cluster.stop))
         if loader is not None:
             steps.insert(0, ("loader", lambda: loader.join(LOADER_TIMEOUT)))
         if self._state is not None:
             steps.append(("state", self._state.end_all_starts))
         if self._lock is not None:
             steps.append(("lock", self._lock.release))
+        steps.append(("tracing", self.tracing.stop))
         for name, step in steps:
             try:
                 step()

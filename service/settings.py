@@ -9,11 +9,13 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from . import params
 from .errors import ConfigError
@@ -23,6 +25,8 @@ from .types import JSONObject
 ROLES = ("standalone", "worker", "controller", "gateway")
 OWNERS = ("standalone", "worker")
 """The roles whose process holds models."""
+CONTROLLERS = ("standalone", "controller")
+"""The roles that offer the registry over HTTP."""
 ROUTERS = ("standalone", "gateway")
 """The roles that answer with models of other processes as well."""
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
@@ -35,7 +39,9 @@ class Settings:
     """The settings of one service process."""
 
     role: str = param("standalone", help="what this process is", choices=ROLES)
-    host: str = param("127.0.0.1", help="address to listen on; other than loopback needs --insecure")
+    host: str = param(
+        "127.0.0.1", help="address to listen on; other than loopback needs tokens, networks or --insecure"
+    )
     port: int = param(8000, help="port to listen on", min=1, max=65535)
     prefix: str = param("/api", help="path that the worker's calls stand under")
     advertise: str | None = param(
@@ -56,7 +62,9 @@ class Settings:
         60.0, help="seconds of silence until a remote worker's answer is given up", min=0.1, max=86_400
     )
     remote_headers: list[str] = param(
-        [], help="headers that are sent to remote workers and controllers, NAME=VALUE, comma-separated", tags=["privacy"]
+        [],
+        help="headers that are sent to remote workers and controllers, NAME=VALUE, comma-separated",
+        tags=["privacy"],
     )
     remote_ca: str | None = param(None, help="file or folder of certificates that remote https is checked against")
     config: str | None = param(None, help="configuration file (TOML)")
@@ -69,13 +77,34 @@ class Settings:
     )
     instance: str | None = param(None, help="name of this service's folder in the state folder; default: ROLE-PORT")
     fresh: bool = param(False, help="forget what was running and what was set over HTTP")
-    insecure: bool = param(False, help="listen on other addresses than loopback although nobody has to log in")
+    insecure: bool = param(
+        False, help="where there are neither tokens nor trusted networks: everybody may do everything, from anywhere"
+    )
+    tokens: list[str] = param(
+        [], help="tokens that may come, each NAME SCOPE[+SCOPE] SHA256, comma-separated", tags=["privacy"]
+    )
+    tokens_file: str | None = param(
+        None, help="file with such tokens, one a line; read anew when it has changed (modelyard token)"
+    )
+    trusted_networks: list[str] = param(
+        [], help="what addresses may do without a token: NETWORK=SCOPE[+SCOPE], comma-separated"
+    )
+    allowed_networks: list[str] = param(
+        [], help="networks that a registration with a token may name, comma-separated; default: every address"
+    )
+    token: str | None = param(
+        None, help="token that this process sends to others; not on the command line", tags=["privacy", "secret"]
+    )
+    token_file: str | None = param(
+        None, help="file with the token that this process sends; read anew when it has changed"
+    )
     on_load_failure: str = param("stay", help="what a failed start does to the process", choices=("stay", "exit"))
     workers: int = param(1, help="worker processes; more than one for controller and gateway only", min=1, max=256)
     http_threads: str = param(
         "leader",
-        help="how requests reach threads: by our own gunicorn worker, or by gunicorn's gthread",
-        choices=("leader", "gthread"),
+        help="how requests reach threads: by our own gunicorn worker, by gunicorn's gthread, or as greenlets (only "
+        "gateway and controller)",
+        choices=("leader", "gthread", "gevent"),
     )
     threads: int = param(256, help="threads that answer requests", min=8, max=10_000)
     reserve: int = param(8, help="threads kept free for health, metrics and administration", min=1, max=1000)
@@ -91,6 +120,13 @@ class Settings:
     log_level: str = param("info", help="least severe message that is logged", choices=LOG_LEVELS)
     log_file: str | None = param(None, help="file for the log; default: standard error")
     access_log: bool = param(True, help="log one JSON line a request, without prompts and answers")
+    tracing: str | None = param(
+        None,
+        help="where spans go: file:PATH (JSON lines), otlp or otlp:URL (a collector), host (the process's own "
+        "OpenTelemetry), module:Class (a SpanExporter); default: nowhere",
+    )
+    tracing_content: bool = param(False, help="whether prompts and answers are put into spans")
+    tracing_sample: float = param(1.0, help="share of the traces begun here that is kept", min=0, max=1)
 
     overrides: tuple[str, ...] = field(default=(), kw_only=True)
     """``MODEL.PARAM=VALUE`` from the command line."""
@@ -104,6 +140,28 @@ class Settings:
         if self.prefix and not self.prefix.startswith("/"):
             raise ConfigError(f"prefix {self.prefix!r} must start with a slash, or be empty")
         self.prefix = self.prefix.rstrip("/")
+        self.tracing = _checked_tracing(self.tracing)
+        if self.workers > 1 and self.owns_models:
+            raise ConfigError(
+                f"workers ({self.workers}): a {self.role} process owns its models, and each would load all of them: "
+                "run one, and raise --threads for more requests at once"
+            )
+        if self.http_threads == "gevent" and self.owns_models:
+            raise ConfigError("http_threads gevent is for gateway and controller: an engine would block its loop")
+        if self.role == "gateway" and not self.registry:
+            raise ConfigError("a gateway needs --registry: the address of a controller, or of a store")
+        if self.registry and self.registry.startswith("memory:") and self.workers > 1:
+            raise ConfigError("registry memory: is one process's own: with several workers, use another store")
+
+    @property
+    def owns_models(self) -> bool:
+        """Whether this process holds models."""
+        return self.role in OWNERS
+
+    @property
+    def routes(self) -> bool:
+        """Whether this process answers with models of other processes as well."""
+        return self.role in ROUTERS
 
     @property
     def models_paths(self) -> tuple[Path, ...]:
@@ -141,11 +199,13 @@ class Settings:
 
     def refuse_open_door(self) -> None:
         """Raise ConfigError when other machines could use the service and nobody said that they may."""
-        if not self.is_loopback and not self.insecure:
-            raise ConfigError(
-                f"{self.host} can be reached from other machines, and nobody has to log in: listen on 127.0.0.1 behind "
-                "a proxy that asks who comes, or say --insecure"
-            )
+        if self.is_loopback or self.insecure or self.tokens or self.tokens_file or self.trusted_networks:
+            return
+        raise ConfigError(
+            f"{self.host} can be reached from other machines, and nobody has to log in: make tokens (modelyard token "
+            "new --file FILE) and give it --tokens-file FILE, listen on 127.0.0.1 behind a proxy that asks who comes, "
+            "or say --insecure"
+        )
 
     def overrides_of(self, model: str) -> dict[str, str]:
         """Return ``{param: text}`` that the command line sets for ``model``."""
@@ -162,6 +222,24 @@ def _home(variable: str, fallback: str) -> Path:
     return (Path(base) if base else Path.home() / fallback) / "modelyard"
 
 
+def _checked_tracing(said: str | None) -> str | None:
+    """Return where spans go, None for ``off``. Raises ConfigError for what is no such place."""
+    if said in (None, "off", "host", "otlp"):
+        return None if said == "off" else said
+    kind, _, where = (said or "").partition(":")
+    if kind == "file" and where:
+        return said
+    if kind == "otlp":
+        parts = urlsplit(where)
+        if "@" in parts.netloc:
+            raise ConfigError("tracing: an address without name and password: give OTEL_EXPORTER_OTLP_HEADERS those")
+        if parts.scheme in ("http", "https") and parts.netloc:
+            return said
+    elif kind != "file" and re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", said or ""):
+        return said
+    raise ConfigError(f"tracing {said!r}: expected file:PATH, otlp, otlp:http://HOST:PORT, host, module:Class, or off")
+
+
 def split_override(item: str) -> tuple[str, str, str]:
     """Return model, parameter and value of ``MODEL.PARAM=VALUE``. Model names may hold dots."""
     target, equals, value = item.partition("=")
@@ -174,8 +252,9 @@ def split_override(item: str) -> tuple[str, str, str]:
 def load(
     options: Mapping[str, Any] | None = None,
     environ: Mapping[str, str] | None = None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> Settings:
-    """Return the settings from ``options`` (typed), the environment, and the configuration file.
+    """Return the settings from ``options`` (typed), the environment, the configuration file, and ``defaults``.
 
     Raises ConfigError that names the place and the fault.
     """
@@ -185,7 +264,7 @@ def load(
     path = given.get("config") or spoken.get("config")
     table = read_config(Path(path)) if path else {}
     filed = params.from_plain(Settings, table.get("service", {}), f"{path} [service]")
-    settings = params.build(Settings, given, spoken, filed)
+    settings = params.build(Settings, given, spoken, filed, defaults or {})
     settings.model_tables = tuple(table.get("models", ()))
     settings.overrides = overrides_in(environ)
     return settings

@@ -33,6 +33,9 @@ class OutputStream:
         self._bursts = bursts
         self._on_close = on_close
         self._open = threading.Lock()
+        self._failure: BaseException | None = None
+        self._ended = False
+        self._listeners: list[Callable[[BaseException | None], None]] | None = None
         self.cancel = cancel
         self.load = load
         """What the gate looked like at admission: the value of ``Modelyard-Load``."""
@@ -50,6 +53,9 @@ class OutputStream:
         except BaseException as error:
             # An engine that was told to stop ends, or says no more than that: the reader is told why.
             broke_off = isinstance(error, StopIteration | Cancelled) and self.cancel.is_set()
+            self._ended = True
+            if broke_off or not isinstance(error, StopIteration):
+                self._failure = self.cancel.error if broke_off else error
             self.close()
             if broke_off:
                 raise self.cancel.error from None
@@ -59,6 +65,8 @@ class OutputStream:
         """End the answer wherever it is. Called by the thread that iterates, or after it."""
         if not self._open.acquire(blocking=False):
             return
+        if not self._ended:
+            self._failure = self.cancel.error
         try:
             self.cancel.set()
             close = getattr(self._bursts, "close", None)
@@ -66,6 +74,18 @@ class OutputStream:
                 close()
         finally:
             self._on_close()
+            for listener in self._listeners or ():
+                listener(self._failure)
+
+    def when_closed(self, listener: Callable[[BaseException | None], None]) -> None:
+        """Call ``listener`` at the end, with what the answer failed with: None where it was whole.
+
+        Whoever closes it before its end has cancelled it. The first that was given is called first.
+        """
+        if self._open.locked():
+            listener(self._failure)
+        else:
+            self._listeners = [*(self._listeners or ()), listener]
 
     def __enter__(self) -> OutputStream:
         return self

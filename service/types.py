@@ -177,6 +177,15 @@ class SupportedModel:
         return plain(self)
 
 
+class HostModels(NamedTuple):
+    """The models that may run on a host; none, and the reason in ``error``, where it does not answer."""
+
+    host: str
+    port: int
+    models: list[SupportedModel]
+    error: str = ""
+
+
 def plain(value: Any) -> JSONObject:
     """Return a dataclass's fields by name, not copied: `dataclasses.asdict` costs ten times as much."""
     return {entry.name: getattr(value, entry.name) for entry in fields(value)}

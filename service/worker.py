@@ -12,8 +12,10 @@ from typing import Any
 
 from .admission import Gate, Ticket
 from .cancel import Cancel
+from .engine_spans import WatchedBursts, engine_span, note_slot, note_texts
 from .engines.base import Engine, ModelParams, Vectors
 from .errors import Cancelled, EngineError, ModelyardError, NotReady, StartTimeout
+from .spans import NOTHING, Span, current
 from .start_failures import told_apart
 from .streams import TICK, OutputStream, pumped
 from .types import Burst, GenerateRequest, ModelMetadata, ModelOutput, WorkerType, worker_key
@@ -153,14 +155,32 @@ class ModelWorker:
         Raises Overloaded where the line is full, NotReady; the stream raises these, Cancelled, and what the
         engine says.
         """
-        ticket = self._admit(cancel, wait=wait)
-        answer = _Answer(self, ticket, request, cancel)
-        return OutputStream(answer, cancel, lambda: self._let_go(cancel, ticket), load=self.gate.load())
+        span = self._span("generate")
+        try:
+            ticket = self._admit(cancel, wait=wait)
+        except BaseException as error:
+            span.end(error)
+            raise
+        answer = _Answer(self, ticket, request, cancel, span)
+        stream = OutputStream(answer, cancel, lambda: self._let_go(cancel, ticket), load=self.gate.load())
+        if span.recording:
+            stream.when_closed(span.end)
+        return stream
 
-    def bursts(self, request: GenerateRequest, cancel: Cancel) -> Iterator[Burst | None]:
+    def bursts(self, request: GenerateRequest, cancel: Cancel, span: Span) -> Iterator[Burst | None]:
         """Return the engine's iterator; one that does not tick is driven by a thread of its own."""
         bursts = iter(self.engine.generate_stream(request, cancel))
-        return bursts if self.engine.ticks else pumped(bursts, cancel, f"generate-{self.name}")
+        if not self.engine.ticks:
+            bursts = pumped(bursts, cancel, f"generate-{self.name}")
+        if not span.recording:
+            return bursts
+        operation = "chat" if request.uses_messages else "text_completion"
+        return WatchedBursts(bursts, engine_span(span, operation, self.params), request, cancel)
+
+    def _span(self, call: str) -> Span:
+        """Return the span of a call of this model, below whatever this thread works for."""
+        here = current()
+        return here if here is NOTHING else here.child(f"worker.{call}", {"modelyard.model": self.key})
 
     def generate(self, request: GenerateRequest, cancel: Cancel, *, wait: bool = True) -> ModelOutput:
         """Return the whole answer; raises like `generate_stream`."""
@@ -169,19 +189,21 @@ class ModelWorker:
 
     def embeddings(self, texts: Sequence[str], cancel: Cancel, *, wait: bool = True) -> Vectors:
         """Return one row a text. Raises Overloaded, NotReady, Cancelled, InputTooLong, EngineError."""
-        return self._computed(lambda: self.engine.embed(texts, cancel), cancel, wait)
+        return self._computed("embeddings", lambda: self.engine.embed(texts, cancel), texts, cancel, wait)
 
     def rerank(self, query: str, texts: Sequence[str], cancel: Cancel, *, wait: bool = True) -> Sequence[float]:
         """Return a score a text; a model that only embeds answers by cosine. Raises like `embeddings`."""
         if self.worker_type is WorkerType.RERANKER:
-            scores: Sequence[float] = self._computed(lambda: self.engine.rerank(query, texts, cancel), cancel, wait)
+            scores: Sequence[float] = self._computed(
+                "rerank", lambda: self.engine.rerank(query, texts, cancel), [query, *texts], cancel, wait
+            )
             return scores
-        rows = self._computed(lambda: self.engine.embed([query, *texts], cancel), cancel, wait)
+        rows = self.embeddings([query, *texts], cancel, wait=wait)
         return [_cosine(rows[0], row) for row in rows[1:]]
 
     def count_token(self, prompt: str) -> int:
         """Return the tokens of ``prompt``; never stands in line."""
-        self._check_ready()
+        self.check_ready()
         try:
             return self.engine.count_token(prompt)
         except BaseException as error:
@@ -189,30 +211,39 @@ class ModelWorker:
 
     def metadata(self) -> ModelMetadata:
         """Return what the model is; never stands in line."""
-        self._check_ready()
+        self.check_ready()
         return self.engine.metadata()
 
-    def _computed(self, call: Callable[[], Any], cancel: Cancel, wait: bool) -> Any:
-        ticket = self._admit(cancel, wait=wait)
-        try:
-            ticket.wait()
-            return call()
-        except BaseException as error:
-            # An engine only knows that it was told to stop; the cancel knows why.
-            reason = cancel.error if isinstance(error, Cancelled) and cancel.is_set() else self.engine_error(error)
-            raise reason from error
-        finally:
-            self._let_go(cancel, ticket)
+    def _computed(
+        self, operation: str, call: Callable[[], Any], texts: Sequence[str], cancel: Cancel, wait: bool
+    ) -> Any:
+        with self._span(operation) as span:
+            asked = time.monotonic()
+            ticket = self._admit(cancel, wait=wait)
+            try:
+                ticket.wait()
+                if not span.recording:
+                    return call()
+                note_slot(span, asked)
+                with engine_span(span, operation, self.params) as own:
+                    note_texts(own, texts)
+                    return call()
+            except BaseException as error:
+                # An engine only knows that it was told to stop; the cancel knows why.
+                reason = cancel.error if isinstance(error, Cancelled) and cancel.is_set() else self.engine_error(error)
+                raise reason from error
+            finally:
+                self._let_go(cancel, ticket)
 
     def _admit(self, cancel: Cancel, *, wait: bool) -> Ticket:
-        self._check_ready()
+        self.check_ready()
         ticket = self.gate.request(cancel, wait=wait)
         with self._lock:
             self._active.add(cancel)
             ready = self.state is State.READY
         if not ready:
             self._let_go(cancel, ticket)
-            self._check_ready()
+            self.check_ready()
         return ticket
 
     def _let_go(self, cancel: Cancel, ticket: Ticket) -> None:
@@ -220,7 +251,8 @@ class ModelWorker:
             self._active.discard(cancel)
         ticket.release()
 
-    def _check_ready(self) -> None:
+    def check_ready(self) -> None:
+        """Raise NotReady, with the reason, unless it is ready."""
         if self.state is State.READY:
             return
         why = f" ({self.reason})" if self.reason else ""
@@ -242,8 +274,12 @@ class ModelWorker:
 class _Answer:
     """The bursts of one answer: none while it stands in line, then the engine's, its foreign errors made ours."""
 
-    def __init__(self, worker: ModelWorker, ticket: Ticket, request: GenerateRequest, cancel: Cancel) -> None:
+    def __init__(
+        self, worker: ModelWorker, ticket: Ticket, request: GenerateRequest, cancel: Cancel, span: Span
+    ) -> None:
         self._worker = worker
+        self._span = span
+        self._asked = time.monotonic()
         self._ticket = ticket
         self._request = request
         self._cancel = cancel
@@ -257,7 +293,9 @@ class _Answer:
             if self._bursts is None:
                 if not self._ticket.wait(TICK):
                     return None
-                self._bursts = self._worker.bursts(self._request, self._cancel)
+                if self._span.recording:
+                    note_slot(self._span, self._asked)
+                self._bursts = self._worker.bursts(self._request, self._cancel, self._span)
             return next(self._bursts)
         except StopIteration:
             raise

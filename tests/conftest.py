@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from modelyard.catalog import Catalog
 from running import ROOT, Services, services
+from stores import StoreServers
 
 # A missing part skips a test on a laptop; where changes are judged it fails the run.
 IN_CI = os.environ.get("CI") == "true"
@@ -63,3 +64,13 @@ def run_module() -> Iterator[Services]:
     """Makes services that end with the module."""
     with services() as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def store_server() -> Iterator[StoreServers]:
+    """Gives the server of a kind (``store_server("redis")``), running and empty; the same all through the session."""
+    servers = StoreServers()
+    try:
+        yield servers
+    finally:
+        servers.close()

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from ..plan import Plan
 from ..report import Row
-from . import busy, memory, overload, paced, recovery, requests, smollm2, unpaced
+from . import busy, hop, memory, overload, paced, recovery, requests, smollm2, unpaced
 
 
 class Figure(Protocol):
@@ -21,4 +21,4 @@ class Figure(Protocol):
         """Measure, and yield rows as they come. Its servers end with the iterator."""
 
 
-FIGURES: tuple[Figure, ...] = (paced, unpaced, requests, smollm2, busy, overload, memory, recovery)
+FIGURES: tuple[Figure, ...] = (paced, unpaced, requests, smollm2, busy, overload, memory, recovery, hop)

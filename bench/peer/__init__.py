@@ -1,33 +1,26 @@
-"""The peer's side: DB-GPT's worker, in an environment of its own that is made once and kept in the checkout's cache."""
+"""The peer's side: DB-GPT's worker, in an environment of its own."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
-import subprocess
-import sys
-import venv
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..models import EchoModel
-from ..places import CACHE, run_folder
-from ..processes import Server, free_port
+from ..places import run_folder
+from ..processes import Server, ServerFailed, free_port
+from .environment import Environment, PeerMissing
+
+__all__ = ["NAME", "TUNING", "Peer", "PeerMissing"]
 
 NAME = "DB-GPT"
 TUNING = ("uvloop", "httptools")
 """What makes uvicorn faster; DB-GPT's own requirements don't bring it."""
 
 _HERE = Path(__file__).resolve().parent
-_REQUIREMENTS = _HERE / "requirements.txt"
 _PACKAGES = ("dbgpt", "fastapi", "starlette", "pydantic", "uvicorn", *TUNING)
-_INSTALL_TIMEOUT = 900
-
-
-class PeerMissing(Exception):
-    """The peer's environment could not be made; its figures are left out."""
 
 
 @dataclass(frozen=True)
@@ -37,50 +30,42 @@ class Peer:
     tuned: bool = False
 
     @property
-    def _folder(self) -> Path:
-        return CACHE / ("bench-peer-tuned" if self.tuned else "bench-peer")
-
-    @property
-    def _python(self) -> str:
-        return str(self._folder / "bin" / "python")
+    def _environment(self) -> Environment:
+        return Environment("bench-peer-tuned", extra=TUNING) if self.tuned else Environment("bench-peer")
 
     def install(self) -> None:
-        """Make the environment unless that was done from these requirements before. Raises PeerMissing."""
-        extra = TUNING if self.tuned else ()
-        wanted = hashlib.sha256(_REQUIREMENTS.read_bytes() + repr(extra).encode()).hexdigest()
-        mark = self._folder / "installed-from.sha256"
-        if Path(self._python).exists() and mark.exists() and mark.read_text() == wanted:
-            return
-        sys.stderr.write(f"installing the peer into {self._folder} (once)\n")
-        try:
-            venv.create(self._folder, clear=True, with_pip=True)
-            subprocess.run(
-                [self._python, "-m", "pip", "install", "-qq", "--requirement", str(_REQUIREMENTS), *extra],
-                check=True,
-                timeout=_INSTALL_TIMEOUT,
-                stdin=subprocess.DEVNULL,
-            )
-        except (OSError, subprocess.SubprocessError) as error:
-            raise PeerMissing(f"the peer could not be installed: {error}") from error
-        mark.write_text(wanted)
+        """Make the environment unless that was done before. Raises PeerMissing."""
+        self._environment.install()
 
     def versions(self) -> dict[str, str]:
         """Return the versions of the peer's parts."""
-        code = (
-            "import importlib.metadata as m, json\n"
-            f"have = {{d.metadata['name'] for d in m.distributions()}} & set({_PACKAGES!r})\n"
-            "print(json.dumps({name: m.version(name) for name in sorted(have)}))"
-        )
-        done = subprocess.run([self._python, "-c", code], check=True, capture_output=True, text=True, timeout=60)
-        found: dict[str, str] = json.loads(done.stdout)
-        return found
+        return self._environment.versions(_PACKAGES)
 
     @contextlib.contextmanager
     def serving(self, models: Sequence[EchoModel]) -> Iterator[Server]:
-        """Run the peer with ``models`` until left; ready when entered."""
+        """Run the peer's worker with ``models`` until left; ready when entered."""
+        with self._running("worker", json.dumps([asdict(model) for model in models])) as server:
+            yield server
+
+    @contextlib.contextmanager
+    def cluster(self, models: Sequence[EchoModel]) -> Iterator[tuple[Server, Server]]:
+        """Run its controller, a worker with ``models``, and its remote manager; give the last two."""
+        with contextlib.ExitStack() as stack:
+            controller = stack.enter_context(self._running("controller"))
+            worker = stack.enter_context(self.serving(models))
+            for model in models:
+                key = f"{model.name}@{'text2vec' if model.embeds else 'llm'}"
+                instance = {"model_name": key, "host": "127.0.0.1", "port": worker.port, "check_healthy": False}
+                status, _ = controller.ask("/api/controller/models", instance)
+                if status != 200:
+                    raise ServerFailed(f"{NAME}: its controller answers a registration with {status}")
+            address = f"http://127.0.0.1:{controller.port}"
+            yield worker, stack.enter_context(self._running("gateway", address))
+
+    @contextlib.contextmanager
+    def _running(self, role: str, *told: str) -> Iterator[Server]:
         port = free_port()
-        told = json.dumps([asdict(model) for model in models])
-        command = [self._python, str(_HERE / "server.py"), str(port), told]
+        command = [self._environment.python, str(_HERE / "server.py"), role, str(port), *told]
         with Server(NAME, command, port, {}, run_folder("peer") / f"log-{port}.txt") as server:
             server.wait_ready("/openapi.json")
             yield server

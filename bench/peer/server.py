@@ -1,10 +1,12 @@
 # mypy: ignore-errors
 # ruff: noqa: D102
 # What it imports lies in the peer's environment only; what its methods do is said by the class they override.
-"""The peer: DB-GPT's own worker routes on uvicorn, over an engine that does what our `echo` does.
+"""The peer: DB-GPT's own routes on uvicorn, in one of three roles.
 
-Run by the interpreter of the peer's environment, ``python server.py PORT MODELS`` (JSON: a list of `EchoModel`).
-It needs nothing of this project. The engine is synchronous, as are those that DB-GPT runs models in process with.
+``python server.py worker PORT MODELS`` (JSON: a list of `EchoModel`) hosts an engine that does what our `echo` does.
+``controller PORT`` is its registry in memory, and ``gateway PORT CONTROLLER`` its worker routes over its remote
+manager, as its web server runs them without models of its own. Run by the interpreter of the peer's environment, it
+needs nothing of this project. The engine is synchronous, as are those that DB-GPT runs models in process with.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ from dbgpt.core.interface.parameter import (
     EmbeddingDeployModelParameters,
     LLMDeployModelParameters,
 )
+from dbgpt.model.cluster.controller import controller
 from dbgpt.model.cluster.worker import manager
+from dbgpt.model.cluster.worker.remote_manager import RemoteWorkerManager
 from dbgpt.model.cluster.worker_base import ModelWorker
 from dbgpt.model.parameter import ModelWorkerParameters, WorkerType
 from fastapi import FastAPI
@@ -83,7 +87,7 @@ class EchoEmbedder(EchoWorker):
         return [self.row for _ in params["input"]]
 
 
-def build(port: int, models: list[dict[str, Any]]) -> FastAPI:
+def build_worker(port: int, models: list[dict[str, Any]]) -> FastAPI:
     """Return an application with DB-GPT's worker routes and ``models``."""
     local = manager.LocalWorkerManager(host="127.0.0.1", port=port)
     manager.worker_manager.worker_manager = local
@@ -100,11 +104,30 @@ def build(port: int, models: list[dict[str, Any]]) -> FastAPI:
     return app
 
 
+def build_controller() -> FastAPI:
+    """Return an application with DB-GPT's controller routes over its registry in memory."""
+    app = FastAPI()
+    controller.initialize_controller(app=app)
+    return app
+
+
+def build_gateway(address: str) -> FastAPI:
+    """Return an application with DB-GPT's worker routes over its remote manager, which asks the controller."""
+    manager.worker_manager.worker_manager = RemoteWorkerManager(controller.ModelRegistryClient(address))
+    app = FastAPI()
+    app.include_router(manager.router, prefix="/api")
+    return app
+
+
 def main() -> None:
     """Serve until told to stop."""
-    port, models = int(sys.argv[1]), json.loads(sys.argv[2])
+    role, port, *told = sys.argv[1:]
     logging.disable(logging.WARNING)
-    uvicorn.run(build(port, models), host="127.0.0.1", port=port, log_level="warning", access_log=False)
+    if role == "worker":
+        app = build_worker(int(port), json.loads(told[0]))
+    else:
+        app = build_controller() if role == "controller" else build_gateway(told[0])
+    uvicorn.run(app, host="127.0.0.1", port=int(port), log_level="warning", access_log=False)
 
 
 if __name__ == "__main__":

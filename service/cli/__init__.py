@@ -7,9 +7,11 @@ import click
 from ..version import __version__
 from .check_config import check_config
 from .failures import OneLineGroup
+from .instances import instances
 from .models import models
 from .pull import pull
 from .serve import serve
+from .token import token
 
 
 @click.group(
@@ -21,7 +23,7 @@ def cli() -> None:
     """Serve models with Flask, gunicorn and threads."""
 
 
-for command in (serve, pull, models, check_config):
+for command in (serve, pull, models, instances, token, check_config):
     cli.add_command(command)
 
 

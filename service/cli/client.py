@@ -10,10 +10,12 @@ from urllib.parse import urlsplit, urlunsplit
 
 import requests
 
-from ..errors import UnknownModel
+from ..errors import Unauthorized, UnknownModel
 from .failures import Failure, Misuse
 
 URL_VARIABLE = "MODELYARD_URL"
+TOKEN_VARIABLE = "MODELYARD_TOKEN"  # noqa: S105 - a name
+TOKEN_FILE_VARIABLE = "MODELYARD_TOKEN_FILE"  # noqa: S105 - a name
 DEFAULT_URL = "http://127.0.0.1:8000/api"
 DEFAULT_PATH = "/api"
 CONNECT_TIMEOUT = 5.0
@@ -37,7 +39,7 @@ class Refusal(Failure):
 class ServiceClient:
     """The worker API at one address. Close it."""
 
-    def __init__(self, url: str, timeout: float) -> None:
+    def __init__(self, url: str, timeout: float, token: str | None = None) -> None:
         """Talk to ``url``, which ends with the API's prefix; an answer may take ``timeout`` seconds.
 
         Raises Failure where it is no address. A URL without a path, not even a slash, gets ``/api``.
@@ -46,6 +48,8 @@ class ServiceClient:
         self._timeout = timeout
         self._session = requests.Session()
         self._session.trust_env = False
+        if token:
+            self._session.headers["Authorization"] = f"Bearer {token}"
 
     def close(self) -> None:
         """Close the connections."""
@@ -54,6 +58,10 @@ class ServiceClient:
     def get(self, path: str, **query: str | None) -> Any:
         """Return the answer to a GET below ``/worker/``. Raises Refusal, Failure."""
         return self._answer("GET", f"{self.base}/worker/{path}", params={k: v for k, v in query.items() if v})
+
+    def get_at(self, path: str) -> Any:
+        """Return the answer to a GET below the prefix. Raises Refusal, Failure."""
+        return self._answer("GET", f"{self.base}/{path}")
 
     def post(self, path: str, body: Mapping[str, Any]) -> Any:
         """Return the answer to a POST below ``/worker/``. Raises Refusal, Failure."""
@@ -137,7 +145,10 @@ def _refusal(value: Any, response: requests.Response, shown: str) -> Refusal:
         detail = document.get("title", detail)  # Flask's own words are about typing URLs into a browser.
     text = detail if isinstance(detail, str) else json.dumps(detail, ensure_ascii=False)
     if kind.startswith(PROBLEMS):
-        return Refusal(text, response.status_code, kind.removeprefix(PROBLEMS))
+        code = kind.removeprefix(PROBLEMS)
+        if code == Unauthorized.code:
+            text += f" (give it with {TOKEN_VARIABLE}, or --token-file)"
+        return Refusal(text, response.status_code, code)
     hint = f"is --url right? It ends with the prefix of the API, as in {DEFAULT_URL}"
     return Refusal(f"{shown} answered {response.status_code}: {text} ({hint})", response.status_code)
 

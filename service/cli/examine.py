@@ -18,8 +18,11 @@ from ..declarations import Declarations
 from ..engines import ENGINES, engine_class
 from ..engines.base import ModelParams
 from ..errors import ConfigError, ModelyardError
+from ..networks import TrustedNetworks, parse_networks
 from ..settings import ENVIRONMENT_PREFIX, SET_VARIABLE, Settings, overrides_in, read_config, split_override
 from ..state import StateFile
+from ..tokens import OwnToken, Tokens
+from ..tracing import Tracing
 from ..types import JSONObject
 from .client import URL_VARIABLE
 from .examine_models import ModelsExamination, refuse_identity
@@ -37,6 +40,8 @@ def examine(
         sys.path.insert(0, here)  # As gunicorn does: an engine of the operator's may lie here.
     faults: list[str] = []
     settings, said = _settings(options, environ, faults)
+    _look_at_access(settings, faults)
+    tried(lambda: Tracing(settings), None, faults)
     catalog = _catalog(settings, faults)
     given = tuple(overrides) or tried(lambda: overrides_in(environ), (), faults)
     settings.overrides = tuple(item for item in given if _fits(item, settings, catalog, environ, faults))
@@ -75,8 +80,15 @@ def _built(layers: list[JSONObject], faults: list[str]) -> Settings:
         return params.build(Settings, *layers)
     except ConfigError as error:
         faults.append(str(error))
-    apart = ("threads", "reserve", "prefix")
+    apart = ("threads", "reserve", "prefix", "role", "registry", "workers", "http_threads", "tracing")
     return params.build(Settings, *({k: v for k, v in layer.items() if k not in apart} for layer in layers))
+
+
+def _look_at_access(settings: Settings, faults: list[str]) -> None:
+    tried(lambda: Tokens.of(settings), None, faults)
+    tried(lambda: OwnToken.of(settings), None, faults)
+    tried(lambda: TrustedNetworks(settings.trusted_networks), None, faults)
+    tried(lambda: parse_networks(settings.allowed_networks, "allowed_networks"), None, faults)
 
 
 def _effective(settings: Settings, catalog: Catalog, said: list[Said], names: list[str]) -> list[Said]:
@@ -124,6 +136,8 @@ def _fits(item: str, settings: Settings, catalog: Catalog, environ: Mapping[str,
 
 
 def _names(settings: Settings, catalog: Catalog, faults: list[str]) -> list[str]:
+    if not settings.owns_models:
+        return []
     if settings.models is None:
         return catalog.names_to_start()
     found: list[str] = []

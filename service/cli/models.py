@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import Any
-
 import click
 
 from ..types import JSONObject, WorkerType
-from .client import DEFAULT_URL, URL_VARIABLE, ServiceClient
+from .client import ServiceClient
+from .connected import READ_TIMEOUT, talks
 from .failures import Failure, Misuse
 from .hosted import Hosted
 from .tables import as_json, table, terminal_width
 from .target import Target
 from .values import allowed, param_of, tags_of
 
-READ_TIMEOUT = 15.0
 TELLING = 0.05
 """Seconds from which on it is said how long something took."""
 CHANGE_TIMEOUT = 600.0
@@ -32,42 +28,13 @@ def models() -> None:
     """
 
 
-def _talks(timeout: float) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command ``--url``, ``--timeout`` and ``--json``, and call it with a client."""
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        @click.option(
-            "--url",
-            envvar=URL_VARIABLE,
-            default=DEFAULT_URL,
-            metavar="URL",
-            help=f"address of the service's API  [default: {DEFAULT_URL}]",
-        )
-        @click.option(
-            "--timeout",
-            type=click.FloatRange(0, min_open=True),
-            default=timeout,
-            metavar="SECONDS",
-            help=f"how long to wait for the answer  [default: {timeout:g}]",
-        )
-        @click.option("--json", "json_wanted", is_flag=True, help="print the answer as JSON, and nothing else")
-        @functools.wraps(command)
-        def run(url: str, timeout: float, json_wanted: bool, **given: Any) -> None:
-            client = ServiceClient(url, timeout)
-            try:
-                command(client=client, json_wanted=json_wanted, **given)
-            finally:
-                client.close()
-
-        return run
-
-    return decorate
-
-
 _name = click.argument("name")
 _name_or_all = click.argument("name", required=False)
 _pairs = click.argument("pairs", nargs=-1, metavar="[PARAM=VALUE]...")
 _all = click.option("--all", "every", is_flag=True, help="every model that the service hosts")
+_at = click.option(
+    "--at", metavar="HOST:PORT", help="the host to do it on, where the service stands for several (modelyard instances)"
+)
 _type = click.option(
     "--type", "worker_type", type=click.Choice([t.value for t in WorkerType]), help="what the model is for"
 )
@@ -75,7 +42,7 @@ _type = click.option(
 
 @models.command("list", short_help="List the models and their states.")
 @click.option("--supported", is_flag=True, help="also those that could be started there")
-@_talks(READ_TIMEOUT)
+@talks(READ_TIMEOUT)
 def list_models(client: ServiceClient, supported: bool, json_wanted: bool) -> None:
     """List the models that the service hosts, with their states and why they are in them."""
     hosted = Hosted.of(client)
@@ -101,14 +68,16 @@ def list_models(client: ServiceClient, supported: bool, json_wanted: bool) -> No
 @_name_or_all
 @_pairs
 @_type
+@_at
 @_all
-@_talks(CHANGE_TIMEOUT)
+@talks(CHANGE_TIMEOUT)
 def start(
     client: ServiceClient,
     name: str | None,
     *,
     pairs: tuple[str, ...],
     worker_type: str | None,
+    at: str | None,
     every: bool,
     json_wanted: bool,
 ) -> None:
@@ -120,18 +89,26 @@ def start(
 
     Values that are set here are kept: the model has them again after a restart of the service.
     """  # noqa: D301 - click's mark for lines that stay lines
-    target = Target(client, name, worker_type, every=every, pairs=pairs)
+    target = Target(client, name, worker_type, every=every, pairs=pairs, at=at)
     _say(target.start(), json_wanted)
 
 
 @models.command(short_help="Stop a model.")
 @_name_or_all
 @_type
+@_at
 @_all
 @click.option("--forget", is_flag=True, help="forget it too, with the parameters that were set over HTTP")
-@_talks(CHANGE_TIMEOUT)
+@talks(CHANGE_TIMEOUT)
 def stop(
-    client: ServiceClient, name: str | None, *, worker_type: str | None, every: bool, forget: bool, json_wanted: bool
+    client: ServiceClient,
+    name: str | None,
+    *,
+    worker_type: str | None,
+    at: str | None,
+    every: bool,
+    forget: bool,
+    json_wanted: bool,
 ) -> None:
     """Stop a model: its answers are cut off, its memory is freed.
 
@@ -139,7 +116,9 @@ def stop(
     """
     if forget and every:
         raise Misuse("--forget takes a NAME, not --all")
-    target = Target(client, name, worker_type, every=every)
+    if at and not forget:
+        raise Misuse("--at goes with --forget; a stop without it is one of all instances")
+    target = Target(client, name, worker_type, every=every, at=at)
     _say(target.forget() if forget else target.apply("stop"), json_wanted)
 
 
@@ -148,7 +127,7 @@ def stop(
 @_pairs
 @_type
 @_all
-@_talks(CHANGE_TIMEOUT)
+@talks(CHANGE_TIMEOUT)
 def restart(
     client: ServiceClient,
     name: str | None,
@@ -167,7 +146,7 @@ def restart(
 @_name
 @click.argument("pairs", nargs=-1, required=True, metavar="PARAM=VALUE...")
 @_type
-@_talks(CHANGE_TIMEOUT)
+@talks(CHANGE_TIMEOUT)
 def update(
     client: ServiceClient, name: str, *, pairs: tuple[str, ...], worker_type: str | None, json_wanted: bool
 ) -> None:
@@ -182,7 +161,7 @@ def update(
 @models.command(short_help="Show the parameters of a model.")
 @_name
 @_type
-@_talks(READ_TIMEOUT)
+@talks(READ_TIMEOUT)
 def params(client: ServiceClient, name: str, worker_type: str | None, json_wanted: bool) -> None:
     """Show the parameters of a model with their values; private ones are masked.
 

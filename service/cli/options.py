@@ -16,9 +16,21 @@ from .tables import shown
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "Where it listens": ("host", "port", "prefix", "insecure"),
+    "Access": ("tokens_file", "tokens", "trusted_networks", "allowed_networks", "token_file"),
+    "Cluster": (
+        "registry",
+        "advertise",
+        "heartbeat_timeout",
+        "registry_refresh",
+        "connect_timeout",
+        "read_timeout",
+        "remote_headers",
+        "remote_ca",
+    ),
     "Models": ("model", "models", "overrides", "models_dirs", "on_load_failure"),
     "Configuration and state": ("config", "state_dir", "instance", "fresh"),
     "Limits": (
+        "workers",
         "threads",
         "reserve",
         "max_body_bytes",
@@ -29,11 +41,28 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "http_threads",
     ),
     "Log": ("log_level", "log_file", "access_log"),
+    "Tracing": ("tracing", "tracing_content", "tracing_sample"),
 }
 """Headings of the help, and what stands below each; what is named nowhere stands last."""
 
+SPOKEN = tuple(
+    name for name, declared in params.params_of(Settings).items() if name != "role" and "secret" not in declared.tags
+)
+"""The settings that are options of ``serve``. ROLE is an argument; other users of a machine read its command lines."""
+
 _METAVARS = {"config": "FILE", "log_file": "FILE", "state_dir": "FOLDER", "models_dirs": "FOLDER[,...]"}
-_METAVARS |= {"models": "NAME[,...]", "instance": "NAME", "host": "ADDRESS", "prefix": "PATH"}
+_METAVARS |= {
+    "models": "NAME[,...]",
+    "instance": "NAME",
+    "host": "ADDRESS",
+    "prefix": "PATH",
+    "registry": "URL",
+    "advertise": "URL",
+}
+_METAVARS |= {"tracing": "WHERE", "tracing_sample": "SHARE"}
+_METAVARS |= {"remote_headers": "NAME=VALUE[,...]", "remote_ca": "FILE"}
+_METAVARS |= {"tokens_file": "FILE", "token_file": "FILE", "tokens": "ENTRY[,...]"}
+_METAVARS |= {"trusted_networks": "NETWORK=SCOPES[,...]", "allowed_networks": "NETWORK[,...]"}
 
 
 class SettingCommand(click.Command):
@@ -61,7 +90,7 @@ def service_options(command: Callable[..., Any]) -> Callable[..., Any]:
     override = "set a parameter of a model, as in smollm2-135m.n_ctx=4096; may be repeated"
     single = "start this model; may be repeated; none: those of the configuration"
     command = click.option("--set", "overrides", multiple=True, metavar="MODEL.PARAM=VALUE", help=override)(command)
-    command = setting_options(*(name for name in params.params_of(Settings) if name != "role"))(command)
+    command = setting_options(*SPOKEN)(command)
     return click.option(
         "-m", "--model", "model", multiple=True, metavar="NAME", help=single, shell_complete=complete_model
     )(command)

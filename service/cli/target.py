@@ -32,9 +32,11 @@ class Target:
         *,
         every: bool = False,
         pairs: Sequence[str] = (),
+        at: str | None = None,
     ) -> None:
-        """Read the words: NAME or ``--all``, ``name@type``, ``PARAM=VALUE``. Raises Failure (usage)."""
+        """Read the words: NAME or ``--all``, ``name@type``, ``PARAM=VALUE``, ``HOST:PORT``. Raises Failure (usage)."""
         self._client = client
+        self._at = {} if at is None else _host_and_port(at)
         self.name, self.worker_type = _named(name, worker_type, every, pairs)
         self._pairs = dict(split_pair(pair) for pair in pairs)
         for param in self._pairs:
@@ -54,7 +56,7 @@ class Target:
         """Start what is hosted, or host it; return an outcome like that of `apply`."""
         if self.name == EVERY_MODEL:
             return self.apply("start")
-        if not self._pairs:
+        if not self._pairs and not self._at:
             try:
                 return self.apply("start")
             except Refusal as error:
@@ -65,7 +67,7 @@ class Target:
     def forget(self) -> JSONObject:
         """Stop the model and forget it; return an outcome like that of `apply`."""
         began = time.monotonic()
-        if self._at_its_name("models/shutdown", {"worker_type": self.worker_type}) is not None:
+        if self._at_its_name("models/shutdown", {"worker_type": self.worker_type, **self._at}) is not None:
             raise self._client.stranger()
         return _outcome(f"model {self.name} stopped and forgotten", began)
 
@@ -101,7 +103,7 @@ class Target:
 
     def _startup(self, params: JSONObject) -> JSONObject:
         began = time.monotonic()
-        body = {"model": self.name, "worker_type": self.worker_type, "params": params}
+        body = {"model": self.name, "worker_type": self.worker_type, "params": params, **self._at}
         try:
             if self._client.post("models/startup", body) is not None:
                 raise self._client.stranger()
@@ -153,6 +155,13 @@ def _named(name: str | None, worker_type: str | None, every: bool, pairs: Sequen
     if worker_type not in (None, kind.value):
         raise Misuse(f"{name} and --type {worker_type} contradict each other")
     return short, kind.value
+
+
+def _host_and_port(at: str) -> JSONObject:
+    host, colon, port = at.rpartition(":")
+    if not colon or not host or not port.isdecimal():
+        raise Misuse(f"--at {at}: expected HOST:PORT, as in 127.0.0.1:8001")
+    return {"host": host.strip("[]"), "port": int(port)}
 
 
 def _outcome(message: str, began: float) -> JSONObject:

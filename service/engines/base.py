@@ -50,6 +50,9 @@ class ModelParams:
     max_waiting: int = param(32, help="requests that may wait in line for a slot", min=0, max=10_000)
     queue_timeout: float = param(60.0, help="seconds a request waits in line", min=0, max=3600, tags=["shared"])
     start_timeout: float = param(300.0, help="seconds the start may take", min=0.1, max=86_400, tags=["shared"])
+    weight: float = param(
+        1.0, help="how much of the work it takes beside other instances of it", min=0.001, max=1000, tags=["shared"]
+    )
     register: bool = param(True, help="whether the model is registered with the controller", tags=["shared"])
     send_heartbeat: bool = param(True, help="whether heartbeats are sent for it", tags=["shared"])
     heartbeat_interval: float = param(20.0, help="seconds between heartbeats", min=0.1, max=3600, tags=["shared"])

@@ -10,12 +10,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
+from urllib.parse import unquote, urlsplit
 
 MANAGER_KEY = "WorkerManager@service"
 """The key under which a worker manager registers itself: models are started on a host through it."""
 
 HEARTBEAT_TIMEOUT = 60.0
 """Seconds without a heartbeat until an instance counts as unhealthy."""
+
+ANY_GENERATION = 0
+"""The generation of a client that knows none and only says that an instance lives: DB-GPT's heartbeat."""
 
 
 @dataclass(slots=True)
@@ -41,10 +45,18 @@ class Instance:
     """The value of ``Modelyard-Load`` when it last beat."""
     prompt_template: str | None = None
     generation: int | None = None
-    """Issued by the store at registration; None before, and for clients that know of none."""
+    """Issued by the store at registration; None asks for a new one, ANY_GENERATION means the one that the row has."""
     last_heartbeat: float | None = None
     """Seconds since 1970 by the store's clock."""
     healthy: bool = False
+
+
+def place_of(url: str) -> tuple[str, int]:
+    """Return host and port of an address, as DB-GPT's clients name it; of a unix socket its path, and 0."""
+    parts = urlsplit(url)
+    if parts.scheme == "http+unix":
+        return unquote(parts.netloc), 0
+    return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +89,17 @@ class Registry(Protocol):
         """Register or refresh all of them. Those without a generation are registered anew, and issued one.
 
         A generation is greater than every earlier one of the same key and address, also after the store was emptied.
-        An instance whose row has gone is taken in with the generation that it has.
+        An instance whose row has gone is taken in with the generation that it has. One with ANY_GENERATION refreshes
+        its row's heartbeat and nothing else, is never superseded, and is registered where it has no row.
+
+        InvalidRequest where an instance does not fit, or is named twice.
         """
 
     def deregister(self, instances: Sequence[Instance], *, forget: bool = False) -> list[Receipt]:
         """Mark them unhealthy until they beat again; with ``forget`` remove their rows.
 
-        One of an older generation changes nothing, and is told that it is superseded; one without a generation always
-        counts. What is not there is no error.
+        One of an older generation changes nothing, and is told that it is superseded; one without a generation, or
+        with ANY_GENERATION, always counts. What is not there is no error: its receipt has the generation it came with.
         """
 
     def instances(self, key: str | None = None, *, healthy_only: bool = False) -> list[Instance]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from commands import Ran, modelyard
 from modelyard import params
-from modelyard.cli.options import GROUPS
+from modelyard.cli.options import GROUPS, SPOKEN
 from modelyard.cli.serve import environment_of
 from modelyard.settings import Settings
 from modelyard.settings import load as load_settings
@@ -61,8 +61,8 @@ def handed(*words: object, **environ: str) -> Settings:
 def test_help_names_every_setting_once_below_a_heading():
     ran = modelyard("serve", "--help")
     assert ran.status == 0
-    for name in params.params_of(Settings):
-        if name != "role":
+    for name, declared in params.params_of(Settings).items():
+        if name != "role" and "secret" not in declared.tags:
             assert len(re.findall(rf"^  --{name.replace('_', '-')}(?![\w-])", ran.out, re.MULTILINE)) == 1, name
     for heading in GROUPS:
         assert f"\n{heading}:\n" in ran.out
@@ -72,7 +72,13 @@ def test_help_names_every_setting_once_below_a_heading():
 def test_every_setting_stands_in_one_group():
     grouped = [name for names in GROUPS.values() for name in names]
     assert len(grouped) == len(set(grouped))
-    assert set(grouped) == {*params.params_of(Settings), "model", "overrides"} - {"role"}
+    assert set(grouped) == {*SPOKEN, "model", "overrides"}
+
+
+def test_a_secret_is_no_option_which_other_users_of_the_machine_could_read():
+    assert set(params.params_of(Settings)) - set(SPOKEN) == {"role", "token"}
+    ran = modelyard("serve", "--token", "hunter2")
+    assert (ran.status, "hunter2" in ran.err) == (2, False)
 
 
 def test_help_shows_defaults_and_what_is_to_be_filled_in():
@@ -188,7 +194,7 @@ def has_ipv6() -> bool:
         (["--threads", "3"], 2, "3 is less than 8"),
         (["--log-level", "loud"], 2, "'loud' is not one of"),
         (["--prot", "1"], 2, "--prot"),
-        (["gateway"], 2, "'gateway' is not one of"),
+        (["king"], 2, "'king' is not one of"),
     ],
 )
 def test_what_can_not_work_is_refused_in_one_line_before_a_server_starts(

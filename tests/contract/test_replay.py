@@ -1,14 +1,14 @@
-"""The recorded exchanges of DB-GPT's clients, replayed against a running worker.
+"""The recorded exchanges of DB-GPT's clients, replayed against a running worker, and against a controller.
 
-Only the worker's part is replayed, and ``/api/health``: what stands under ``/api/controller`` is the registry's, which
-is not built yet; it is left out by its path. Compared are status, key sets and texts, as the description of the wire
-says; not vectors, the catalogue, ``usage`` and ``finish_reason``, nor answers that it calls faults of the peers: of
-those, what is right is said here (`RIGHT`).
+Of a worker's answers status, key sets and texts are compared, as the description of the wire says; not vectors, the
+catalogue, ``usage`` and ``finish_reason``, nor answers that it calls faults of the peers: of those, what is right is
+said here (`RIGHT`). A controller's are compared whole, without the times of heartbeats and the order of a list.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,9 @@ from modelyard.settings import Settings
 
 Exchange = dict[str, Any]
 RECORDINGS = sorted((Path(__file__).parents[1] / "wire").glob("*.jsonl"))
-LEFT_OUT = "/api/controller/"
+CONTROLLER = "/api/controller/"
+RECORDED_PORT = 18100
+"""Where the recorded worker stood: startup and shutdown name it. Nothing listens there in this test."""
 METADATA_KEYS = {"model", "context_length", "chat_model", "metadata", "ext_metadata"}
 TABLES = ({"name": "echo"}, {"name": "emb", "engine": "echo", "worker_type": "text2vec"})
 
@@ -31,7 +33,7 @@ def exchanges() -> list[Any]:
     for recording in RECORDINGS:
         for number, line in enumerate(recording.read_text(encoding="utf-8").splitlines(), 1):
             exchange = json.loads(line)
-            if not exchange["path"].startswith(LEFT_OUT):
+            if not exchange["path"].startswith(CONTROLLER):
                 path = exchange["path"].removeprefix("/api/")
                 found.append(pytest.param(exchange, id=f"{recording.stem}-{number}-{path}"))
     return found
@@ -41,7 +43,7 @@ def exchanges() -> list[Any]:
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FlaskClient]:
     """A client of a service with the two models of the recordings: `echo` and `emb`."""
     folder = tmp_path_factory.mktemp("replay")
-    settings = Settings(state_dir=str(folder / "state"), models_dirs=[str(folder / "models")])
+    settings = Settings(port=RECORDED_PORT, state_dir=str(folder / "state"), models_dirs=[str(folder / "models")])
     settings.model_tables = TABLES
     app = create_app(settings)
     runtime = app.extensions[KEY]
@@ -164,3 +166,33 @@ def test_supported_models_have_the_recorded_keys_at_every_level(client):
             for model in ours[0]["models"]:
                 assert set(model) == keys
                 assert all(set(param) == described for param in model["params"])
+
+
+@pytest.mark.parametrize("recording", RECORDINGS, ids=lambda path: path.stem)
+def test_a_controller_answers_what_was_recorded(recording, tmp_path):
+    app = create_app(Settings(role="controller", registry="memory:", state_dir=str(tmp_path)))
+    lines = [json.loads(line) for line in recording.read_text(encoding="utf-8").splitlines()]
+    calls = [line for line in lines if line["path"].startswith(CONTROLLER)]
+    assert len(calls) == 13
+    try:
+        for call in calls:
+            compare_controller(replayed(app.test_client(), call), call["response"])
+    finally:
+        app.extensions[KEY].stop()
+
+
+def compare_controller(ours: Any, theirs: Exchange) -> None:
+    assert ours.status_code == theirs["status"]
+    if theirs["json"] is True:
+        assert ours.json is True
+        return
+    assert [list(row) for row in ours.json] == [list(row) for row in theirs["json"]]
+    assert all(HEARTBEAT.fullmatch(row["last_heartbeat"]) for row in [*ours.json, *theirs["json"]])
+    assert without_times(ours.json) == without_times(theirs["json"])
+
+
+HEARTBEAT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{6})?")
+
+
+def without_times(rows: list[Exchange]) -> list[Exchange]:
+    return sorted(({**row, "last_heartbeat": None} for row in rows), key=lambda row: row["model_name"])

@@ -38,7 +38,14 @@ def rules(app: Flask) -> set[tuple[str, str]]:
 def test_our_application_is_a_flask_application_with_the_extension() -> None:
     theirs = Flask("theirs", static_folder=None)
     Modelyard(theirs, url_prefix="/api", probes_prefix="")
-    assert rules(create_app(Settings(models=[]))) == rules(theirs)
+    assert rules(create_app(Settings(models=[], role="worker"))) == rules(theirs)
+
+
+def test_the_registry_is_in_our_application_and_in_theirs_if_it_is_asked_for() -> None:
+    ours, theirs = create_app(Settings(models=[])), Flask("theirs", static_folder=None)
+    Modelyard(theirs, url_prefix="/api", probes_prefix="", role="standalone")
+    assert ("/api/controller/instances", "DELETE,OPTIONS") in rules(ours)
+    assert rules(ours) == rules(theirs)
 
 
 def test_nothing_of_the_application_is_touched_but_its_blueprints() -> None:

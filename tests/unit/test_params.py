@@ -260,7 +260,7 @@ def test_a_description_has_the_keys_of_dbgpt():
     described = {d["param_name"]: d for d in params.describe(Sample)}
     assert list(described) == list(params.params_of(Sample))
     assert described["count"] == {
-        "param_class": f"{Sample.__module__}.Sample",
+        "param_class": "builtins.Sample",
         "param_name": "count",
         "param_type": "int",
         "description": "how many",

@@ -74,7 +74,9 @@ def test_making_one_starts_nothing(make, tmp_path):
     assert threading.active_count() == threads
     assert not (tmp_path / "state").exists()
     assert (Steered.made, runtime.local.workers()) == ([], [])
-    assert runtime.status() == {"ready": False, "reason": "models are starting", "models": []}
+    status = runtime.status()
+    assert status.pop("cluster") == {"url": "", "registered": [], "error": None}
+    assert status == {"ready": False, "reason": "models are starting", "models": []}
 
 
 def test_what_does_not_fit_is_refused_when_it_is_made(make):
@@ -116,7 +118,8 @@ def test_the_models_that_are_named_are_started_instead(loaded):
 
 
 def test_nothing_configured_is_ready(loaded):
-    assert loaded(models=[]).status() == {"ready": True, "reason": None, "models": []}
+    status = loaded(models=[], role="worker").status()
+    assert status == {"ready": True, "reason": None, "models": []}
 
 
 def test_one_that_fails_is_told_and_the_others_answer(loaded):

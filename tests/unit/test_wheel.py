@@ -96,7 +96,7 @@ def test_its_metadata_names_licence_command_and_extras(wheel):
     (entries,) = (archive.read(name).decode() for name in archive.namelist() if name.endswith("/entry_points.txt"))
     assert re.search(r"^License(-Expression)?: Apache-2\.0$", metadata, re.MULTILINE)
     assert "modelyard = modelyard.cli:main" in entries
-    for extra in ("server", "llama"):
+    for extra in ("server", "llama", "otel"):
         assert f"Provides-Extra: {extra}" in metadata
     assert any(name.endswith("/LICENSE") for name in archive.namelist())
 

@@ -30,6 +30,7 @@ TEXTS = [
     ['"', "\\", "\n\r\t\b\f", "\x00\x1f\x7f", "</script>", "\u2028"],
     ["x" * 5000, "y"],
     ["\ud83d\ude42"],
+    [",", '"', '",', ',"', '","', "\\", '\\",', "", ",", "", '"'],
     [str(n) for n in range(3000)],
 ]
 
@@ -168,6 +169,51 @@ def test_byte_by_byte_the_chunks_are_the_same():
     for byte in stream():
         found += decoder.feed(bytes([byte]))
     assert found == ChunkDecoder().feed(stream())
+
+
+def delta_stream() -> bytes:
+    bursts = [Burst(["a", '"\\', "你好", "🙂", "", ",", '",']), Burst(["x" * 40]), Burst(["z"], "stop", USAGE)]
+    return NUL + encoded(bursts[:1], delta=True) + NUL + encoded(bursts[1:], delta=True) + NUL
+
+
+def texts(fed: tuple[list[str], list[dict[str, Any]]]) -> list[str]:
+    return fed[0] + [chunk["text"] for chunk in fed[1]]
+
+
+def test_wherever_the_bytes_are_cut_the_pieces_are_the_same():
+    data = delta_stream()
+    want = [chunk["text"] for chunk in ChunkDecoder().feed(data)]
+    assert want == ["a", '"\\', "你好", "🙂", "", ",", '",', "x" * 40, "z"]
+    for cut in range(len(data) + 1):
+        decoder = ChunkDecoder()
+        assert texts(decoder.feed_pieces(data[:cut])) + texts(decoder.feed_pieces(data[cut:])) == want
+        decoder.flush()
+
+
+@pytest.mark.parametrize("pieces", TEXTS, ids=range(len(TEXTS)))
+def test_chunks_that_are_but_a_piece_are_read_as_that(pieces):
+    assert ChunkDecoder().feed_pieces(encoded([Burst(pieces)], delta=True)) == ([plain(p) for p in pieces], [])
+
+
+def test_a_chunk_that_says_more_than_a_piece_is_given_whole_with_all_that_follow():
+    plain_one, more = encoded([Burst(["a"])], delta=True), encoded([Burst(["b"], "stop", USAGE)], delta=True)
+    decoder = ChunkDecoder()
+    assert decoder.feed_pieces(plain_one + more) == (["a"], [json.loads(more[:-1])])
+    _, found = decoder.feed_pieces(plain_one + more + plain_one)
+    assert [(chunk["text"], chunk["finish_reason"]) for chunk in found] == [("a", None), ("b", "stop"), ("a", None)]
+
+
+@pytest.mark.parametrize("text", [b'a",1,"b', b'a", "b": "c', b'a"', b"\\", b"\xff"])
+def test_what_only_looks_like_a_piece_is_no_piece(text):
+    chunk = encoded([Burst(["?"])], delta=True).replace(b"?", text)
+    decoder = ChunkDecoder()
+    try:
+        want = ChunkDecoder().feed(chunk)
+    except ValueError:
+        with pytest.raises(ValueError, match=r"."):
+            decoder.feed_pieces(chunk)
+    else:
+        assert decoder.feed_pieces(chunk) == ([], want)
 
 
 def test_a_chunk_is_given_as_soon_as_its_nul_is_there():

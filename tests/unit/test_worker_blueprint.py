@@ -673,6 +673,29 @@ def test_an_engine_that_breaks_midway_ends_the_stream_with_an_error_chunk(client
     assert free(runtime) == 1
 
 
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (prompt("break"), 200, "engine_error"),
+        (prompt(model="nope"), 200, "unknown_model"),
+        (prompt("x", model="spare"), 503, "not_ready"),
+        ({"model": 5}, 422, "invalid_request"),
+    ],
+    ids=["midway", "unknown", "stopped", "invalid"],
+)
+def test_only_who_asks_for_pieces_is_told_the_code_of_an_error(shared_client, body, status, code):
+    told = post(shared_client, "generate_stream", body, headers=DELTA)
+    untold = post(shared_client, "generate_stream", body)
+    assert (told.status_code, untold.status_code) == (status, status)
+    *_, last = chunks_of(told.data)
+    assert last["model_context"]["error"] == code
+    errors = last["model_context"].get("errors", [])
+    assert [error["field"] for error in errors] == (["model"] if code == "invalid_request" else [])
+    *_, last = chunks_of(untold.data)
+    assert last["model_context"] is None
+    assert list(last) == OUTPUT_KEYS
+
+
 def test_an_engine_that_breaks_is_an_output_with_an_error_code(client, runtime):
     assert_is_output(post(client, "generate", prompt("break")), 200, "failed: RuntimeError", streamed=False)
     assert free(runtime) == 1

@@ -30,7 +30,10 @@ class ScriptedParams(ModelParams):
 
 
 class Scripted(Engine):
-    """A prompt is JSON: ``name``, ``before`` and ``each`` (seconds), ``pieces``, ``size`` (letters), ``fail_at``."""
+    """A prompt is JSON: ``name``, ``before``, ``each`` and ``burn`` (seconds), ``pieces``, ``size``, ``fail_at``.
+
+    It waits ``before`` the first piece and before ``each``, and computes for ``burn`` seconds without waiting.
+    """
 
     name = "scripted"
     Params = ScriptedParams
@@ -62,6 +65,7 @@ class Scripted(Engine):
             yield from _pause(plan.get("before", 0), cancel)
             for number in range(pieces):
                 yield from _pause(plan.get("each", 0), cancel)
+                _burn(plan.get("burn", 0))
                 if cancel.is_set():
                     return
                 if number == plan.get("fail_at"):
@@ -122,6 +126,12 @@ def _pause(seconds: float, cancel: CancelEvent) -> Iterator[None]:
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0 and not cancel.wait(min(left, 0.5)):
         yield None
+
+
+def _burn(seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        pass
 
 
 def _is_there(path: str | None) -> bool:

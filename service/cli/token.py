@@ -1,0 +1,117 @@
+"""``modelyard token``: makes, lists and revokes the tokens in a file. A service reads it anew when it has changed."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+
+import click
+
+from ..tokens import (
+    INFER,
+    SCOPES,
+    Token,
+    add_to_file,
+    digest_of,
+    new_secret,
+    parse,
+    read_file,
+    remove_from_file,
+    spoken,
+    with_implied,
+)
+from .failures import Misuse
+from .tables import as_json, table, terminal_width
+
+FILE_VARIABLE = "MODELYARD_TOKENS_FILE"
+
+_file = click.option(
+    "--file",
+    "file",
+    envvar=FILE_VARIABLE,
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="file with the tokens of a service",
+)
+_json = click.option("--json", "json_wanted", is_flag=True, help="print JSON, and nothing else")
+
+
+@click.group("token", short_help="Make and revoke tokens.")
+def token() -> None:
+    """Make, list and revoke tokens, by which a service knows who may do what.
+
+    A service is told of the file by --tokens-file, and reads it anew within about a second after a change.
+    """
+
+
+@token.command(short_help="Make a token, and show it once.")
+@click.option(
+    "--scope", "scopes", multiple=True, type=click.Choice(SCOPES), help="what it is good for; may be repeated  [infer]"
+)
+@click.option("--name", metavar="NAME", help="what it is listed and revoked by; default: made up")
+@_file
+@_json
+def new(scopes: tuple[str, ...], name: str | None, file: Path | None, json_wanted: bool) -> None:
+    """Make a token, print it, and add its hash to the file.
+
+    \b
+    modelyard token new --scope infer --name shop --file tokens
+    modelyard token new --scope worker --scope infer --name gpu-1 --file tokens
+
+    infer asks models, worker registers them with a controller, admin starts, stops and changes them and includes the
+    other two. The token is shown this once and kept nowhere. Without a file, the line that belongs in one (or in
+    MODELYARD_TOKENS) is printed to standard error.
+    """  # noqa: D301 - click's mark for lines that stay lines
+    granted = with_implied(scopes or (INFER,))
+    secret = new_secret()
+    made = Token(name or f"{spoken(granted).replace('+', '-')}-{secrets.token_hex(3)}", granted, digest_of(secret))
+    try:
+        parse(made.line)
+    except ValueError as error:
+        raise Misuse(f"--name: {error}") from error
+    if file is not None:
+        add_to_file(file, made)
+    if json_wanted:
+        click.echo(as_json({**_plain(made), "token": secret, "file": str(file) if file else None}))
+        return
+    click.echo(secret)
+    if file is not None:
+        click.echo(f"modelyard: {made.name} ({spoken(granted)}) is in {file}; the token is not shown again", err=True)
+    else:
+        click.echo(f"modelyard: no --file, so nothing is kept; a service knows it by this line:\n{made.line}", err=True)
+
+
+@token.command("list", short_help="List the tokens in a file.")
+@_file
+@_json
+def list_tokens(file: Path | None, json_wanted: bool) -> None:
+    """List names, scopes and the first digits of the hashes. Nobody can read the tokens themselves out of a file."""
+    found = read_file(_needed(file))
+    if json_wanted:
+        click.echo(as_json([_plain(one) for one in found]))
+    elif not found:
+        click.echo("no token is there; make one: modelyard token new --file FILE")
+    else:
+        rows = [(one.name, spoken(one.scopes), one.digest.hex()[:12]) for one in found]
+        click.echo(table(("NAME", "SCOPES", "SHA256"), rows, terminal_width()))
+
+
+@token.command(short_help="Revoke a token.")
+@click.argument("name")
+@_file
+@_json
+def revoke(name: str, file: Path | None, json_wanted: bool) -> None:
+    """Remove the token NAME from the file. Services that read it refuse the token after about a second."""
+    path = _needed(file)
+    remove_from_file(path, name)
+    click.echo(as_json({"name": name, "revoked": True}) if json_wanted else f"{name} is revoked")
+
+
+def _needed(file: Path | None) -> Path:
+    if file is None:
+        raise Misuse(f"say which file: --file, or {FILE_VARIABLE}")
+    return file
+
+
+def _plain(made: Token) -> dict[str, object]:
+    return {"name": made.name, "scopes": sorted(made.scopes), "sha256": made.digest.hex()}

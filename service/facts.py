@@ -1,0 +1,56 @@
+"""What a trace says once, at the start, of the process and each model: versions, the machine, parameters masked."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Any
+
+from . import params
+from .engines.base import ModelParams
+from .settings import Settings
+from .types import JSONObject, worker_key
+
+_PACKAGES = ("flask", "gunicorn", "gevent", "gguf", "opentelemetry-sdk", "requests", "sqlalchemy", "xllamacpp")
+
+
+def of_service(settings: Settings) -> JSONObject:
+    """Return the facts of a process."""
+    facts: JSONObject = {
+        "process.runtime.name": platform.python_implementation(),
+        "process.runtime.version": platform.python_version(),
+        "os.description": platform.platform(),
+        "host.arch": platform.machine(),
+        "modelyard.host.cores": len(os.sched_getaffinity(0)),
+        "modelyard.host.memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+    }
+    facts |= {f"modelyard.package.{name}": version for name in _PACKAGES if (version := _version(name)) is not None}
+    return facts | _shown("modelyard.setting", settings)
+
+
+def of_model(own: ModelParams) -> JSONObject:
+    """Return the facts of a model."""
+    facts: JSONObject = {
+        "modelyard.model": worker_key(own.registered_name, own.worker_type),
+        "gen_ai.provider.name": own.engine,
+        "gen_ai.request.model": own.registered_name,
+    }
+    return facts | _shown("modelyard.param", own)
+
+
+def _shown(prefix: str, values: Any) -> JSONObject:
+    """Return what people may see of declared values, as attributes: those that are not said are left out."""
+    return {f"{prefix}.{name}": value for name, value in params.shown(values).items() if _is_said(value)}
+
+
+def _is_said(value: Any) -> bool:
+    return value is not None and not (isinstance(value, str | Sequence) and not value)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,100 @@
+"""A registry in this process's memory: for tests, and for a service that is alone."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from . import rows
+from .base import ANY_GENERATION, HEARTBEAT_TIMEOUT, Beaten, Instance, Receipt
+
+
+@dataclass(slots=True)
+class Row:
+    """An instance as it was last told, and whether it was deregistered since."""
+
+    instance: Instance
+    deregistered: bool = False
+
+
+@dataclass(slots=True)
+class Table:
+    """The rows by key and address, and the lock that guards them. Several registries may share one."""
+
+    rows: dict[str, dict[str, Row]] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class MemoryRegistry:
+    """A registry that ends with its process."""
+
+    def __init__(
+        self,
+        heartbeat_timeout: float = HEARTBEAT_TIMEOUT,
+        table: Table | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Keep rows in ``table`` (a new one, unless given); ``clock`` tells seconds since 1970."""
+        self.heartbeat_timeout = heartbeat_timeout
+        self.table = table or Table()
+        self._clock = clock
+
+    def beat(self, instances: Sequence[Instance]) -> Beaten:
+        """Register or refresh all of them."""
+        rows.check_beat(instances)
+        with self.table.lock:
+            now = self._clock()
+            receipts = [self._beat_one(instance, now) for instance in instances]
+        return Beaten(receipts, rows.interval(self.heartbeat_timeout))
+
+    def _beat_one(self, instance: Instance, now: float) -> Receipt:
+        at_key = self.table.rows.setdefault(instance.key, {})
+        row = at_key.get(instance.url)
+        held = row.instance.generation if row else None
+        generation = rows.settle(instance.generation, held, int(now * rows.MICROSECONDS))
+        if generation is None:
+            return Receipt(instance.key, instance.url, held or 0, superseded=True)
+        told = row.instance if row and instance.generation == ANY_GENERATION else instance
+        kept = replace(told, capabilities=list(told.capabilities), generation=generation, last_heartbeat=now)
+        at_key[instance.url] = Row(kept)
+        return Receipt(instance.key, instance.url, generation)
+
+    def deregister(self, instances: Sequence[Instance], *, forget: bool = False) -> list[Receipt]:
+        """Mark them unhealthy until they beat again; with ``forget`` remove their rows."""
+        rows.check_identities(instances)
+        with self.table.lock:
+            return [self._deregister_one(instance, forget) for instance in instances]
+
+    def _deregister_one(self, instance: Instance, forget: bool) -> Receipt:
+        at_key = self.table.rows.get(instance.key, {})
+        row = at_key.get(instance.url)
+        if row is None:
+            return Receipt(instance.key, instance.url, instance.generation or 0)
+        held = row.instance.generation or 0
+        if rows.outlives(held, instance.generation):
+            return Receipt(instance.key, instance.url, held, superseded=True)
+        row.deregistered = True
+        if forget:
+            del at_key[instance.url]
+            if not at_key:
+                del self.table.rows[instance.key]
+        return Receipt(instance.key, instance.url, held)
+
+    def instances(self, key: str | None = None, *, healthy_only: bool = False) -> list[Instance]:
+        """Return all rows, or those of one key, ordered by key and address."""
+        if key is not None:
+            rows.check_key(key)
+        with self.table.lock:
+            now = self._clock()
+            groups = self.table.rows.values() if key is None else [self.table.rows.get(key, {})]
+            found = [self._read(row, now) for group in groups for row in group.values()]
+        return rows.ordered(found, healthy_only=healthy_only)
+
+    def _read(self, row: Row, now: float) -> Instance:
+        healthy = rows.is_healthy(row.instance, row.deregistered, now, self.heartbeat_timeout)
+        return replace(row.instance, capabilities=list(row.instance.capabilities), healthy=healthy)
+
+    def close(self) -> None:
+        """Do nothing: there is nothing to let go of."""

@@ -1,0 +1,111 @@
+"""The registry as this process last saw it: looked at in the background, kept while nobody answers."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from .errors import ModelyardError
+from .registry.base import Instance, Registry
+
+log = logging.getLogger(__name__)
+
+MISS_INTERVAL = 0.25
+"""Seconds between two looks that are made at once because a key is not in view."""
+
+STOP_TIMEOUT = 5.0
+
+
+class RegistryView:
+    """All instances, by key. `start` it, `stop` it; both twice are fine."""
+
+    def __init__(
+        self, registry: Registry, interval: float, seen: Callable[[Sequence[Instance]], None] = lambda rows: None
+    ) -> None:
+        """Look every ``interval`` seconds; tell ``seen`` all that is there."""
+        self._registry = registry
+        self._interval = interval
+        self._seen = seen
+        self._by_key: dict[str, list[Instance]] = {}
+        self._looking = threading.Lock()
+        self._looked = float("-inf")
+        self._wake = threading.Event()
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.complete = False
+        """Whether the registry has answered at least once."""
+        self.error = ""
+        """Why the last look failed; empty where it did not."""
+
+    def start(self) -> None:
+        """Start the thread that looks."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="modelyard-registry-view", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._ended.set()
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join(STOP_TIMEOUT)
+
+    def refresh_soon(self) -> None:
+        """Look again now, in the background: what was seen has turned out wrong."""
+        self._wake.set()
+
+    def instances(self, key: str) -> list[Instance]:
+        """Return the instances of a worker key, healthy or not. One not in view is looked for at once, now and then."""
+        found = self._by_key.get(key)
+        if not found:
+            self.look(MISS_INTERVAL)
+            found = self._by_key.get(key, [])
+        return found
+
+    def all(self) -> list[Instance]:
+        """Return all instances."""
+        if not self.complete:
+            self.look(MISS_INTERVAL)
+        return [one for those in self._by_key.values() for one in those]
+
+    def look(self, max_age: float = 0.0) -> None:
+        """Look now, unless somebody has within ``max_age`` seconds. A registry that does not answer changes nothing."""
+        with self._looking:
+            if time.monotonic() - self._looked < max_age:
+                return
+            try:
+                rows = self._registry.instances()
+            except ModelyardError as error:
+                self._failed(error)
+            else:
+                self._update(rows)
+            self._looked = time.monotonic()
+
+    def _update(self, rows: list[Instance]) -> None:
+        by_key: dict[str, list[Instance]] = {}
+        for row in rows:
+            by_key.setdefault(row.key, []).append(row)
+        self._by_key = by_key
+        if self.error:
+            log.info("the registry answers again")
+        self.complete, self.error = True, ""
+        self._seen(rows)
+
+    def _failed(self, error: ModelyardError) -> None:
+        if not self.error:
+            log.warning("the registry can't be read, what was seen last stays valid: %s", error)
+        self.error = str(error)
+
+    def _run(self) -> None:
+        while not self._ended.is_set():
+            self._wake.clear()
+            try:
+                self.look()
+            except Exception:
+                log.exception("the registry view failed")
+            self._wake.wait(self._interval)
+            if self._wake.is_set():
+                # Many failures at once are one reason to look.
+                self._ended.wait(min(MISS_INTERVAL, self._interval))

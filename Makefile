@@ -2,6 +2,7 @@
 # make test    the tests
 # make check   style, types, the wheel
 # make bench   figures, against a peer
+# make interop both sides of the wire with DB-GPT's own package
 
 PORT ?= 8000
 VENV ?= .venv
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 SERVE_STAMP := $(VENV)/.serve
 TEST_STAMP := $(VENV)/.test
 
-.PHONY: serve weights test check bench clean
+.PHONY: serve weights test check bench interop clean
 
 serve: $(SERVE_STAMP) weights
 	exec $(BIN)/modelyard serve --port $(PORT) --models-dirs $(MODELS) --state-dir .state
@@ -28,6 +29,9 @@ check: $(TEST_STAMP)
 
 bench: $(TEST_STAMP) weights
 	$(BIN)/python -m bench
+
+interop: $(TEST_STAMP)
+	$(BIN)/python -m pytest tests/interop -v -o python_files='check_*.py' -o python_functions='check_*'
 
 $(SERVE_STAMP): setup.cfg pyproject.toml
 	scripts/venv $(VENV) server,llama

@@ -33,7 +33,11 @@ from modelyard.networks import TrustedNetworks, parse_networks
 from modelyard.runtime import Runtime
 from modelyard.tokens import OwnToken, Tokens
 
-_WORKER_CLASSES = {"leader": "modelyard.leader.LeaderWorker", "gthread": "gthread", "gevent": "gevent"}
+_WORKER_CLASSES = {
+    "leader": "modelyard.leader.LeaderWorker",
+    "gthread": "gthread",
+    "gevent": "modelyard.gevent_worker.GeventWorker",
+}
 
 bind = _settings.address
 workers = _settings.workers

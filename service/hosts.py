@@ -59,6 +59,7 @@ class Hosts:
         port: int | None,
     ) -> None:
         """Start a model on a host."""
+        self._view.look_anew()
         urls = self._managers()
         if not urls:
             raise NotReady(f"no host is there that could start model {model!r}: no worker service is registered")
@@ -71,6 +72,7 @@ class Hosts:
 
     def model_shutdown(self, model: str, worker_type: WorkerType | None, *, host: str | None, port: int | None) -> None:
         """Stop a model on a host and forget it there."""
+        self._view.look_anew()
         urls = self._having(model, worker_type)
         if not urls:
             raise self._unknown(model, worker_type)
@@ -85,6 +87,7 @@ class Hosts:
         self, model: str, apply_type: str, worker_type: WorkerType | None, params: Mapping[str, Any]
     ) -> ApplyOutcome:
         """Do something to all instances of a name, on all hosts at once; a host that does not know it is left out."""
+        self._view.look_anew()
         urls = self._managers() if model == EVERY_MODEL else self._having(model, worker_type)
         unknown: list[UnknownModel] = []
         invalid: list[InvalidRequest] = []
@@ -126,6 +129,7 @@ class Hosts:
 
     def parameter_descriptions(self, model: str, worker_type: WorkerType | None) -> list[JSONObject]:
         """Return the parameters of a model: of one that runs, or as some host's catalogue has it."""
+        self._view.look_anew()
         failures: list[ModelyardError] = []
         having = self._having(model, worker_type)
         for url in dict.fromkeys([*having, *self._managers()]):
@@ -142,6 +146,7 @@ class Hosts:
 
     def supported_models(self) -> list[HostModels]:
         """Return the models that may run on each host; one that does not answer has none, and says why."""
+        self._view.look_anew()
         urls = self._managers()
         found: dict[str, list[HostModels]] = {}
 

@@ -8,12 +8,18 @@ import time
 from collections.abc import Callable, Sequence
 
 from .errors import ModelyardError
-from .registry.base import Instance, Registry
+from .registry.base import MANAGER_KEY, Instance, Registry
 
 log = logging.getLogger(__name__)
 
 MISS_INTERVAL = 0.25
 """Seconds between two looks that are made at once because a key is not in view."""
+
+ANEW_INTERVAL = 0.05
+"""Seconds between two looks that are made at once because what is in view can't be used."""
+
+KEPT_FOR = 30.0
+"""Seconds that what a store has lost stays in view: longer than the longest interval between two heartbeats."""
 
 STOP_TIMEOUT = 5.0
 
@@ -30,7 +36,9 @@ class RegistryView:
         self._seen = seen
         self._by_key: dict[str, list[Instance]] = {}
         self._looking = threading.Lock()
-        self._looked = float("-inf")
+        self._began = self._looked = float("-inf")
+        self._managers: set[str] = set()
+        self._lost: dict[str, float] = {}
         self._wake = threading.Event()
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
@@ -73,15 +81,44 @@ class RegistryView:
     def look(self, max_age: float = 0.0) -> None:
         """Look now, unless somebody has within ``max_age`` seconds. A registry that does not answer changes nothing."""
         with self._looking:
-            if time.monotonic() - self._looked < max_age:
+            if time.monotonic() - self._looked >= max_age:
+                self._look()
+
+    def look_anew(self, interval: float = ANEW_INTERVAL) -> None:
+        """Return after a look that began after this call, so that what was registered before it is in view.
+
+        Many who ask at once share a look; two are ``interval`` seconds apart. Of one that failed all share the failure.
+        """
+        asked = time.monotonic()
+        with self._looking:
+            if self._began >= asked or (self.error and self._looked >= asked):
                 return
-            try:
-                rows = self._registry.instances()
-            except ModelyardError as error:
-                self._failed(error)
-            else:
-                self._update(rows)
-            self._looked = time.monotonic()
+            self._ended.wait(max(0.0, self._began + interval - time.monotonic()))
+            self._look()
+
+    def _look(self) -> None:
+        self._began = time.monotonic()
+        try:
+            rows = self._registry.instances()
+        except ModelyardError as error:
+            self._failed(error)
+        else:
+            self._update([*rows, *self._lost_of(rows)])
+        self._looked = time.monotonic()
+
+    def _lost_of(self, rows: list[Instance]) -> list[Instance]:
+        """Return the rows that the store has lost: of workers that it knows nothing of any more.
+
+        Who leaves is deregistered, not forgotten; so they are there, and will be registered again in a moment.
+        """
+        there = {row.url for row in rows if row.key == MANAGER_KEY}
+        for url in self._managers - there:
+            self._lost[url] = self._began
+        self._managers = there
+        self._lost = {u: t for u, t in self._lost.items() if u not in there and self._began - t < KEPT_FOR}
+        seen = {(row.key, row.url) for row in rows}
+        known = (row for those in self._by_key.values() for row in those)
+        return [row for row in known if row.url in self._lost and (row.key, row.url) not in seen]
 
     def _update(self, rows: list[Instance]) -> None:
         by_key: dict[str, list[Instance]] = {}

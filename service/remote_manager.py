@@ -17,7 +17,7 @@ from .errors import InvalidRequest, ModelyardError, NotReady, UnknownModel, Unsu
 from .hosts import Hosts
 from .manager import LocalWorkerManager
 from .registry.base import MANAGER_KEY, Instance, place_of
-from .registry_view import RegistryView
+from .registry_view import MISS_INTERVAL, RegistryView
 from .remote_worker import RemoteModelWorker
 from .routing import Routes
 from .streams import OutputStream
@@ -119,15 +119,18 @@ class RemoteWorkerManager:
         return own
 
     def _after_a_look(self, key: str) -> list[Instance]:
-        self.view.look(0.05)
+        self.view.look_anew()
         return self._all_of(key)
 
     def _key(self, model: str, *kinds: WorkerType) -> str:
         """Return the key of a model that is called for one of ``kinds``. Raises UnknownModel, Unsupported, NotReady."""
-        for kind in kinds:
-            key = worker_key(model, kind)
-            if self._known(key):
-                return key
+        keys = [worker_key(model, kind) for kind in kinds]
+        found = self._first_known(keys)
+        if found is None and (self._local is None or not self._local.has(model, None)):
+            self.view.look_anew(MISS_INTERVAL)
+            found = self._first_known(keys)
+        if found is not None:
+            return found
         if self._local is not None and self._local.has(model, None):
             # It starts, has failed, or is of another type: its own manager says so best.
             self._local.worker(model, *kinds).check_ready()
@@ -139,6 +142,9 @@ class RemoteWorkerManager:
             raise Unsupported(f"model {model!r} is of type {', '.join(others)}: this call wants {' or '.join(kinds)}")
         names = f"; there are {', '.join(known)}" if known else "; none is here at all"
         raise UnknownModel(f"there is no model {model!r} here{names}")
+
+    def _first_known(self, keys: Sequence[str]) -> str | None:
+        return next((key for key in keys if self._known(key)), None)
 
     def _attempts(self, key: str, wait: bool) -> Attempts:
         return Attempts(

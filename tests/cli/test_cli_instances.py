@@ -37,7 +37,9 @@ def test_what_is_registered_is_listed(controller):
     assert third.startswith("b@llm  http://h/api              no")
 
 
-@pytest.mark.parametrize(("words", "keys"), [(["b"], ["b@llm"]), (["b@llm"], ["b@llm"]), (["--healthy"], ["a@llm"] * 2)])
+@pytest.mark.parametrize(
+    ("words", "keys"), [(["b"], ["b@llm"]), (["b@llm"], ["b@llm"]), (["--healthy"], ["a@llm"] * 2)]
+)
 def test_it_may_be_of_one_name_or_of_the_healthy_only(controller, words, keys):
     ran = modelyard("instances", *words, "--json", "--url", url_of(controller))
     assert [row["key"] for row in ran.json] == keys

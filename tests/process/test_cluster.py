@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import signal
-import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -48,6 +49,13 @@ def answer_of(service: Service, body: dict[str, Any]) -> dict[str, Any]:
     assert response.status_code == 200, response.text
     found: dict[str, Any] = response.json()
     return found
+
+
+def together(call: Callable[[], object], count: int) -> None:
+    """Call from ``count`` threads at once, and raise the first failure of any."""
+    with ThreadPoolExecutor(count) as pool:
+        for done in [pool.submit(call) for _ in range(count)]:
+            done.result(60)
 
 
 def place(service: Service) -> tuple[str, int]:
@@ -232,9 +240,15 @@ def test_a_gateway_answers_every_call_with_the_workers_models(yard: Yard) -> Non
 
 
 def test_two_workers_share_the_requests(yard: Yard) -> None:
-    for _ in range(60):
-        answer_of(yard.gateway, script(name="share"))
-    assert all(len(journal(worker, "begin", "share")) >= 10 for worker in yard.workers)
+    def ask() -> None:
+        for _ in range(10):
+            answer = requests.post(yard.gateway.url("generate"), json=script(name="share", each=0.01), timeout=30)
+            assert answer.json()["error_code"] == 0
+
+    together(ask, 6)
+    begun = [len(journal(worker, "begin", "share")) for worker in yard.workers]
+    assert sum(begun) == 60
+    assert min(begun) >= 15
 
 
 def test_who_hangs_up_at_a_gateway_ends_the_work_at_the_worker(yard: Yard) -> None:
@@ -415,18 +429,12 @@ def test_a_gateway_may_be_several_processes(run: Services, http_threads: str) ->
     wait_until(lambda: len(children(gateway.pid)) == 2, "two processes")
     texts: list[str] = []
 
-    def ask(number: int) -> None:
-        body = script(name=f"many{number}", each=0.01, pieces=10)
-        with requests.post(
-            gateway.url("generate_stream"), json=body, headers=DELTA, stream=True, timeout=30
-        ) as response:
-            texts.append("".join(chunk["text"] for chunk in outputs(response)))
+    def ask() -> None:
+        body = script(name="many", each=0.01, pieces=10)
+        with requests.post(gateway.url("generate_stream"), json=body, headers=DELTA, stream=True, timeout=30) as said:
+            texts.append("".join(chunk["text"] for chunk in outputs(said)))
 
-    threads = [threading.Thread(target=ask, args=(number,)) for number in range(16)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
+    together(ask, 16)
     assert texts == ["x" * 10] * 16
     with Connection(gateway.port) as client:
         client.send("POST", "generate_stream", script(name="left", each=0.05, pieces=10_000), DELTA)

@@ -40,7 +40,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         *("blueprints.controller", "blueprints.instance_schemas"),
     ),
     ("extension",),
-    ("app", "wsgi", "leader", "gunicorn_settings", "cli"),
+    ("app", "wsgi", "leader", "gevent_worker", "gunicorn_settings", "cli"),
 )
 """The table of docs/architecture.md. ``cli`` stands for all of its modules; the package itself imports its version."""
 

@@ -161,8 +161,26 @@ def test_a_request_may_ask_for_a_connection_of_its_own(transport: Transport):
         transport.request("GET", server.url)
         transport.request("GET", server.url, reuse=False)
         assert server.requests[1].headers["connection"] == "close"
+        wait_until(lambda: server.open_connections == 1, "the one of its own closed")
         transport.request("GET", server.url)
         assert server.connections == 2
+
+
+def test_what_a_server_says_unasked_is_no_answer_to_the_next_request(transport: Transport):
+    """Servers say 408 on a connection that was idle for too long, and close it."""
+    answered = threading.Event()
+
+    def script(peer: Peer) -> None:
+        peer.send(HELLO)
+        answered.wait(20)
+        peer.send(whole(408, b"too late"))
+
+    with faulty(script) as server:
+        for _ in range(3):
+            assert transport.request("GET", server.url).status_code == 200
+            answered.set()
+            wait_until(lambda: server.open_connections == 0, "closed by the server")
+            answered.clear()
 
 
 def test_a_connection_that_the_server_has_closed_is_not_used(transport: Transport):
@@ -417,6 +435,21 @@ def test_each_byte_ends_a_silence(hasty: Transport):
         assert hasty.request("GET", server.url).json() == {"hello": "you"}
 
 
+def test_silences_are_not_added_up():
+    patient = Transport(read_timeout=1.5)
+    beats = threading.Event()
+
+    def script(peer: Peer) -> bool:
+        for part in (HELLO[:4], HELLO[4:-4], HELLO[-4:]):
+            beats.wait(1.1)
+            peer.send(part)
+        return True
+
+    with faulty(script) as server:
+        assert patient.request("GET", server.url).status_code == 200
+    patient.close()
+
+
 def test_a_call_may_have_times_of_its_own(hasty: Transport):
     late = threading.Event()
 
@@ -515,8 +548,9 @@ def test_waiting_gives_way_about_once_a_second(transport: Transport):
         assert answer.wait_head() is False
 
 
-def test_an_answer_to_half_a_request_is_heard(transport: Transport):
-    """A server that refuses a large body answers and closes before it has read all of it."""
+@pytest.mark.parametrize("reads_on", [True, False])
+def test_an_answer_to_half_a_request_is_heard(transport: Transport, reads_on: bool):
+    """A server that refuses a large body answers before it has read it, and mostly closes then, which is a RST."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def refuse() -> None:
@@ -525,7 +559,7 @@ def test_an_answer_to_half_a_request_is_heard(transport: Transport):
                 sock.recv(1024)
                 sock.sendall(whole(413, b"too large", "Connection: close"))
                 sock.shutdown(socket.SHUT_WR)
-                while sock.recv(65536):
+                while reads_on and sock.recv(65536):
                     pass
 
         thread = threading.Thread(target=refuse)

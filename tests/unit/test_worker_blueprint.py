@@ -678,10 +678,9 @@ def test_an_engine_that_breaks_midway_ends_the_stream_with_an_error_chunk(client
     [
         (prompt("break"), 200, "engine_error"),
         (prompt(model="nope"), 200, "unknown_model"),
-        (prompt("x", model="spare"), 503, "not_ready"),
         ({"model": 5}, 422, "invalid_request"),
     ],
-    ids=["midway", "unknown", "stopped", "invalid"],
+    ids=["midway", "unknown", "invalid"],
 )
 def test_only_who_asks_for_pieces_is_told_the_code_of_an_error(shared_client, body, status, code):
     told = post(shared_client, "generate_stream", body, headers=DELTA)

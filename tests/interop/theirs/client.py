@@ -1,9 +1,9 @@
 # mypy: ignore-errors
 # What it imports lies in the peer's environment only.
-"""DB-GPT's own clients, told what to do: run by the interpreter of the peer's environment, ``python client.py CONTROLLER``.
+"""DB-GPT's own clients, told what to do: ``python client.py CONTROLLER``, by the interpreter of its environment.
 
-One JSON object a line comes in, ``{"call": NAME, "args": {...}}``, one goes out: ``{"value": ...}``, or ``{"error": ...}``
-with what a caller of theirs sees.
+One JSON object a line comes in, ``{"call": NAME, "args": {...}}``, one goes out: ``{"value": ...}``, or ``{"error":
+...}`` with what a caller of theirs sees.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ async def main() -> None:
         told = json.loads(line)
         try:
             said = {"value": _plain(await getattr(calls, told["call"])(**told["args"]))}
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever their caller would see
             said = {"error": str(error), "kind": type(error).__name__}
         sys.stdout.write(json.dumps(said) + "\n")
         sys.stdout.flush()

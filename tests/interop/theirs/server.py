@@ -198,7 +198,7 @@ def run_worker(port: int, controller: str) -> None:
 
 
 def run_controller(port: int, timeout: int) -> None:
-    """Serve the controller; an instance is unhealthy after ``timeout`` seconds without a heartbeat, give or take one."""
+    """Serve the controller; ``timeout`` seconds without a heartbeat make an instance unhealthy."""
     initialize_controller(
         registry=EmbeddedModelRegistry(heartbeat_interval_secs=1, heartbeat_timeout_secs=timeout),
         controller_params=ModelControllerParameters(host="127.0.0.1", port=port),

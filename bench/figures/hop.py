@@ -62,9 +62,7 @@ def measure(plan: Plan) -> Iterator[Row]:
                 _check(way)
 
         def pairs(job: Job) -> tuple[list[_Pair], list[_Pair]]:
-            turns = in_turns(
-                plan.rounds, lambda: _pair(own, job), None if other is None else lambda: _pair(other, job)
-            )
+            turns = in_turns(plan.rounds, lambda: _pair(own, job), None if other is None else lambda: _pair(other, job))
             return turns.ours, turns.theirs
 
         for case, call, time_of in TIMES:

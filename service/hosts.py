@@ -59,7 +59,8 @@ class Hosts:
         port: int | None,
     ) -> None:
         """Start a model on a host."""
-        self._view.look_anew()
+        if self._local is None or host or port:
+            self._view.look_anew()
         urls = self._managers()
         if not urls:
             raise NotReady(f"no host is there that could start model {model!r}: no worker service is registered")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,11 @@ class Ran:
         self.status = result.exit_code
         self.out = result.stdout
         self.err = result.stderr
+
+    @property
+    def said(self) -> str:
+        """What was printed, without how long it took, which is told of what is slow."""
+        return re.sub(r" \(\d+\.\d s\)$", "", self.out, flags=re.MULTILINE)
 
     @property
     def json(self) -> Any:

@@ -127,7 +127,7 @@ def test_stop_stops_and_start_starts_again(here: Here):
     ran = here("stop", "echo")
     assert (ran.status, ran.out) == (0, "model echo@llm stopped\n")
     assert here.state("echo@llm") == "stopped"
-    assert here("start", "echo").out == "model echo@llm started\n"
+    assert here("start", "echo").said == "model echo@llm started\n"
     assert here.state("echo@llm") == "ready"
 
 
@@ -150,7 +150,7 @@ def test_a_stopped_model_starts_with_the_values_that_are_given(here: Here):
 
 
 def test_a_model_of_the_catalogue_that_is_not_hosted_is_started(here: Here):
-    assert here("start", "later", "delay=0.001").out == "model later started\n"
+    assert here("start", "later", "delay=0.001").said == "model later started\n"
     assert here.state("later@llm") == "ready"
     assert here.value("later", "delay") == 0.001
 
@@ -205,8 +205,8 @@ def test_a_name_that_nobody_knows_is_answered_with_those_there_are(here: Here):
 
 
 def test_a_model_with_an_alias_is_found_by_both_names(here: Here):
-    assert here("stop", "talker").out == "model parrot@llm stopped\n"
-    assert here("start", "parrot").out == "model parrot@llm started\n"
+    assert here("stop", "talker").said == "model parrot@llm stopped\n"
+    assert here("start", "parrot").said == "model parrot@llm started\n"
     assert here("stop", "parrot").status == 0
     assert here("start", "talker", "delay=0.001").status == 0
     assert here.value("parrot", "delay") == 0.001
@@ -217,7 +217,7 @@ def test_a_model_with_an_alias_is_found_by_both_names(here: Here):
 
 def test_forget_takes_a_model_off_the_list(here: Here):
     here("start", "later")
-    assert here("stop", "later", "--forget").out == "model later stopped and forgotten\n"
+    assert here("stop", "later", "--forget").said == "model later stopped and forgotten\n"
     assert here.state("later@llm") is None
 
 
@@ -242,14 +242,14 @@ def test_restart_takes_values_and_says_what_changed(here: Here):
 
 
 def test_update_changes_only_what_differs(here: Here):
-    assert here("update", "echo", "delay=0").out == "model echo@llm: nothing changed\n"
+    assert here("update", "echo", "delay=0").said == "model echo@llm: nothing changed\n"
     assert "changed max_waiting and restarted" in here("update", "echo", "max-waiting=9", "delay=0").out
     assert here.value("echo", "max_waiting") == 9
 
 
 def test_update_leaves_a_stopped_model_stopped(here: Here):
     here("stop", "echo")
-    assert here("update", "echo", "delay=0.001").out == "model echo@llm: changed delay\n"
+    assert here("update", "echo", "delay=0.001").said == "model echo@llm: changed delay\n"
     assert here.state("echo@llm") == "stopped"
 
 

@@ -330,7 +330,8 @@ def test_an_address_that_answers_again_is_used_again(run: Services, transport: T
     assert remote.count_token("a") == 1
     service.kill()
     for _ in range(2):
-        with pytest.raises(WorkerUnreachable, match="refused the connection"):
+        # The port may be open for a moment after the process that listened has gone.
+        with pytest.raises(WorkerUnreachable, match=r"refused the connection|closed the connection"):
             remote.count_token("a")
     back = run.start(MODELS.format(journal=run.folder() / "journal"), port=service.port)
     assert remote.count_token("a b") == 2

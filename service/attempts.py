@@ -189,11 +189,11 @@ class RoutedAnswer:
                 if not self._over(error) or self._answering or self._cancel.is_set():
                     raise
                 continue
+            if self.outer is not None and self.outer.load is None:
+                self.outer.load = self._inner.load
             if burst is not None and not self._answering:
                 self._answering = True
                 self._attempts.answering(self._inner.load)
-                if self.outer is not None:
-                    self.outer.load = self._inner.load
             return burst
 
     def _cancel_of_one(self) -> Cancel:

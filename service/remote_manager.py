@@ -143,6 +143,11 @@ class RemoteWorkerManager:
         names = f"; there are {', '.join(known)}" if known else "; none is here at all"
         raise UnknownModel(f"there is no model {model!r} here{names}")
 
+    def _alone(self, key: str) -> LocalWorkerManager | None:
+        """Return the manager of this process, where nobody else has the model: there is nothing to choose then."""
+        known = self._all_of(key)
+        return self._local if len(known) == 1 and self._is_own(known[0]) else None
+
     def _first_known(self, keys: Sequence[str]) -> str | None:
         return next((key for key in keys if self._known(key)), None)
 
@@ -177,8 +182,11 @@ class RemoteWorkerManager:
         instance takes the request, WorkerLost where one breaks off, and what the engine says.
         """
         cancel = cancel or Cancel()
+        key = self._key(request.model, WorkerType.LLM)
+        if (alone := self._alone(key)) is not None:
+            return alone.generate_stream(request, cancel, wait=wait)
         answer = RoutedAnswer(
-            self._attempts(self._key(request.model, WorkerType.LLM), wait),
+            self._attempts(key, wait),
             lambda instance, one, waits: self._open(instance, request, one, wait=waits),
             cancel,
         )
@@ -253,6 +261,8 @@ class RemoteWorkerManager:
         wait: bool,
     ) -> T:
         """Return what the first instance says that does not refuse."""
+        if (alone := self._alone(key)) is not None:
+            return here(alone)
         attempts = self._attempts(key, wait)
         while True:
             instance, waits = attempts.next()

@@ -188,6 +188,9 @@ class Hosts:
         if self._local is None and _fits(own, host, port):
             # Who takes a gateway for a worker names the gateway: it has no models, so which host is left open.
             host, port = None, None
+        if self._local is not None and list(urls) == [own]:
+            # By whatever name it was reached: there is no other that could be meant.
+            return own
         fitting = [url for url in urls if _fits(url, host, port)]
         if len(fitting) == 1:
             return fitting[0]

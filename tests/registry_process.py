@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 from modelyard.registry import open_registry
 from modelyard.registry.base import Instance, Registry
 
-TURNS = 20
+TURNS = 40
 SHARED = Instance("shared@llm", "http://10.0.0.1:1/api")
 
 
@@ -55,7 +56,30 @@ def fork(registry: Registry, name: str) -> Any:
     return len(registry.instances())
 
 
-ACTIONS = {"beat": beat, "fork": fork}
+def fork_amid_writes(registry: Registry, name: str) -> Any:
+    """Fork again and again while a thread of the parent writes without a pause. Return what the children ended with."""
+    ended = threading.Event()
+
+    def write() -> None:
+        while not ended.is_set():
+            registry.beat([SHARED])
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    statuses = []
+    try:
+        for number in range(20):
+            if (child := os.fork()) == 0:
+                registry.beat(own(f"{name}-child-{number}"))
+                os._exit(0)
+            statuses.append(os.waitpid(child, 0)[1])
+    finally:
+        ended.set()
+        writer.join()
+    return statuses
+
+
+ACTIONS = {"beat": beat, "fork": fork, "fork_amid_writes": fork_amid_writes}
 
 
 @contextmanager

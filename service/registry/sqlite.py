@@ -13,6 +13,7 @@ import sqlite3
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -148,11 +149,16 @@ class _Line:
         finally:
             self._turn.release()
 
-    def close(self) -> None:
-        """Close the connection, once whoever uses it is done."""
-        if self._turn.acquire(timeout=self._busy_timeout):
+    def hold(self) -> bool:
+        """Close the connection, once whoever uses it is done, and let nobody open one until `release`."""
+        is_held = self._turn.acquire(timeout=self._busy_timeout)
+        if is_held:
             self._close()
-            self._turn.release()
+        return is_held
+
+    def release(self) -> None:
+        """Let the next one in."""
+        self._turn.release()
 
     def _is_current(self) -> bool:
         """Whether the file is still the one that was opened: a removed one is another for all who open it now."""
@@ -188,6 +194,8 @@ class _File:
     def __init__(self, path: Path, busy_timeout: float, migrations: Sequence[schema.Migration]) -> None:
         self._reading = _Line(path, busy_timeout, migrations)
         self._writing = _Line(path, busy_timeout, migrations)
+        self._held: list[_Line] = []
+        _FILES.add(self)
 
     def do(self, work: Callable[[sqlite3.Connection], T], write: bool) -> T:
         """Return what ``work`` makes of a connection, in a transaction of its own where it writes."""
@@ -199,8 +207,35 @@ class _File:
 
     def close(self) -> None:
         """Close the connections."""
-        self._reading.close()
-        self._writing.close()
+        self.hold()
+        self.release()
+
+    def hold(self) -> None:
+        """Close the connections, and open none until `release`."""
+        self._held = [line for line in (self._reading, self._writing) if line.hold()]
+
+    def release(self) -> None:
+        """Open them again when they are wanted."""
+        while self._held:
+            self._held.pop().release()
+
+
+_FILES: weakref.WeakSet[_File] = weakref.WeakSet()
+"""What is closed before a fork. SQLite counts a process's locks in memory: a child that inherited the counts would wait
+for locks that nobody holds, and believe that it holds others."""
+
+
+def _before_fork() -> None:
+    for file in list(_FILES):
+        file.hold()
+
+
+def _after_fork() -> None:
+    for file in list(_FILES):
+        file.release()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from running import ROOT, Service, Services, surroundings_of, wait_until
+from running import Service, Services, surroundings_of, wait_until
 
 from bench.peer.environment import Environment
 
@@ -119,8 +119,8 @@ class Both:
 
     # Theirs
 
-    def their_controller(self, timeout: int = 60) -> Service:
-        return self._their("controller", str(timeout))
+    def their_controller(self, timeout: int = 60, port: int | None = None) -> Service:
+        return self._their("controller", str(timeout), port=port)
 
     def their_worker(self, controller: Service) -> Service:
         """Start DB-GPT's worker; it is registered when this returns."""
@@ -128,9 +128,9 @@ class Both:
         wait_until(lambda: keys_at(controller, worker) == THEIR_KEYS, "DB-GPT's worker is registered", 60)
         return worker
 
-    def _their(self, role: str, *told: str) -> Service:
+    def _their(self, role: str, *told: str, port: int | None = None) -> Service:
         command = [PEER.python, "-W", "ignore", str(THEIRS / "server.py"), role, "{port}", *told]
-        server = self.run.start("", command=command, wait="nothing")
+        server = self.run.start("", command=command, wait="nothing", port=port)
         server.may_show_tracebacks = True
         wait_until(lambda: _answers(server), f"DB-GPT's {role} answers", 60)
         return server
@@ -203,6 +203,3 @@ def register(controller: Service, key: str, service: Service, **fields: Any) -> 
     """Register an instance by hand, as DB-GPT says it."""
     instance = {"model_name": key, "host": "127.0.0.1", "port": service.port, "check_healthy": False, **fields}
     assert controller.post("/api/controller/models", instance).json() is True
-
-
-__all__ = ["ROOT", "Both", "TheirClient", "TheirError", "both"]

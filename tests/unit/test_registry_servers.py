@@ -207,6 +207,24 @@ def test_several_processes_that_start_at_once_on_an_empty_store_lose_nothing(ser
     assert len(registry.instances(healthy_only=True)) == 5 * len(names) + 1
 
 
+def test_those_that_make_the_tables_at_once_do_not_collide(database, opened):
+    start = threading.Barrier(4)
+
+    def open_and_beat(number: int) -> None:
+        for turn in range(4):
+            registry = opened(database.url(query=f"?prefix=turn{turn}"))
+            start.wait(30)
+            registry.beat([replace(MINE[0], key=f"m{number}@llm")])
+            start.wait(30)
+            assert len(registry.instances()) == 4
+            registry.close()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(open_and_beat, range(4)))
+    for turn in range(4):
+        assert database.execute(f"SELECT version FROM turn{turn}_schema") == [(1,)]
+
+
 def test_a_forked_child_and_its_parent_both_go_on(server, registry):
     with others(server.url(), "fork", ["p"]) as (count,):
         assert count == 5 + 3 * 5

@@ -77,6 +77,44 @@ def test_a_forked_child_and_its_parent_both_go_on(path, registry):
     assert len(registry.instances()) == count
 
 
+def test_children_that_are_forked_amid_writes_inherit_no_lock(path, registry):
+    with others(f"sqlite:///{path}", "fork_amid_writes", ["p"]) as (statuses,):
+        assert statuses == [0] * 20
+    assert len(registry.instances(healthy_only=True)) == 1 + 20 * 5
+
+
+def test_those_that_open_a_new_file_at_once_do_not_collide(tmp_path):
+    start = threading.Barrier(6)
+
+    def open_and_beat(number: int) -> None:
+        for turn in range(15):
+            registry = SqliteRegistry(tmp_path / f"{turn}.db")
+            start.wait(30)
+            registry.beat([Instance(f"m{number}@llm", MINE.url)])
+            registry.close()
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(open_and_beat, range(6)))
+    for turn in range(15):
+        registry = SqliteRegistry(tmp_path / f"{turn}.db")
+        assert len(registry.instances()) == 6
+        registry.close()
+
+
+def test_what_was_read_in_a_write_can_not_change_until_it_ends(path, registry):
+    # A transaction that starts as a reader is refused as soon as another process has written.
+    registries = [SqliteRegistry(path) for _ in range(4)]
+
+    def live(number: int) -> list[int]:
+        return [registries[number].beat([MINE]).receipts[0].generation for _ in range(100)]
+
+    with ThreadPoolExecutor(4) as pool:
+        issued = [generation for many in pool.map(live, range(4)) for generation in many]
+    assert len(set(issued)) == 400
+    for one in registries:
+        one.close()
+
+
 def test_many_threads_share_two_connections_and_close_leaves_none(path, registry):
     start = threading.Barrier(16)
 

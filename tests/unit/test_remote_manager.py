@@ -171,6 +171,15 @@ def test_a_model_is_started_and_shut_down_on_the_host_that_is_named(yard):
         yard.manager.model_shutdown("spare", None)
 
 
+def test_who_names_the_gateway_itself_leaves_the_host_open(yard):
+    gateway = {"host": "127.0.0.1", "port": yard.gateway.settings.port}
+    with pytest.raises(InvalidRequest, match="several hosts"):
+        yard.manager.model_startup("spare", None, {}, **gateway)
+    yard.manager.model_startup("spare", None, {}, host="127.0.0.1", port=yard.one.settings.port)
+    yard.manager.model_shutdown("spare", None, **gateway)
+    assert yard.one.local.has("spare", None) is False
+
+
 def test_a_host_that_does_not_answer_is_told_beside_what_the_others_say(yard):
     dead = f"http://127.0.0.1:{free_port()}/api"
     yard.controller.cluster.registry.beat([Instance(MANAGER_KEY, dead)])

@@ -6,6 +6,7 @@ no I/O, and takes the time as an argument where it matters.
 
 from __future__ import annotations
 
+import functools
 import random
 import threading
 import time
@@ -46,12 +47,13 @@ class Load:
     def __str__(self) -> str:
         return f"slots={self.slots};free={self.free};waiting={self.waiting}"
 
-    @classmethod
-    def parse(cls, text: str | None) -> Load | None:
-        """Return what ``text`` says; None where it makes no sense."""
+    @staticmethod
+    @functools.lru_cache(maxsize=256)
+    def parse(text: str | None) -> Load | None:
+        """Return what ``text`` says; None where it makes no sense. There are few that differ."""
         try:
             said = dict(item.split("=", 1) for item in (text or "").split(";"))
-            load = cls(int(said["slots"]), int(said["free"]), int(said["waiting"]))
+            load = Load(int(said["slots"]), int(said["free"]), int(said["waiting"]))
         except (ValueError, KeyError):
             return None
         return load if load.slots >= load.free >= 0 and load.waiting >= 0 else None

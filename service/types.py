@@ -186,12 +186,22 @@ class HostModels(NamedTuple):
     error: str = ""
 
 
+class _Names(dict[type[Any], tuple[str, ...]]):
+    """The names of each dataclass's fields, found once."""
+
+    def __missing__(self, cls: type[Any]) -> tuple[str, ...]:
+        names = self[cls] = tuple(entry.name for entry in fields(cls))
+        return names
+
+
+_names = _Names()
+
+
 def plain(value: Any) -> JSONObject:
     """Return a dataclass's fields by name, not copied: `dataclasses.asdict` costs ten times as much."""
-    return {entry.name: getattr(value, entry.name) for entry in fields(value)}
+    return {name: getattr(value, name) for name in _names[type(value)]}
 
 
 def known(cls: type[Any], values: Mapping[str, Any]) -> JSONObject:
     """Return those of ``values`` that are fields of the dataclass ``cls`` and not None."""
-    names = {f.name for f in fields(cls)}
-    return {k: v for k, v in values.items() if k in names and v is not None}
+    return {name: values[name] for name in _names[cls] if values.get(name) is not None}

@@ -337,7 +337,8 @@ def cluster(run_module: Services) -> Iterator[Cluster]:
     own.write_text(f"{secrets['router']}\n")
     own.chmod(0o600)
     guard: dict[str, Any] = {"tokens_file": file, "heartbeat_timeout": 3, "registry_refresh": 0.1}
-    controller = run_module.start("", "controller", **guard)
+    # Heartbeats that were taken have a line at this level only.
+    controller = run_module.start("", "controller", **guard, log_level="debug")
     there = {**guard, "registry": registry_of(controller)}
     worker = run_module.start(ECHO, "worker", **there, environ={"MODELYARD_TOKEN": secrets["gpu"]})
     gateway = run_module.start("", "gateway", **there, token_file=own)

@@ -14,9 +14,10 @@ from urllib.parse import urlsplit
 from flask import Blueprint, Request, g, request
 
 from ..errors import Forbidden, InvalidRequest, Unauthorized
+from ..known_tokens import Tokens
 from ..networks import Address, Resolver, TrustedNetworks, address_of, is_of_this_machine, parse_networks
 from ..settings import Settings
-from ..tokens import ADMIN, INFER, SCOPES, WORKER, Token, Tokens, spoken
+from ..tokens import ADMIN, INFER, SCOPES, WORKER, Token, spoken
 
 NEEDS: Mapping[str, tuple[str, ...]] = {
     "POST /worker/generate_stream": (INFER,),

@@ -11,10 +11,10 @@ from typing import Any
 
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
 
+from ..contents import text_of_content
 from ..errors import FieldError, InvalidRequest
 from ..protocol import APPLY_TYPES
 from ..types import GenerateRequest, JSONObject, WorkerType
-from ..wire import text_of_content
 
 ROLES = frozenset({"system", "human", "ai", "user", "assistant", "view"})
 MAX_MESSAGES = 10_000

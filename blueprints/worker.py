@@ -45,7 +45,7 @@ def _may_wait() -> bool:
 def _manager(runtime: Runtime) -> WorkerManager:
     """Return who answers: for a request that another process has routed here, the models of this one alone."""
     if request.headers.get(ROUTE_HEADER) == ROUTE_LOCAL:
-        return runtime.local
+        return runtime.own
     return runtime.manager
 
 

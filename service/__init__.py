@@ -12,11 +12,17 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .app import create_app
+    from .client import Client
     from .extension import Modelyard, current_modelyard
 
-__all__ = ["Modelyard", "__version__", "create_app", "current_modelyard"]
+__all__ = ["Client", "Modelyard", "__version__", "create_app", "current_modelyard"]
 
-_HOMES = {"create_app": ".app", "Modelyard": ".extension", "current_modelyard": ".extension"}
+_HOMES = {
+    "Client": ".client",
+    "create_app": ".app",
+    "Modelyard": ".extension",
+    "current_modelyard": ".extension",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -13,7 +13,7 @@ import orjson
 from .cancel import Cancel
 from .connection import TICK, Aborted, Connection, Origin
 from .connection_pool import Pool
-from .errors import WorkerUnreachable
+from .errors import NotConnected, WorkerUnreachable
 from .http_parsing import MAX_HEAD, Body, Head, Headers, body_of, parse_head
 
 MAX_WHOLE = 1024**3
@@ -96,7 +96,8 @@ class Answer:
             if not self._reused:
                 self._connection.connect(self._request.connect_timeout, self._tls)
         except (OSError, Aborted, UnicodeError) as error:
-            raise self._failure(_why_not_connected(error, self._request.connect_timeout)) from error
+            why = _why_not_connected(error, self._request.connect_timeout)
+            raise self._failure(why, NotConnected) from error
         try:
             self._connection.send(self._request.data, self._request.read_timeout)
         except (BrokenPipeError, ConnectionResetError):
@@ -212,10 +213,10 @@ class Answer:
             if self._connection is not None:
                 self._connection.abort()
 
-    def _failure(self, what: str) -> Exception:
+    def _failure(self, what: str, kind: type[WorkerUnreachable] = WorkerUnreachable) -> Exception:
         if self._cancel is not None and self._cancel.is_set():
             return self._cancel.error
-        return WorkerUnreachable(f"{self._request.origin} {what}")
+        return kind(f"{self._request.origin} {what}")
 
     def _finish(self, body: Body) -> None:
         """Keep the connection for another request, if it may be."""

@@ -10,14 +10,15 @@ from .advertise import advertised_url, checked
 from .errors import ConfigError, ModelyardError
 from .heartbeat import Heartbeat
 from .manager import LocalWorkerManager
+from .own_token import OwnToken
 from .protocol import ModelEvent
 from .registry import open_registry
+from .registry.address import sqlite_path
 from .registry.base import MANAGER_KEY, Instance, Registry, place_of
 from .registry_view import RegistryView
 from .remote_manager import RemoteWorkerManager
 from .settings import CONTROLLERS, Settings
 from .state import state_folder
-from .tokens import OwnToken
 from .transport import Transport
 from .types import JSONObject
 from .worker import ModelWorker, State
@@ -33,11 +34,11 @@ HEARTBEAT_INTERVAL = 20.0
 class Cluster:
     """Objects only, until `start`. A worker that knows of no registry has none of this: it works alone."""
 
-    def __init__(self, settings: Settings, local: LocalWorkerManager) -> None:
-        """Build what the role of ``settings`` needs. Raises ConfigError."""
+    def __init__(self, settings: Settings, local: LocalWorkerManager, transport: Transport | None = None) -> None:
+        """Build what the role of ``settings`` needs; ``transport`` is what reaches others. Raises ConfigError."""
         self._settings = settings
         self._local = local
-        self.transport = transport_of(settings)
+        self.transport = transport or Transport(**transport_options(settings))
         self.registry: Registry = open_registry(
             registry_url(settings), heartbeat_timeout=settings.heartbeat_timeout, transport=self.transport
         )
@@ -51,7 +52,10 @@ class Cluster:
         if settings.routes:
             self.view = RegistryView(self.registry, settings.registry_refresh, self._seen)
             here = local if settings.owns_models else None
-            self.manager = RemoteWorkerManager(self.view, self.transport, here, lambda: self.url)
+            # Where the models are hosted, what stands at the own address is the host's: asked like all others.
+            self.manager = RemoteWorkerManager(
+                self.view, self.transport, here, lambda: "" if settings.is_hosted else self.url
+            )
 
     def _seen(self, rows: Sequence[Instance]) -> None:
         if self.manager is not None:
@@ -179,17 +183,34 @@ def _refuse_itself(settings: Settings, own: list[str]) -> None:
         )
 
 
-def transport_of(settings: Settings) -> Transport:
-    """Return what speaks to other processes. Raises ConfigError."""
+def transport_options(settings: Settings) -> JSONObject:
+    """Return how a `Transport` speaks to other processes. Raises ConfigError."""
     headers = {}
     for item in settings.remote_headers:
         name, equals, value = item.partition("=")
         if not equals or not name.strip():
             raise ConfigError("remote_headers: expected NAME=VALUE, comma-separated")
         headers[name.strip()] = value.strip()
-    return Transport(
-        settings.connect_timeout, settings.read_timeout, headers, settings.remote_ca, OwnToken.of(settings)
-    )
+    if (settings.token or settings.token_file) and any(name.lower() == "authorization" for name in headers):
+        raise ConfigError(
+            "remote_headers: Authorization is what this process's own token is sent in: leave out one of them"
+        )
+    return {
+        "connect_timeout": settings.connect_timeout,
+        "read_timeout": settings.read_timeout,
+        "headers": headers,
+        "ca": settings.remote_ca,
+        "token": OwnToken.of(settings),
+    }
+
+
+def check_registry(settings: Settings) -> None:
+    """Raise ConfigError or MissingLibrary where the registry of ``settings`` can't be opened; nothing is connected."""
+    with contextlib.closing(Transport(**transport_options(settings))) as transport:
+        open_registry(registry_url(settings), transport=transport).close()
+    url = settings.registry or ""
+    if url.startswith("sqlite:") and not (folder := sqlite_path(url).parent).is_dir():
+        raise ConfigError(f"registry {url}: there is no folder {folder}: make it")
 
 
 def registry_url(settings: Settings) -> str:

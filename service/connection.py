@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
+import struct
 import threading
 import time
 from contextlib import suppress
@@ -64,7 +66,7 @@ class Aborted(Exception):
 class Connection:
     """One thread at a time uses it, whoever has it closes it; only `abort` may come from another thread."""
 
-    __slots__ = ("_aborted", "_lock", "_sock", "_timeout", "idle_since", "origin")
+    __slots__ = ("_aborted", "_in_kernel", "_lock", "_sock", "_timeout", "_timeouts", "idle_since", "origin")
 
     def __init__(self, origin: Origin) -> None:
         """Make one that is not connected yet."""
@@ -72,7 +74,9 @@ class Connection:
         self.idle_since = 0.0
         self._lock = threading.Lock()
         self._sock: Any = None
-        self._timeout = 0.0
+        self._timeout: float | None = 0.0
+        self._in_kernel = False
+        self._timeouts: dict[int, float] = {}
         self._aborted = False
 
     def connect(self, timeout: float, tls: ssl.SSLContext | None) -> None:
@@ -105,6 +109,10 @@ class Connection:
             # The handshake comes after it is held, so that it can be aborted too.
             self._hold(tls.wrap_socket(sock, server_hostname=self.origin.host, do_handshake_on_connect=False))
             self._sock.do_handshake()
+        else:
+            self._set_timeout(None)
+            # Not under gevent, whose sockets never block.
+            self._in_kernel = os.get_blocking(sock.fileno())
 
     def _hold(self, sock: Any) -> None:
         with self._lock:
@@ -113,25 +121,37 @@ class Connection:
                 raise Aborted
             self._sock = sock
 
-    def _set_timeout(self, seconds: float) -> None:
+    def _set_timeout(self, seconds: float | None) -> None:
         if seconds != self._timeout:
             self._sock.settimeout(seconds)
             self._timeout = seconds
 
+    def _bound(self, option: int, seconds: float) -> None:
+        """Bound the next wait, in the kernel where that can be: a timeout of Python's costs a poll a call."""
+        if not self._in_kernel:
+            self._set_timeout(seconds)
+        elif seconds != self._timeouts.get(option):
+            timeval = struct.pack("ll", int(seconds), max(1, int(seconds % 1 * 1_000_000)))
+            self._sock.setsockopt(socket.SOL_SOCKET, option, timeval)
+            self._timeouts[option] = seconds
+
     def send(self, data: bytes, timeout: float) -> None:
-        """Send all of ``data`` within ``timeout`` seconds. Raises OSError."""
-        self._set_timeout(timeout)
-        self._sock.sendall(data)
+        """Send all of ``data``, of which some must be taken every ``timeout`` seconds. Raises OSError."""
+        self._bound(socket.SO_SNDTIMEO, timeout)
+        try:
+            self._sock.sendall(data)
+        except BlockingIOError:
+            raise TimeoutError("timed out") from None
 
     def receive(self, timeout: float) -> bytes | None:
         """Return what is there, b"" at the end, or None where nothing came within ``timeout`` seconds.
 
         Raises OSError.
         """
-        self._set_timeout(timeout)
+        self._bound(socket.SO_RCVTIMEO, timeout)
         try:
             data: bytes = self._sock.recv(RECEIVE_SIZE)
-        except TimeoutError:
+        except (TimeoutError, BlockingIOError):
             return None
         return data
 

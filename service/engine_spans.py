@@ -12,10 +12,10 @@ from typing import Any
 import orjson
 
 from .cancel import Cancel
+from .contents import text_of_content
 from .engines.base import ModelParams
 from .spans import Span
 from .types import Burst, GenerateRequest, JSONObject
-from .wire import text_of_content
 
 _ROLES = {"human": "user", "ai": "assistant"}
 

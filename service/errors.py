@@ -15,6 +15,7 @@
     │   ├── NotReady                   the model is starting, stopped or failed
     │   ├── Draining                   this process is about to end
     │   ├── WorkerUnreachable          a remote worker did not answer; nothing of an answer has come
+    │   │   └── NotConnected           there was not even a connection: it has not seen the request
     │   └── RegistryUnavailable        neither a controller nor a store answers
     ├── WorkerLost                502  a remote worker broke off in the middle of its answer
     ├── Cancelled                 499  the client has gone
@@ -174,6 +175,10 @@ class WorkerUnreachable(Unavailable):
 
     code = "worker_unreachable"
     title = "A worker does not answer"
+
+
+class NotConnected(WorkerUnreachable):
+    """A remote worker could not be connected to: it has seen nothing of the request."""
 
 
 class RegistryUnavailable(Unavailable):

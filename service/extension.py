@@ -61,6 +61,7 @@ class Modelyard:
         loaded = settings.load(given, defaults={"role": "worker"})
         if loaded.models is None and not loaded.model_tables:
             loaded.models = []
+        loaded.place(settings.REMOTE if loaded.registry and loaded.models == [] else settings.HOSTED)
         return attach(app, Runtime(loaded), **blueprints)
 
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from modelyard import log_setup
 from modelyard import settings as settings_module
-from modelyard.errors import ConfigError
-from modelyard.settings import Settings
+from modelyard.errors import ConfigError, MissingLibrary
+from modelyard.settings import HOSTED, Settings
 
 try:
     _settings: Settings = settings_module.load()
@@ -29,9 +29,10 @@ if _settings.http_threads == "gevent":
 
     monkey.patch_all()
 
+from modelyard.cluster import check_registry
+from modelyard.known_tokens import Tokens
 from modelyard.networks import TrustedNetworks, parse_networks
 from modelyard.runtime import Runtime
-from modelyard.tokens import OwnToken, Tokens
 
 _WORKER_CLASSES = {
     "leader": "modelyard.leader.LeaderWorker",
@@ -58,18 +59,21 @@ _BOOT_ERROR = 3
 
 
 def on_starting(server: Any) -> None:
-    """Refuse, in the master, what can't work: several processes with models, an open door."""
+    """Refuse, in the master, what can't work: several processes that each hold models, an open door."""
     if server.cfg.workers != 1 and _settings.owns_models:
-        sys.exit(
-            f"modelyard: {server.cfg.workers} workers (-w) would each load every model, and no limit would hold: "
-            "run one, and raise --threads for more requests at once"
-        )
+        if _settings.placement is not None:
+            sys.exit(
+                f"modelyard: {server.cfg.workers} workers (-w) would each load every model, and no limit would hold: "
+                "leave --placement inline out, or run one, and raise --threads for more requests at once"
+            )
+        # For the processes that are about to be forked.
+        os.environ["MODELYARD_PLACEMENT"] = HOSTED
     try:
         Tokens.of(_settings)
-        OwnToken.of(_settings)
+        check_registry(_settings)
         TrustedNetworks(_settings.trusted_networks)
         parse_networks(_settings.allowed_networks, "allowed_networks")
-    except ConfigError as error:
+    except (ConfigError, MissingLibrary) as error:
         sys.exit(f"modelyard: {error}")
     for address in server.cfg.address:
         host = address[0] if isinstance(address, tuple) else "unix:"

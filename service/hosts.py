@@ -69,7 +69,7 @@ class Hosts:
             self._local.model_startup(model, worker_type, params)
         else:
             with _refusals_of(url):
-                self._at(url).startup(model, worker_type, params)
+                self._at(url).startup(model, worker_type or self._type_of(model, params), params)
 
     def model_shutdown(self, model: str, worker_type: WorkerType | None, *, host: str | None, port: int | None) -> None:
         """Stop a model on a host and forget it there."""
@@ -82,7 +82,7 @@ class Hosts:
             self._local.model_shutdown(model, worker_type)
         else:
             with _refusals_of(url):
-                self._at(url).shutdown(model, worker_type)
+                self._at(url).shutdown(model, worker_type or self._type_of(model, {}))
 
     def worker_apply(
         self, model: str, apply_type: str, worker_type: WorkerType | None, params: Mapping[str, Any]
@@ -181,6 +181,16 @@ class Hosts:
         own = [self._own_url()] if self._local is not None and self._local.has(model, worker_type) else []
         rows = [one for one in self._view.all() if _is_named(one, model, worker_type)]
         return list(dict.fromkeys([*own, *(one.url for one in rows if one.healthy or one.url in there)]))
+
+    def _type_of(self, model: str, params: Mapping[str, Any]) -> WorkerType | None:
+        """Return the type of a model of which none was said, as hosts of DB-GPT want one; None where it is not clear.
+
+        It stands among the parameters, or is that of all instances which are registered under this name.
+        """
+        said = params.get("worker_type")
+        rows = [one for one in self._view.all() if _is_named(one, model, None)]
+        kinds = [said] if said else list({split_worker_key(one.key)[1] for one in rows})
+        return WorkerType(kinds[0]) if len(kinds) == 1 and kinds[0] in tuple(WorkerType) else None
 
     def _chosen(self, urls: Sequence[str], host: str | None, port: int | None) -> str:
         """Return the one of ``urls`` that host and port mean. Raises InvalidRequest."""

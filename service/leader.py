@@ -50,10 +50,10 @@ class LeaderWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         self._lead: deque[None] = deque()
         self._slow: set[int] = set()
         self._served = 0
-        self._spares = threading.Semaphore(self.cfg.threads - 1)
-        self._batons = threading.Semaphore(0)
-        self._idle_followers = 0
-        self._followers_lock = threading.Lock()
+        # What more requests may run at once: one item each. Popping is atomic, and costs less than a semaphore.
+        self._spares = deque([None] * (self.cfg.threads - 1))
+        # The batons of followers that wait: whoever pops one and releases it has made its owner the leader.
+        self._followers: deque[threading.Lock] = deque()
         self._napping = False
         self._wake = threading.Event()
         self._keep_until: float | None = None
@@ -100,22 +100,29 @@ class LeaderWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def _hand_over(self) -> None:
         """Make another thread the leader."""
-        with self._followers_lock:
-            idle = self._idle_followers > 0
-            if idle:
-                self._idle_followers -= 1
-        if idle:
-            self._batons.release()
-        else:
+        try:
+            baton = self._followers.pop()
+        except IndexError:
             threading.Thread(target=self._member, name="request", daemon=True).start()
+        else:
+            baton.release()
 
     def _member(self) -> None:
+        baton = threading.Lock()
+        baton.acquire()
         while not self._over:
             self._lead_on()
-            self._spares.release()
-            with self._followers_lock:
-                self._idle_followers += 1
-            self._batons.acquire()
+            self._spares.append(None)
+            self._followers.append(baton)
+            baton.acquire()
+
+    def _may_follow(self) -> bool:
+        """Take one of the spares, if there is one left."""
+        try:
+            self._spares.pop()
+        except IndexError:
+            return False
+        return True
 
     def _lead_on(self) -> None:
         """Serve requests until the lead is gone."""
@@ -123,7 +130,7 @@ class LeaderWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         while not self._over:
             while ready:
                 conn = ready.popleft()
-                if conn.fd in self._slow and self._spares.acquire(blocking=False):
+                if conn.fd in self._slow and self._may_follow():
                     self._hand_over()
                     self._serve_long(conn)
                     return
@@ -203,14 +210,14 @@ class LeaderWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
                 if quiet >= NAP_AFTER:
                     self._nap(seen)
                     quiet = 0
-            elif self._spares.acquire(blocking=False):
+            elif self._may_follow():
                 self._take_lead()
 
     def _take_lead(self) -> None:
         try:
             self._lead.pop()
         except IndexError:
-            self._spares.release()
+            self._spares.append(None)
         else:
             self._hand_over()
 

@@ -19,7 +19,8 @@ ANEW_INTERVAL = 0.05
 """Seconds between two looks that are made at once because what is in view can't be used."""
 
 KEPT_FOR = 30.0
-"""Seconds that what a store has lost stays in view: longer than the longest interval between two heartbeats."""
+"""Seconds that a worker stays in view as it was which a store has lost, or has not heard of since it came back: longer
+than the longest interval between two heartbeats."""
 
 STOP_TIMEOUT = 5.0
 
@@ -37,8 +38,8 @@ class RegistryView:
         self._by_key: dict[str, list[Instance]] = {}
         self._looking = threading.Lock()
         self._began = self._looked = float("-inf")
-        self._managers: set[str] = set()
-        self._lost: dict[str, float] = {}
+        self._beats: dict[str, float] = {}
+        self._unheard: dict[str, tuple[float | None, float]] = {}
         self._wake = threading.Event()
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
@@ -103,22 +104,27 @@ class RegistryView:
         except ModelyardError as error:
             self._failed(error)
         else:
-            self._update([*rows, *self._lost_of(rows)])
+            self._update(self._with_unheard(rows))
         self._looked = time.monotonic()
 
-    def _lost_of(self, rows: list[Instance]) -> list[Instance]:
-        """Return the rows that the store has lost: of workers that it knows nothing of any more.
+    def _with_unheard(self, rows: list[Instance]) -> list[Instance]:
+        """Return the rows; of workers that the store has lost, or not heard of since it was away, as they were before.
 
-        Who leaves is deregistered, not forgotten; so they are there, and will be registered again in a moment.
+        Their heartbeats had nowhere to go, and the next will tell. Who left was deregistered, not forgotten; who has
+        died meanwhile is found out by the first request.
         """
-        there = {row.url for row in rows if row.key == MANAGER_KEY}
-        for url in self._managers - there:
-            self._lost[url] = self._began
-        self._managers = there
-        self._lost = {u: t for u, t in self._lost.items() if u not in there and self._began - t < KEPT_FOR}
-        seen = {(row.key, row.url) for row in rows}
-        known = (row for those in self._by_key.values() for row in those)
-        return [row for row in known if row.url in self._lost and (row.key, row.url) not in seen]
+        beats = {row.url: row.last_heartbeat or 0.0 for row in rows if row.key == MANAGER_KEY}
+        for url, beat in self._beats.items():
+            if url not in beats or (self.error and beats[url] <= beat):
+                self._unheard[url] = beats.get(url), self._began
+        self._beats = beats
+        self._unheard = {
+            url: (beat, since)
+            for url, (beat, since) in self._unheard.items()
+            if beats.get(url) == beat and self._began - since < KEPT_FOR
+        }
+        known = (row for those in self._by_key.values() for row in those if row.url in self._unheard)
+        return [*(row for row in rows if row.url not in self._unheard), *known]
 
     def _update(self, rows: list[Instance]) -> None:
         by_key: dict[str, list[Instance]] = {}

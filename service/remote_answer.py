@@ -7,11 +7,14 @@ from typing import Any
 
 from .answer import Answer
 from .cancel import Cancel
+from .contents import output_from_wire
+from .error_codes import error_of_output
 from .errors import EngineError, ModelyardError, WorkerLost, WorkerUnreachable
-from .remote_errors import error_of_answer, error_of_output
+from .remote_errors import error_of_answer
 from .streams import OutputStream
 from .types import Burst, JSONObject
-from .wire import ChunkDecoder, output_from_wire
+from .whole_text import WholeText
+from .wire import ChunkDecoder
 
 
 class RemoteAnswer:
@@ -31,7 +34,7 @@ class RemoteAnswer:
         self._answer: Answer | None = None
         self._began = False
         self._decoder = ChunkDecoder()
-        self._whole = _WholeText()
+        self._whole = WholeText()
         self._chunks = 0
         self._gave_pieces = False
         self._failure: ModelyardError | None = None
@@ -121,33 +124,6 @@ class RemoteAnswer:
         self.stream = None
         if self._answer is not None:
             self._answer.close()
-
-
-class _WholeText:
-    """What is new in a text that comes whole each time. A word once given out can't be taken back."""
-
-    def __init__(self) -> None:
-        self._last = ""
-
-    def new_in(self, text: str) -> str:
-        """Return what ``text`` has beyond the one before.
-
-        One that only lost its end, as when blanks are trimmed, has nothing new. One that changed further ahead, as when
-        half a character became whole, is new from there on.
-        """
-        last = self._last
-        if text.startswith(last):
-            self._last = text
-            return text[len(last) :]
-        if last.startswith(text):
-            return ""
-        self._last = text
-        same = 0
-        for mine, theirs in zip(last, text, strict=False):
-            if mine != theirs:
-                break
-            same += 1
-        return text[same:]
 
 
 def _of(kind: type, value: Any, before: Any) -> Any:

@@ -5,19 +5,18 @@ Models of this process, where it has some, are called directly; all others over 
 
 from __future__ import annotations
 
-import logging
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from .attempts import Attempts, RoutedAnswer
 from .cancel import Cancel
+from .directory import Directory
 from .engines.base import Vectors
-from .errors import InvalidRequest, ModelyardError, NotReady, UnknownModel, Unsupported
 from .hosts import Hosts
 from .manager import LocalWorkerManager
-from .registry.base import MANAGER_KEY, Instance, place_of
-from .registry_view import MISS_INTERVAL, RegistryView
+from .prober import Prober
+from .registry.base import Instance, place_of
+from .registry_view import RegistryView
 from .remote_worker import RemoteModelWorker
 from .routing import Routes
 from .streams import OutputStream
@@ -35,13 +34,9 @@ from .types import (
     split_worker_key,
     worker_key,
 )
-from .worker import State, whole_answer
+from .worker import whole_answer
 
-log = logging.getLogger(__name__)
 T = TypeVar("T")
-
-PROBE_TIMEOUT = (1.0, 2.0)
-STOP_TIMEOUT = 5.0
 
 
 class RemoteWorkerManager:
@@ -60,104 +55,29 @@ class RemoteWorkerManager:
         self.tracing = Tracing()
         self._transport = transport
         self._local = local
-        self._own_url = own_url
+        self._directory = Directory(view, self.routes, local, own_url)
         self._hosts = Hosts(view, transport, local, own_url)
         self._workers: dict[tuple[str, str], RemoteModelWorker] = {}
-        self._ended = threading.Event()
-        self._failed = threading.Event()
-        self._prober: threading.Thread | None = None
+        self._prober = Prober(self.routes, transport)
 
     # Life
 
     def start(self) -> None:
         """Start the thread that asks addresses that failed whether they are back."""
-        if self._prober is None:
-            self._prober = threading.Thread(target=self._probe, name="modelyard-probe", daemon=True)
-            self._prober.start()
+        self._prober.start()
 
     def stop(self) -> None:
         """End that thread. A second call does nothing."""
-        self._ended.set()
-        self._failed.set()
-        if self._prober is not None:
-            self._prober.join(STOP_TIMEOUT)
+        self._prober.stop()
 
-    def _probe(self) -> None:
-        while not self._ended.is_set():
-            self._failed.clear()
-            for url in self.routes.to_probe():
-                self.routes.probed(url, self._probe_one(url))
-            self._failed.wait(self.routes.next_probe_in())
-
-    def _probe_one(self, url: str) -> str:
-        """Return why an address does not answer; empty where it does, with whatever status."""
-        try:
-            response = self._transport.request("GET", f"{url}/health", timeout=PROBE_TIMEOUT)
-        except ModelyardError as error:
-            return str(error)
-        except Exception as error:
-            log.exception("probing %s failed", url)
-            return type(error).__name__
-        return f"it answers with {response.status_code}" if response.status_code >= 500 else ""
-
-    # Who has a model
-
-    def _known(self, key: str) -> list[Instance]:
-        """Return the instances of a key: that of this process, if it is ready, and all others."""
-        own_url = self._own_url()
-        others = [one for one in self.view.instances(key) if one.url != own_url]
-        own = self._own(key)
-        return [own, *others] if own is not None else others
-
-    def _own(self, key: str) -> Instance | None:
-        worker = None if self._local is None else self._local.find(key)
-        if worker is None or worker.state is not State.READY:
-            return None
-        load = worker.gate.load()
-        own = Instance(key, self._own_url(), load=load, healthy=True, weight=worker.params.weight)
-        self.routes.answered(own, load)
-        return own
-
-    def _after_a_look(self, key: str) -> list[Instance]:
-        self.view.look_anew()
-        return self._all_of(key)
-
-    def _key(self, model: str, *kinds: WorkerType) -> str:
-        """Return the key of a model that is called for one of ``kinds``. Raises UnknownModel, Unsupported, NotReady."""
-        keys = [worker_key(model, kind) for kind in kinds]
-        found = self._first_known(keys)
-        if found is None and (self._local is None or not self._local.has(model, None)):
-            self.view.look_anew(MISS_INTERVAL)
-            found = self._first_known(keys)
-        if found is not None:
-            return found
-        if self._local is not None and self._local.has(model, None):
-            # It starts, has failed, or is of another type: its own manager says so best.
-            self._local.worker(model, *kinds).check_ready()
-        if not self.view.complete:
-            raise NotReady(f"the registry can't be read: {self.view.error or 'it was not asked yet'}", retry_after=2)
-        known = sorted(self._keys() - {MANAGER_KEY})
-        others = [key.rpartition("@")[2] for key in known if key.rpartition("@")[0] == model]
-        if others:
-            raise Unsupported(f"model {model!r} is of type {', '.join(others)}: this call wants {' or '.join(kinds)}")
-        names = f"; there are {', '.join(known)}" if known else "; none is here at all"
-        raise UnknownModel(f"there is no model {model!r} here{names}")
-
-    def _alone(self, key: str) -> LocalWorkerManager | None:
-        """Return the manager of this process, where nobody else has the model: there is nothing to choose then."""
-        known = self._all_of(key)
-        return self._local if len(known) == 1 and self._is_own(known[0]) else None
-
-    def _first_known(self, keys: Sequence[str]) -> str | None:
-        return next((key for key in keys if self._known(key)), None)
+    # Whom to ask
 
     def _attempts(self, key: str, wait: bool) -> Attempts:
-        return Attempts(
-            key, lambda: self._all_of(key), lambda: self._after_a_look(key), self.routes, wait, self._look_into_it
-        )
+        known = self._directory
+        return Attempts(key, lambda: known.all_of(key), lambda: known.all_anew(key), self.routes, wait, self._failed)
 
-    def _look_into_it(self) -> None:
-        self._failed.set()
+    def _failed(self) -> None:
+        self._prober.wake()
         self.view.refresh_soon()
 
     def _worker(self, instance: Instance) -> RemoteModelWorker:
@@ -167,8 +87,10 @@ class RemoteWorkerManager:
             worker = self._workers[place] = RemoteModelWorker(instance.key, instance.url, self._transport)
         return worker
 
-    def _is_own(self, instance: Instance) -> bool:
-        return self._local is not None and instance.url == self._own_url()
+    def _alone(self, key: str) -> LocalWorkerManager | None:
+        """Return the manager of this process, where nobody else has the model: there is nothing to choose then."""
+        known = self._directory.all_of(key)
+        return self._local if len(known) == 1 and self._directory.is_own(known[0]) else None
 
     # Calls
 
@@ -182,7 +104,7 @@ class RemoteWorkerManager:
         instance takes the request, WorkerLost where one breaks off, and what the engine says.
         """
         cancel = cancel or Cancel()
-        key = self._key(request.model, WorkerType.LLM)
+        key = self._directory.key_of(request.model, WorkerType.LLM)
         if (alone := self._alone(key)) is not None:
             return alone.generate_stream(request, cancel, wait=wait)
         answer = RoutedAnswer(
@@ -194,7 +116,7 @@ class RemoteWorkerManager:
         return answer.outer
 
     def _open(self, instance: Instance, request: GenerateRequest, cancel: Cancel, *, wait: bool) -> OutputStream:
-        if self._is_own(instance) and self._local is not None:
+        if self._directory.is_own(instance) and self._local is not None:
             return self._local.generate_stream(request, cancel, wait=wait)
         return self._worker(instance).generate_stream(request, cancel, wait=wait)
 
@@ -209,7 +131,7 @@ class RemoteWorkerManager:
     ) -> Vectors:
         """Return one row of floats a text."""
         cancel = cancel or Cancel()
-        key = self._key(model, WorkerType.TEXT2VEC)
+        key = self._directory.key_of(model, WorkerType.TEXT2VEC)
         return self._called(
             key,
             lambda local: local.embeddings(model, texts, cancel, wait=wait),
@@ -223,7 +145,7 @@ class RemoteWorkerManager:
     ) -> Sequence[float]:
         """Return a score a text, by a reranker, or by the cosine of an embedder of that name."""
         cancel = cancel or Cancel()
-        key = self._key(model, WorkerType.RERANKER, WorkerType.TEXT2VEC)
+        key = self._directory.key_of(model, WorkerType.RERANKER, WorkerType.TEXT2VEC)
         return self._called(
             key,
             lambda local: local.rerank(model, query, texts, cancel, wait=wait),
@@ -234,23 +156,16 @@ class RemoteWorkerManager:
     @spanned
     def count_token(self, model: str | None, prompt: str) -> int:
         """Return the tokens of ``prompt``; without a model, by the only LLM of the cluster."""
-        key = self._key(model or self._only_llm(), *WorkerType)
+        key = self._directory.key_of(model or self._directory.only_llm(), *WorkerType)
         name = split_worker_key(key)[0]
         return self._called(
             key, lambda local: local.count_token(name, prompt), lambda worker, _: worker.count_token(prompt), True
         )
 
-    def _only_llm(self) -> str:
-        names = sorted({one.model_name.rpartition("@")[0] for one in self.get_all_model_instances(WorkerType.LLM)})
-        if len(names) == 1:
-            return names[0]
-        which = f"one of {', '.join(names)}" if names else "no LLM is here"
-        raise InvalidRequest.of_fields([{"field": "model", "message": f"is missing: {which}"}])
-
     @spanned
     def model_metadata(self, model: str) -> ModelMetadata:
         """Return what a model is."""
-        key = self._key(model, *WorkerType)
+        key = self._directory.key_of(model, *WorkerType)
         return self._called(key, lambda local: local.model_metadata(model), lambda worker, _: worker.metadata(), True)
 
     def _called(
@@ -268,7 +183,7 @@ class RemoteWorkerManager:
             instance, waits = attempts.next()
             worker = self._worker(instance)
             try:
-                if self._is_own(instance) and self._local is not None:
+                if self._directory.is_own(instance) and self._local is not None:
                     answer = here(self._local)
                 else:
                     answer = there(worker, waits)
@@ -283,27 +198,15 @@ class RemoteWorkerManager:
 
     def get_model_instances(self, key: str, *, healthy_only: bool = True) -> list[ModelInstance]:
         """Return the instances of a worker key."""
-        return [_seen(one) for one in self._all_of(key) if one.healthy or not healthy_only]
+        return [_seen(one) for one in self._directory.all_of(key) if one.healthy or not healthy_only]
 
     def get_all_model_instances(
         self, worker_type: WorkerType | None = None, *, healthy_only: bool = True
     ) -> list[ModelInstance]:
         """Return all instances, of one type if given."""
-        keys = sorted(self._keys() - {MANAGER_KEY})
+        keys = self._directory.keys()
         wanted = [key for key in keys if worker_type is None or key.endswith(f"@{worker_type.value}")]
         return [one for key in wanted for one in self.get_model_instances(key, healthy_only=healthy_only)]
-
-    def _keys(self) -> set[str]:
-        own = set() if self._local is None else {worker.key for worker in self._local.workers()}
-        return own | {one.key for one in self.view.all() if one.url != self._own_url()}
-
-    def _all_of(self, key: str) -> list[Instance]:
-        """Return the instances of a key, in whatever state."""
-        own = None if self._local is None else self._local.find(key)
-        known = self._known(key)
-        if own is None or (known and known[0].url == self._own_url()):
-            return known
-        return [Instance(key, self._own_url(), weight=own.params.weight), *known]
 
     def select_one_instance(self, key: str) -> ModelInstance:
         """Return an instance that the next request would go to. Raises UnknownModel, NotReady."""
@@ -314,7 +217,7 @@ class RemoteWorkerManager:
 
     def load_of(self, model: str, worker_type: WorkerType) -> str | None:
         """Return what the instances of a model last said of their load, summed; None where none did."""
-        load = self.routes.load_of(self._known(worker_key(model, worker_type)))
+        load = self.routes.load_of(self._directory.known(worker_key(model, worker_type)))
         return None if load is None else str(load)
 
     def parameter_descriptions(self, model: str, worker_type: WorkerType | None) -> list[JSONObject]:

@@ -10,6 +10,7 @@ import orjson
 
 from .answer import Answer
 from .cancel import Cancel
+from .contents import PEER_ROLES, text_of_content
 from .engines.base import Vectors
 from .errors import EngineError, InvalidRequest
 from .params import DESCRIPTION_KEYS
@@ -31,13 +32,12 @@ from .types import (
     plain,
     split_worker_key,
 )
-from .wire import DELTA_TYPE, ROUTE_HEADER, ROUTE_LOCAL, text_of_content
+from .wire import DELTA_TYPE, ROUTE_HEADER, ROUTE_LOCAL
 from .worker import whole_answer
 
 START_TIMEOUT = 330.0
 """Seconds that a start over HTTP may take, where its parameters do not say: a model's own, and a little more."""
 
-_ROLES = {"user": "human", "assistant": "ai"}
 _ALSO_FALSE = ("echo", "chat_model")
 """What is sent where it is false: its absence means true to some."""
 
@@ -260,7 +260,7 @@ def _prompt(request: GenerateRequest) -> bytes:
     }
     if request.messages:
         body["messages"] = [
-            {"role": _ROLES.get(said["role"], said["role"]), "content": text_of_content(said["content"])}
+            {"role": PEER_ROLES.get(said["role"], said["role"]), "content": text_of_content(said["content"])}
             for said in request.messages
         ]
     span_id = current().span_id()

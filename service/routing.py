@@ -1,7 +1,7 @@
 """The choice among the instances of a model: of two random ones the less loaded, none that is known to fail.
 
 `Routes` keeps what this process has learnt of each: requests under way, the load that it last said, failures. It does
-no I/O, and takes the time as an argument where it matters.
+no I/O, and is given its clock.
 """
 
 from __future__ import annotations

@@ -14,6 +14,8 @@ from .cluster import Cluster
 from .declarations import Declarations
 from .disconnect import DisconnectWatcher
 from .errors import Draining, ModelyardError, NotReady
+from .host import ModelHost, Shortcut
+from .hosted_manager import is_starting
 from .manager import LocalWorkerManager
 from .protocol import ModelEvent, WorkerManager
 from .settings import Settings
@@ -27,6 +29,9 @@ log = logging.getLogger(__name__)
 LOADER_TIMEOUT = 5.0
 """Seconds that a stop waits for a model that is just loading."""
 
+HOST_INTERVAL = 0.2
+"""Seconds between two looks whether a model host has started its models."""
+
 CUT_TIMEOUT = 5.0
 """Seconds that answers get to send their last chunk, after the drain cut them off."""
 
@@ -38,7 +43,9 @@ class Runtime:
         """Build the role that ``settings`` name. Raises ConfigError."""
         self.settings = settings
         self.catalog = Catalog.load(settings.model_tables, settings.models_paths)
-        self.names = self.catalog.names_to_start(settings.models) if settings.owns_models else []
+        has_models = settings.owns_models or settings.is_hosted
+        self.names = self.catalog.names_to_start(settings.models) if has_models else []
+        """The models of this service that are started, by this process or its model host."""
         self.budget = Budget(settings.threads, settings.reserve)
         self.tracing = Tracing(settings)
         self.local = LocalWorkerManager(
@@ -46,14 +53,22 @@ class Runtime:
         )
         self.local.incomplete = self._why_incomplete
         self.local.tracing = self.tracing
+        self.host = ModelHost(settings) if settings.is_hosted else None
+        """The process that holds the models, where they are hosted."""
+        self.own: WorkerManager = self.local
+        """The manager of the models of this service alone."""
+        if self.host is not None:
+            self.host.manager.tracing = self.tracing
+            self.own = self.host.manager
         self.cluster: Cluster | None = None
-        """What ties this process to others; a worker without a registry works alone."""
-        if settings.registry or settings.role != "worker":
-            self.cluster = Cluster(settings, self.local)
+        """What ties this process to others. A worker without a registry works alone; a model host has its own."""
+        if settings.role != "worker" or (settings.registry and self.host is None):
+            shortcut = None if self.host is None else Shortcut(self.host, settings)
+            self.cluster = Cluster(settings, self.local, shortcut)
         manager = None if self.cluster is None else self.cluster.manager
         if manager is not None:
             manager.tracing = self.tracing
-        self.manager: WorkerManager = manager or self.local
+        self.manager: WorkerManager = manager or self.own
         self.watcher = DisconnectWatcher()
         self.requests: set[Cancel] = set()
         """What cancels each data-plane request that is under way."""
@@ -86,6 +101,8 @@ class Runtime:
             self.tracing.start()
             if self.cluster is not None:
                 self.cluster.start()
+            if self.host is not None:
+                self.host.start()
             self.watcher.start()
             self._loader = threading.Thread(target=self._load, name="modelyard-loader", daemon=True)
             self._loader.start()
@@ -94,6 +111,8 @@ class Runtime:
         try:
             if self.settings.owns_models:
                 self._take_over()
+            while self.host is not None and is_starting(self.host.status()) and not self._halt.wait(HOST_INTERVAL):
+                pass
             if not self._halt.is_set():
                 if self.cluster is not None:
                     self.cluster.join()
@@ -144,7 +163,7 @@ class Runtime:
         """Add the models of the configuration and those started over HTTP; return the keys not to be started."""
         quarantined = set(self._state.count_deaths()) if self._state else set()
         kept = self._state.models() if self._state else {}
-        for name in self.names:
+        for name in self.names if self.settings.owns_models else ():
             own = [entry for entry in kept.values() if entry.get("model") == name and not entry.get("added")]
             self._add(name, None, own[-1] if own else {})
         self._configured = {worker.key for worker in self.local.workers()}
@@ -198,6 +217,8 @@ class Runtime:
 
     def status(self) -> JSONObject:
         """Return ``ready``, why not, and each model with its state and reason."""
+        if self.host is not None:
+            return self._status_of(self.host)
         workers = self.local.workers()
         models = [{"model": w.key, "state": w.state.value, "reason": w.reason or None} for w in workers]
         models += [{"model": n, "state": State.FAILED.value, "reason": r} for n, r in self.problems.items()]
@@ -205,6 +226,14 @@ class Runtime:
         if self.cluster is not None and not self.settings.owns_models:
             models += self.cluster.models()
         status: JSONObject = {"ready": reason is None, "reason": reason, "models": models}
+        return status if self.cluster is None else {**status, "cluster": self.cluster.status()}
+
+    def _status_of(self, host: ModelHost) -> JSONObject:
+        """Return what the host says of the models, unless this process itself is what is not ready."""
+        status = host.status()
+        own = "draining" if self._draining.is_set() else self.cluster and self.cluster.why_not_ready()
+        if own:
+            status |= {"ready": False, "reason": own}
         return status if self.cluster is None else {**status, "cluster": self.cluster.status()}
 
     def _why_incomplete(self) -> str:
@@ -247,6 +276,10 @@ class Runtime:
             cancel.set(Draining(f"this process ended before the answer did (drain_timeout {limit:g} s)"))
         self._wait_idle(CUT_TIMEOUT)
 
+    def wait_draining(self, timeout: float) -> bool:
+        """Block until this process is told to end, ``timeout`` seconds at most; return whether it is."""
+        return self._draining.wait(timeout)
+
     def _wait_idle(self, timeout: float) -> bool:
         deadline = time.monotonic() + timeout
         while self.requests and time.monotonic() < deadline:
@@ -263,6 +296,8 @@ class Runtime:
         self._halt.set()
         loader = self._loader
         steps: list[tuple[str, Callable[[], object]]] = [("models", self.local.stop), ("watcher", self.watcher.stop)]
+        if self.host is not None:
+            steps.insert(0, ("host", self.host.stop))
         if self.cluster is not None:
             steps.insert(0, ("cluster", self.cluster.stop))
         if loader is not None:

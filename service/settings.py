@@ -29,8 +29,12 @@ CONTROLLERS = ("standalone", "controller")
 """The roles that offer the registry over HTTP."""
 ROUTERS = ("standalone", "gateway")
 """The roles that answer with models of other processes as well."""
+INLINE, HOSTED, REMOTE = PLACEMENTS = ("inline", "hosted", "remote")
+"""Where the models are: in the process that answers, in a process of their own beside it, or elsewhere."""
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 SET_VARIABLE = "MODELYARD_SET"
+HANDED_VARIABLE = "MODELYARD_HANDED_OVER"
+"""Where a model host finds the settings of the processes that it works for, whole."""
 ENVIRONMENT_PREFIX = "MODELYARD"
 
 
@@ -39,6 +43,16 @@ class Settings:
     """The settings of one service process."""
 
     role: str = param("standalone", help="what this process is", choices=ROLES)
+    placement: str | None = param(
+        None,
+        help="where the models are: inline (in the one process that answers), hosted (in a process of their own, for "
+        "any number of processes), remote (with other services: the registry tells which); default: inline for one "
+        "process of ours, hosted for several and in a Flask application, remote in one with a registry and no models",
+        choices=PLACEMENTS,
+    )
+    host_timeout: float = param(
+        10.0, help="seconds that a request waits for a model host that is being started", min=0, max=600
+    )
     host: str = param(
         "127.0.0.1", help="address to listen on; other than loopback needs tokens, networks or --insecure"
     )
@@ -99,11 +113,13 @@ class Settings:
         None, help="file with the token that this process sends; read anew when it has changed"
     )
     on_load_failure: str = param("stay", help="what a failed start does to the process", choices=("stay", "exit"))
-    workers: int = param(1, help="worker processes; more than one for controller and gateway only", min=1, max=256)
+    workers: int = param(
+        1, help="worker processes; with several, models are hosted in one of their own", min=1, max=256
+    )
     http_threads: str = param(
         "leader",
-        help="how requests reach threads: by our own gunicorn worker, by gunicorn's gthread, or as greenlets (only "
-        "gateway and controller)",
+        help="how requests reach threads: by our own gunicorn worker, by gunicorn's gthread, or as greenlets (not with "
+        "models inline)",
         choices=("leader", "gthread", "gevent"),
     )
     threads: int = param(256, help="threads that answer requests", min=8, max=10_000)
@@ -141,13 +157,19 @@ class Settings:
             raise ConfigError(f"prefix {self.prefix!r} must start with a slash, or be empty")
         self.prefix = self.prefix.rstrip("/")
         self.tracing = _checked_tracing(self.tracing)
+        if self.placement is None and self.workers > 1:
+            self.placement = HOSTED
+        if self.placement == REMOTE and self.role in OWNERS:
+            self.role = "gateway"
         if self.workers > 1 and self.owns_models:
             raise ConfigError(
-                f"workers ({self.workers}): a {self.role} process owns its models, and each would load all of them: "
-                "run one, and raise --threads for more requests at once"
+                f"workers ({self.workers}): with placement inline a process owns its models, and each would load all "
+                "of them: leave the placement out, or run one process"
             )
         if self.http_threads == "gevent" and self.owns_models:
-            raise ConfigError("http_threads gevent is for gateway and controller: an engine would block its loop")
+            raise ConfigError(
+                "http_threads gevent: an engine would block its loop; say --placement hosted, or use leader"
+            )
         if self.role == "gateway" and not self.registry:
             raise ConfigError("a gateway needs --registry: the address of a controller, or of a store")
         if self.registry and self.registry.startswith("memory:") and self.workers > 1:
@@ -156,7 +178,18 @@ class Settings:
     @property
     def owns_models(self) -> bool:
         """Whether this process holds models."""
-        return self.role in OWNERS
+        return self.role in OWNERS and self.placement != HOSTED
+
+    def place(self, placement: str) -> None:
+        """Put the models there, unless it was said where. Raises ConfigError."""
+        if self.placement is None:
+            self.placement = placement
+            self.__post_init__()
+
+    @property
+    def is_hosted(self) -> bool:
+        """Whether the models of this service are in a process of their own, which all of its processes reach."""
+        return self.role in OWNERS and self.placement == HOSTED
 
     @property
     def routes(self) -> bool:
@@ -259,6 +292,8 @@ def load(
     Raises ConfigError that names the place and the fault.
     """
     environ = os.environ if environ is None else environ
+    if HANDED_VARIABLE in environ:
+        return taken_over(environ[HANDED_VARIABLE])
     given = params.from_plain(Settings, dict(options or {}), "options")
     spoken = params.from_environ(Settings, ENVIRONMENT_PREFIX, environ)
     path = given.get("config") or spoken.get("config")
@@ -267,6 +302,20 @@ def load(
     settings = params.build(Settings, given, spoken, filed, defaults or {})
     settings.model_tables = tuple(table.get("models", ()))
     settings.overrides = overrides_in(environ)
+    return settings
+
+
+def handed_over(settings: Settings) -> str:
+    """Return all of ``settings`` as text, for a process that is to have the same."""
+    own = {name: getattr(settings, name) for name in params.params_of(Settings)}
+    return json.dumps({"own": own, "models": settings.model_tables, "overrides": settings.overrides}, default=str)
+
+
+def taken_over(text: str) -> Settings:
+    """Return the settings that `handed_over` made a text of."""
+    said = json.loads(text)
+    settings = Settings(**said["own"])
+    settings.model_tables, settings.overrides = tuple(said["models"]), tuple(said["overrides"])
     return settings
 
 

@@ -12,23 +12,16 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import hmac
-import logging
 import os
 import re
 import secrets
 import stat
-import threading
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import ConfigError, ModelyardError
-from .settings import Settings
+from .errors import ConfigError
 from .state import write_atomically
-
-log = logging.getLogger(__name__)
 
 INFER, WORKER, ADMIN = "infer", "worker", "admin"
 SCOPES = (INFER, WORKER, ADMIN)
@@ -37,14 +30,10 @@ SCOPES = (INFER, WORKER, ADMIN)
 PREFIX = "modelyard_"
 """So that a person, or a search for leaked secrets, knows one when it sees one."""
 
-LOOK_AGAIN = 1.0
-"""Seconds between two looks at whether the file of tokens has changed."""
-
 LARGEST_FILE = 4 * 1024 * 1024
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _HASH = re.compile(r"[0-9a-fA-F]{64}")
-_SECRET = re.compile(r"[\x21-\x7e]{1,4096}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,140 +190,3 @@ def _changing(path: Path) -> Iterator[list[str]]:
         raise ConfigError(f"{path}: {error.strerror}") from error
     finally:
         os.close(folder)
-
-
-# What a service knows
-
-
-class Tokens:
-    """The tokens that a service knows: of its settings, and of a file that is read anew when it has changed."""
-
-    def __init__(self, entries: Iterable[str] = (), file: Path | None = None) -> None:
-        """Read them. Raises ConfigError."""
-        self._own = parse_all((f"tokens, item {number}", entry) for number, entry in enumerate(entries, 1))
-        self._file = file
-        self._seen: tuple[int, ...] | None = None
-        self._look_at = 0.0
-        self._complaint = ""
-        self._looking = threading.Lock()
-        self._known: dict[bytes, Token] = {}
-        self._seen = _look_of(file) if file is not None else None
-        self._read()
-        self._look_at = time.monotonic() + LOOK_AGAIN
-        self.configured = bool(self._own) or file is not None
-        """Whether tokens are asked for at all: also while none is in the file."""
-
-    @classmethod
-    def of(cls, settings: Settings) -> Tokens:
-        """Return those that the settings name. Raises ConfigError."""
-        file = settings.tokens_file
-        return cls(settings.tokens, Path(file).expanduser().absolute() if file else None)
-
-    def find(self, secret: str) -> Token | None:
-        """Return the token of a secret; None where it is not known."""
-        if self._file is not None and time.monotonic() >= self._look_at:
-            self._look()
-        digest = digest_of(secret)
-        # Found by hash: what the time of that tells is about the hash of the asker's own guess.
-        token = self._known.get(digest)
-        return token if token is not None and hmac.compare_digest(token.digest, digest) else None
-
-    def _look(self) -> None:
-        """Read the file again if it has changed; one that does not fit, or has gone, changes nothing."""
-        if not self._looking.acquire(blocking=False):
-            return
-        try:
-            assert self._file is not None
-            self._look_at = time.monotonic() + LOOK_AGAIN
-            seen = _look_of(self._file)
-            if seen == self._seen and not self._complaint:
-                return
-            try:
-                self._read()
-            except ModelyardError as error:
-                self._complain(str(error))
-            else:
-                log.info("%s has changed: %d tokens are known", self._file, len(self._known))
-                self._complaint = ""
-            self._seen = seen
-        finally:
-            self._looking.release()
-
-    def _read(self) -> None:
-        filed = read_file(self._file) if self._file is not None else []
-        named = [*((f"tokens, {token.name}", token.line) for token in self._own)]
-        named += [(f"tokens_file {self._file}, {token.name}", token.line) for token in filed]
-        self._known = {token.digest: token for token in parse_all(named)}
-
-    def _complain(self, reason: str) -> None:
-        if reason != self._complaint:
-            log.error("%s; the tokens that were known before stay", reason)
-        self._complaint = reason
-
-
-def _look_of(path: Path) -> tuple[int, ...] | None:
-    """Return what tells one content of a file from another without reading it; None where it is not there."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino
-
-
-# What it says itself
-
-
-class OwnToken:
-    """The token that a service says to others: of the settings, or of a file that is read anew when it has changed."""
-
-    def __init__(self, token: str | None, file: Path | None = None) -> None:
-        """Read it; ``token`` is stronger than ``file``. Raises ConfigError."""
-        self._file = None if token else file
-        self._value = check_secret(token, "token") if token else None
-        self._seen: tuple[int, ...] | None = None
-        self._look_at = 0.0
-        if self._file is not None:
-            self._seen = _look_of(self._file)
-            self._value = read_secret(self._file)
-            self._look_at = time.monotonic() + LOOK_AGAIN
-
-    @classmethod
-    def of(cls, settings: Settings) -> OwnToken:
-        """Return the one that the settings name. Raises ConfigError."""
-        file = settings.token_file
-        return cls(settings.token, Path(file).expanduser().absolute() if file else None)
-
-    def __call__(self) -> str | None:
-        """Return the token as it is now; None where there is none."""
-        if self._file is not None and time.monotonic() >= self._look_at:
-            self._look_at = time.monotonic() + LOOK_AGAIN
-            seen = _look_of(self._file)
-            if seen != self._seen:
-                self._seen = seen
-                try:
-                    self._value = read_secret(self._file)
-                except ModelyardError as error:
-                    log.error("%s; the token that was known before stays", error)  # noqa: TRY400 - nothing to trace
-        return self._value
-
-
-def read_secret(path: Path) -> str:
-    """Return the token in a file that only its owner, or group, may read. Raises ConfigError."""
-    try:
-        mode = path.stat().st_mode
-        if stat.S_ISREG(mode) and mode & stat.S_IRWXO:
-            raise ConfigError(f"token_file {path} can be read by every user of this machine: chmod 600 {path}")
-        with path.open("rb") as file:
-            text = file.read(64 * 1024).decode()
-    except OSError as error:
-        raise ConfigError(f"token_file {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"token_file {path}: is no text") from error
-    return check_secret(text.strip(), f"token_file {path}")
-
-
-def check_secret(text: str, place: str) -> str:
-    """Return ``text`` if it can stand in a header; ConfigError names the place, never the text."""
-    if not _SECRET.fullmatch(text):
-        raise ConfigError(f"{place}: a token is one word of letters, digits and signs without blanks, and not empty")
-    return text

@@ -12,9 +12,11 @@ from typing import Any
 from flask import Flask
 from modelyard.app import create_app
 from modelyard.extension import KEY
+from modelyard.hosted_manager import HostedWorkerManager
 from modelyard.protocol import WorkerManager
 from modelyard.runtime import Runtime
 from modelyard.settings import Settings
+from modelyard.transport import Transport
 from modelyard.types import JSONObject
 from running import free_port, wait_until
 from steered import Steered
@@ -67,15 +69,18 @@ def url_of(runtime: Runtime) -> str:
     return f"http://127.0.0.1:{runtime.settings.port}/api"
 
 
-class Settled:
-    """A manager over a worker in this process; before each call, what was changed there has reached the registry."""
+class SettledLoad:
+    """A manager over a worker in this process, which tells the load as it is there."""
 
-    def __init__(self, manager: Any, worker: Runtime, view: Any) -> None:
-        self._manager, self._worker, self._view = manager, worker, view
+    def __init__(self, manager: Any, worker: Runtime) -> None:
+        self._manager, self._worker = manager, worker
 
     def __getattr__(self, name: str) -> Any:
         self._settle()
         return getattr(self._manager, name)
+
+    def _settle(self) -> None:
+        pass
 
     def load_of(self, model: str, worker_type: Any) -> str | None:
         """Return the load as it is now: what a remote manager knows is what was last said."""
@@ -91,6 +96,14 @@ class Settled:
         held = sum(gate.slots - gate.free + gate.waiting for gate in gates)
         return len(self._worker.requests) == held
 
+
+class Settled(SettledLoad):
+    """The same; before each call, what was changed at the worker has reached the registry."""
+
+    def __init__(self, manager: Any, worker: Runtime, view: Any) -> None:
+        super().__init__(manager, worker)
+        self._view = view
+
     def _settle(self) -> None:
         wait_until(self._is_told, "the registry knows what runs", 10, 0.002)
         self._view.look()
@@ -101,6 +114,16 @@ class Settled:
         ready = {w.key for w in self._worker.local.workers() if w.state.value == "ready"}
         healthy = {one.key for one in cluster.registry.instances(healthy_only=True)}
         return healthy == ready | {"WorkerManager@service"} and not cluster.heartbeat.is_behind()
+
+
+@contextmanager
+def hosted_manager(folder: Path, tables: Sequence[JSONObject]) -> Iterator[WorkerManager]:
+    """Give the manager of a web process over a model host, which has the models of ``tables``."""
+    with service(folder, tables, role="worker") as host:
+        manager = HostedWorkerManager(Transport(), 10.0, "127.0.0.1", 7000)
+        manager.url = url_of(host)
+        yield SettledLoad(manager, host)  # type: ignore[misc]
+        wait_until(lambda: not host.requests, "all requests are over", 5)
 
 
 @contextmanager

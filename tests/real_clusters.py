@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from typing import Any
 
 import requests
-from running import Service, Services, wait_until
+from running import START_LIMIT, THREADED, Service, Services, wait_until
 
 MANAGER = "WorkerManager@service"
 SCRIPT = "script@llm"
@@ -67,8 +68,8 @@ class Cluster:
         self._made: dict[int, tuple[str, str, dict[str, Any]]] = {}
 
     def start(self, role: str, tables: str = "", *, wait: str = "ready", **settings: Any) -> Service:
-        """Start a service; without a ``registry`` among its settings it gets the controller's."""
-        if self.controller is not None:
+        """Start a service; without a ``registry`` among its settings a worker or gateway gets the controller's."""
+        if self.controller is not None and role != "controller":
             settings.setdefault("registry", api(self.controller))
         folder = settings.pop("folder", None) or self.run.folder()
         given = {**self.settings, **settings}
@@ -81,8 +82,12 @@ class Cluster:
         return self.controller
 
     def start_workers(self, count: int = 2, tables: str = TABLES, **settings: Any) -> list[Service]:
-        """Start workers at once; return when all of their models are registered."""
-        made = [self.start("worker", tables, wait="nothing", **settings) for _ in range(count)]
+        """Start workers at once, one of each kind of threads in turn; return when all their models are registered."""
+        kinds = itertools.cycle(THREADED)
+        made = [
+            self.start("worker", tables, wait="nothing", **{"http_threads": next(kinds), **settings})
+            for _ in range(count)
+        ]
         for worker in made:
             worker.wait_ready()
         self.workers += made
@@ -123,6 +128,12 @@ class Cluster:
 
 def port_of(row: dict[str, Any]) -> int:
     return int(row["url"].rpartition(":")[2].partition("/")[0])
+
+
+def wait_sees(gateway: Service, count: int) -> None:
+    """Wait until a gateway has ``count`` instances of the model in view."""
+    seen = f"{count} of {count} instances healthy"
+    wait_until(lambda: gateway.model(SCRIPT).get("reason") == seen, f"it sees {seen}", START_LIMIT)
 
 
 def wait_takes_part(gateway: Service, worker: Service) -> None:

@@ -279,7 +279,20 @@ class Services:
                 logs.append(found + rest[:4000])
         for folder in self._folders:
             shutil.rmtree(folder, ignore_errors=True)
+        left = [folder for folder in self._folders if not _is_deserted(folder)]
         assert not logs, "a log has a traceback:\n" + "\n".join(logs)
+        assert not left, f"processes were left in {left}"
+
+
+def _is_deserted(folder: Path) -> bool:
+    """Wait for what may outlive its service, a model host, which ends with its folder; kill what does not."""
+    if seconds_until(lambda: not processes_of(folder), 10, 0.05) < float("inf"):
+        shutil.rmtree(folder, ignore_errors=True)
+        return True
+    for pid in processes_of(folder):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return False
 
 
 @contextmanager
@@ -327,6 +340,20 @@ def children(pid: int) -> list[int]:
         if int(parent) == pid and state != "Z":
             found.append(int(stat.parent.name))
     return found
+
+
+def processes_of(folder: Path, name: str = "") -> list[int]:
+    """Return the processes that a service in ``folder`` has brought about, those with ``name`` on their line."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            surroundings = (process / "environ").read_bytes().split(b"\0")
+            line = (process / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if f"TMPDIR={folder / 'tmp'}".encode() in surroundings and name.encode() in line and is_alive(int(process.name)):
+            found.append(int(process.name))
+    return sorted(found)
 
 
 def is_alive(pid: int) -> bool:

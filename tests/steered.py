@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from modelyard.contents import text_of_content
 from modelyard.engines.base import CancelEvent, Engine, ModelParams, Progress, Vectors
 from modelyard.errors import Cancelled, PromptTooLong
 from modelyard.params import param
 from modelyard.types import Burst, GenerateRequest, ModelMetadata, WorkerType
-from modelyard.wire import text_of_content
 
 LIMIT = 30.0
 _numbers = itertools.count(1)
@@ -101,7 +101,7 @@ class Steered(Engine):
         """Yield the words of the prompt, each a burst.
 
         ``hold`` yields one piece and then waits for the cancel; ``silent`` waits at once; ``break`` fails after a
-        piece, ``refuse`` before one; ``usage`` tells one.
+        piece, ``crash`` and ``refuse`` before one; ``usage`` tells one.
         """
         said = [message["content"] for message in request.messages]
         prompt = " ".join(map(text_of_content, said)) if request.uses_messages else request.prompt or ""
@@ -109,6 +109,8 @@ class Steered(Engine):
         try:
             if prompt == "refuse":
                 raise PromptTooLong("the prompt is too long")
+            if prompt == "crash":
+                raise RuntimeError("the inside of the engine")
             if prompt != "silent":
                 for word in prompt.split():
                     yield Burst([f" {word}"])

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import requests
 
-from ..errors import Unauthorized, UnknownModel
+from ..client_address import DEFAULT_URL, TOKEN_VARIABLE, URL_VARIABLE, parse_address
+from ..client_session import new_session, reason_of
+from ..error_codes import PROBLEM_TYPE
+from ..errors import ConfigError, Unauthorized, UnknownModel
 from .failures import Failure, Misuse
 
-URL_VARIABLE = "MODELYARD_URL"
-TOKEN_VARIABLE = "MODELYARD_TOKEN"  # noqa: S105 - a name
-TOKEN_FILE_VARIABLE = "MODELYARD_TOKEN_FILE"  # noqa: S105 - a name
-DEFAULT_URL = "http://127.0.0.1:8000/api"
-DEFAULT_PATH = "/api"
 CONNECT_TIMEOUT = 5.0
-PROBLEMS = "urn:modelyard:error:"
 
 
 class Refusal(Failure):
@@ -44,12 +39,13 @@ class ServiceClient:
 
         Raises Failure where it is no address. A URL without a path, not even a slash, gets ``/api``.
         """
-        self.base, self.shown = _checked(url)
+        try:
+            self._address = parse_address(url)
+        except ConfigError as error:
+            raise Misuse(str(error)) from None
+        self.base, self.shown = self._address.base, self._address.shown
         self._timeout = timeout
-        self._session = requests.Session()
-        self._session.trust_env = False
-        if token:
-            self._session.headers["Authorization"] = f"Bearer {token}"
+        self._session = new_session(self._address, {"Authorization": f"Bearer {token}"} if token else {})
 
     def close(self) -> None:
         """Close the connections."""
@@ -69,7 +65,7 @@ class ServiceClient:
 
     def status(self) -> Any:
         """Return what ``/readyz`` says, ready or not. It stands at the root, in an application below its prefix."""
-        for url in _parents(self.base):
+        for url in self._address.parents():
             try:
                 status = self._answer("GET", f"{url}/readyz", accepted=(200, 503))
             except Refusal as error:
@@ -96,7 +92,7 @@ class ServiceClient:
             ) from error
         except requests.RequestException as error:
             raise Failure(
-                f"no service answers at {self.shown} ({_reason(error)}): start one with modelyard serve, "
+                f"no service answers at {self.shown} ({reason_of(error)}): start one with modelyard serve, "
                 f"or say where it is with --url or {URL_VARIABLE}"
             ) from error
         if response.is_redirect:
@@ -114,38 +110,14 @@ def are_objects(value: object, *keys: str) -> bool:
     return isinstance(value, list) and all(isinstance(item, dict) and set(keys) <= item.keys() for item in value)
 
 
-def _checked(url: str) -> tuple[str, str]:
-    """Return a URL without its last slash, and the same without a password."""
-    try:
-        parts = urlsplit(url)
-        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:
-        good = False
-    if not good:
-        raise Misuse(f"{url!r} is no address of a service: expected something like {DEFAULT_URL}")
-    path = parts.path.rstrip("/") or ("" if parts.path else DEFAULT_PATH)
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit((parts.scheme, parts.netloc, path, "", "")), urlunsplit((parts.scheme, host, path, "", ""))
-
-
-def _parents(url: str) -> Iterator[str]:
-    parts = urlsplit(url)
-    path = parts.path
-    while True:
-        yield urlunsplit((parts.scheme, parts.netloc, path, "", ""))
-        if not path:
-            return
-        path = path.rpartition("/")[0]
-
-
 def _refusal(value: Any, response: requests.Response, shown: str) -> Refusal:
     document = value if isinstance(value, dict) else {}
     kind, detail = str(document.get("type", "")), document.get("detail", response.reason)
     if kind == "about:blank":
         detail = document.get("title", detail)  # Flask's own words are about typing URLs into a browser.
     text = detail if isinstance(detail, str) else json.dumps(detail, ensure_ascii=False)
-    if kind.startswith(PROBLEMS):
-        code = kind.removeprefix(PROBLEMS)
+    if kind.startswith(PROBLEM_TYPE):
+        code = kind.removeprefix(PROBLEM_TYPE)
         if code == Unauthorized.code:
             text += f" (give it with {TOKEN_VARIABLE}, or --token-file)"
         return Refusal(text, response.status_code, code)
@@ -159,16 +131,3 @@ def _json(response: requests.Response) -> Any:
         return json.loads(response.content)
     except ValueError:
         return response
-
-
-def _reason(error: BaseException) -> str:
-    """Return what the operating system said, which requests hides four exceptions deep."""
-    seen: list[BaseException] = []
-    inner: BaseException | None = error
-    while inner is not None and inner not in seen:
-        seen.append(inner)
-        if isinstance(inner, OSError) and inner.errno:
-            return os.strerror(inner.errno) if inner.errno > 0 else str(inner.strerror)
-        found = [a for a in inner.args if isinstance(a, BaseException)] + [getattr(inner, "reason", None)]
-        inner = next((a for a in found if isinstance(a, BaseException)), inner.__cause__ or inner.__context__)
-    return str(seen[-1]) or type(error).__name__

@@ -10,8 +10,9 @@ from typing import Any
 
 import click
 
-from ..tokens import OwnToken
-from .client import DEFAULT_URL, TOKEN_FILE_VARIABLE, TOKEN_VARIABLE, URL_VARIABLE, ServiceClient
+from ..client_address import DEFAULT_URL, TOKEN_FILE_VARIABLE, TOKEN_VARIABLE, URL_VARIABLE
+from ..own_token import OwnToken
+from .client import ServiceClient
 
 READ_TIMEOUT = 15.0
 

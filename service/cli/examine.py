@@ -14,17 +14,18 @@ from pathlib import Path
 
 from .. import params
 from ..catalog import Catalog
+from ..client_address import URL_VARIABLE
+from ..cluster import check_registry
 from ..declarations import Declarations
 from ..engines import ENGINES, engine_class
 from ..engines.base import ModelParams
 from ..errors import ConfigError, ModelyardError
+from ..known_tokens import Tokens
 from ..networks import TrustedNetworks, parse_networks
 from ..settings import ENVIRONMENT_PREFIX, SET_VARIABLE, Settings, overrides_in, read_config, split_override
 from ..state import StateFile
-from ..tokens import OwnToken, Tokens
 from ..tracing import Tracing
 from ..types import JSONObject
-from .client import URL_VARIABLE
 from .examine_models import ModelsExamination, refuse_identity
 from .report import Layer, Report, Said, each, origins, tried
 
@@ -86,7 +87,7 @@ def _built(layers: list[JSONObject], faults: list[str]) -> Settings:
 
 def _look_at_access(settings: Settings, faults: list[str]) -> None:
     tried(lambda: Tokens.of(settings), None, faults)
-    tried(lambda: OwnToken.of(settings), None, faults)
+    tried(lambda: check_registry(settings), None, faults)
     tried(lambda: TrustedNetworks(settings.trusted_networks), None, faults)
     tried(lambda: parse_networks(settings.allowed_networks, "allowed_networks"), None, faults)
 
@@ -136,7 +137,7 @@ def _fits(item: str, settings: Settings, catalog: Catalog, environ: Mapping[str,
 
 
 def _names(settings: Settings, catalog: Catalog, faults: list[str]) -> list[str]:
-    if not settings.owns_models:
+    if not (settings.owns_models or settings.is_hosted):
         return []
     if settings.models is None:
         return catalog.names_to_start()

@@ -27,7 +27,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "remote_headers",
         "remote_ca",
     ),
-    "Models": ("model", "models", "overrides", "models_dirs", "on_load_failure"),
+    "Models": ("model", "models", "overrides", "models_dirs", "on_load_failure", "placement", "host_timeout"),
     "Configuration and state": ("config", "state_dir", "instance", "fresh"),
     "Limits": (
         "workers",

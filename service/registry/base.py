@@ -92,6 +92,8 @@ class Registry(Protocol):
         An instance whose row has gone is taken in with the generation that it has. One with ANY_GENERATION refreshes
         its row's heartbeat and nothing else, is never superseded, and is registered where it has no row.
 
+        A registration may forget the rows of others that nothing was heard of for a day, see `forgetting`.
+
         InvalidRequest where an instance does not fit, or is named twice.
         """
 

@@ -10,8 +10,9 @@ from urllib.parse import urlencode
 import orjson
 
 from ..answer import Answer
+from ..error_codes import PROBLEM_TYPE
 from ..errors import WorkerUnreachable
-from ..remote_errors import PROBLEM_TYPE, error_of
+from ..remote_errors import error_of
 from ..transport import Transport
 from . import row_json
 from .base import Beaten, Instance, Receipt

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from . import rows
 from .base import ANY_GENERATION, HEARTBEAT_TIMEOUT, Beaten, Instance, Receipt
+from .forgetting import Forgetting
 
 
 @dataclass(slots=True)
@@ -40,6 +41,7 @@ class MemoryRegistry:
         self.heartbeat_timeout = heartbeat_timeout
         self.table = table or Table()
         self._clock = clock
+        self._forgetting = Forgetting(self)
 
     def beat(self, instances: Sequence[Instance]) -> Beaten:
         """Register or refresh all of them."""
@@ -47,6 +49,7 @@ class MemoryRegistry:
         with self.table.lock:
             now = self._clock()
             receipts = [self._beat_one(instance, now) for instance in instances]
+        self._forgetting.after(instances)
         return Beaten(receipts, rows.interval(self.heartbeat_timeout))
 
     def _beat_one(self, instance: Instance, now: float) -> Receipt:

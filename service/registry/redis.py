@@ -20,6 +20,7 @@ from ..errors import ConfigError, RegistryUnavailable
 from . import rows, schema
 from .address import StoreAddress
 from .base import ANY_GENERATION, HEARTBEAT_TIMEOUT, Beaten, Instance, Receipt
+from .forgetting import Forgetting
 from .per_process import PerProcess
 
 CONNECT_TIMEOUT = 2.0
@@ -105,6 +106,7 @@ class RedisRegistry:
         self.heartbeat_timeout = heartbeat_timeout
         self._address = address
         self._prefix = address.prefix or schema.PREFIX
+        self._forgetting = Forgetting(self)
         self._clients = PerProcess(self._make_client)
         self._check_address()
 
@@ -119,6 +121,7 @@ class RedisRegistry:
                 for word in (one.key, one.url, "" if one.generation is None else str(one.generation), _rest(one))
             ]
             receipts += self._script(BEAT, chosen, told)
+        self._forgetting.after(instances)
         return Beaten(receipts, rows.interval(self.heartbeat_timeout))
 
     def deregister(self, instances: Sequence[Instance], *, forget: bool = False) -> list[Receipt]:

@@ -47,6 +47,7 @@ from . import rows, schema
 from .address import StoreAddress
 from .base import ANY_GENERATION, Beaten, Instance, Receipt
 from .dialects import Dialect
+from .forgetting import Forgetting
 from .per_process import PerProcess
 
 log = logging.getLogger(__name__)
@@ -92,12 +93,14 @@ class SqlRegistry:
         self._touch = dialect.touch(self._table)
         self._refresh = dialect.refresh(self._table)
         self._clock = literal_column(dialect.clock, BigInteger)
+        self._forgetting = Forgetting(self)
         self._processes = PerProcess(lambda: _Process(self._make_engine()))
 
     def beat(self, instances: Sequence[Instance]) -> Beaten:
         """Register or refresh all of them."""
         rows.check_beat(instances)
         receipts = self._call(lambda connection: self._beat(connection, instances)) if instances else []
+        self._forgetting.after(instances)
         return Beaten(receipts, rows.interval(self.heartbeat_timeout))
 
     def deregister(self, instances: Sequence[Instance], *, forget: bool = False) -> list[Receipt]:

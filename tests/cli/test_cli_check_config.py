@@ -182,6 +182,18 @@ enabled = "no"
     assert all(line.startswith("modelyard: ") for line in ran.err.splitlines())
 
 
+def test_what_a_service_would_not_reach_others_with_is_a_fault(at: Path):
+    registry = at / "absent" / "registry.db"
+    ran = check("--registry", f"sqlite:///{registry}")
+    assert f"registry sqlite:///{registry}: there is no folder {registry.parent}: make it" in ran.err
+    registry.parent.mkdir()
+    assert "registry" not in check("--registry", f"sqlite:///{registry}").err
+    assert list(registry.parent.iterdir()) == [], "only looked at"
+    ran = check("--remote-headers", "X-Yard=1,Authorization=Basic eHk=", MODELYARD_TOKEN="own")
+    assert "remote_headers: Authorization is what this process's own token is sent in" in ran.err
+    assert "remote_headers" not in check("--remote-headers", "Authorization=Basic eHk=").err
+
+
 def test_faults_as_json_are_json_alone_and_the_status_tells(at: Path):
     ran = check("--json", "--set", "echo.dealy=1", "-m", "nobody")
     assert (ran.status, ran.err) == (1, "")

@@ -12,6 +12,7 @@ from typing import ClassVar
 
 import pytest
 from commands import modelyard
+from faulty import Peer, faulty, says, whole
 from flask import Flask
 from modelyard import Modelyard
 from running import free_port
@@ -123,6 +124,17 @@ def test_a_service_within_another_application_is_listed(tmp_path: Path):
         thread.join()
         server.server_close()
         app.extensions["modelyard"].stop()
+
+
+def test_a_service_on_a_unix_socket_is_listed(tmp_path: Path):
+    def answer(peer: Peer) -> bool:
+        status = {"ready": True, "models": [{"model": "echo@llm", "state": "ready", "reason": None}]}
+        return bool(says(whole(200, status if peer.request.path.endswith("readyz") else []))(peer))
+
+    with faulty(answer, tmp_path / "Sock") as server:
+        assert [row["NAME"] for row in modelyard("models", "list", "--url", server.url).table] == ["echo"]
+    complaint = modelyard("models", "list", "--url", server.url).complaint
+    assert f"no service answers at {server.url} (Connection refused)" in complaint
 
 
 def test_a_redirect_is_not_followed():

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import steered
-from clusters import remote_manager
+from clusters import hosted_manager, remote_manager
 from modelyard import params as parameters
 from modelyard.cancel import Cancel
 from modelyard.errors import (
@@ -68,6 +68,7 @@ def manager_of(folder: Path, role: str) -> Iterator[WorkerManager]:
 MANAGERS: dict[str, Callable[[Path], AbstractContextManager[WorkerManager]]] = {
     "local": lambda folder: manager_of(folder, "worker"),
     "standalone": lambda folder: manager_of(folder, "standalone"),
+    "hosted": lambda folder: hosted_manager(folder, TABLES),
     "remote": lambda folder: remote_manager(folder, TABLES),
 }
 
@@ -176,7 +177,7 @@ def test_closing_a_stream_frees_its_slot(manager):
     for stream in streams:
         stream.close()
         stream.close()
-    assert manager.load_of("a", LLM) == "slots=2;free=2;waiting=0"
+    wait_until(lambda: manager.load_of("a", LLM) == "slots=2;free=2;waiting=0", "both slots are free")
 
 
 def test_over_slots_and_line_it_is_refused_and_who_does_not_wait_before_that(manager):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from modelyard.errors import InvalidRequest
+from modelyard.registry import forgetting
 from modelyard.registry.base import ANY_GENERATION, Instance, Registry
 from registry_places import PLACES, Place
 from running import wait_until
@@ -389,6 +390,98 @@ def test_to_deregister_what_is_not_there_is_no_error(registry, forget):
         ("b@llm", 17, False),
     ]
     assert registry.instances() == []
+
+
+# What is dead for long
+
+
+@pytest.fixture
+def hasty_forgetting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is silent for a moment is forgotten when the next registers."""
+    monkeypatch.setattr(forgetting, "FORGET_AFTER", SOON)
+    monkeypatch.setattr(forgetting, "LOOK_INTERVAL", 0.0)
+
+
+def keys_of(registry: Registry) -> list[str]:
+    return [one.key for one in registry.instances()]
+
+
+def register_until_gone(registry: Registry, key: str) -> None:
+    def is_gone() -> bool:
+        registry.beat([instance("new@llm", 9999)])
+        return key not in keys_of(registry)
+
+    wait_until(is_gone, "a registration has forgotten it")
+
+
+@pytest.mark.usefixtures("hasty_forgetting")
+def test_a_registration_forgets_what_is_silent_for_long(place):
+    registry = place.open(SOON)
+    registered(registry, instance("old@llm", 1), instance("older@llm", 2))
+    registry.deregister([instance("older@llm", 2)])
+    register_until_gone(registry, "old@llm")
+    assert keys_of(registry) == ["new@llm"]
+
+
+@pytest.mark.usefixtures("hasty_forgetting")
+def test_what_needs_no_heartbeats_and_what_stopped_at_an_address_that_beats_is_never_forgotten(place):
+    registry = place.open(SOON)
+    constant = [instance(key, 2, check_healthy=False) for key in ("constant@llm", "constant2@llm")]
+    registered(registry, instance("old@llm", 1), *constant)
+    registered(registry, instance("stopped@llm", 9999))
+    registry.deregister([instance("stopped@llm", 9999), constant[1]])
+    register_until_gone(registry, "old@llm")
+    assert keys_of(registry) == ["constant2@llm", "constant@llm", "new@llm", "stopped@llm"]
+
+
+@pytest.mark.usefixtures("hasty_forgetting")
+def test_what_still_counts_as_healthy_is_not_forgotten(place):
+    patient, hasty = place.open(60), place.open(SOON)
+    registered(patient, instance("old@llm", 1))
+    wait_until(lambda: not only(hasty).healthy, "its heartbeat is older than what is forgotten")
+    patient.beat([instance("new@llm", 2)])
+    assert keys_of(patient) == ["new@llm", "old@llm"]
+    register_until_gone(hasty, "old@llm")
+
+
+@pytest.mark.usefixtures("hasty_forgetting")
+def test_generations_grow_also_after_an_instance_was_forgotten_by_itself(place):
+    registry = place.open(SOON)
+    (before,) = registered(registry, instance("old@llm", 1))
+    register_until_gone(registry, "old@llm")
+    (after,) = registered(registry, instance("old@llm", 1))
+    assert after.generation > before.generation
+    assert registry.beat([before]).receipts[0].superseded
+
+
+@pytest.mark.usefixtures("hasty_forgetting")
+def test_a_generation_ahead_of_the_stores_clock_is_not_forgotten(place):
+    registry = place.open(SOON)
+    (mine,) = registered(registry, instance("ahead@llm", 1))
+    ahead = replace(mine, generation=mine.generation + 3600 * 1_000_000)
+    registry.beat([ahead])
+    registered(registry, instance("old@llm", 2))
+    register_until_gone(registry, "old@llm")
+    (next_one,) = registered(registry, instance("ahead@llm", 1))
+    assert next_one.generation > ahead.generation
+
+
+def test_what_is_silent_for_less_than_a_day_is_not_forgotten(monkeypatch, place):
+    monkeypatch.setattr(forgetting, "LOOK_INTERVAL", 0.0)
+    hasty = place.open(SOON)
+    registered(hasty, instance("old@llm", 1))
+    wait_until(lambda: not only(hasty).healthy, "its heartbeat is too old")
+    hasty.beat([instance("new@llm", 2)])
+    assert keys_of(hasty) == ["new@llm", "old@llm"]
+
+
+def test_the_table_is_not_read_for_what_is_dead_at_every_registration(monkeypatch, place):
+    monkeypatch.setattr(forgetting, "FORGET_AFTER", SOON)
+    registry = place.open(SOON)
+    registered(registry, instance("old@llm", 1))
+    wait_until(lambda: not only(registry).healthy, "its heartbeat is too old")
+    registry.beat([instance("new@llm", 2)])
+    assert keys_of(registry) == ["new@llm", "old@llm"]
 
 
 # Several at once

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from flask import Flask, request
 from flask.testing import FlaskClient
-from modelyard import networks, tokens
+from modelyard import networks, tokens, watched_file
 from modelyard.blueprints import errors
 from modelyard.blueprints.access import FORWARDED, NEEDS, Guard
 from modelyard.blueprints.controller import controller_blueprint
@@ -267,7 +267,7 @@ def test_head_is_asked_like_get_and_options_of_everybody(serve):
 
 
 def test_the_file_of_tokens_is_read_anew(serve, tmp_path, monkeypatch):
-    monkeypatch.setattr(tokens, "LOOK_AGAIN", 0.0)
+    monkeypatch.setattr(watched_file, "LOOK_AGAIN", 0.0)
     file = tmp_path / "tokens"
     tokens.add_to_file(file, tokens.parse(TOKENS[0]))
     client = serve(tokens_file=str(file))

@@ -12,12 +12,18 @@ from modelyard.version import __version__
 
 
 def test_the_exported_names_are_exact():
-    assert modelyard.__all__ == ["Modelyard", "__version__", "create_app", "current_modelyard"]
+    assert modelyard.__all__ == ["Client", "Modelyard", "__version__", "create_app", "current_modelyard"]
 
 
 @pytest.mark.parametrize(
     ("name", "home"),
-    [("Modelyard", "extension"), ("current_modelyard", "extension"), ("create_app", "app"), ("__version__", "version")],
+    [
+        ("Client", "client"),
+        ("Modelyard", "extension"),
+        ("current_modelyard", "extension"),
+        ("create_app", "app"),
+        ("__version__", "version"),
+    ],
 )
 def test_each_name_is_the_one_of_its_module(name, home):
     assert getattr(modelyard, name) is getattr(importlib.import_module(f"modelyard.{home}"), name)

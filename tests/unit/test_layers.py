@@ -14,25 +14,27 @@ import pytest
 from running import ROOT
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("version", "errors", "types", "params", "settings", "wire", "cancel"),
+    ("version", "errors", "types", "params", "settings", "wire", "cancel", "contents", "error_codes", "whole_text"),
     (
-        *("streams", "admission", "disconnect", "state", "start_failures", "outcomes", "log_setup"),
-        *("tokens", "networks", "advertise", "routing", "registry_view"),
+        *("streams", "admission", "disconnect", "state", "host_folder", "start_failures", "outcomes", "log_setup"),
+        *("tokens", "known_tokens", "own_token", "watched_file", "networks", "advertise", "routing", "registry_view"),
         *("registry", "registry.base", "registry.rows", "registry.address", "registry.per_process", "registry.schema"),
-        *("registry.memory", "registry.sqlite", "registry.redis"),
+        "registry.forgetting",
+        *("registry.memory", "registry.sqlite", "registry.sqlite_file", "registry.redis"),
         *("registry.client", "registry.controller_calls", "registry.peer_calls"),
         *("registry.peers", "registry.row_json", "registry.instance_url"),
         *("registry.sql", "registry.dialects", "registry.postgresql", "registry.mysql"),
         *("http_parsing", "connection", "connection_pool", "answer", "transport", "remote_errors"),
+        *("client_address", "client_session", "client_stream"),
         *("propagation", "spans", "recording", "span_export", "facts", "tracing", "engine_spans"),
         *("gguf_reader", "gguf_header", "weights", "catalog", "verified"),
         *("pull", "pull_lock", "pull_progress", "pip_download", "unpack", "convert_minilm"),
-        *("engines", "engines.base", "engines.echo"),
+        *("engines", "engines.base", "engines.echo", "engines.scripted"),
         *("engines.llama_cpp", "engines.llama_http", "engines.llama_requests"),
     ),
-    ("declarations", "worker", "remote_answer", "remote_worker", "attempts", "heartbeat"),
-    ("protocol", "apply", "supported", "manager", "hosts", "remote_manager"),
-    ("cluster", "runtime"),
+    ("declarations", "worker", "remote_answer", "remote_worker", "attempts", "prober", "heartbeat", "client"),
+    ("protocol", "apply", "supported", "manager", "hosts", "directory", "remote_manager", "hosted_manager"),
+    ("cluster", "host", "runtime"),
     (
         *("blueprints.access", "blueprints.traces"),
         *("blueprints", "blueprints.bodies", "blueprints.calls", "blueprints.errors", "blueprints.health"),
@@ -40,7 +42,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         *("blueprints.controller", "blueprints.instance_schemas"),
     ),
     ("extension",),
-    ("app", "wsgi", "leader", "gevent_worker", "gunicorn_settings", "cli"),
+    (
+        *("app", "wsgi", "leader", "gevent_worker", "gunicorn_settings", "host_process", "cli"),
+        *("scripted_service", "testing"),
+    ),
 )
 """The table of docs/architecture.md. ``cli`` stands for all of its modules; the package itself imports its version."""
 

@@ -71,6 +71,23 @@ def test_several_processes_that_start_at_once_lose_nothing(path, registry):
     assert len(registry.instances(healthy_only=True)) == 5 * len(names) + 1
 
 
+def read_beside(path: Path) -> list[str]:
+    """Return the keys that another process reads, which ends then."""
+    script = "import sqlite3, sys; print(*(row[0] for row in sqlite3.connect(sys.argv[1]).execute(sys.argv[2])))"
+    query = "SELECT worker_key FROM modelyard_instances ORDER BY worker_key"
+    command = [sys.executable, "-c", script, str(path), query]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.split()
+
+
+def test_what_is_written_after_another_process_has_left_is_not_lost(path, registry):
+    # Who is the last to leave takes the log of writes away: so nobody may seem to have left who has not.
+    registry.beat([MINE])
+    registry.instances()
+    assert read_beside(path) == [MINE.key]
+    registry.beat([Instance("b@llm", MINE.url)])
+    assert read_beside(path) == ["b@llm", MINE.key]
+
+
 def test_a_forked_child_and_its_parent_both_go_on(path, registry):
     with others(f"sqlite:///{path}", "fork", ["p"]) as (count,):
         assert count == 5 + 3 * 5
@@ -188,8 +205,9 @@ def test_a_file_that_can_not_be_used_is_named(tmp_path, fault):
         path.mkdir()
     registry = SqliteRegistry(path)
     for call in (registry.instances, lambda: registry.beat([MINE])):
-        with pytest.raises(RegistryUnavailable, match=r"registry\.db"):
+        with pytest.raises(RegistryUnavailable, match=r"registry\.db") as refused:
             call()
+        assert (f"there is no folder {path.parent}: make it" in str(refused.value)) == (fault == "no folder")
     assert descriptors(path) == 0
     registry.close()
 

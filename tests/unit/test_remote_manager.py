@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
@@ -10,8 +11,19 @@ from pathlib import Path
 import pytest
 import steered
 from clusters import service, url_of
+from faulty import faulty, says, whole
 from modelyard.cancel import Cancel
-from modelyard.errors import InvalidRequest, NotReady, Overloaded, RegistryUnavailable, UnknownModel, WorkerUnreachable
+from modelyard.errors import (
+    InvalidRequest,
+    ModelyardError,
+    NotReady,
+    Overloaded,
+    RegistryUnavailable,
+    Unavailable,
+    UnknownModel,
+    WorkerLost,
+    WorkerUnreachable,
+)
 from modelyard.protocol import EVERY_MODEL
 from modelyard.registry.base import MANAGER_KEY, Instance
 from modelyard.registry.memory import MemoryRegistry
@@ -109,6 +121,45 @@ def test_what_one_refuses_the_other_answers(yard):
     for _ in range(10):
         assert yard.manager.generate(prompt("x")).text == " x"
         assert yard.manager.count_token("a", "x y") == 2
+
+
+def test_a_model_that_its_worker_no_longer_has_is_asked_of_another(yard):
+    yard.manager.model_startup("spare", None, {}, host="127.0.0.1", port=yard.two.settings.port)
+    yard.controller.cluster.registry.beat([Instance("spare@llm", url_of(yard.one))])
+    wait_until(lambda: len(yard.healthy("spare@llm")) == 2, "the stale row is in view")
+    stale = Instance("spare@llm", url_of(yard.one), healthy=True)
+
+    def was_asked() -> bool:
+        assert yard.manager.generate(prompt("x", "spare")).text == " x"
+        assert yard.manager.count_token("spare", "x y") == 2
+        return "no model 'spare'" in yard.manager.routes.why_not(stale)
+
+    wait_until(was_asked, "the stale row was tried")
+    assert yard.manager.routes.why_not(Instance("a@llm", url_of(yard.one), healthy=True)) == "", "its neighbour serves"
+
+
+def test_after_a_model_was_not_found_at_its_only_address_the_registry_is_read_anew(yard):
+    registry = yard.controller.cluster.registry
+    registry.beat([Instance("spare@llm", url_of(yard.one))])
+    wait_until(lambda: yard.healthy("spare@llm"), "the stale row is in view")
+    yard.manager.view.stop()
+    yard.two.local.model_startup("spare", None, {})
+    wait_until(lambda: len(registry.instances("spare@llm")) == 2, "the other has registered")
+    assert yard.manager.generate(prompt("x", "spare")).text == " x"
+
+
+@pytest.mark.parametrize("call", ["generate", "count_token"])
+def test_an_engine_that_breaks_is_no_worker_that_died(yard, call):
+    calls = {
+        "generate": lambda: yard.manager.generate(prompt("crash")),
+        "count_token": lambda: yard.manager.count_token("a", "break"),
+    }
+    for _ in range(6):
+        with pytest.raises(ModelyardError) as broke:
+            calls[call]()
+        assert not isinstance(broke.value, Unavailable | WorkerLost)
+    known = [Instance("a@llm", url_of(one), healthy=True) for one in (yard.one, yard.two)]
+    assert [yard.manager.routes.why_not(one) for one in known] == ["", ""]
 
 
 def test_apply_reaches_all_instances_and_merges_what_came_of_it(yard):
@@ -294,3 +345,35 @@ def test_an_address_where_nobody_listens_fails_for_the_only_instance_with_the_re
         manager.stop()
         view.stop()
         transport.close()
+
+
+@pytest.mark.parametrize(
+    ("registered", "params", "said"),
+    [
+        (["new@text2vec"], {}, "text2vec"),
+        (["new@text2vec"], {"worker_type": "llm"}, "llm"),
+        (["new@text2vec", "new@llm"], {}, None),
+        ([], {"worker_type": "odd"}, None),
+        ([], {"worker_type": ["llm"]}, None),
+        ([], {}, None),
+    ],
+)
+def test_a_host_of_dbgpt_is_told_a_type_that_nobody_said_where_it_is_clear(registered, params, said):
+    registry = MemoryRegistry(heartbeat_timeout=60)
+    with faulty(says(whole(200, b"null"))) as host, closing(Transport()) as transport:
+        elsewhere = f"http://127.0.0.1:{free_port()}/api"
+        registry.beat([Instance(MANAGER_KEY, host.url), *(Instance(key, elsewhere) for key in registered)])
+        manager = RemoteWorkerManager(RegistryView(registry, 60), transport)
+        manager.model_startup("new", None, params)
+        manager.model_startup("new", WorkerType.RERANKER, params)
+        asked = [json.loads(request.body) for request in host.requests]
+    assert [one.get("worker_type") for one in asked] == [said, "reranker"]
+
+
+def test_a_model_is_shut_down_at_a_host_of_dbgpt_by_its_type():
+    registry = MemoryRegistry(heartbeat_timeout=60)
+    with faulty(says(whole(200, b"null"))) as host, closing(Transport()) as transport:
+        registry.beat([Instance(MANAGER_KEY, host.url), Instance("new@text2vec", host.url)])
+        RemoteWorkerManager(RegistryView(registry, 60), transport).model_shutdown("new", None)
+        (asked,) = host.requests
+    assert json.loads(asked.body)["worker_type"] == "text2vec"

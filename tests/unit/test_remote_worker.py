@@ -30,7 +30,7 @@ from faulty import (
 )
 from modelyard import errors, remote_answer
 from modelyard.cancel import Cancel
-from modelyard.remote_errors import BY_CODE
+from modelyard.error_codes import BY_CODE
 from modelyard.remote_worker import RemoteHost, RemoteModelWorker
 from modelyard.streams import OutputStream
 from modelyard.transport import Transport
@@ -404,6 +404,27 @@ def test_an_error_without_a_code_of_ours_goes_by_its_number(
     assert (type(error), str(error)) == (kind, "why")
 
 
+UNKNOWN_THERE = "Cound not found worker instances for model name a b and worker type llm"
+
+
+@pytest.mark.parametrize(
+    ("text", "error_code", "kind"),
+    [
+        (f"**LLMServer Generate Error, Please CheckErrorInfo.**: {UNKNOWN_THERE}", 1, errors.UnknownModel),
+        (UNKNOWN_THERE, 1, errors.UnknownModel),
+        (UNKNOWN_THERE, 2, errors.EngineError),
+        (f"{UNKNOWN_THERE}, said the backend", 1, errors.EngineError),
+        (f"the backend said: {UNKNOWN_THERE}", 1, errors.EngineError),
+    ],
+)
+def test_only_the_whole_sentence_of_dbgpt_says_that_a_model_is_unknown_there(
+    transport: Transport, text: str, error_code: int, kind: type[errors.ModelyardError]
+):
+    with faulty(says(streamed(refused(None, error_code, text)))) as server:
+        _, error = read(stream_of(server, transport))
+    assert (type(error), str(error)) == (kind, text)
+
+
 def test_an_error_that_has_no_words_is_one_all_the_same(transport: Transport):
     chunk = json.dumps({"error_code": 1, "content": {"type": "image_url"}}).encode() + b"\0"
     for script in (says(streamed(chunk)), says(whole(500, chunk))):
@@ -421,8 +442,8 @@ FASTAPI = {"detail": [{"loc": ["body", "model"], "msg": "Field required", "type"
         (whole(422, FASTAPI), errors.InvalidRequest, "body.model: Field required"),
         (whole(401, {"detail": "who are you"}), errors.Unauthorized, "who are you"),
         (whole(403, {"detail": "not you"}), errors.Forbidden, "not you"),
-        (whole(404, {"detail": "Not Found"}), errors.WorkerUnreachable, "no worker's API"),
-        (whole(405, b""), errors.WorkerUnreachable, "no worker's API"),
+        (whole(404, {"detail": "Not Found"}), errors.WorkerUnreachable, r"not known there, .*\(Not Found\)$"),
+        (whole(405, b""), errors.WorkerUnreachable, "its role is another, or its prefix$"),
         (whole(413, b"too large"), errors.RequestTooLarge, "too large"),
         (whole(429, b""), errors.Overloaded, "429"),
         (whole(500, b"Internal Server Error"), errors.EngineError, "Internal Server Error"),

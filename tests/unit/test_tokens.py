@@ -12,21 +12,20 @@ import threading
 from pathlib import Path
 
 import pytest
-from modelyard import params, tokens
+from modelyard import known_tokens, params, watched_file
 from modelyard.errors import ConfigError
+from modelyard.known_tokens import Tokens
+from modelyard.own_token import OwnToken, read_secret
 from modelyard.settings import Settings
 from modelyard.tokens import (
     SCOPES,
-    OwnToken,
     Token,
-    Tokens,
     add_to_file,
     digest_of,
     new_secret,
     parse,
     parse_scopes,
     read_file,
-    read_secret,
     remove_from_file,
     spoken,
 )
@@ -47,7 +46,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def looking_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokens, "LOOK_AGAIN", 0.0)
+    monkeypatch.setattr(watched_file, "LOOK_AGAIN", 0.0)
 
 
 # secrets and scopes
@@ -258,7 +257,7 @@ def test_a_file_that_has_changed_is_read_anew(file):
 
 
 def test_the_file_is_looked_at_once_in_a_while_and_not_at_each_request(file, monkeypatch):
-    monkeypatch.setattr(tokens, "LOOK_AGAIN", 3600.0)
+    monkeypatch.setattr(watched_file, "LOOK_AGAIN", 3600.0)
     add_to_file(file, token())
     known = Tokens(file=file)
     remove_from_file(file, "ci")
@@ -268,7 +267,7 @@ def test_the_file_is_looked_at_once_in_a_while_and_not_at_each_request(file, mon
 def test_a_file_that_has_not_changed_is_not_read_again(file, monkeypatch):
     add_to_file(file, token())
     known = Tokens(file=file)
-    monkeypatch.setattr(tokens, "read_file", lambda path: pytest.fail("it was read"))
+    monkeypatch.setattr(known_tokens, "read_file", lambda path: pytest.fail("it was read"))
     assert known.find("s3cret") == token()
 
 

@@ -96,6 +96,7 @@ def test_its_metadata_names_licence_command_and_extras(wheel):
     (entries,) = (archive.read(name).decode() for name in archive.namelist() if name.endswith("/entry_points.txt"))
     assert re.search(r"^License(-Expression)?: Apache-2\.0$", metadata, re.MULTILINE)
     assert "modelyard = modelyard.cli:main" in entries
+    assert "[pytest11]\nmodelyard.testing = modelyard.testing" in entries
     for extra in ("server", "llama", "otel"):
         assert f"Provides-Extra: {extra}" in metadata
     assert any(name.endswith("/LICENSE") for name in archive.namelist())
@@ -112,3 +113,11 @@ def test_every_module_of_it_can_be_imported(site):
         "    print(name)\n"
     )
     assert from_wheel(site, script).split() == modules
+
+
+def test_pytest_finds_its_fixtures_by_itself_where_it_is_installed(site, tmp_path):
+    said = "def test_it(modelyard_client):\n    assert modelyard_client.chat('Hi') == 'Hi'\n"
+    (tmp_path / "test_said.py").write_text(said)
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    command = [sys.executable, "-m", "pytest", "-q", "-W", "error", tmp_path]
+    assert "1 passed" in run(command, cwd=tmp_path, env={**environ, "PYTHONPATH": str(site)})

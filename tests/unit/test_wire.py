@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from modelyard.contents import output_from_wire, text_of_content
 from modelyard.types import Burst, ModelOutput
 from modelyard.wire import (
     NUL,
@@ -15,8 +16,6 @@ from modelyard.wire import (
     ChunkDecoder,
     ChunkEncoder,
     encode_output,
-    output_from_wire,
-    text_of_content,
 )
 
 RECORDINGS = sorted((Path(__file__).parents[1] / "wire").glob("*.jsonl"))

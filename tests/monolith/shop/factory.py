@@ -49,4 +49,5 @@ def log_in() -> None:
 
 def sign(response: Response) -> Response:
     response.headers["Shop"] = "yes"
+    response.headers["Shop-Pid"] = str(os.getpid())
     return response

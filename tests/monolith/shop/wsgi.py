@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from factory import create_app
 from flask import Flask
 from modelyard.extension import Modelyard
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
+
+if imports := os.environ.get("SHOP_IMPORTS"):
+    with Path(imports).open("a") as journal:
+        journal.write(f"{os.getpid()}\n")
 
 app = create_app(worker=not os.environ.get("SHOP_LEAVES_OUT_THE_WORKER"))
 

@@ -21,6 +21,9 @@ from gunicorn.workers.gthread import TConn, ThreadWorker
 TICK = 0.001
 """Seconds a request may keep the lead (at most two of them)."""
 
+STAY = 1
+"""Milliseconds that the thread of a long request waits for the next one: to wake it costs less than to hand over."""
+
 NAP_AFTER = 20
 """Ticks without a request after which the deputy sleeps until there is one."""
 
@@ -152,17 +155,27 @@ class LeaderWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         try:
             self._lead.pop()
         except IndexError:
+            leads = False
             if kept:
                 self._slow.add(fd)
-            return False
-        return True
+        else:
+            leads = True
+        if kept:
+            self._park(conn)
+        return leads
 
     def _serve_long(self, conn: TConn) -> None:
-        """Serve a request of a connection whose last one was long, in a thread that does not lead."""
+        """Serve a connection whose last request was long, and those that follow, in a thread that does not lead."""
         fd, began = conn.fd, time.monotonic()
-        self._serve(conn)
-        if time.monotonic() - began < TICK:
-            self._slow.discard(fd)
+        while kept := self._serve(conn):
+            if time.monotonic() - began < TICK:
+                self._slow.discard(fd)
+                break
+            if self._ready or not _is_readable(fd, STAY):
+                break
+            began = time.monotonic()
+        if kept:
+            self._park(conn)
 
     def _serve(self, conn: TConn) -> bool:
         """Serve a connection's request, and those pipelined behind it; return whether the connection is kept."""
@@ -177,13 +190,15 @@ class LeaderWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
                 self._discard(conn, graceful=True)
                 return False
             if not conn.parser.unreader.buf.getvalue():
-                break
+                return True
+
+    def _park(self, conn: TConn) -> None:
+        """Wait for a connection's next request, without a thread."""
         conn.timeout = time.monotonic() + self.cfg.keepalive
         self._waiting[conn.fd] = conn
         # The main loop may have closed it in between, when it is stopping.
         with contextlib.suppress(OSError):
             self._epoll.modify(conn.fd, _WAIT)
-        return True
 
     def _discard(self, conn: TConn, *, graceful: bool) -> None:
         self._slow.discard(conn.fd)
@@ -227,3 +242,10 @@ class LeaderWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         if self._served == seen and not self._lead:
             self._wake.wait(1.0)
         self._napping = False
+
+
+def _is_readable(fd: int, timeout: int) -> bool:
+    """Return whether something comes within ``timeout`` milliseconds, be it the end."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(timeout))

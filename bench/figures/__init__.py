@@ -7,7 +7,20 @@ from typing import Protocol
 
 from ..plan import Plan
 from ..report import Row
-from . import busy, hop, memory, overload, paced, recovery, requests, smollm2, unpaced
+from . import (
+    busy,
+    detection,
+    hop,
+    memory,
+    overload,
+    paced,
+    recovery,
+    registry,
+    requests,
+    smollm2,
+    uneven,
+    unpaced,
+)
 
 
 class Figure(Protocol):
@@ -21,4 +34,17 @@ class Figure(Protocol):
         """Measure, and yield rows as they come. Its servers end with the iterator."""
 
 
-FIGURES: tuple[Figure, ...] = (paced, unpaced, requests, smollm2, busy, overload, memory, recovery, hop)
+FIGURES: tuple[Figure, ...] = (
+    paced,
+    unpaced,
+    requests,
+    smollm2,
+    busy,
+    overload,
+    memory,
+    recovery,
+    hop,
+    registry,
+    detection,
+    uneven,
+)

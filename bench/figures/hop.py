@@ -24,6 +24,8 @@ ADDED = 1.0
 """Milliseconds that the hop may add."""
 SHARE = 0.6
 """Of the direct call's pieces a second."""
+PEERS_SECONDS = 3.0
+"""Of one load of the peer's: its remote manager gives some twenty answers a second."""
 SHORT = 16
 """Pieces of the answers whose time is taken."""
 TIMES: tuple[tuple[str, str, Callable[[Outcome], float]], ...] = (
@@ -62,7 +64,11 @@ def measure(plan: Plan) -> Iterator[Row]:
                 _check(way)
 
         def pairs(job: Job) -> tuple[list[_Pair], list[_Pair]]:
-            turns = in_turns(plan.rounds, lambda: _pair(own, job), None if other is None else lambda: _pair(other, job))
+            turns = in_turns(
+                plan.rounds,
+                lambda: _pair(own, job),
+                None if other is None else lambda: _pair(other, replace(job, seconds=PEERS_SECONDS)),
+            )
             return turns.ours, turns.theirs
 
         for case, call, time_of in TIMES:

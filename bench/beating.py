@@ -1,0 +1,154 @@
+"""What one process does to a registry, timed: ``python -m bench.beating`` reads what to do and prints what came of it.
+
+Several run at once where processes compete. The library is called as a worker's heartbeat calls it.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from modelyard.registry import open_registry
+from modelyard.registry.base import Instance, Registry
+from modelyard.transport import Transport
+
+from .client import LoadFailed
+from .jobs import Spread
+from .places import ROOT
+
+A_BEAT = 50
+"""Instances in one call while the table is filled."""
+TIMEOUT = 120.0
+
+
+@dataclass(kw_only=True)
+class Task:
+    """What to do: fill the table first, then call one thing again and again."""
+
+    url: str
+    rows: tuple[int, int] = (0, 0)
+    """The first of the process's own instances, and the one behind its last."""
+    total: int = 0
+    """Instances in the table: one of them is looked up each time."""
+    do: str
+    """``fill``, ``beat``, ``lookup`` or ``list``."""
+    together: int = 1
+    """Instances a beat."""
+    seconds: float = 1.0
+    least: int = 20
+    """Calls that are made in any case."""
+
+
+@dataclass
+class Done:
+    """How it went."""
+
+    calls: int = 0
+    seconds: float = 0.0
+    times: Spread = field(default_factory=Spread)
+
+
+def instance(number: int) -> Instance:
+    """Return one of many: each has a key and an address of its own, of this machine, which needs no token."""
+    return Instance(
+        f"model-{number}@llm",
+        f"http://127.{number // 65536}.{number // 256 % 256}.{number % 256}:8000/api",
+        capabilities=["delta"],
+        load="slots=8;free=3;waiting=0",
+    )
+
+
+def run(*tasks: Task) -> list[Done]:
+    """Run each in a process of its own, all at once. Raises LoadFailed."""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "bench.beating"],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in tasks
+    ]
+    try:
+        for process in processes:
+            # Loaded: they begin together.
+            assert process.stdout is not None
+            process.stdout.readline()
+        for process, task in zip(processes, tasks, strict=True):
+            assert process.stdin is not None
+            process.stdin.write(json.dumps(asdict(task)) + "\n")
+            process.stdin.flush()
+        return [_done(process) for process in processes]
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
+
+
+def _done(process: subprocess.Popen[str]) -> Done:
+    try:
+        out, err = process.communicate(timeout=TIMEOUT)
+    except subprocess.TimeoutExpired as error:
+        raise LoadFailed("the registry did not answer in time") from error
+    if process.returncode:
+        raise LoadFailed(err.strip().splitlines()[-1] if err.strip() else "the process died")
+    values: dict[str, Any] = json.loads(out)
+    return Done(values["calls"], values["seconds"], Spread(**values["times"]))
+
+
+def main() -> None:
+    """Read a task from standard input, do it, print what came of it."""
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    task = Task(**json.loads(sys.stdin.readline()))
+    transport = Transport()
+    registry = open_registry(task.url, transport=transport)
+    try:
+        sys.stdout.write(json.dumps(asdict(_do(registry, task))))
+    finally:
+        registry.close()
+        transport.close()
+
+
+def _do(registry: Registry, task: Task) -> Done:
+    own = [instance(number) for number in range(*task.rows)]
+    for first in range(0, len(own), A_BEAT):
+        beaten = registry.beat(own[first : first + A_BEAT])
+        for one, receipt in zip(own[first:], beaten.receipts, strict=False):
+            one.generation = receipt.generation
+    if task.do == "fill":
+        return Done(calls=len(own))
+    times: list[float] = []
+    began = now = time.perf_counter()
+    number = 0
+    while now - began < task.seconds or number < task.least:
+        _call(registry, task, own, number)
+        before, now = now, time.perf_counter()
+        times.append(now - before)
+        number += 1
+    return Done(number, now - began, Spread.of(times))
+
+
+def _call(registry: Registry, task: Task, own: Sequence[Instance], number: int) -> None:
+    if task.do == "beat":
+        first = number * task.together % len(own)
+        registry.beat(own[first : first + task.together])
+    elif task.do == "lookup":
+        # In no order that a cache could like.
+        found = registry.instances(f"model-{number * 7919 % task.total}@llm")
+        if len(found) != 1:
+            raise SystemExit(f"{len(found)} rows of one key")
+    elif (rows := len(registry.instances())) != task.total:
+        raise SystemExit(f"{rows} rows where {task.total} are")
+
+
+if __name__ == "__main__":
+    main()

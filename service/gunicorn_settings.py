@@ -90,7 +90,7 @@ def post_worker_init(worker: Any) -> None:
         return
     log_setup.configure(_settings)
     runtime.settings.host, runtime.settings.port = _address_of(worker) or (_settings.host, _settings.port)
-    if worker.age > 1:
+    if worker.age > 1 and runtime.host is None:
         # What --fresh forgets was said before this service; what was said to an earlier worker is kept.
         runtime.settings.fresh = False
     runtime.on_fatal = lambda reason: _end_service(worker, reason)

@@ -20,7 +20,7 @@ from .advertise import advertised_url
 from .answer import Answer
 from .cluster import registry_url, transport_options
 from .errors import ModelyardError, NotConnected
-from .host_folder import HostFolder, HostLock, LifeLine, noted
+from .host_folder import HostFolder, HostLock, LifeLine, digest, is_needed, noted, run_began
 from .hosted_manager import HostedWorkerManager
 from .settings import INLINE, Settings, handed_over
 from .transport import Transport
@@ -110,8 +110,22 @@ class ModelHost:
             if self._life is not None:
                 self._life.release()
             self._life = LifeLine(self._folder.life)
+            self._compare(self._folder)
         assert self._life is not None
         self._life.hold()
+
+    def _compare(self, folder: HostFolder) -> None:
+        """End a host that is left of an earlier run with other settings; say so where others need it as it is."""
+        last = noted(folder.lock)
+        is_other = last.get("settings") != digest(handed_over(self._hosts_settings(folder)))
+        forgets = self._settings.fresh and last.get("run") != run_began()
+        if not last.get("pid") or not (is_other or forgets):
+            return
+        if not is_needed(folder.life):
+            # So it ends, as nobody could find it any more.
+            folder.socket.unlink(missing_ok=True)
+        elif is_other:
+            log.warning("the model host runs with other settings than these: they count when the service is restarted")
 
     def _ensure(self) -> None:
         """Start a host if there is none, with growing pauses where one after the other has ended."""
@@ -131,12 +145,15 @@ class ModelHost:
                 return
             if last.get("pid"):
                 log.warning("the model host, pid %d, has ended: another is started", last["pid"])
-            lock.note(starts=starts + 1, since=now)
-            self._spawn(self._folder, lock)
+            settings, run = self._hosts_settings(self._folder), run_began()
+            lock.note(starts=starts + 1, since=now, settings=digest(handed_over(settings)), run=run)
+            # Of a run, whichever of its processes that is, the first host forgets; the others bring back what ran.
+            settings.fresh = self._settings.fresh and last.get("run") != run
+            self._spawn(self._folder, lock, settings)
         finally:
             lock.close()
 
-    def _spawn(self, folder: HostFolder, lock: HostLock) -> None:
+    def _spawn(self, folder: HostFolder, lock: HostLock, settings: Settings) -> None:
         environ = {k: v for k, v in os.environ.items() if not k.startswith(_NOT_INHERITED)}
         child = subprocess.Popen(  # noqa: S603 - our own interpreter
             # Without the folder that the web server was started in: nothing of its application is imported.
@@ -151,7 +168,7 @@ class ModelHost:
         _children.append(child)
         assert child.stdin is not None
         with child.stdin as pipe:
-            pipe.write(handed_over(self._hosts_settings(folder)).encode())
+            pipe.write(handed_over(settings).encode())
         log.info("the model host is started: pid %d, on %s", child.pid, folder.socket)
 
     def _hosts_settings(self, folder: HostFolder) -> Settings:
@@ -168,6 +185,7 @@ class ModelHost:
             "prefix": "/api",
             "state_dir": str(folder.path.parent),
             "instance": folder.path.name,
+            "fresh": False,
             "registry": registry,
             "advertise": self.url if registry else None,
             # Who may come is decided on the web side, which writes the access log as well.

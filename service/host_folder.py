@@ -22,6 +22,7 @@ from urllib.parse import quote
 
 from .settings import Settings
 from .state import state_folder
+from .version import __version__
 
 log = logging.getLogger(__name__)
 
@@ -126,12 +127,21 @@ class HostLock:
 
 
 def noted(path: Path) -> dict[str, float]:
-    """Return what is noted of the host: ``pid``, ``starts`` in a row, ``since`` (monotonic seconds of this machine)."""
+    """Return what is noted of the host.
+
+    ``pid``, ``starts`` in a row, ``since`` (monotonic seconds of this machine), `digest` of its ``settings``, the
+    ``run`` of who started it (`run_began`).
+    """
     try:
         said = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return {}
     return {k: v for k, v in said.items() if isinstance(v, int | float)} if isinstance(said, dict) else {}
+
+
+def digest(handed: str) -> int:
+    """Return by what settings that are handed over are known again, and the version that they are handed to."""
+    return zlib.crc32(f"{__version__} {handed}".encode())
 
 
 class LifeLine:
@@ -201,7 +211,26 @@ def _server_above() -> dict[str, int] | None:
     elif "uwsgi" in sys.modules:
         pid = sys.modules["uwsgi"].masterpid()
     began = _began(pid)
-    return None if pid <= 1 or began is None else {"pid": pid, "began": began}
+    if began is None or (pid == 1 and not _is_same_program(pid)):
+        return None
+    return {"pid": pid, "began": began}
+
+
+def run_began() -> int:
+    """Return when the web server began that this process belongs to, or without one this process: so a run is known."""
+    server = _server_above()
+    return (server["began"] if server is not None else _began(os.getpid())) or 0
+
+
+def _is_same_program(pid: int) -> bool:
+    """Return whether a process runs what this one does: in a container the server may be the first of all.
+
+    Elsewhere that adopts whoever has lost its own, and never ends.
+    """
+    try:
+        return Path(f"/proc/{pid}/exe").readlink() == Path("/proc/self/exe").readlink()
+    except OSError:
+        return False
 
 
 def _began(pid: int) -> int | None:

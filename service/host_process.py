@@ -37,13 +37,14 @@ def main() -> None:
     # uWSGI's threads block all signals, and what they start inherits that.
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     pid, since = os.getpid(), time.monotonic()
-    lock.note(pid=pid, since=since, starts=noted(lock.path).get("starts", 1))
+    said = {"starts": 1, **noted(lock.path), "since": since}
+    lock.note(**said, pid=pid)
     try:
         _serve(folder, lock)
     finally:
         # gunicorn's workers leave through here too.
         if os.getpid() == pid:
-            lock.note(since=since, starts=0)
+            lock.note(**{**said, "starts": 0})
             # Where the lock is another's by now, so is what stands at that path.
             if lock.is_there:
                 folder.socket.unlink(missing_ok=True)

@@ -80,9 +80,7 @@ class HostedWorkerManager:
     def _patience(self, model: str | None, cancel: Cancel | None = None, *, wait: bool = True) -> _Patience:
         return _Patience(self, model, cancel, time.monotonic() + (self._timeout if wait else 0))
 
-    def _asked(
-        self, call: Callable[[], T], model: str | None, cancel: Cancel | None = None, *, wait: bool = True
-    ) -> T:
+    def _asked(self, call: Callable[[], T], model: str | None, cancel: Cancel | None = None, *, wait: bool = True) -> T:
         """Return what the host says, once there is one; who does not ``wait`` in line does not wait for it either."""
         patience = self._patience(model, cancel, wait=wait)
         while True:

@@ -351,7 +351,11 @@ def processes_of(folder: Path, name: str = "") -> list[int]:
             line = (process / "cmdline").read_bytes()
         except OSError:
             continue
-        if f"TMPDIR={folder / 'tmp'}".encode() in surroundings and name.encode() in line and is_alive(int(process.name)):
+        if (
+            f"TMPDIR={folder / 'tmp'}".encode() in surroundings
+            and name.encode() in line
+            and is_alive(int(process.name))
+        ):
             found.append(int(process.name))
     return sorted(found)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,11 +10,13 @@ from typing import Any
 
 import pytest
 from flask import Flask
+from modelyard import host
 from modelyard.app import create_app
 from modelyard.errors import ConfigError
 from modelyard.extension import Modelyard, current_modelyard
 from modelyard.runtime import Runtime
 from modelyard.settings import Settings
+from running import wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -23,12 +26,16 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def started() -> Iterator[list[Runtime]]:
-    """Runtimes that are stopped in the end."""
+def started(tmp_path: Path) -> Iterator[list[Runtime]]:
+    """Runtimes that are stopped in the end, and their hosts."""
     runtimes: list[Runtime] = []
     yield runtimes
     for runtime in runtimes:
         runtime.stop()
+    # Else they stay a while, for others.
+    shutil.rmtree(tmp_path / "state", ignore_errors=True)
+    wait_until(lambda: all(child.poll() is not None for child in host._children), "the hosts have ended")
+    host._children.clear()
 
 
 def rules(app: Flask) -> set[tuple[str, str]]:

@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 from modelyard import settings as settings_module
 from modelyard.errors import ConfigError
-from modelyard.settings import SET_VARIABLE, Settings, load, read_config, split_override
+from modelyard.params import params_of
+from modelyard.settings import (
+    HANDED_VARIABLE,
+    SET_VARIABLE,
+    Settings,
+    handed_over,
+    load,
+    read_config,
+    split_override,
+    taken_over,
+)
 
 
 @pytest.fixture
@@ -179,3 +189,46 @@ def test_each_role_and_port_has_a_state_folder_of_its_own():
 def test_settings_are_read_from_the_module_without_a_side_effect(monkeypatch):
     monkeypatch.delenv("MODELYARD_CONFIG", raising=False)
     assert load({}, {}) == settings_module.load({}, {})
+
+
+def other_than_default(name: str) -> object:
+    """Return a value of a setting that is not its default."""
+    special = {
+        "role": "worker",
+        "placement": "hosted",
+        "http_threads": "gthread",
+        "on_load_failure": "exit",
+        "log_level": "debug",
+        "tracing": "file:/tmp/spans",
+        "prefix": "/ml/api",
+        "reserve": 9,
+        "tracing_sample": 0.5,
+    }
+    default = getattr(Settings(), name)
+    if name in special:
+        return special[name]
+    if isinstance(default, bool):
+        return not default
+    if isinstance(default, int | float):
+        return default + 1
+    return (
+        [f"{name} with ümlaut", "two"] if isinstance(default, list) or name == "models" else f"a secret of {name}, \n"
+    )
+
+
+def test_all_settings_survive_being_handed_over_secrets_included():
+    said = {name: other_than_default(name) for name in params_of(Settings)}
+    settings = Settings(**said)
+    settings.model_tables = ({"name": "a", "token": "hidden", "sizes": [1, 2.5, None], "deep": {"er": True}},)
+    settings.overrides = ("a.n_ctx=1", "a.reply=x=y")
+    found = taken_over(handed_over(settings))
+    assert found == settings
+    assert (found.token, found.registry) == (settings.token, settings.registry)
+    for name in said:
+        assert getattr(found, name) == said[name] != getattr(Settings(), name), name
+
+
+def test_what_was_handed_over_wins_over_all_else(file):
+    settings = Settings(port=7003, models=[])
+    environ = {"MODELYARD_PORT": "7004", "MODELYARD_CONFIG": str(file), HANDED_VARIABLE: handed_over(settings)}
+    assert load({"port": 7005}, environ) == settings

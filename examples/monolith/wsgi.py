@@ -1,0 +1,5 @@
+"""What gunicorn and ``flask --app wsgi`` run."""
+
+from factory import create_app
+
+app = create_app()

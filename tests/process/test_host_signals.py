@@ -1,0 +1,70 @@
+"""What a signal to the model host itself does: docs/placement.md has the table."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from clients import DELTA, outputs
+from hosted import API, host_pid, journal, monolith, script, wait_host, wait_workers
+from running import Service, Services, children, wait_until
+
+PIECES = 40
+
+
+@pytest.fixture
+def shop(run: Services) -> Service:
+    service = monolith(run, workers=2, models="script")
+    wait_workers(service, 2)
+    return service
+
+
+def stream(service: Service) -> Iterator[dict[str, Any]]:
+    """Yield the chunks of an answer that takes about four seconds."""
+    body = script(pieces=PIECES, each=0.1)
+    with service.post(f"{API}generate_stream", body, headers=DELTA, stream=True) as response:
+        yield from outputs(response)
+
+
+def starts(service: Service) -> int:
+    return len(journal(service, "start"))
+
+
+def test_a_host_that_is_told_to_end_lets_answers_end_and_another_is_started(shop: Service) -> None:
+    host = host_pid(shop)
+    chunks = stream(shop)
+    first = next(chunks)
+    os.kill(host, signal.SIGTERM)
+    rest = list(chunks)
+    assert [chunk["error_code"] for chunk in (first, *rest)] == [0] * (len(rest) + 1)
+    assert "".join(chunk["text"] for chunk in (first, *rest)) == "x" * PIECES
+    wait_host(shop, other_than=host)
+    assert starts(shop) == 2
+    assert "".join(chunk["text"] for chunk in stream(shop)) == "x" * PIECES
+
+
+def test_a_host_that_is_reloaded_lets_answers_end_and_loads_its_models_anew(shop: Service) -> None:
+    host = host_pid(shop)
+    chunks = stream(shop)
+    first = next(chunks)
+    os.kill(host, signal.SIGHUP)
+    assert "".join(chunk["text"] for chunk in (first, *chunks)) == "x" * PIECES
+    wait_until(lambda: starts(shop) == 2, "the second start")
+    assert wait_host(shop) == host
+
+
+@pytest.mark.parametrize("number", [signal.SIGQUIT, signal.SIGKILL])
+def test_an_answer_that_was_cut_off_says_so_and_does_not_begin_anew(shop: Service, number: int) -> None:
+    (worker,) = children(host_pid(shop))
+    chunks = stream(shop)
+    first = next(chunks)
+    os.kill(worker, number)
+    *pieces, last = (first, *chunks)
+    assert last["error_code"] in (502, 503)
+    assert len("".join(chunk["text"] for chunk in pieces)) < PIECES
+    wait_until(lambda: starts(shop) == 2, "the second start")
+    wait_host(shop)
+    assert "".join(chunk["text"] for chunk in stream(shop)) == "x" * PIECES

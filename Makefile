@@ -20,7 +20,7 @@ weights: $(SERVE_STAMP)
 	$(BIN)/modelyard pull --models-dirs $(MODELS)
 
 test: $(TEST_STAMP) weights
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(TEST_STAMP)
 	$(BIN)/ruff check .

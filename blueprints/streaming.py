@@ -129,6 +129,7 @@ class StreamResponse(Response):
         self.headers["Cache-Control"] = "no-cache"
         if load:
             self.headers["Modelyard-Load"] = load
+        self.body = body
         self.taken = False
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:

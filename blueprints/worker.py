@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flask import Blueprint, Response, g, request
+from flask import Blueprint, Request, Response, g, request
 
 from ..protocol import WorkerManager
 from ..runtime import Runtime
@@ -29,22 +29,25 @@ def worker_blueprint(runtime: Runtime, url_prefix: str, name: str = "modelyard_w
 
 
 def _body(runtime: Runtime) -> dict[str, object]:
-    body = read_object(request, runtime.settings.max_body_bytes)
+    return _read_body(runtime, request, g.modelyard_line)
+
+
+def _read_body(runtime: Runtime, call: Request, line: AccessLine) -> dict[str, object]:
+    body = read_object(call, runtime.settings.max_body_bytes)
     model = body.get("model")
-    line: AccessLine = g.modelyard_line
     line.model = model if isinstance(model, str) else None
-    line.trace = read_body(runtime.tracing, request, line.trace, body)
+    line.trace = read_body(runtime.tracing, call, line.trace, body)
     return body
 
 
-def _may_wait() -> bool:
-    prefer = request.headers.get("Prefer")
+def _may_wait(call: Request = request) -> bool:
+    prefer = call.headers.get("Prefer")
     return prefer is None or "wait=0" not in prefer.replace(" ", "").split(",")
 
 
-def _manager(runtime: Runtime) -> WorkerManager:
+def _manager(runtime: Runtime, call: Request = request) -> WorkerManager:
     """Return who answers: for a request that another process has routed here, the models of this one alone."""
-    if request.headers.get(ROUTE_HEADER) == ROUTE_LOCAL:
+    if call.headers.get(ROUTE_HEADER) == ROUTE_LOCAL:
         return runtime.own
     return runtime.manager
 
@@ -58,27 +61,30 @@ def _kind(value: object) -> WorkerType | None:
     return WorkerType(value) if value else None
 
 
-def _add_generation(blueprint: Blueprint, runtime: Runtime) -> None:
+def begin_stream(runtime: Runtime, asked: Request, line: AccessLine) -> StreamResponse:
+    """Return the answer to a call of generate_stream, once its first piece is there; raise what comes before it."""
     settings = runtime.settings
+    call = Call(runtime, asked)
+    body: StreamBody | None = None
+    try:
+        prompt = schemas.generate_request(_read_body(runtime, asked, line))
+        stream = _manager(runtime, asked).generate_stream(prompt, call.cancel, wait=_may_wait(asked))
+        delta = errors.wants_delta(asked)
+        body = StreamBody(call, stream, line, delta=delta, silence_timeout=settings.silence_timeout)
+        body.prime(settings.first_output_timeout)
+        call.bound_writes(settings.write_timeout)
+        return StreamResponse(body, delta=delta, load=stream.load)
+    except BaseException:
+        if body is not None:
+            body.release()
+        call.close()
+        raise
 
+
+def _add_generation(blueprint: Blueprint, runtime: Runtime) -> None:
     @blueprint.post("/generate_stream")
     def generate_stream() -> Response:
-        call = Call(runtime, request)
-        body: StreamBody | None = None
-        try:
-            prompt = schemas.generate_request(_body(runtime))
-            stream = _manager(runtime).generate_stream(prompt, call.cancel, wait=_may_wait())
-            delta = errors.wants_delta(request)
-            body = StreamBody(call, stream, g.modelyard_line, delta=delta, silence_timeout=settings.silence_timeout)
-            body.prime(settings.first_output_timeout)
-            call.bound_writes(settings.write_timeout)
-            response = StreamResponse(body, delta=delta, load=stream.load)
-        except BaseException:
-            if body is not None:
-                body.release()
-            call.close()
-            raise
-        g.modelyard_stream = response
+        g.modelyard_stream = response = begin_stream(runtime, request, g.modelyard_line)
         return response
 
     @blueprint.post("/generate")

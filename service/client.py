@@ -318,7 +318,7 @@ class Client:
                 response = session.request(
                     method, url, data=data, headers=sent, timeout=times, stream=True, allow_redirects=False
                 )
-                if response.status_code in accepted:
+                if response.status_code in accepted and not _is_a_proxys(response):
                     return response
                 error = self._refusal(response)
                 again = response.status_code == requests.codes.unavailable and changes is None
@@ -453,6 +453,12 @@ def _are_rows(rows: Any) -> bool:
 def _broke_off(error: requests.RequestException) -> bool:
     """Return whether the connection ended before a byte of an answer had come: where it was silent, it did not."""
     return isinstance(error, requests.ConnectionError) and not isinstance(error, requests.exceptions.SSLError)
+
+
+def _is_a_proxys(response: requests.Response) -> bool:
+    """Return whether a 503 is that of a proxy which finds no service, and no status of a service that is not ready."""
+    is_refusal = response.status_code == requests.codes.unavailable
+    return is_refusal and "json" not in response.headers.get("Content-Type", "")
 
 
 def _jittered(pause: float) -> float:

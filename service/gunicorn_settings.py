@@ -60,14 +60,20 @@ _BOOT_ERROR = 3
 
 def on_starting(server: Any) -> None:
     """Refuse, in the master, what can't work: several processes that each hold models, an open door."""
+    told: dict[str, Any] = {}
     if server.cfg.workers != 1 and _settings.owns_models:
         if _settings.placement is not None:
             sys.exit(
                 f"modelyard: {server.cfg.workers} workers (-w) would each load every model, and no limit would hold: "
                 "leave --placement inline out, or run one, and raise --threads for more requests at once"
             )
-        # For the processes that are about to be forked.
-        os.environ["MODELYARD_PLACEMENT"] = HOSTED
+        told["placement"] = HOSTED
+    ports = [address[1] for address in server.cfg.address if isinstance(address, tuple)]
+    if ports and ports[0] not in (0, _settings.port):
+        # The folder of a service, with its registry, is named after the port.
+        told["port"] = ports[0]
+    if told:
+        _tell(server.app, told)
     try:
         Tokens.of(_settings)
         check_registry(_settings)
@@ -81,6 +87,19 @@ def on_starting(server: Any) -> None:
             replace(_settings, host=host).refuse_open_door()
         except ConfigError as error:
             sys.exit(f"modelyard: {error}")
+
+
+def _tell(application: Any, told: dict[str, Any]) -> None:
+    """Tell the processes that are about to be forked what only gunicorn's command line has said."""
+    for name, value in told.items():
+        os.environ[f"MODELYARD_{name.upper()}"] = str(value)
+    # With --preload our application is made already.
+    made = application.callable
+    runtime = getattr(made, "extensions", {}).get("modelyard")
+    if isinstance(runtime, Runtime) and made.name == "modelyard":
+        from modelyard.app import create_app  # noqa: PLC0415 - without --preload the master has no use for it
+
+        application.callable = create_app(replace(runtime.settings, **told))
 
 
 def post_worker_init(worker: Any) -> None:

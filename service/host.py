@@ -124,7 +124,7 @@ class ModelHost:
         if not is_needed(folder.life):
             # So it ends, as nobody could find it any more.
             folder.socket.unlink(missing_ok=True)
-        elif is_other:
+        elif is_other and folder.socket.exists():  # else another of the new processes has just seen to it
             log.warning("the model host runs with other settings than these: they count when the service is restarted")
 
     def _ensure(self) -> None:

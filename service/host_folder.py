@@ -182,8 +182,11 @@ def is_needed(life: Path) -> bool:
     """Return whether a web process holds the life line, or the server is there that will start the next ones."""
     try:
         fd = os.open(life, os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
+    except OSError:
+        # It can't be told, as where a busy host has no descriptor left: nobody must end for that.
+        return True
     try:
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

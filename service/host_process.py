@@ -18,6 +18,7 @@ from typing import Any
 from gunicorn.app.base import BaseApplication
 
 from .app import create_app
+from .blueprints.direct import DirectStreams
 from .host_folder import HostFolder, HostLock, is_needed, noted
 from .settings import HANDED_VARIABLE
 
@@ -39,12 +40,18 @@ def main() -> None:
     pid, since = os.getpid(), time.monotonic()
     said = {"starts": 1, **noted(lock.path), "since": since}
     lock.note(**said, pid=pid)
+    was_told = False
     try:
         _serve(folder, lock)
+    except SystemExit as end:
+        was_told = not end.code
+        raise
     finally:
         # gunicorn's workers leave through here too.
         if os.getpid() == pid:
-            lock.note(**{**said, "starts": 0})
+            # One that can't even begin is a failure like a host that was killed: the next is started after a pause.
+            if was_told:
+                lock.note(**{**said, "starts": 0})
             # Where the lock is another's by now, so is what stands at that path.
             if lock.is_there:
                 folder.socket.unlink(missing_ok=True)
@@ -67,7 +74,9 @@ def _serve(folder: HostFolder, lock: HostLock) -> None:
             self.cfg.set("post_worker_init", started)
 
         def load(self) -> Any:
-            return create_app()
+            app = create_app()
+            DirectStreams(app, app.extensions["modelyard"])
+            return app
 
     def starting(server: Any) -> None:
         # As for a socket that systemd made: gunicorn leaves it, who knows whose it is by then removes it.

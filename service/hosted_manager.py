@@ -169,8 +169,11 @@ class HostedWorkerManager:
     ) -> Vectors:
         """Return one row of floats a text."""
         cancel = cancel or Cancel()
-        worker = self._worker(model, WorkerType.TEXT2VEC)
-        return self._asked(lambda: worker.embeddings(texts, cancel, wait=wait), model, cancel, wait=wait)
+
+        def ask() -> Vectors:
+            return self._worker(model, WorkerType.TEXT2VEC).embeddings(texts, cancel, wait=wait)
+
+        return self._asked(ask, model, cancel, wait=wait)
 
     @spanned
     def rerank(
@@ -178,8 +181,13 @@ class HostedWorkerManager:
     ) -> Sequence[float]:
         """Return a score a text."""
         cancel = cancel or Cancel()
-        worker = self._worker(model, WorkerType.RERANKER, WorkerType.TEXT2VEC)
-        return self._asked(lambda: worker.rerank(query, texts, cancel, wait=wait), model, cancel, wait=wait)
+
+        def ask() -> Sequence[float]:
+            # Looked for anew each time: of what kind the model is shows only when the host is there.
+            worker = self._worker(model, WorkerType.RERANKER, WorkerType.TEXT2VEC)
+            return worker.rerank(query, texts, cancel, wait=wait)
+
+        return self._asked(ask, model, cancel, wait=wait)
 
     @spanned
     def count_token(self, model: str | None, prompt: str) -> int:

@@ -202,9 +202,9 @@ class LeaderWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def _discard(self, conn: TConn, *, graceful: bool) -> None:
         self._slow.discard(conn.fd)
-        # handle() may have closed it already.
-        with contextlib.suppress(OSError):
-            self._epoll.unregister(conn.fd)
+        # handle() may have closed it already: then its number may be that of a new connection by now.
+        with contextlib.suppress(OSError, ValueError):
+            self._epoll.unregister(conn.sock)
         conn.close(graceful=graceful)
         self.method_queue.defer(self._forget_one)
 

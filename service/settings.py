@@ -112,7 +112,9 @@ class Settings:
     token_file: str | None = param(
         None, help="file with the token that this process sends; read anew when it has changed"
     )
-    on_load_failure: str = param("stay", help="what a failed start does to the process", choices=("stay", "exit"))
+    on_load_failure: str = param(
+        "stay", help="what a failed start does to a process with models inline; others stay", choices=("stay", "exit")
+    )
     workers: int = param(
         1, help="worker processes; with several, models are hosted in one of their own", min=1, max=256
     )
@@ -172,8 +174,11 @@ class Settings:
             )
         if self.role == "gateway" and not self.registry:
             raise ConfigError("a gateway needs --registry: the address of a controller, or of a store")
-        if self.registry and self.registry.startswith("memory:") and self.workers > 1:
-            raise ConfigError("registry memory: is one process's own: with several workers, use another store")
+        if self.registry and self.registry.startswith("memory:"):
+            if self.workers > 1:
+                raise ConfigError("registry memory: is one process's own: with several workers, use another store")
+            if self.is_hosted and self.routes:
+                raise ConfigError("registry memory: is one process's own: where models are hosted, use another store")
 
     @property
     def owns_models(self) -> bool:

@@ -101,7 +101,8 @@ class SqliteFile:
     def __init__(self, path: Path, busy_timeout: float, migrations: Sequence[schema.Migration]) -> None:
         self._reading = _Line(path, busy_timeout, migrations)
         self._writing = _Line(path, busy_timeout, migrations)
-        self._held: list[_Line] = []
+        self._held: dict[int, list[_Line]] = {}
+        """What each thread that is about to fork holds."""
         _FILES.add(self)
 
     def do(self, work: Callable[[sqlite3.Connection], T], write: bool) -> T:
@@ -114,17 +115,18 @@ class SqliteFile:
 
     def close(self) -> None:
         """Close the connections."""
-        self.hold()
-        self.release()
+        for line in (self._reading, self._writing):
+            if line.hold():
+                line.release()
 
     def hold(self) -> None:
         """Close the connections, and open none until `release`."""
-        self._held = [line for line in (self._reading, self._writing) if line.hold()]
+        self._held[threading.get_ident()] = [line for line in (self._reading, self._writing) if line.hold()]
 
     def release(self) -> None:
         """Open them again when they are wanted."""
-        while self._held:
-            self._held.pop().release()
+        for line in self._held.pop(threading.get_ident(), ()):
+            line.release()
 
 
 _FILES: weakref.WeakSet[SqliteFile] = weakref.WeakSet()

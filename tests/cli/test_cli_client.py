@@ -109,7 +109,7 @@ def test_readiness_is_looked_for_below_the_prefix_and_then_above_it():
 
 def test_a_service_within_another_application_is_listed(tmp_path: Path):
     app = Flask("host")
-    Modelyard(app, url_prefix="/ml/api", models=["echo"], state_dir=str(tmp_path))
+    Modelyard(app, url_prefix="/ml/api", models=["echo"], state_dir=str(tmp_path), placement="inline")
     server = make_server("127.0.0.1", 0, app, threaded=True)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()

@@ -158,6 +158,7 @@ def our_own(run: Services, *arguments: str, **options: Any) -> Service:
         ["serve", "--workers", "4"],
         ["serve", "--workers", "2", "--http-threads", "gevent"],
         ["gunicorn", "-w", "4"],
+        ["gunicorn", "-w", "4", "--preload"],
     ],
     ids=" ".join,
 )

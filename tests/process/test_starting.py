@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from running import ROOT, THREADED, Services, console_script, is_alive, surroundings_of, wait_until
+from running import ROOT, THREADED, Services, console_script, free_port, is_alive, surroundings_of, wait_until
 
 ECHO = '[[models]]\nname = "echo"\n'
 each_class = pytest.mark.parametrize("worker_class", THREADED)
@@ -126,11 +126,23 @@ def test_the_checkout_runs_under_plain_gunicorn(run: Services) -> None:
     assert service.post("generate", {"model": "echo", "prompt": "x"}).status_code == 200
 
 
+@pytest.mark.parametrize("arguments", [[], ["--preload"]], ids=["", "preloaded"])
+def test_the_port_that_gunicorn_is_told_is_the_one_its_folder_and_registry_are_named_after(
+    run: Services, arguments: list[str]
+) -> None:
+    command = [console_script("gunicorn"), "wsgi:app", "--bind", "127.0.0.1:{port}"]
+    service = run.start(
+        "", *arguments, command=command, cwd=ROOT, models="echo", environ={"MODELYARD_PORT": str(free_port())}
+    )
+    registered = wait_until(lambda: service.status()["cluster"]["registered"], "it has a registry")
+    assert registered == ["WorkerManager@service", "echo@llm"]
+    assert [path.name for path in (service.folder / "state").iterdir()] == [f"standalone-{service.port}"]
+
+
 def test_several_processes_are_refused_with_the_reason(run: Services) -> None:
     for command in ([], [console_script("gunicorn"), "wsgi:app"]):
-        service = run.start(
-            ECHO, command=command, cwd=ROOT, environ={"GUNICORN_CMD_ARGS": "--workers 4"}, wait="nothing"
-        )
+        environ = {"GUNICORN_CMD_ARGS": "--workers 4", "MODELYARD_PLACEMENT": "inline"}
+        service = run.start(ECHO, command=command, cwd=ROOT, environ=environ, wait="nothing")
         assert service.wait_ended(30) != 0
         assert "4 workers" in service.log()
         assert "--threads" in service.log()

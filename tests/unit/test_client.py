@@ -277,6 +277,16 @@ def test_a_call_is_sent_again_after_a_503_and_not_before_it_says() -> None:
         assert len(server.requests) == 2
 
 
+@pytest.mark.parametrize("content_type", ["text/html", "text/plain"])
+def test_the_503_of_a_proxy_is_no_list_of_models_but_a_reason_to_ask_again(content_type: str) -> None:
+    page = whole(503, b"no server is available", content_type=content_type)
+    with faulty(in_turn(says(page), says(READY))) as server, client_of(server, retries=1) as client:
+        assert [model.name for model in client.models()] == ["m"]
+    refusal = pytest.raises(errors.Unavailable, match="no server is available")
+    with faulty(says(page)) as server, client_of(server, retries=0) as client, refusal:
+        client.models()
+
+
 def test_it_does_not_wait_longer_than_it_may() -> None:
     busy = problem(errors.Overloaded, "full", "Retry-After: 30")
     with faulty(says(busy)) as server, client_of(server, retries=1, retry_seconds=5) as client:

@@ -238,6 +238,14 @@ def test_a_process_of_the_same_number_is_not_that_server(tmp_path: Path, child: 
     assert not is_needed(path)
 
 
+def test_a_process_without_a_descriptor_left_does_not_take_itself_for_unneeded(tmp_path: Path) -> None:
+    code = "import resource, sys; from pathlib import Path; from modelyard.host_folder import LifeLine, is_needed\n"
+    code += "path = Path(sys.argv[1]); line = LifeLine(path); line.hold()\n"
+    code += "resource.setrlimit(resource.RLIMIT_NOFILE, (3, 64)); print(is_needed(path))"
+    ran = subprocess.run([sys.executable, "-c", code, str(tmp_path / "host.life")], capture_output=True, text=True)
+    assert ran.stdout == "True\n", ran.stderr
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "7", "{}", '{"pid": "x", "began": null}', '{"pid": 0, "began": null}'])
 def test_a_line_that_makes_no_sense_needs_no_host(tmp_path: Path, text: str) -> None:
     path = tmp_path / "host.life"

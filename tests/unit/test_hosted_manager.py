@@ -116,7 +116,7 @@ def test_it_is_made_without_a_connection(nobody: str) -> None:
     assert manager_at(nobody).load_of("a", WorkerType.LLM) is None
 
 
-@pytest.mark.parametrize("call", [*(name for name in CALLS if name != "rerank"), "count_token", "startup"])
+@pytest.mark.parametrize("call", [*CALLS, "count_token", "startup"])
 def test_a_call_waits_for_a_host_that_is_being_started(tmp_path: Path, call: str) -> None:
     Steered.reset()
     port = free_port()
@@ -136,7 +136,20 @@ def test_a_call_waits_for_a_host_that_is_being_started(tmp_path: Path, call: str
     assert asked.wait(10), "it looks for the host"
     with service(tmp_path, TABLES, role="worker", port=port):
         came = later.result()
-    assert came == {"generate": " hello", "embeddings": [[3.0, 1.0]], "count_token": 2, "startup": None}[call]
+    vectors = {"embeddings": [[3.0, 1.0]], "rerank": pytest.approx([4 / 20**0.5])}
+    assert came == {"generate": " hello", **vectors, "count_token": 2, "startup": None}[call]
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_host_is_asked_where_it_is_once_that_is_known(host: Runtime, call: str) -> None:
+    manager = manager_at("")
+
+    class Told(Cancel):
+        def wait(self, timeout: float | None = None) -> bool:
+            manager.url = url_of(host)
+            return super().wait(timeout)
+
+    assert CALLS[call](manager, Told(), True)
 
 
 @pytest.mark.parametrize("call", [*CALLS, *OTHERS])

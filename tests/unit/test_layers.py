@@ -38,7 +38,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         *("blueprints.access", "blueprints.traces"),
         *("blueprints", "blueprints.bodies", "blueprints.calls", "blueprints.errors", "blueprints.health"),
-        *("blueprints.schemas", "blueprints.streaming", "blueprints.worker"),
+        *("blueprints.schemas", "blueprints.streaming", "blueprints.worker", "blueprints.direct"),
         *("blueprints.controller", "blueprints.instance_schemas"),
     ),
     ("extension",),

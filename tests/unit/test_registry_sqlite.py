@@ -16,6 +16,7 @@ from modelyard.errors import ConfigError, RegistryUnavailable
 from modelyard.registry import schema
 from modelyard.registry.base import Instance
 from modelyard.registry.sqlite import SqliteRegistry
+from modelyard.registry.sqlite_file import SqliteFile
 from registry_process import TURNS, others
 from running import wait_until
 
@@ -69,6 +70,17 @@ def test_several_processes_that_start_at_once_lose_nothing(path, registry):
     assert len(set(generations)) == len(names) * TURNS
     assert [one.generation for one in registry.instances("shared@llm")] == [max(generations)]
     assert len(registry.instances(healthy_only=True)) == 5 * len(names) + 1
+
+
+def test_a_close_that_finds_no_turn_while_another_thread_forks_leaves_it_usable(path):
+    file = SqliteFile(path, 0.1, schema.SQLITE)
+    file.hold()
+    closing = threading.Thread(target=file.close)
+    closing.start()
+    closing.join()
+    file.release()
+    assert file.do(lambda connection: connection.execute("SELECT 1").fetchone(), True) == (1,)
+    file.close()
 
 
 def read_beside(path: Path) -> list[str]:

@@ -81,6 +81,8 @@ def test_the_models_of_the_file_are_kept_unchecked(file):
         ({}, {"MODELYARD_ROLE": "king"}, r"role: 'king' is not one of standalone, worker"),
         ({"threads": 10, "reserve": 10}, {}, r"reserve \(10\) must be less than threads \(10\)"),
         ({"prefix": "api"}, {}, r"prefix 'api' must start with a slash"),
+        ({"registry": "memory:", "workers": 2}, {}, r"registry memory: .* with several workers"),
+        ({"registry": "memory:", "placement": "hosted"}, {}, r"registry memory: .* where models are hosted"),
         ({}, {SET_VARIABLE: "{"}, SET_VARIABLE),
         ({}, {SET_VARIABLE: '["a.b"]'}, r"--set a\.b: expected MODEL\.PARAM=VALUE"),
     ],

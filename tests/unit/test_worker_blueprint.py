@@ -824,7 +824,7 @@ def test_the_manager_may_be_swapped(client, runtime):
 
 def test_the_worker_api_can_be_left_out(tmp_path):
     made = Flask("host", static_folder=None)
-    extension = Modelyard(state_dir=str(tmp_path))
+    extension = Modelyard(state_dir=str(tmp_path), placement="inline")
     runtime = extension.init_app(made, worker=False, url_prefix="/ml")
     client = made.test_client()
     assert client.get("/ml/health").json == {"status": "ok"}

@@ -36,6 +36,8 @@ class Job:
     """Whether the time between two arrivals of pieces in one answer is noted."""
     tokens: bool = False
     """Whether ``usage.completion_tokens`` of each answer's last piece is added up."""
+    keep: bool = True
+    """Whether connections are used again; else each request has one of its own, and says so."""
 
     def request(self) -> bytes:
         """Return the bytes of one request."""
@@ -44,6 +46,7 @@ class Job:
             f"{'GET' if self.body is None else 'POST'} {self.path} HTTP/1.1",
             f"Host: 127.0.0.1:{self.port}",
             *([f"Accept: {self.accept}"] if self.accept else []),
+            *([] if self.keep else ["Connection: close"]),
             *(["Content-Type: application/json", f"Content-Length: {len(body)}"] if body else []),
         ]
         return "\r\n".join([*lines, "", ""]).encode() + body

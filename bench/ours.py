@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from modelyard.cli.serve import ALLOCATOR
 
@@ -38,24 +39,31 @@ def serving(
     """Run the server with ``models`` (none is fine) and with SmolLM2 if asked, until left; ready when entered."""
     folder = run_folder(f"{NAME}-{free_port()}")
     port = free_port()
-    config = folder / "bench.toml"
-    config.write_text(_config(models, smollm2=smollm2))
     environ = {
-        **ALLOCATOR,  # as modelyard serve says it
-        "MODELYARD_CONFIG": str(config),
+        **environ_of(models, folder, smollm2=smollm2),
         "MODELYARD_ROLE": role,
         "MODELYARD_PORT": str(port),
-        "MODELYARD_MODELS": ",".join([model.name for model in models] + ([SMOLLM2] if smollm2 else [])),
-        "MODELYARD_MODELS_DIRS": os.environ.get("MODELYARD_MODELS_DIRS", str(ROOT / "models")),
-        "MODELYARD_STATE_DIR": str(folder / "state"),
-        "MODELYARD_ACCESS_LOG": "false",
-        "MODELYARD_LOG_LEVEL": "warning",
         **({"MODELYARD_REGISTRY": registry} if registry else {}),
     }
     command = [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py", application]
     with Server(NAME, command, port, environ, folder / "log.txt") as server:
         server.wait_ready("/readyz", timeout=120)
         yield server
+
+
+def environ_of(models: Sequence[EchoModel], folder: Path, *, smollm2: bool) -> dict[str, str]:
+    """Return the settings that name ``models``, with the state in ``folder``; their tables are written there."""
+    config = folder / "bench.toml"
+    config.write_text(_config(models, smollm2=smollm2))
+    return {
+        **ALLOCATOR,  # as modelyard serve says it
+        "MODELYARD_CONFIG": str(config),
+        "MODELYARD_MODELS": ",".join([model.name for model in models] + ([SMOLLM2] if smollm2 else [])),
+        "MODELYARD_MODELS_DIRS": os.environ.get("MODELYARD_MODELS_DIRS", str(ROOT / "models")),
+        "MODELYARD_STATE_DIR": str(folder / "state"),
+        "MODELYARD_ACCESS_LOG": "false",
+        "MODELYARD_LOG_LEVEL": "warning",
+    }
 
 
 @dataclass(frozen=True)

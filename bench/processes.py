@@ -49,6 +49,11 @@ class Server:
                 start_new_session=True,
             )
 
+    @property
+    def pid(self) -> int:
+        """The process that was started."""
+        return self._process.pid
+
     def wait_ready(self, path: str, timeout: float = 60.0) -> None:
         """Wait until ``path`` answers 200. Raises ServerFailed with the log's end."""
         deadline = time.monotonic() + timeout
@@ -76,10 +81,7 @@ class Server:
 
     def pids(self) -> list[int]:
         """Return the process and its descendants, parents first."""
-        found = [self._process.pid]
-        for pid in found:
-            found += _children(pid)
-        return found
+        return descendants(self._process.pid)
 
     def cpu(self) -> float:
         """Return the seconds of CPU that the processes alive have used so far."""
@@ -87,7 +89,7 @@ class Server:
 
     def pss(self) -> float:
         """Return their proportional share of memory, in bytes: pages shared among them count once."""
-        return sum(_pss(pid) for pid in self.pids())
+        return sum(pss_of(pid) for pid in self.pids())
 
     def kill(self) -> None:
         """End the whole group at once, as a crash of the machine would; return when it has ended."""
@@ -117,7 +119,16 @@ class Server:
         self.stop()
 
 
-def _children(pid: int) -> list[int]:
+def descendants(pid: int) -> list[int]:
+    """Return a process and all below it, parents first."""
+    found = [pid]
+    for one in found:
+        found += children(one)
+    return found
+
+
+def children(pid: int) -> list[int]:
+    """Return the processes that a process has started and not waited for."""
     found: list[int] = []
     for tasks in Path(f"/proc/{pid}/task").glob("*/children"):
         try:
@@ -135,7 +146,8 @@ def _cpu(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
-def _pss(pid: int) -> float:
+def pss_of(pid: int) -> float:
+    """Return the proportional share of memory of one process, in bytes; 0 where it has ended."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:

@@ -9,14 +9,17 @@ from ..plan import Plan
 from ..report import Row
 from . import (
     busy,
+    copies,
     detection,
     hop,
+    hosted,
     memory,
     overload,
     paced,
     recovery,
     registry,
     requests,
+    saturated,
     smollm2,
     uneven,
     unpaced,
@@ -47,4 +50,7 @@ FIGURES: tuple[Figure, ...] = (
     registry,
     detection,
     uneven,
+    hosted,
+    copies,
+    saturated,
 )

@@ -29,11 +29,11 @@ def measure(plan: Plan) -> Iterator[Row]:
     """Yield the tokens a second and the time to the first, as the pairs' medians."""
     with ours.serving([], smollm2=True, application="bench.embedded:app") as server:
         _without(server, 4)
-        _through(server, 4)
-        turns = in_turns(plan.pairs, lambda: _through(server, plan.tokens), lambda: _without(server, plan.tokens))
-        speed, bare = turns.median(_speed)
+        through(server, 4)
+        turns = in_turns(plan.pairs, lambda: through(server, plan.tokens), lambda: _without(server, plan.tokens))
+        speed, bare = turns.median(speed_of)
         row = Row("smollm2", "8 streams, tokens a second", count(speed), f"{count(bare)} (library)")
-        yield at_least(row, turns.ratio(_speed), SHARE)
+        yield at_least(row, turns.ratio(speed_of), SHARE)
         first, bare_first = turns.median(lambda o: o.first.p50)
         assert bare_first is not None
         yield Row(
@@ -45,11 +45,13 @@ def measure(plan: Plan) -> Iterator[Row]:
         )
 
 
-def _speed(outcome: Outcome) -> float:
+def speed_of(outcome: Outcome) -> float:
+    """Return its tokens a second."""
     return outcome.tokens / outcome.seconds
 
 
-def _through(server: Server, tokens: int) -> Outcome:
+def through(server: Server, tokens: int) -> Outcome:
+    """Ask eight streams of ``tokens`` at once. Raises LoadFailed unless all end well."""
     body = {
         "model": ours.SMOLLM2,
         "messages": [{"role": "human", "content": QUESTION}],

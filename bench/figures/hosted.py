@@ -1,0 +1,81 @@
+"""Models in a host beside the four processes that answer, beside the same application with its models inline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from ..jobs import Job, Outcome
+from ..models import FAST
+from ..monolith import HOSTED, INLINE, PROCESSES, monolith
+from ..pairs import CLIENTS, SHORT, STREAMS, TIMES, Pair, Way, added, load, share, speeds, times
+from ..plan import Plan
+from ..report import Row, at_least, at_most, count, milliseconds, of_clients
+from ..rounds import in_turns
+from .smollm2 import speed_of, through
+
+NAME = "hosted"
+TITLE = "a model host beside four web processes, beside models inline in one"
+LIMITS = "a request read and written twice; for pieces, web processes, host and load generator on the same cores"
+
+ADDED = 0.5
+"""Milliseconds that the way to the host may add."""
+SHARE = 0.7
+"""Of inline's pieces a second."""
+SMOLLM2_SHARE = 0.97
+"""Of inline's tokens a second."""
+
+
+def measure(plan: Plan) -> Iterator[Row]:
+    """Yield rows for the time of whole answers and of first pieces, for pieces a second, and for SmolLM2."""
+    yield from _ways(plan)
+    yield from _smollm2(plan)
+
+
+def _ways(plan: Plan) -> Iterator[Row]:
+    with (
+        monolith([FAST], placement=INLINE) as inline,
+        monolith([FAST], placement=HOSTED, workers=PROCESSES) as hosted,
+    ):
+        way, turned = Way(inline, hosted), Way(hosted, inline)
+        way.check()
+
+        def pairs(job: Job) -> list[Pair]:
+            # Who goes first changes from round to round.
+            turns = [way.measure(job) if number % 2 == 0 else turned.measure(job) for number in range(plan.rounds)]
+            return [pair if number % 2 == 0 else Pair(pair.hop, pair.direct) for number, pair in enumerate(turns)]
+
+        pairs(load("generate", SHORT, "", 8, plan.seconds / 2))  # so that all processes have answered once
+        for case, call, time_of in TIMES:
+            yield _time_row(case, pairs(load(call, SHORT, "", 1, plan.seconds / 2)), time_of)
+        for name, pieces, accept in STREAMS:
+            for clients in CLIENTS:
+                found = pairs(load("generate_stream", pieces, accept, clients, plan.seconds / 2))
+                row = Row(NAME, f"{name}, {of_clients(clients)}", speeds(found, INLINE), "", f"{share(found):.2f} x")
+                yield at_least(row, share(found), SHARE)
+
+
+def _time_row(case: str, found: list[Pair], time_of: Callable[[Outcome], float]) -> Row:
+    more = added(found, time_of)
+    row = Row(NAME, case, times(found, time_of, INLINE), "", f"{milliseconds(more)} added")
+    return at_most(row, more * 1000, ADDED, "ms")
+
+
+def _smollm2(plan: Plan) -> Iterator[Row]:
+    with (
+        monolith([], placement=INLINE, smollm2=True) as inline,
+        monolith([], placement=HOSTED, workers=PROCESSES, smollm2=True) as hosted,
+    ):
+        for server in (inline, hosted):
+            through(server, 4)
+        turns = in_turns(plan.pairs, lambda: through(hosted, plan.tokens), lambda: through(inline, plan.tokens))
+    speed, other = turns.median(speed_of)
+    row = Row(NAME, "SmolLM2, 8 streams, tokens a second", f"{count(speed)}, {INLINE} {count(other)}")
+    yield at_least(row, turns.ratio(speed_of), SMOLLM2_SHARE)
+    first, others = turns.median(lambda o: o.first.p50)
+    assert others is not None
+    yield Row(
+        NAME,
+        "SmolLM2, 8 streams, time to the first token",
+        f"{milliseconds(first)}, {INLINE} {milliseconds(others)}",
+        measured=f"{milliseconds(first - others)} added",
+    )

@@ -165,7 +165,16 @@ def kill_host(service: Service) -> None:
     """Kill all processes of the host, and return when they are dead: whoever asks later asks the next."""
     pids = host_processes(service.folder)
     kill(*pids)
-    wait_until(lambda: not any(map(is_alive, pids)), "they are dead")
+    wait_until(lambda: all(map(is_gone, pids)), "they are dead")
+
+
+def is_gone(pid: int) -> bool:
+    """Whether a process is dead with all of its threads: until then its sockets take connections."""
+    try:
+        threads = len(list(Path(f"/proc/{pid}/task").iterdir()))
+    except OSError:
+        return True
+    return threads <= 1 and not is_alive(pid)
 
 
 def read_rest(stream: Connection) -> bytes:

@@ -21,13 +21,13 @@ from running import wait_until
 
 
 @pytest.fixture(autouse=True)
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder for temporary files, here and in what is started."""
-    folder = tmp_path / "t"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+def temporary(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder for temporary files, here and in what is started; with a path as short as they are."""
+    tmp_path_factory.getbasetemp()  # not in there
     monkeypatch.delenv("SERVER_SOFTWARE", raising=False)
-    return folder
+    with tempfile.TemporaryDirectory() as folder:
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        yield Path(folder)
 
 
 @pytest.fixture
@@ -90,11 +90,9 @@ def test_a_socket_stands_elsewhere_where_its_path_would_be_too_long(tmp_path: Pa
             sock.bind(str(path))
 
 
-def test_the_longest_path_that_is_kept_is_one_that_a_socket_may_have(tmp_path: Path) -> None:
-    room = MAX_SOCKET_PATH - len(os.fsencode(tmp_path / "s" / "host.sock")) - 1
-    if room < 1:
-        pytest.skip("the folder for temporary files has a long path")
-    found = HostFolder.of(Settings(state_dir=str(tmp_path / "s"), instance="x" * room))
+def test_the_longest_path_that_is_kept_is_one_that_a_socket_may_have(temporary: Path) -> None:
+    room = MAX_SOCKET_PATH - len(os.fsencode(temporary / "s" / "host.sock")) - 1
+    found = HostFolder.of(Settings(state_dir=str(temporary / "s"), instance="x" * room))
     assert found.socket == found.path / "host.sock"
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(str(found.socket))

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from modelyard.cli.serve import ALLOCATOR
+from modelyard.settings import ALLOCATOR
 
 from .models import EchoModel
 from .places import ROOT, run_folder

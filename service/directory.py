@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from .errors import InvalidRequest, NotReady, UnknownModel, Unsupported
+from . import model_names
+from .errors import NotReady
 from .manager import LocalWorkerManager
 from .registry.base import MANAGER_KEY, Instance
 from .registry_view import MISS_INTERVAL, RegistryView
@@ -77,12 +78,7 @@ class Directory:
             self._local.worker(model, *kinds).check_ready()
         if not self._view.complete:
             raise NotReady(f"the registry can't be read: {self._view.error or 'it was not asked yet'}", retry_after=2)
-        known = self.keys()
-        others = [key.rpartition("@")[2] for key in known if key.rpartition("@")[0] == model]
-        if others:
-            raise Unsupported(f"model {model!r} is of type {', '.join(others)}: this call wants {' or '.join(kinds)}")
-        names = f"; there are {', '.join(known)}" if known else "; none is here at all"
-        raise UnknownModel(f"there is no model {model!r} here{names}")
+        raise model_names.absent(model, kinds, self.keys())
 
     def _first_known(self, keys: Sequence[str]) -> str | None:
         return next((key for key in keys if self.known(key)), None)
@@ -91,7 +87,4 @@ class Directory:
         """Return the name of the only LLM that is healthy anywhere. InvalidRequest where there is none, or several."""
         llms = [key for key in self.keys() if key.endswith(f"@{WorkerType.LLM.value}")]
         names = [key.rpartition("@")[0] for key in llms if any(one.healthy for one in self.all_of(key))]
-        if len(names) == 1:
-            return names[0]
-        which = f"one of {', '.join(names)}" if names else "no LLM is here"
-        raise InvalidRequest.of_fields([{"field": "model", "message": f"is missing: {which}"}])
+        return model_names.only(names)

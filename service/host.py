@@ -22,7 +22,7 @@ from .cluster import registry_url, transport_options
 from .errors import ModelyardError, NotConnected
 from .host_folder import HostFolder, HostLock, LifeLine, digest, is_needed, noted, run_began
 from .hosted_manager import HostedWorkerManager
-from .settings import INLINE, Settings, handed_over
+from .settings import ALLOCATOR, INLINE, Settings, handed_over
 from .transport import Transport
 from .types import JSONObject
 
@@ -45,7 +45,6 @@ _NOT_INHERITED = ("GUNICORN_", "LISTEN_", "NOTIFY_SOCKET", "WATCHDOG_", "WERKZEU
 """Beginnings of variables that mean the web server, and not what it starts."""
 _children: list[subprocess.Popen[bytes]] = []
 """The hosts that this process has started, until they are reaped: they outlive who asked for them."""
-_ALLOCATOR = {"GLIBC_TUNABLES": "glibc.malloc.tcache_max=128"}
 
 
 class ModelHost:
@@ -161,7 +160,7 @@ class ModelHost:
             stdin=subprocess.PIPE,
             stdout=2,
             pass_fds=[lock.fd],
-            env={**_ALLOCATOR, **environ},
+            env={**ALLOCATOR, **environ},
             # Not ended by what a terminal sends to the web server: it ends by its life line.
             start_new_session=True,
         )

@@ -11,9 +11,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
+from . import model_names
 from .cancel import Cancel
 from .engines.base import Vectors
-from .errors import Draining, InvalidRequest, ModelyardError, NotConnected, NotReady, UnknownModel, Unsupported
+from .errors import Draining, ModelyardError, NotConnected, NotReady, UnknownModel
 from .remote_errors import error_of_answer
 from .remote_worker import RemoteHost, RemoteModelWorker
 from .spans import current
@@ -132,11 +133,7 @@ class HostedWorkerManager:
             if states[key]["state"] not in (State.READY, State.STARTING) and not is_starting(status):
                 self._worker(model, kind).metadata()
             return
-        others = [known.rpartition("@")[2] for known in states if known.rpartition("@")[0] == model]
-        if others:
-            raise Unsupported(f"model {model!r} is of type {', '.join(others)}: this call wants {kind}")
-        names = f"; there are {', '.join(sorted(states))}" if states else "; none is here at all"
-        raise UnknownModel(f"there is no model {model!r} here{names}")
+        raise model_names.absent(model, [kind], states)
 
     # Calls
 
@@ -197,11 +194,7 @@ class HostedWorkerManager:
 
     def _only_llm(self) -> str:
         instances = self.get_all_model_instances(WorkerType.LLM, healthy_only=False)
-        names = sorted(split_worker_key(one.model_name)[0] for one in instances)
-        if len(names) == 1:
-            return names[0]
-        which = f"one of {', '.join(names)}" if names else "no LLM is here"
-        raise InvalidRequest.of_fields([{"field": "model", "message": f"is missing: {which}"}])
+        return model_names.only([split_worker_key(one.model_name)[0] for one in instances])
 
     @spanned
     def model_metadata(self, model: str) -> ModelMetadata:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from . import model_names
 from .errors import Forbidden, InvalidRequest, ModelyardError, NotReady, Unauthorized, UnknownModel
 from .manager import LocalWorkerManager
 from .outcomes import in_parallel, merged
@@ -215,10 +216,7 @@ class Hosts:
 
     def _unknown(self, model: str, worker_type: WorkerType | None) -> UnknownModel:
         own = set() if self._local is None else {worker.key for worker in self._local.workers()}
-        known = sorted((own | {one.key for one in self._view.all()}) - {MANAGER_KEY})
-        kind = f" of type {worker_type}" if worker_type else ""
-        instead = f"; there are {', '.join(known)}" if known else "; none is here at all"
-        return UnknownModel(f"there is no model {model!r}{kind} here{instead}")
+        return model_names.unknown(model, (own | {one.key for one in self._view.all()}) - {MANAGER_KEY}, worker_type)
 
 
 class _Failed(ModelyardError):

@@ -12,14 +12,14 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from . import facts
+from . import facts, model_names
 from . import params as parameters
 from .admission import Budget
 from .apply import Entry, operation
 from .cancel import Cancel
 from .declarations import Declarations
 from .engines.base import Vectors
-from .errors import Conflict, InvalidRequest, ModelyardError, NotReady, UnknownModel, Unsupported
+from .errors import Conflict, InvalidRequest, ModelyardError, NotReady, UnknownModel
 from .outcomes import in_parallel, merged
 from .protocol import APPLY_TYPES, EVERY_MODEL, EventKind, ModelEvent
 from .streams import OutputStream
@@ -323,8 +323,7 @@ class LocalWorkerManager:
         found = [e for e in self._all() if e.worker.name == model and worker_type in (None, e.worker.worker_type)]
         if not found:
             self._check_complete()
-            kind = f" of type {worker_type}" if worker_type else ""
-            raise UnknownModel(f"there is no model {model!r}{kind} here{self._instead()}")
+            raise model_names.unknown(model, self._keys(), worker_type)
         return found
 
     def _check_complete(self) -> None:
@@ -332,9 +331,8 @@ class LocalWorkerManager:
         if reason:
             raise NotReady(f"no model is here yet: {reason}", retry_after=2)
 
-    def _instead(self) -> str:
-        names = sorted(entry.worker.key for entry in self._all())
-        return f"; there are {', '.join(names)}" if names else "; none is here at all"
+    def _keys(self) -> list[str]:
+        return [entry.worker.key for entry in self._all()]
 
     def has(self, model: str, worker_type: WorkerType | None) -> bool:
         """Return whether a model of that name (and type) is here, in whatever state."""
@@ -352,10 +350,7 @@ class LocalWorkerManager:
             if entry is not None:
                 return entry.worker
         self._check_complete()
-        others: list[str] = [e.worker.worker_type.value for e in self._all() if e.worker.name == model]
-        if others:
-            raise Unsupported(f"model {model!r} is of type {', '.join(others)}: this call wants {' or '.join(kinds)}")
-        raise UnknownModel(f"there is no model {model!r} here{self._instead()}")
+        raise model_names.absent(model, kinds, self._keys())
 
     # Calls
 
@@ -393,11 +388,7 @@ class LocalWorkerManager:
 
     def _only_llm(self) -> str:
         self._check_complete()
-        names: list[str] = [e.worker.name for e in self._all() if e.worker.can_chat]
-        if len(names) == 1:
-            return names[0]
-        which = f"one of {', '.join(sorted(names))}" if names else "no LLM is here"
-        raise InvalidRequest.of_fields([{"field": "model", "message": f"is missing: {which}"}])
+        return model_names.only([e.worker.name for e in self._all() if e.worker.can_chat])
 
     @spanned
     def model_metadata(self, model: str) -> ModelMetadata:

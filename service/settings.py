@@ -29,6 +29,9 @@ CONTROLLERS = ("standalone", "controller")
 """The roles that offer the registry over HTTP."""
 ROUTERS = ("standalone", "gateway")
 """The roles that answer with models of other processes as well."""
+ALLOCATOR = {"GLIBC_TUNABLES": "glibc.malloc.tcache_max=128"}
+"""For processes that we start. Of freed memory, each thread keeps small pieces only: without it every stream, which has
+a thread, kept 16 KB."""
 INLINE, HOSTED, REMOTE = PLACEMENTS = ("inline", "hosted", "remote")
 """Where the models are: in the process that answers, in a process of their own beside it, or elsewhere."""
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")

@@ -14,12 +14,9 @@ from typing import Any
 import click
 
 from ..errors import ConfigError, MissingLibrary
-from ..settings import ENVIRONMENT_PREFIX, ROLES, SET_VARIABLE, Settings
+from ..settings import ALLOCATOR, ENVIRONMENT_PREFIX, ROLES, SET_VARIABLE, Settings
 from .examine import examine
 from .options import SettingCommand, service_options, spoken
-
-ALLOCATOR = {"GLIBC_TUNABLES": "glibc.malloc.tcache_max=128"}
-"""Of freed memory, each thread keeps small pieces only. Without it every stream, which has a thread, kept 16 KB."""
 
 
 @click.command(cls=SettingCommand, short_help="Run a service.")

@@ -33,7 +33,17 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         *("engines.llama_cpp", "engines.llama_http", "engines.llama_requests"),
     ),
     ("declarations", "worker", "remote_answer", "remote_worker", "attempts", "prober", "heartbeat", "client"),
-    ("protocol", "apply", "supported", "manager", "hosts", "directory", "remote_manager", "hosted_manager"),
+    (
+        "model_names",
+        "protocol",
+        "apply",
+        "supported",
+        "manager",
+        "hosts",
+        "directory",
+        "remote_manager",
+        "hosted_manager",
+    ),
     ("cluster", "host", "runtime"),
     (
         *("blueprints.access", "blueprints.traces"),

@@ -1,3 +1,3 @@
 """The settings of ``gunicorn wsgi:app`` in a checkout: those that the package ships."""
 
-from modelyard.gunicorn_settings import *  # noqa: F403 - every name is a setting or a hook of gunicorn
+from modelyard.server.gunicorn import *  # noqa: F403 - every name is a setting or a hook of gunicorn

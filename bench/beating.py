@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from modelyard.registry import open_registry
-from modelyard.registry.base import Instance, Registry
-from modelyard.transport import Transport
+from modelyard.cluster.registry import open_registry
+from modelyard.cluster.registry.base import Instance, Registry
+from modelyard.sessions.transport import Transport
 
 from .client import LoadFailed
 from .jobs import Spread

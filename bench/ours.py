@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from modelyard.settings import ALLOCATOR
+from modelyard.settings.settings import ALLOCATOR
 
 from .models import EchoModel
 from .places import ROOT, run_folder

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from modelyard.app import create_app
-from modelyard.registry.base import Instance
-from modelyard.routing import Routes, Taken
+from modelyard.cluster.registry.base import Instance
+from modelyard.cluster.routing import Routes, Taken
+from modelyard.server.app import create_app
 
 
 def take(routes: Routes, instances: Sequence[Instance], tried: Collection[str] = ()) -> Taken:

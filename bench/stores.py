@@ -1,7 +1,7 @@
 """The stores of the registry's figures: a file, a controller over HTTP, and those servers that are installed.
 
-The servers are the ones that the tests start, from `tests/stores.py`: in temporary folders, on the loopback, without
-fsync. `scripts/test-servers` installs them.
+The servers are the ones that the tests start, from `tests/support/stores.py`: in temporary folders, on the loopback,
+without fsync. `scripts/test-servers` installs them.
 """
 
 from __future__ import annotations

@@ -7,15 +7,16 @@ from dataclasses import replace
 
 from flask import Blueprint, Request, Response, g, request
 
-from ..registry import row_json
-from ..registry.base import ANY_GENERATION, Instance, Receipt, Registry
-from ..registry.peers import to_peer
-from ..settings import Settings
+from ..cluster.registry import row_json
+from ..cluster.registry.base import ANY_GENERATION, Instance, Receipt, Registry
+from ..cluster.registry.peers import to_peer
+from ..settings.settings import Settings
 from ..types import JSONObject, plain
-from . import access, errors
-from . import instance_schemas as schemas
-from .bodies import json_response, read_list, read_object
-from .calls import log_access
+from . import controller_schemas as schemas
+from .request import guard as access
+from .request import problems as errors
+from .request.bodies import json_response, read_list, read_object
+from .request.calls import log_access
 
 RegistryOf = Callable[[], Registry]
 Check = Callable[[Request, Sequence[str]], None]

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from flask import Flask, Request
 
-from ..runtime import Runtime
-from .calls import AccessLine
+from ..worker.protocol import Service
+from .request.calls import AccessLine
 from .worker import begin_stream
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ class DirectStreams:
     through Flask, and so does what is refused.
     """
 
-    def __init__(self, app: Flask, runtime: Runtime) -> None:
+    def __init__(self, app: Flask, runtime: Service) -> None:
         """Stand before ``app.wsgi_app``, which goes through here from now on."""
         self._app = app
         self._runtime = runtime

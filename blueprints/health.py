@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from flask import Blueprint, Response
 
-from ..runtime import Runtime
-from .bodies import json_response
+from ..worker.protocol import Service
+from .request.bodies import json_response
 
 
 def health_blueprint(
-    runtime: Runtime, url_prefix: str, probes_prefix: str, name: str = "modelyard_health"
+    runtime: Service, url_prefix: str, probes_prefix: str, name: str = "modelyard_health"
 ) -> Blueprint:
     """Return ``/healthz`` and ``/readyz`` under ``probes_prefix``, and DB-GPT's ``/health`` under the API's prefix."""
     blueprint = Blueprint(name, __name__)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from flask import Blueprint, Request, Response, g, request
 
-from ..protocol import WorkerManager
-from ..runtime import Runtime
 from ..types import JSONObject, WorkerType
-from ..wire import ROUTE_HEADER, ROUTE_LOCAL
-from . import access, errors, schemas
-from .bodies import json_response, read_object
-from .calls import AccessLine, Call, log_access
-from .streaming import StreamBody, StreamResponse
-from .traces import read_body
+from ..wire.chunks import ROUTE_HEADER, ROUTE_LOCAL
+from ..worker.protocol import Service, WorkerManager
+from . import worker_schemas as schemas
+from .request import guard as access
+from .request import problems as errors
+from .request.bodies import json_response, read_object
+from .request.calls import AccessLine, Call, log_access
+from .request.streaming import StreamBody, StreamResponse
+from .request.traces import read_body
 
 
-def worker_blueprint(runtime: Runtime, url_prefix: str, name: str = "modelyard_worker") -> Blueprint:
+def worker_blueprint(runtime: Service, url_prefix: str, name: str = "modelyard_worker") -> Blueprint:
     """Return the ten calls under ``url_prefix``; the manager is looked up at each request, so it may be swapped."""
     blueprint = Blueprint(name, __name__, url_prefix=f"{url_prefix}/worker")
     errors.install(blueprint)
@@ -28,11 +29,11 @@ def worker_blueprint(runtime: Runtime, url_prefix: str, name: str = "modelyard_w
     return blueprint
 
 
-def _body(runtime: Runtime) -> dict[str, object]:
+def _body(runtime: Service) -> dict[str, object]:
     return _read_body(runtime, request, g.modelyard_line)
 
 
-def _read_body(runtime: Runtime, call: Request, line: AccessLine) -> dict[str, object]:
+def _read_body(runtime: Service, call: Request, line: AccessLine) -> dict[str, object]:
     body = read_object(call, runtime.settings.max_body_bytes)
     model = body.get("model")
     line.model = model if isinstance(model, str) else None
@@ -45,7 +46,7 @@ def _may_wait(call: Request = request) -> bool:
     return prefer is None or "wait=0" not in prefer.replace(" ", "").split(",")
 
 
-def _manager(runtime: Runtime, call: Request = request) -> WorkerManager:
+def _manager(runtime: Service, call: Request = request) -> WorkerManager:
     """Return who answers: for a request that another process has routed here, the models of this one alone."""
     if call.headers.get(ROUTE_HEADER) == ROUTE_LOCAL:
         return runtime.own
@@ -61,7 +62,7 @@ def _kind(value: object) -> WorkerType | None:
     return WorkerType(value) if value else None
 
 
-def begin_stream(runtime: Runtime, asked: Request, line: AccessLine) -> StreamResponse:
+def begin_stream(runtime: Service, asked: Request, line: AccessLine) -> StreamResponse:
     """Return the answer to a call of generate_stream, once its first piece is there; raise what comes before it."""
     settings = runtime.settings
     call = Call(runtime, asked)
@@ -81,7 +82,7 @@ def begin_stream(runtime: Runtime, asked: Request, line: AccessLine) -> StreamRe
         raise
 
 
-def _add_generation(blueprint: Blueprint, runtime: Runtime) -> None:
+def _add_generation(blueprint: Blueprint, runtime: Service) -> None:
     @blueprint.post("/generate_stream")
     def generate_stream() -> Response:
         g.modelyard_stream = response = begin_stream(runtime, request, g.modelyard_line)
@@ -98,7 +99,7 @@ def _add_generation(blueprint: Blueprint, runtime: Runtime) -> None:
         return _with_load(json_response(output), runtime, prompt.model, WorkerType.LLM)
 
 
-def _with_load(response: Response, runtime: Runtime, model: str, *kinds: WorkerType) -> Response:
+def _with_load(response: Response, runtime: Service, model: str, *kinds: WorkerType) -> Response:
     for kind in kinds:
         if load := _manager(runtime).load_of(model, kind):
             response.headers["Modelyard-Load"] = load
@@ -106,7 +107,7 @@ def _with_load(response: Response, runtime: Runtime, model: str, *kinds: WorkerT
     return response
 
 
-def _add_vectors(blueprint: Blueprint, runtime: Runtime) -> None:
+def _add_vectors(blueprint: Blueprint, runtime: Service) -> None:
     @blueprint.post("/embeddings")
     def embeddings() -> Response:
         call = Call(runtime, request)
@@ -124,7 +125,7 @@ def _add_vectors(blueprint: Blueprint, runtime: Runtime) -> None:
         return _with_load(json_response(rows), runtime, model, WorkerType.TEXT2VEC, WorkerType.RERANKER)
 
 
-def _add_cheap_calls(blueprint: Blueprint, runtime: Runtime) -> None:
+def _add_cheap_calls(blueprint: Blueprint, runtime: Service) -> None:
     @blueprint.post("/count_token")
     def count_token() -> Response:
         runtime.check_open()
@@ -145,7 +146,7 @@ def _add_cheap_calls(blueprint: Blueprint, runtime: Runtime) -> None:
         return json_response(_manager(runtime).parameter_descriptions(query["model"], _kind(query.get("worker_type"))))
 
 
-def _add_administration(blueprint: Blueprint, runtime: Runtime) -> None:
+def _add_administration(blueprint: Blueprint, runtime: Service) -> None:
     @blueprint.get("/models/supports")
     def supports() -> Response:
         runtime.check_open()

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .app import create_app
-    from .client import Client
-    from .extension import Modelyard, current_modelyard
+    from .client.client import Client
+    from .server.app import create_app
+    from .server.extension import Modelyard, current_modelyard
 
 __all__ = ["Client", "Modelyard", "__version__", "create_app", "current_modelyard"]
 
 _HOMES = {
-    "Client": ".client",
-    "create_app": ".app",
-    "Modelyard": ".extension",
-    "current_modelyard": ".extension",
+    "Client": ".client.client",
+    "create_app": ".server.app",
+    "Modelyard": ".server.extension",
+    "current_modelyard": ".server.extension",
 }
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from modelyard.catalog import Catalog
+from modelyard.models.catalog import Catalog
 from running import ROOT, Services, services
 from stores import StoreServers
 

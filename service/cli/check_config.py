@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ..errors import ConfigError
-from ..settings import ROLES
+from ..settings.settings import ROLES
 from ..types import JSONObject
 from .examine import examine
 from .failures import Failure, complain

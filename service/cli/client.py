@@ -8,10 +8,10 @@ from typing import Any
 
 import requests
 
-from ..client_address import DEFAULT_URL, TOKEN_VARIABLE, URL_VARIABLE, parse_address
-from ..client_session import new_session, reason_of
-from ..error_codes import PROBLEM_TYPE
 from ..errors import ConfigError, Unauthorized, UnknownModel
+from ..sessions.address import DEFAULT_URL, TOKEN_VARIABLE, URL_VARIABLE, parse_address
+from ..sessions.client_session import new_session, reason_of
+from ..wire.errors import PROBLEM_TYPE
 from .failures import Failure, Misuse
 
 CONNECT_TIMEOUT = 5.0

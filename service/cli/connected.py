@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from ..client_address import DEFAULT_URL, TOKEN_FILE_VARIABLE, TOKEN_VARIABLE, URL_VARIABLE
-from ..own_token import OwnToken
+from ..access.own_token import OwnToken
+from ..sessions.address import DEFAULT_URL, TOKEN_FILE_VARIABLE, TOKEN_VARIABLE, URL_VARIABLE
 from .client import ServiceClient
 
 READ_TIMEOUT = 15.0

@@ -12,20 +12,20 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from .. import params
-from ..catalog import Catalog
-from ..client_address import URL_VARIABLE
-from ..cluster import check_registry
-from ..declarations import Declarations
+from ..access.networks import TrustedNetworks, parse_networks
+from ..access.token_store import Tokens
+from ..cluster.membership import check_registry
 from ..engines import ENGINES, engine_class
 from ..engines.base import ModelParams
 from ..errors import ConfigError, ModelyardError
-from ..known_tokens import Tokens
-from ..networks import TrustedNetworks, parse_networks
-from ..settings import ENVIRONMENT_PREFIX, SET_VARIABLE, Settings, overrides_in, read_config, split_override
-from ..state import StateFile
-from ..tracing import Tracing
+from ..models.catalog import Catalog
+from ..server.state import StateFile
+from ..sessions.address import URL_VARIABLE
+from ..settings import params
+from ..settings.settings import ENVIRONMENT_PREFIX, SET_VARIABLE, Settings, overrides_in, read_config, split_override
+from ..telemetry.tracing import Tracing
 from ..types import JSONObject
+from ..worker.declarations import Declarations
 from .examine_models import ModelsExamination, refuse_identity
 from .report import Layer, Report, Said, each, origins, tried
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .. import params, weights
-from ..admission import Budget
-from ..catalog import Catalog, CatalogEntry
-from ..declarations import Declarations
 from ..engines.base import Engine
 from ..errors import BadModelFile, ConfigError
-from ..manager import LocalWorkerManager
+from ..models import weights
+from ..models.catalog import Catalog, CatalogEntry
+from ..settings import params
 from ..types import JSONObject, WorkerType, split_worker_key
+from ..worker.admission import Budget
+from ..worker.declarations import Declarations
+from ..worker.manager import LocalWorkerManager
 from .report import Layer, ModelReport, Report, each, origins, tried
 
 _HEADING = ("model_name", "engine", "worker_type")

@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
-from .. import params
-from ..catalog import Catalog
 from ..errors import ConfigError
-from ..params import Param
-from ..settings import Settings
+from ..models.catalog import Catalog
+from ..settings import params
+from ..settings.params import Param
+from ..settings.settings import Settings
 from .tables import shown
 
 GROUPS: Mapping[str, tuple[str, ...]] = {

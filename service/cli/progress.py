@@ -7,7 +7,7 @@ import sys
 import time
 from typing import TextIO
 
-from ..pull_progress import CHECKING, DOWNLOADING, WAITING
+from ..models.pull_progress import CHECKING, DOWNLOADING, WAITING
 from .tables import size
 
 REDRAW = 0.1

@@ -7,12 +7,13 @@ from typing import Any
 
 import click
 
-from .. import params, verified
-from .. import pull as puller
-from .. import settings as settings_module
-from ..catalog import Catalog, CatalogEntry, Source
 from ..errors import ConfigError, ModelyardError, PullFailed
-from ..settings import Settings
+from ..models import checksums as verified
+from ..models import pull as puller
+from ..models.catalog import Catalog, CatalogEntry, Source
+from ..settings import params
+from ..settings import settings as settings_module
+from ..settings.settings import Settings
 from ..types import JSONObject
 from .failures import complain
 from .options import complete_model, setting_options, spoken

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, TypeVar
 
-from .. import params
 from ..errors import ModelyardError
-from ..settings import Settings
+from ..settings import params
+from ..settings.settings import Settings
 from ..types import JSONObject
 
 T = TypeVar("T")

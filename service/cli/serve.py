@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from ..errors import ConfigError, MissingLibrary
-from ..settings import ALLOCATOR, ENVIRONMENT_PREFIX, ROLES, SET_VARIABLE, Settings
+from ..settings.settings import ALLOCATOR, ENVIRONMENT_PREFIX, ROLES, SET_VARIABLE, Settings
 from .examine import examine
 from .options import SettingCommand, service_options, spoken
 
@@ -44,7 +44,7 @@ def serve(role: str | None, model: tuple[str, ...], overrides: tuple[str, ...], 
         raise MissingLibrary("serve needs gunicorn: pip install 'modelyard[server]'")
     check_port(settings)
     click.echo(f"modelyard: {settings.role} on http://{settings.address}{settings.prefix}", err=True)
-    command = [sys.executable, "-m", "gunicorn", "-c", "python:modelyard.gunicorn_settings", "modelyard.wsgi:app"]
+    command = [sys.executable, "-m", "gunicorn", "-c", "python:modelyard.server.gunicorn", "modelyard.server.wsgi:app"]
     sys.stderr.flush()
     environ = {**ALLOCATOR, **os.environ, **environment_of(said, overrides)}
     os.execve(command[0], command, environ)  # noqa: S606 - our own interpreter

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import Conflict
-from ..protocol import EVERY_MODEL
 from ..types import JSONObject, split_worker_key
+from ..worker.protocol import EVERY_MODEL
 from .client import Refusal, ServiceClient, are_objects
 from .failures import Failure, Misuse
 from .hosted import registered_name, supported_models, value_of

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from ..tokens import (
+from ..access.tokens import (
     INFER,
     SCOPES,
     Token,

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..params import Param
+from ..settings.params import Param
 from ..types import JSONObject
 from .failures import Misuse
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeAlias
 
 from ..errors import Unsupported
-from ..params import param
+from ..settings.params import param
 from ..types import Burst, GenerateRequest, ModelMetadata, WorkerType
 
 Vectors: TypeAlias = Any

@@ -14,9 +14,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..contents import text_of_content
-from ..params import param
+from ..settings.params import param
 from ..types import Burst, GenerateRequest, JSONObject, ModelMetadata, WorkerType
+from ..wire.messages import text_of_content
 from .base import CancelEvent, Engine, ModelParams, Progress, Vectors
 
 DIMENSIONS = 384

@@ -15,11 +15,10 @@ from typing import Any, ClassVar
 
 import orjson
 
-from .. import gguf_header
-from ..cancel import Cancel
 from ..errors import BadModelFile, Cancelled, EngineError, InputTooLong, MissingLibrary, ModelyardError, StartFailed
-from ..params import param
-from ..streams import Pump
+from ..models import gguf_header
+from ..settings.params import param
+from ..streams import Cancel, Pump
 from ..types import Burst, GenerateRequest, ModelMetadata, WorkerType
 from . import llama_requests
 from .base import CancelEvent, Engine, ModelParams, Progress, Vectors

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ..contents import text_of_content
 from ..errors import EngineError, InvalidRequest, ModelyardError, PromptTooLong
 from ..types import Burst, GenerateRequest, JSONObject
+from ..wire.messages import text_of_content
 from .base import CancelEvent
 
 _ROLES = {"human": "user", "ai": "assistant", "view": "assistant"}

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from ..contents import text_of_content
 from ..errors import EngineError, ModelyardError, Overloaded
-from ..params import param
+from ..settings.params import param
 from ..types import Burst, GenerateRequest, JSONObject, WorkerType
+from ..wire.messages import text_of_content
 from .base import CancelEvent, Vectors
 from .echo import Echo, EchoParams
 

@@ -6,14 +6,14 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from modelyard import params
-from modelyard.catalog import CatalogEntry, Source
 from modelyard.cli.tables import shown
 from modelyard.cli.values import allowed
 from modelyard.engines import ENGINES, engine_class
 from modelyard.engines.base import ModelParams
-from modelyard.params import Param
-from modelyard.settings import Settings
+from modelyard.models.catalog import CatalogEntry, Source
+from modelyard.settings import params
+from modelyard.settings.params import Param
+from modelyard.settings.settings import Settings
 
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 

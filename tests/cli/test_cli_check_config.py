@@ -15,7 +15,7 @@ from tiny_gguf import make
 PRIVATE_ENGINE = """
 from dataclasses import dataclass
 from modelyard.engines.echo import Echo, EchoParams
-from modelyard.params import param
+from modelyard.settings.params import param
 
 
 @dataclass

@@ -9,8 +9,8 @@ import pytest
 import steered
 from clusters import service, url_of
 from commands import modelyard
-from modelyard.registry.base import MANAGER_KEY, Instance
-from modelyard.runtime import Runtime
+from modelyard.cluster.registry.base import MANAGER_KEY, Instance
+from modelyard.server.runtime import Runtime
 from running import wait_until
 from steered import Steered
 

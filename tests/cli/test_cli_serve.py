@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 from commands import Ran, modelyard
-from modelyard import params
 from modelyard.cli.options import GROUPS, SPOKEN
 from modelyard.cli.serve import environment_of
-from modelyard.settings import Settings
-from modelyard.settings import load as load_settings
+from modelyard.settings import params
+from modelyard.settings.settings import Settings
+from modelyard.settings.settings import load as load_settings
 from running import Services, console_script, free_port, wait_until
 
 
@@ -275,7 +275,7 @@ def test_missing_weights_do_not_keep_a_service_from_starting(at: Path):
 
 def test_gunicorn_by_hand_refuses_an_open_door_in_the_same_words(at: Path):
     environ = {k: v for k, v in os.environ.items() if not k.startswith(("MODELYARD_", "GUNICORN_"))}
-    command = [console_script("gunicorn"), "-c", "python:modelyard.gunicorn_settings", "modelyard.wsgi:app"]
+    command = [console_script("gunicorn"), "-c", "python:modelyard.server.gunicorn", "modelyard.server.wsgi:app"]
     given = {"MODELYARD_HOST": "0.0.0.0", "MODELYARD_PORT": str(free_port()), "MODELYARD_STATE_DIR": str(at / "state")}
     ran = subprocess.run(command, cwd=at, env={**environ, **given}, capture_output=True, text=True, timeout=60)
     assert ran.returncode != 0

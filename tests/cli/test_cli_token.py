@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from commands import Ran, modelyard
-from modelyard.tokens import Token, digest_of, new_secret, parse, parse_scopes, read_file
+from modelyard.access.tokens import Token, digest_of, new_secret, parse, parse_scopes, read_file
 from running import Service, Services
 
 

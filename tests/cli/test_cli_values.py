@@ -3,11 +3,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from modelyard import params
 from modelyard.cli.failures import Misuse
 from modelyard.cli.values import allowed, param_of, split_pair, typed
 from modelyard.engines.echo import EchoParams
 from modelyard.engines.llama_cpp import LlamaCppParams
+from modelyard.settings import params
 
 ECHO = params.describe(EchoParams)
 LLAMA = params.describe(LlamaCppParams)

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import tiny_gguf
-from modelyard.cancel import Cancel
 from modelyard.engines.base import Engine
 from modelyard.engines.echo import Echo
 from modelyard.engines.llama_cpp import LlamaCpp
@@ -25,8 +24,9 @@ from modelyard.errors import (
     PromptTooLong,
     StartFailed,
 )
+from modelyard.streams import Cancel
 from modelyard.types import Burst, GenerateRequest, ModelMetadata, ModelOutput
-from modelyard.worker import ModelWorker, State
+from modelyard.worker.worker import ModelWorker, State
 from running import wait_until
 
 KINDS = {"llm": "llama", "text2vec": "embed", "reranker": "rank"}

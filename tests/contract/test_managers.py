@@ -11,8 +11,6 @@ from typing import Any
 import pytest
 import steered
 from clusters import hosted_manager, remote_manager
-from modelyard import params as parameters
-from modelyard.cancel import Cancel
 from modelyard.errors import (
     BadModelFile,
     Cancelled,
@@ -29,10 +27,12 @@ from modelyard.errors import (
     UnknownModel,
     Unsupported,
 )
-from modelyard.protocol import APPLY_TYPES, EVERY_MODEL, WorkerManager
-from modelyard.runtime import Runtime
-from modelyard.settings import Settings
+from modelyard.server.runtime import Runtime
+from modelyard.settings import params as parameters
+from modelyard.settings.settings import Settings
+from modelyard.streams import Cancel
 from modelyard.types import ApplyOutcome, GenerateRequest, JSONObject, WorkerType
+from modelyard.worker.protocol import APPLY_TYPES, EVERY_MODEL, WorkerManager
 from running import wait_until
 from steered import Steered
 

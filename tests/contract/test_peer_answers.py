@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from asked_of_peers import CONTROLLER_CALLS, INSTANCE, PORT, WORKER_CALLS, Exchange, recorded, replay, said
 from faulty import faulty
-from modelyard.params import DESCRIPTION_KEYS
-from modelyard.registry.base import ANY_GENERATION, Beaten
-from modelyard.transport import Transport
+from modelyard.cluster.registry.base import ANY_GENERATION, Beaten
+from modelyard.sessions.transport import Transport
+from modelyard.settings.params import DESCRIPTION_KEYS
 from modelyard.types import ApplyOutcome, ModelMetadata
 
 CALLS = {**WORKER_CALLS, **CONTROLLER_CALLS}

@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from modelyard.cluster.registry import forgetting
+from modelyard.cluster.registry.base import ANY_GENERATION, Instance, Registry
 from modelyard.errors import InvalidRequest
-from modelyard.registry import forgetting
-from modelyard.registry.base import ANY_GENERATION, Instance, Registry
 from registry_places import PLACES, Place
 from running import wait_until
 from stores import StoreServers

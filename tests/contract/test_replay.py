@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
-from modelyard.app import create_app
-from modelyard.extension import KEY
-from modelyard.settings import Settings
+from modelyard.server.app import create_app
+from modelyard.server.extension import KEY
+from modelyard.settings.settings import Settings
 
 Exchange = dict[str, Any]
 RECORDINGS = sorted((Path(__file__).parents[1] / "wire").glob("*.jsonl"))

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import requests
 from both import MANAGER_KEY, THEIR_KEYS, Both, keys_at, rows, url
-from modelyard.cancel import Cancel
+from modelyard.cluster.manager import RemoteWorkerManager
+from modelyard.cluster.registry import open_registry
+from modelyard.cluster.view import RegistryView
 from modelyard.errors import EngineError, InvalidRequest, ModelyardError, UnknownModel
-from modelyard.registry import open_registry
-from modelyard.registry_view import RegistryView
-from modelyard.remote_manager import RemoteWorkerManager
-from modelyard.transport import Transport
+from modelyard.sessions.transport import Transport
+from modelyard.streams import Cancel
 from modelyard.types import GenerateRequest, WorkerType
 from running import Service, wait_until
 

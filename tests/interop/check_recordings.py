@@ -10,7 +10,7 @@ import pytest
 from asked_of_peers import CONTROLLER_CALLS, RECORDING, WORKER_CALLS, Call, Exchange, recorded
 from both import Both, address
 from faulty import faulty
-from modelyard.transport import Transport
+from modelyard.sessions.transport import Transport
 from recording import records
 
 NOT_COMPARED = ("timecost", "last_heartbeat", "host", "port")

@@ -6,9 +6,9 @@ import signal
 
 import pytest
 from both import HUMAN, MANAGER_KEY, SECOND, Both, TheirClient, TheirError, keys_at, register, url
+from modelyard.cluster.remote_model import RemoteHost
 from modelyard.errors import EngineError
-from modelyard.remote_worker import RemoteHost
-from modelyard.transport import Transport
+from modelyard.sessions.transport import Transport
 from modelyard.types import WorkerType
 from running import Service, wait_until
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 from flask import Flask
-from modelyard import host
-from modelyard.app import create_app
+from modelyard.cluster.hosting import host
 from modelyard.errors import ConfigError
-from modelyard.extension import Modelyard, current_modelyard
-from modelyard.runtime import Runtime
-from modelyard.settings import Settings
+from modelyard.server.app import create_app
+from modelyard.server.extension import Modelyard, current_modelyard
+from modelyard.server.runtime import Runtime
+from modelyard.settings.settings import Settings
 from running import wait_until
 
 

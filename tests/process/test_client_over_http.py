@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from faulty import faulty, output, says, streamed
 from modelyard import Client, errors
-from modelyard.tokens import Token, add_to_file, digest_of, new_secret, parse_scopes
+from modelyard.access.tokens import Token, add_to_file, digest_of, new_secret, parse_scopes
 from running import Service, Services, wait_until
 
 MODELS = """

@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from modelyard.host_folder import HostLock, noted
-from modelyard.settings import Settings, handed_over
+from modelyard.cluster.hosting.folder import HostLock, noted
+from modelyard.settings.settings import Settings, handed_over
 
 FAULTS = {
     "settings that broke off": handed_over(Settings())[:-20],
@@ -24,7 +24,7 @@ def test_one_that_can_not_even_begin_counts_as_a_failure(tmp_path: Path, handed:
     lock = HostLock.take(tmp_path / "host.lock")
     assert lock is not None
     lock.note(starts=3, since=time.monotonic(), settings=1)
-    command = [sys.executable, "-P", "-m", "modelyard.host_process", str(tmp_path), str(tmp_path / "host.sock")]
+    command = [sys.executable, "-P", "-m", "modelyard.server.host_process", str(tmp_path), str(tmp_path / "host.sock")]
     ran = subprocess.run(
         [*command, str(lock.fd)],
         input=handed,

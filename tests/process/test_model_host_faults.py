@@ -317,7 +317,7 @@ def test_a_host_that_can_not_boot_is_tried_again_after_growing_pauses(run: Servi
     # What each interpreter reads first: the web server's is well, the host's is not.
     (folder / "odd" / "sitecustomize.py").write_text(
         "import os, sys\n"
-        f"if 'modelyard.host_process' in sys.orig_argv and os.path.exists({str(folder / 'broken')!r}):\n"
+        f"if 'modelyard.server.host_process' in sys.orig_argv and os.path.exists({str(folder / 'broken')!r}):\n"
         f"    open({str(folder / 'tries')!r}, 'a').write('x')\n"
         "    print('no host today', file=sys.stderr, flush=True)\n"
         "    os._exit(1)\n"

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from faulty import faulty, stalls
-from modelyard.cancel import Cancel
+from modelyard.cluster.remote_model import RemoteHost, RemoteModelWorker
 from modelyard.errors import (
     Cancelled,
     Conflict,
@@ -25,8 +25,8 @@ from modelyard.errors import (
     WorkerLost,
     WorkerUnreachable,
 )
-from modelyard.remote_worker import RemoteHost, RemoteModelWorker
-from modelyard.transport import Transport
+from modelyard.sessions.transport import Transport
+from modelyard.streams import Cancel
 from modelyard.types import GenerateRequest, WorkerType
 from running import THREADED, Service, Services, wait_until
 
@@ -262,10 +262,10 @@ from gevent import monkey
 monkey.patch_all()
 import json, sys, time
 import gevent
-from modelyard.cancel import Cancel
+from modelyard.streams import Cancel
 from modelyard.errors import Cancelled, WorkerUnreachable
-from modelyard.remote_worker import RemoteModelWorker
-from modelyard.transport import Transport
+from modelyard.cluster.remote_model import RemoteModelWorker
+from modelyard.sessions.transport import Transport
 from modelyard.types import GenerateRequest
 
 url = sys.argv[1]

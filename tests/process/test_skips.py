@@ -32,7 +32,7 @@ def run(folder: Path, code: str, ci: str) -> tuple[int, str]:
     (folder / "conftest.py").write_text((ROOT / "tests" / "conftest.py").read_text())
     (folder / "test_it.py").write_text(code)
     environ = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
-    environ |= {"CI": ci, "PYTHONPATH": str(ROOT / "tests"), "MODELYARD_TEST_MODELS": str(folder / "none")}
+    environ |= {"CI": ci, "PYTHONPATH": str(ROOT / "tests" / "support"), "MODELYARD_TEST_MODELS": str(folder / "none")}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(folder), str(folder)]
     done = subprocess.run(command, env=environ, cwd=folder, capture_output=True, text=True)
     return done.returncode, done.stdout

@@ -29,7 +29,7 @@ print(threading.active_count(), opened, *[name for name in sys.modules if name i
 """
 
 
-@pytest.mark.parametrize("module", ["modelyard", "modelyard.wsgi", "wsgi"])
+@pytest.mark.parametrize("module", ["modelyard", "modelyard.server.wsgi", "wsgi"])
 def test_an_import_starts_no_thread_and_opens_no_file(module: str, run: Services) -> None:
     folder = run.folder()
     (folder / "config.toml").write_text('[[models]]\nname = "smollm2-135m"\n')

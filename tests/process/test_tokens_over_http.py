@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import requests
-from modelyard.tokens import Token, add_to_file, digest_of, new_secret, parse_scopes, remove_from_file
+from modelyard.access.tokens import Token, add_to_file, digest_of, new_secret, parse_scopes, remove_from_file
 from running import ROOT, WORKER_CLASSES, Service, Services, children, console_script, wait_until
 
 ECHO = '[[models]]\nname = "echo"\n'

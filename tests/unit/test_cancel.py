@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 
 import pytest
-from modelyard.cancel import Cancel
 from modelyard.errors import Cancelled, Draining, NotReady
+from modelyard.streams import Cancel
 
 
 def test_it_is_not_set_until_somebody_sets_it():

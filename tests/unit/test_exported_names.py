@@ -18,10 +18,10 @@ def test_the_exported_names_are_exact():
 @pytest.mark.parametrize(
     ("name", "home"),
     [
-        ("Client", "client"),
-        ("Modelyard", "extension"),
-        ("current_modelyard", "extension"),
-        ("create_app", "app"),
+        ("Client", "client.client"),
+        ("Modelyard", "server.extension"),
+        ("current_modelyard", "server.extension"),
+        ("create_app", "server.app"),
         ("__version__", "version"),
     ],
 )

@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from modelyard import streams
-from modelyard.cancel import Cancel
 from modelyard.errors import Cancelled, Draining, EngineError, NotReady
-from modelyard.streams import OutputStream, Pump, pumped
+from modelyard.streams import Cancel, OutputStream, Pump, pumped
 from modelyard.types import Burst
 from running import wait_until
 

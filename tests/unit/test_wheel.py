@@ -86,7 +86,7 @@ def test_it_has_every_module_of_the_checkout_and_no_other(wheel):
 def test_it_has_the_catalogue_and_says_that_it_is_typed(wheel, site):
     names = zipfile.ZipFile(wheel).namelist()
     assert {"modelyard/catalog.toml", "modelyard/py.typed"} <= set(names)
-    script = "from modelyard.catalog import Catalog; print(*(entry.name for entry in Catalog.load()))"
+    script = "from modelyard.models.catalog import Catalog; print(*(entry.name for entry in Catalog.load()))"
     assert from_wheel(site, script).split() == ["smollm2-135m", "minilm-l6", "echo", "echo-embed"]
 
 

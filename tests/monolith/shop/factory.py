@@ -8,7 +8,7 @@ from typing import Any
 from blueprints.pages import pages
 from flask import Flask, Response, abort, jsonify, request
 from flask.json.provider import DefaultJSONProvider
-from modelyard.extension import Modelyard
+from modelyard.server.extension import Modelyard
 from service.prices import Price
 
 modelyard = Modelyard(models=os.environ.get("SHOP_MODELS", "echo,echo-embed,script").split(","))

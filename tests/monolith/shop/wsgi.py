@@ -7,7 +7,7 @@ from pathlib import Path
 
 from factory import create_app
 from flask import Flask
-from modelyard.extension import Modelyard
+from modelyard.server.extension import Modelyard
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 if imports := os.environ.get("SHOP_IMPORTS"):

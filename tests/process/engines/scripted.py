@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from modelyard.engines.base import CancelEvent, Engine, ModelParams, Progress, Vectors
-from modelyard.params import param
+from modelyard.settings.params import param
 from modelyard.types import Burst, GenerateRequest, WorkerType
 
 

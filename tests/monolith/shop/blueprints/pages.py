@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from flask import Blueprint, Response, jsonify, render_template_string, request
-from modelyard.cancel import Cancel
-from modelyard.extension import current_modelyard
-from modelyard.streams import OutputStream
+from modelyard.server.extension import current_modelyard
+from modelyard.streams import Cancel, OutputStream
 from modelyard.types import GenerateRequest
 from service.prices import Price
 

@@ -1,0 +1,1 @@
+"""What every blueprint stands on."""

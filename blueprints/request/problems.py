@@ -1,0 +1,117 @@
+"""One place that turns errors into HTTP: problem documents, and ModelOutputs where text is generated."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+
+from flask import Blueprint, Flask, Request, Response, g, request
+from werkzeug.exceptions import HTTPException
+
+from ...errors import Cancelled, InvalidRequest, ModelyardError, Unauthorized, Unavailable
+from ...types import JSONObject, ModelOutput
+from ...wire.chunks import DELTA_TYPE, NUL, STREAM_TYPE, encode_output
+from .bodies import JSON_TYPE, json_response
+
+log = logging.getLogger(__name__)
+
+PROBLEM_TYPE = "application/problem+json"
+_STATUS_OF_REFUSALS = frozenset({401, 403, 413, 422, 503})
+
+
+def install(blueprint: Blueprint) -> None:
+    """Handle every error of the blueprint's views."""
+    blueprint.register_error_handler(ModelyardError, _answer)
+    blueprint.register_error_handler(HTTPException, _answer_http)
+    blueprint.register_error_handler(Exception, _answer_unforeseen)
+
+
+def install_in_app(app: Flask) -> None:
+    """Handle what no view has seen, in an application that is ours: unknown paths and methods."""
+    app.register_error_handler(HTTPException, _answer_http)
+    app.register_error_handler(Exception, _answer_unforeseen)
+
+
+def wants_delta(request: Request) -> bool:
+    """Return whether a client asks for pieces instead of the whole text so far."""
+    return DELTA_TYPE in request.headers.get("Accept", "")
+
+
+def unforeseen(error: BaseException) -> ModelyardError:
+    """Log an error that is not ours with its traceback, and return one that quotes the log's id."""
+    number = uuid.uuid4().hex[:12]
+    log.error("error %s", number, exc_info=error)
+    return ModelyardError(f"something went wrong here; the log has it as error {number}")
+
+
+def error_output(error: ModelyardError, *, delta: bool = False) -> ModelOutput:
+    """Return a failure as DB-GPT's clients read it: the reason in ``text``, ``error_code`` not 0.
+
+    Who asked for pieces, as our own parts do, is also told which error it is.
+    """
+    output = ModelOutput(text=str(error), error_code=error.status)
+    if delta:
+        output.model_context = {"error": error.code}
+        if isinstance(error, InvalidRequest) and error.errors:
+            output.model_context["errors"] = error.errors
+    return output
+
+
+def _answer(error: ModelyardError) -> Response:
+    line = g.get("modelyard_line")
+    if line is not None:
+        line.error = error.code
+    generation = (request.endpoint or "").rpartition(".")[2]
+    if generation in ("generate", "generate_stream"):
+        response = _refusal(error, streamed=generation == "generate_stream")
+    else:
+        response = json_response(problem(error), error.status, PROBLEM_TYPE)
+    if isinstance(error, Unavailable):
+        response.headers["Retry-After"] = str(error.retry_after)
+        if error.load:
+            response.headers["Modelyard-Load"] = error.load
+    if isinstance(error, Unauthorized):
+        response.headers["WWW-Authenticate"] = 'Bearer realm="modelyard"'
+    if isinstance(error, Cancelled):
+        # Nobody reads it: the connection is not kept for another request.
+        response.headers["Connection"] = "close"
+    return response
+
+
+def _refusal(error: ModelyardError, *, streamed: bool) -> Response:
+    # The peers' stream client never looks at the status, and yields nothing that does not end in NUL.
+    status = error.status if error.status in _STATUS_OF_REFUSALS else 200
+    delta = streamed and wants_delta(request)
+    body = encode_output(error_output(error, delta=delta))
+    return Response(body + NUL if streamed else body, status, content_type=STREAM_TYPE if streamed else JSON_TYPE)
+
+
+def problem(error: ModelyardError) -> JSONObject:
+    """Return a problem document (RFC 9457)."""
+    document: JSONObject = {
+        "type": f"urn:modelyard:error:{error.code}",
+        "title": error.title,
+        "status": error.status,
+        "detail": str(error),
+    }
+    if isinstance(error, InvalidRequest) and error.errors:
+        document["errors"] = error.errors
+    return document
+
+
+def _answer_http(error: HTTPException) -> Response:
+    document = {
+        "type": "about:blank",
+        "title": error.name,
+        "status": error.code or 500,
+        "detail": error.description or error.name,
+    }
+    response = json_response(document, error.code or 500, PROBLEM_TYPE)
+    for name, value in error.get_headers():
+        if name.lower() == "allow":
+            response.headers[name] = value
+    return response
+
+
+def _answer_unforeseen(error: Exception) -> Response:
+    return _answer(unforeseen(error))

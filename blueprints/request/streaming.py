@@ -1,0 +1,139 @@
+"""A streamed answer as a WSGI response: bursts in, chunks out, silence broken, everything let go at the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from flask import Response
+
+from ...errors import Cancelled, ModelyardError
+from ...streams import OutputStream
+from ...types import Burst
+from ...wire.chunks import DELTA_TYPE, EMPTY_CHUNK, NUL, STREAM_TYPE, ChunkEncoder, encode_output
+from .calls import AccessLine, Call
+from .problems import error_output, unforeseen
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+
+class StreamBody:
+    """The iterable that the server sends. `close` it: it closes the stream and the call, once."""
+
+    def __init__(
+        self, call: Call, stream: OutputStream, line: AccessLine, *, delta: bool, silence_timeout: float
+    ) -> None:
+        self._call = call
+        self._stream = stream
+        self._line = line
+        self._delta = delta
+        self._encoder = ChunkEncoder(delta=delta)
+        self._silence_timeout = silence_timeout
+        self._first: Burst | None = None
+        self._writes: Iterator[bytes] = iter(())
+        self._closed = False
+        self._ended = False
+
+    def prime(self, timeout: float) -> None:
+        """Wait ``timeout`` seconds for the first burst, so that a failure before it is a real status.
+
+        Raises what the stream raises.
+        """
+        deadline = time.monotonic() + timeout
+        while self._first is None:
+            try:
+                self._first = next(self._stream)
+            except StopIteration:
+                self._ended = True
+                return
+            if time.monotonic() >= deadline:
+                # The server sends headers with the first write: so that they leave, a write is needed.
+                self._writes = iter((EMPTY_CHUNK,))
+                return
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        data = self._next_data()
+        self._line.bytes += len(data)
+        return data
+
+    def _next_data(self) -> bytes:
+        for write in self._writes:
+            return write
+        if self._ended:
+            raise StopIteration
+        if self._first is not None:
+            first, self._first = self._first, None
+            if (data := self._encode(first)) is not None:
+                return data
+        quiet_until = time.monotonic() + self._silence_timeout
+        try:
+            for burst in self._stream:
+                if burst is not None and (data := self._encode(burst)) is not None:
+                    return data
+                if time.monotonic() >= quiet_until:
+                    return EMPTY_CHUNK
+        except Exception as error:  # noqa: BLE001 - whatever broke, the client is told in the last chunk
+            self._ended = True
+            return self._last_chunk(error)
+        self._ended = True
+        raise StopIteration
+
+    def _encode(self, burst: Burst) -> bytes | None:
+        self._line.began_output()
+        self._line.pieces = (self._line.pieces or 0) + len(burst.pieces)
+        self._writes = iter(self._encoder.encode(burst))
+        return next(self._writes, None)
+
+    def _last_chunk(self, error: Exception) -> bytes:
+        known = error if isinstance(error, ModelyardError) else unforeseen(error)
+        self._line.error = known.code
+        if isinstance(known, Cancelled):
+            raise StopIteration
+        return encode_output(error_output(known, delta=self._delta)) + NUL
+
+    def release(self) -> None:
+        """Cancel what still runs, and give slot, thread and socket back; a second call does nothing."""
+        try:
+            self._stream.close()
+        finally:
+            self._call.close()
+
+    def close(self) -> None:
+        """Release everything and write the access line; a second call does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        if not self._ended:
+            self._line.error = self._line.error or self._call.cancel.error.code
+        try:
+            self.release()
+        finally:
+            self._line.write()
+
+
+class StreamResponse(Response):
+    """A response that says whether the server took its body: whoever took it, closes it."""
+
+    def __init__(self, body: StreamBody, *, delta: bool, load: str | None) -> None:
+        super().__init__(
+            body,
+            content_type=DELTA_TYPE if delta else STREAM_TYPE,
+            direct_passthrough=True,
+        )
+        self.headers["X-Accel-Buffering"] = "no"
+        self.headers["Cache-Control"] = "no-cache"
+        if load:
+            self.headers["Modelyard-Load"] = load
+        self.body = body
+        self.taken = False
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer, and note that whoever asked has the body now."""
+        answer = super().__call__(environ, start_response)
+        self.taken = True
+        return answer

@@ -1,0 +1,192 @@
+"""Tokens: secrets with scopes, of which only the hash is kept.
+
+A token is ``modelyard_`` and 256 random bits. A plain SHA-256 is enough to keep such a secret: salt and a slow hash
+protect what a person can think of, and nobody tries out 2**256. For the same reason only tokens made here
+(`new_secret`) should be hashed so.
+
+An entry is one line, ``NAME SCOPE[+SCOPE...] SHA256``, in a file or as an item of the setting ``tokens``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+import secrets
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import ConfigError
+from ..files import write_atomically
+
+INFER, WORKER, ADMIN = "infer", "worker", "admin"
+SCOPES = (INFER, WORKER, ADMIN)
+"""Asking models; registering them; starting, stopping and changing them, which includes the other two."""
+
+PREFIX = "modelyard_"
+"""So that a person, or a search for leaked secrets, knows one when it sees one."""
+
+LARGEST_FILE = 4 * 1024 * 1024
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
+_HASH = re.compile(r"[0-9a-fA-F]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """What is known of a token: not the secret itself."""
+
+    name: str
+    scopes: frozenset[str]
+    digest: bytes
+
+    @property
+    def line(self) -> str:
+        """The entry that `parse` reads."""
+        return f"{self.name} {spoken(self.scopes)} {self.digest.hex()}"
+
+
+def new_secret() -> str:
+    """Return a new token. It is nowhere else: show it once."""
+    return PREFIX + secrets.token_urlsafe(32)
+
+
+def digest_of(secret: str) -> bytes:
+    """Return what is kept of a secret."""
+    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
+
+
+def parse_scopes(text: str) -> frozenset[str]:
+    """Return the scopes in ``infer+worker``; with admin, all of them. ValueError says which is none."""
+    named = [name.strip() for name in text.split("+")]
+    for name in named:
+        if name not in SCOPES:
+            raise ValueError(f"{name!r} is no scope: there are {', '.join(SCOPES)}")
+    return with_implied(named)
+
+
+def with_implied(named: Iterable[str]) -> frozenset[str]:
+    """Return these scopes with those that they include: admin includes all."""
+    found = frozenset(named)
+    return frozenset(SCOPES) if ADMIN in found else found
+
+
+def spoken(scopes: Iterable[str]) -> str:
+    """Return scopes as they are written: ``infer+worker``, and for all of them ``admin``."""
+    found = frozenset(scopes)
+    return ADMIN if ADMIN in found else "+".join(scope for scope in SCOPES if scope in found)
+
+
+def parse(entry: str) -> Token:
+    """Return the token of one entry. ValueError says what is wrong with it, without repeating it."""
+    parts = entry.split()
+    if len(parts) != 3:
+        raise ValueError(f"expected NAME SCOPES SHA256, there are {len(parts)} words")
+    name, scopes, digest = parts
+    if not _NAME.fullmatch(name):
+        raise ValueError("the name may have letters, digits, dot, dash, underscore and @, 64 at most")
+    if not _HASH.fullmatch(digest):
+        raise ValueError(f"token {name}: the third word is no SHA-256 in 64 hexadecimal digits")
+    return Token(name, parse_scopes(scopes), bytes.fromhex(digest))
+
+
+def parse_all(entries: Iterable[tuple[str, str]]) -> list[Token]:
+    """Return the tokens of ``(place, entry)``. ConfigError names the place of each that does not fit."""
+    found: dict[str, Token] = {}
+    faults = []
+    for place, entry in entries:
+        try:
+            token = parse(entry)
+            if token.name in found:
+                raise ValueError(f"there are two tokens named {token.name}")
+            if any(other.digest == token.digest for other in found.values()):
+                raise ValueError(f"token {token.name} is the same secret as another")
+        except ValueError as error:
+            faults.append(f"{place}: {error}")
+        else:
+            found[token.name] = token
+    if faults:
+        raise ConfigError("; ".join(faults))
+    return list(found.values())
+
+
+# The file
+
+
+def read_file(path: Path) -> list[Token]:
+    """Return the tokens of a file: an entry a line, ``#`` begins a comment.
+
+    Raises ConfigError, also where others than its owner may write it: they could let themselves in.
+    """
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISREG(mode) and mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise ConfigError(f"tokens_file {path} can be written by others than its owner: chmod 600 {path}")
+        with path.open("rb") as file:
+            data = file.read(LARGEST_FILE + 1)
+        if len(data) > LARGEST_FILE:
+            raise ConfigError(f"tokens_file {path} is larger than {LARGEST_FILE} bytes")
+        lines = data.decode().splitlines()
+    except OSError as error:
+        hint = "" if path.exists() else f": make it with modelyard token new --file {path}"
+        raise ConfigError(f"tokens_file {path}: {error.strerror}{hint}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"tokens_file {path}: is no text") from error
+    entries = ((f"tokens_file {path}, line {n}", _entry(line)) for n, line in enumerate(lines, 1))
+    return parse_all((place, entry) for place, entry in entries if entry)
+
+
+def add_to_file(path: Path, token: Token) -> None:
+    """Add a token to a file, which is made where it is not there. ConfigError where its name is taken."""
+    with _changing(path) as lines:
+        if any(_name_in(line) == token.name for line in lines):
+            raise ConfigError(f"{path} has a token named {token.name} already: give this one another --name")
+        lines.append(token.line)
+
+
+def remove_from_file(path: Path, name: str) -> None:
+    """Remove a token from a file. ConfigError where it is not there."""
+    with _changing(path) as lines:
+        kept = [line for line in lines if _name_in(line) != name]
+        if len(kept) == len(lines):
+            there = ", ".join(token.name for token in read_file(path)) or "none"
+            raise ConfigError(f"{path} has no token named {name}; there are: {there}")
+        lines[:] = kept
+
+
+def _entry(line: str) -> str:
+    return line.partition("#")[0].strip()
+
+
+def _name_in(line: str) -> str:
+    return _entry(line).partition(" ")[0]
+
+
+@contextlib.contextmanager
+def _changing(path: Path) -> Iterator[list[str]]:
+    """Give the lines of a file, and write it anew, whole or not at all; mode and owner stay, a new one has 0600."""
+    path = path.resolve()  # A link stays one.
+    try:
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ConfigError(f"{path.parent}: {error.strerror}") from error
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        before = path.stat() if path.exists() else None
+        if before is not None:
+            read_file(path)
+        lines = path.read_text(encoding="utf-8").splitlines() if before is not None else []
+        yield lines
+        write_atomically(path, "".join(f"{line}\n" for line in lines).encode())
+        if before is not None:
+            with contextlib.suppress(OSError):
+                os.chown(path, before.st_uid, before.st_gid)
+            path.chmod(stat.S_IMODE(before.st_mode))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    finally:
+        os.close(folder)

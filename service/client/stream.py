@@ -1,0 +1,192 @@
+"""TextStream: an answer as it comes from a service, piece by piece."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections import deque
+from types import TracebackType
+from typing import Any
+
+import requests
+from urllib3.exceptions import HTTPError, ReadTimeoutError
+
+from ..errors import EngineError, ModelyardError, WorkerLost, WorkerUnreachable
+from ..sessions.client_session import hang_up, reason_of, socket_of
+from ..types import JSONObject, ModelOutput
+from ..wire.errors import error_of_output
+from ..wire.messages import output_from_wire
+from ..wire.whole_text import WholeText
+
+MAX_CHUNK = 64 * 1024 * 1024
+"""Bytes of one chunk: more is no answer."""
+_RECEIVE_SIZE = 64 * 1024
+
+
+class TextStream:
+    """An iterator of pieces of text, which one thread reads; none of them is empty.
+
+    Read it to its end, use it in a ``with``, or `close` it: that ends the connection, and the service stops computing.
+    `close` may come from any thread; the reader's loop then ends. One that nobody refers to any more is closed too.
+
+    It raises what the service says went wrong midway, WorkerLost where the answer breaks off, WorkerUnreachable where
+    it does before a piece of it has come. What had come was given out before. `output` is what there is so far, and
+    once the loop has ended the whole answer.
+    """
+
+    def __init__(self, response: requests.Response, where: str) -> None:
+        """Read ``response``, whose status is 200; ``where`` names the service, for people."""
+        self._response = response
+        self._socket = socket_of(response)
+        self._pid = os.getpid()
+        self._where = where
+        self._reading = threading.Lock()
+        self._ended = False
+        self._failure: ModelyardError | None = None
+        self._rest = b""
+        self._chunks = 0
+        self._whole = WholeText()
+        self._ready: deque[str] = deque()
+        self._pieces: list[str] = []
+        self._last = ModelOutput()
+
+    # What came
+
+    @property
+    def output(self) -> ModelOutput:
+        """The answer: ``text``, and at its end ``finish_reason``, ``usage`` and, if asked for, ``metrics``."""
+        last = self._last
+        return ModelOutput(
+            "".join(self._pieces), finish_reason=last.finish_reason, usage=last.usage, metrics=last.metrics
+        )
+
+    @property
+    def text(self) -> str:
+        """All pieces that were given out, as one."""
+        return "".join(self._pieces)
+
+    @property
+    def finish_reason(self) -> str | None:
+        """``stop`` or ``length``; None until it has ended."""
+        return self._last.finish_reason
+
+    @property
+    def usage(self) -> JSONObject | None:
+        """``prompt_tokens``, ``completion_tokens`` and ``total_tokens``; None until it has ended."""
+        return self._last.usage
+
+    # How it comes
+
+    def __iter__(self) -> TextStream:
+        return self
+
+    def __next__(self) -> str:
+        while True:
+            try:
+                piece = self._ready.popleft()
+            except IndexError:
+                self._wait()
+                if self._ended and not self._ready:
+                    if self._failure is not None:
+                        raise self._failure from None
+                    raise StopIteration from None
+            else:
+                self._pieces.append(piece)
+                return piece
+
+    def begin(self) -> None:
+        """Wait for the first sign of an answer, which may still be without a piece. Raises a refusal."""
+        self._wait()
+        if self._failure is not None and not self._ready:
+            raise self._failure
+
+    def _wait(self) -> None:
+        """Take what comes next, unless it has ended."""
+        if self._ended:
+            return
+        with self._reading:
+            self._read()
+        if self._ended:  # also by a thread that could not close it while this one was reading
+            self._response.close()
+
+    def _read(self) -> None:
+        try:
+            # `iter_content` would wait until it has as many bytes as it was asked for.
+            data: bytes = self._response.raw.read1(_RECEIVE_SIZE)
+            if data:
+                self._take(data)
+            else:
+                self._finish()
+        except ModelyardError as error:
+            self._fail(error)
+        except (OSError, HTTPError, ValueError) as error:
+            self._fail(self._broken(error))
+
+    def _take(self, data: bytes) -> None:
+        *chunks, self._rest = (self._rest + data).split(b"\0")
+        if len(self._rest) > MAX_CHUNK:
+            raise ValueError(f"a chunk is over {MAX_CHUNK} bytes")
+        for chunk in filter(None, chunks):
+            self._note(json.loads(chunk))
+
+    def _note(self, chunk: Any) -> None:
+        if not isinstance(chunk, dict):
+            raise ValueError("a chunk is no JSON object")  # noqa: TRY004 - the data is at fault, not the caller
+        self._chunks += 1
+        if chunk.get("error_code"):
+            raise error_of_output(chunk, self._response.headers)
+        output = output_from_wire(chunk)
+        if piece := output.text if output.incremental else self._whole.new_in(output.text):
+            self._ready.append(piece)
+        self._last.finish_reason = output.finish_reason or self._last.finish_reason
+        self._last.usage = output.usage or self._last.usage
+        self._last.metrics = output.metrics or self._last.metrics
+
+    def _finish(self) -> None:
+        if self._rest:
+            raise ValueError(f"it ends inside a chunk, after {len(self._rest)} bytes of it")
+        if not self._chunks and not self._ended:
+            raise EngineError(f"{self._where} ended its answer without a word")
+        self._ended = True
+
+    def _fail(self, error: ModelyardError) -> None:
+        # What another thread's `close` breaks off is an end like any other.
+        if not self._ended:
+            self._failure = error
+            self._ended = True
+
+    def _broken(self, error: Exception) -> ModelyardError:
+        kind = WorkerLost if self._pieces or self._ready else WorkerUnreachable
+        if isinstance(error, ReadTimeoutError):
+            return kind(f"{self._where} fell silent in the middle of its answer")
+        return kind(f"{self._where} broke off its answer: {reason_of(error)}")
+
+    # The end
+
+    def close(self) -> None:
+        """End it wherever it is, and the connection with it. A second call does nothing."""
+        self._ready.clear()
+        if self._ended:
+            return
+        self._ended = True
+        if self._pid == os.getpid():  # in a process that was forked since, it would end that of the other
+            hang_up(self._socket)
+        if self._reading.acquire(blocking=False):
+            try:
+                self._response.close()
+            finally:
+                self._reading.release()
+
+    def __enter__(self) -> TextStream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # For loops that were left early, without a `with`.
+        if not getattr(self, "_ended", True):
+            self.close()

@@ -1,0 +1,1 @@
+"""The model host: one process that holds the models of several."""

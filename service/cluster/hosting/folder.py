@@ -1,0 +1,254 @@
+"""What web processes and their model host share: a folder with a socket, the host's lock, and the line it lives by.
+
+The lock is held by the host, as long as any process of it is there; whoever finds it free starts the next host and
+hands the lock over to it, so there are never two. The life line is held by every web process; the host ends when
+nobody holds it any more. Both are locks on files: they end with their processes, however those end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import stat
+import sys
+import tempfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from ...files import state_folder
+from ...settings.settings import Settings
+from ...version import __version__
+
+log = logging.getLogger(__name__)
+
+MAX_SOCKET_PATH = 100
+"""Bytes of a socket's path: the system takes 107."""
+
+
+@dataclass(frozen=True)
+class HostFolder:
+    """The folder of one service's model host; its socket may stand elsewhere, where the folder's path is too long."""
+
+    path: Path
+    socket: Path
+
+    @classmethod
+    def of(cls, settings: Settings) -> HostFolder:
+        """Return the folder, made if need be: in the state folder, or where that can't be written a private one.
+
+        Raises OSError where neither can.
+        """
+        try:
+            path = state_folder(settings.state_path, settings.instance_name)
+            _check_writable(path)
+        except OSError as error:
+            wanted, path = settings.state_path / settings.instance_name, _private(settings.instance_name)
+            log.warning("the state folder %s can't be used (%s): the model host uses %s", wanted, error, path)
+        socket = path / "host.sock"
+        if len(os.fsencode(socket)) > MAX_SOCKET_PATH:
+            socket = _private("sockets") / f"{zlib.crc32(os.fsencode(path)):08x}.sock"
+        return cls(path, socket)
+
+    @property
+    def url(self) -> str:
+        """Where the host's API stands."""
+        return f"http+unix://{quote(str(self.socket), safe='')}/api"
+
+    @property
+    def lock(self) -> Path:
+        """The file whose lock is the right to be the host."""
+        return self.path / "host.lock"
+
+    @property
+    def life(self) -> Path:
+        """The file that every web process holds a share of."""
+        return self.path / "host.life"
+
+
+def _check_writable(folder: Path) -> None:
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+def _private(name: str) -> Path:
+    """Return a folder that only this user can enter; the same in every process. Raises OSError."""
+    root = Path(tempfile.gettempdir()) / f"modelyard-{os.getuid()}"
+    root.mkdir(mode=0o700, exist_ok=True)
+    # In a folder that all may write, another user could have made it first.
+    found = root.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise PermissionError(f"{root} is not a folder of this user alone")
+    folder = root / name
+    folder.mkdir(mode=0o700, exist_ok=True)
+    _check_writable(folder)
+    return folder
+
+
+class HostLock:
+    """The right to be the host, and what is noted of it: its pid, and how often one was started in a row."""
+
+    def __init__(self, path: Path, fd: int) -> None:
+        """Hold the lock by the open file ``fd``."""
+        self.path = path
+        self.fd = fd
+
+    @classmethod
+    def take(cls, path: Path) -> HostLock | None:
+        """Return the lock if it is free, None where a host holds it. Raises OSError."""
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(fd)
+            if isinstance(error, BlockingIOError):
+                return None
+            raise
+        return cls(path, fd)
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the file is still the one at its path: somebody may have deleted the folder."""
+        return _is_same(self.fd, self.path)
+
+    def note(self, **said: float) -> None:
+        """Write down what the next who takes it must know."""
+        text = json.dumps(said).encode()
+        os.pwrite(self.fd, text, 0)
+        os.ftruncate(self.fd, len(text))
+
+    def close(self) -> None:
+        """Let go of this copy: the lock is free when the last is closed."""
+        os.close(self.fd)
+
+
+def noted(path: Path) -> dict[str, float]:
+    """Return what is noted of the host.
+
+    ``pid``, ``starts`` in a row, ``since`` (monotonic seconds of this machine), `digest` of its ``settings``, the
+    ``run`` of who started it (`run_began`).
+    """
+    try:
+        said = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return {k: v for k, v in said.items() if isinstance(v, int | float)} if isinstance(said, dict) else {}
+
+
+def digest(handed: str) -> int:
+    """Return by what settings that are handed over are known again, and the version that they are handed to."""
+    return zlib.crc32(f"{__version__} {handed}".encode())
+
+
+class LifeLine:
+    """One web process's share in the life of the host."""
+
+    def __init__(self, path: Path) -> None:
+        """Hold nothing yet."""
+        self._path = path
+        self._fd: int | None = None
+
+    def hold(self) -> None:
+        """Hold a share of the file that is at the path now. Raises OSError."""
+        if self._fd is not None and _is_same(self._fd, self._path):
+            return
+        self.release()
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            # Waits at most for a host that just looks whether anybody is left.
+            fcntl.flock(fd, fcntl.LOCK_SH)
+            server = _server_above()
+            if server is not None:
+                text = json.dumps(server).encode()
+                os.pwrite(fd, text, 0)
+                os.ftruncate(fd, len(text))
+        except BaseException:
+            os.close(fd)
+            raise
+        self._fd = fd
+
+    def release(self) -> None:
+        """Let go of it; a second call does nothing."""
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            os.close(fd)
+
+
+def is_needed(life: Path) -> bool:
+    """Return whether a web process holds the life line, or the server is there that will start the next ones."""
+    try:
+        fd = os.open(life, os.O_RDWR | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        # It can't be told, as where a busy host has no descriptor left: nobody must end for that.
+        return True
+    try:
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return _is_running(os.pread(fd, 200, 0))
+        return True
+    finally:
+        os.close(fd)
+
+
+def _is_same(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except OSError:
+        return False
+
+
+def _server_above() -> dict[str, int] | None:
+    """Return the process that starts web processes anew, with its start time; None where there is none to be told.
+
+    Between the end of one web process and the first request of the next there may be minutes without any.
+    """
+    pid = 0
+    if os.environ.get("SERVER_SOFTWARE", "").startswith("gunicorn"):
+        pid = os.getppid()
+    elif "uwsgi" in sys.modules:
+        pid = sys.modules["uwsgi"].masterpid()
+    began = _began(pid)
+    if began is None or (pid == 1 and not _is_same_program(pid)):
+        return None
+    return {"pid": pid, "began": began}
+
+
+def run_began() -> int:
+    """Return when the web server began that this process belongs to, or without one this process: so a run is known."""
+    server = _server_above()
+    return (server["began"] if server is not None else _began(os.getpid())) or 0
+
+
+def _is_same_program(pid: int) -> bool:
+    """Return whether a process runs what this one does: in a container the server may be the first of all.
+
+    Elsewhere that adopts whoever has lost its own, and never ends.
+    """
+    try:
+        return Path(f"/proc/{pid}/exe").readlink() == Path("/proc/self/exe").readlink()
+    except OSError:
+        return False
+
+
+def _began(pid: int) -> int | None:
+    """Return when a process began, in ticks since the boot: a pid alone may be another's by now. None of a dead one."""
+    try:
+        state, *rest = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        return None if state == b"Z" else int(rest[18])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _is_running(text: bytes) -> bool:
+    try:
+        server = json.loads(text)
+        began = _began(server["pid"])
+        return began is not None and bool(began == server["began"])
+    except (ValueError, TypeError, KeyError):
+        return False

@@ -1,0 +1,348 @@
+"""The manager of the models of a model host: each call goes to the one process that holds them, over its socket.
+
+It decides nothing: which models there are, their limits and lines, and what is wrong with a request is said by the
+host. All it adds is patience with a host that is being started.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+from ...engines.base import Vectors
+from ...errors import Draining, ModelyardError, NotConnected, NotReady, UnknownModel
+from ...sessions.transport import Transport
+from ...streams import Cancel, OutputStream
+from ...telemetry.spans import current
+from ...telemetry.tracing import Tracing, spanned
+from ...types import (
+    ApplyOutcome,
+    Burst,
+    GenerateRequest,
+    HostModels,
+    JSONObject,
+    ModelInstance,
+    ModelMetadata,
+    ModelOutput,
+    WorkerType,
+    split_worker_key,
+    worker_key,
+)
+from ...worker import model_names
+from ...worker.worker import State, whole_answer
+from ..remote_errors import error_of_answer
+from ..remote_model import RemoteHost, RemoteModelWorker
+
+T = TypeVar("T")
+
+PAUSE = 0.1
+"""Seconds between two looks whether a host that is being started is there."""
+STATUS_TIMEOUT = (0.5, 2.0)
+
+
+class HostedWorkerManager:
+    """Models of the process behind a socket. Makes no connection before it is asked something."""
+
+    def __init__(self, transport: Transport, timeout: float, host: str, port: int) -> None:
+        """Wait ``timeout`` seconds for a host that is being started; ``host`` and ``port`` are what instances say."""
+        self.url = ""
+        """Where the host's API stands; told by whoever starts it."""
+        self.trouble = ""
+        """What keeps the host from being there, other than that it is just being started; told as well."""
+        self.host = host
+        self.port = port
+        self.tracing = Tracing()
+        self._transport = transport
+        self._timeout = timeout
+        self._workers: dict[str, RemoteModelWorker] = {}
+        self._keys: set[str] = set()
+        """The models of the host, as it last told of them."""
+
+    def _worker(self, model: str, *kinds: WorkerType) -> RemoteModelWorker:
+        """Return a model for a call that ``kinds`` answer: the host says if there is none."""
+        keys = [worker_key(model, kind) for kind in kinds]
+        if self._keys.isdisjoint(keys):
+            with contextlib.suppress(ModelyardError):
+                self.status()
+        key = next((key for key in keys if key in self._keys), keys[0])
+        worker = self._workers.get(key)
+        if worker is None or worker.url != self.url:
+            worker = self._workers[key] = RemoteModelWorker(key, self.url, self._transport)
+        return worker
+
+    def _at(self) -> RemoteHost:
+        return RemoteHost(self.url, self._transport)
+
+    # Patience
+
+    def _patience(self, model: str | None, cancel: Cancel | None = None, *, wait: bool = True) -> _Patience:
+        return _Patience(self, model, cancel, time.monotonic() + (self._timeout if wait else 0))
+
+    def _asked(self, call: Callable[[], T], model: str | None, cancel: Cancel | None = None, *, wait: bool = True) -> T:
+        """Return what the host says, once there is one; who does not ``wait`` in line does not wait for it either."""
+        patience = self._patience(model, cancel, wait=wait)
+        while True:
+            try:
+                return call()
+            except ModelyardError as error:
+                patience.wait(error)
+
+    def is_coming(self, model: str | None) -> bool:
+        """Return whether the host, or a model of it, is being started."""
+        try:
+            status = self.status()
+        except NotConnected:
+            return True
+        except ModelyardError:
+            return False
+        states = [m.get("state") for m in status["models"] if str(m.get("model")).rpartition("@")[0] == model]
+        # Ready: it has become so since it refused.
+        is_near = State.STARTING in states or State.READY in states or (not states and not status["ready"])
+        return is_near or is_starting(status)
+
+    def forget(self) -> None:
+        """Forget which models there are: one has gone."""
+        self._keys = set()
+
+    def status(self) -> JSONObject:
+        """Return the host's ``/readyz``. Raises WorkerUnreachable, and what else it answers with."""
+        url = self.url.removesuffix("/api") + "/readyz"
+        with self._transport.request("GET", url, timeout=STATUS_TIMEOUT) as answer:
+            if answer.status_code not in (200, 503):
+                raise error_of_answer(answer, self.url)
+            said = answer.json()
+        self._keys = {str(model["model"]) for model in said["models"]}
+        return {"ready": bool(said["ready"]), "reason": said["reason"], "models": said["models"]}
+
+    def _check_known(self, model: str, kind: WorkerType) -> None:
+        """Raise what is wrong with a model that this process has not asked yet; whoever streams is told in time."""
+        key = worker_key(model, kind)
+        if key in self._keys:
+            return
+        try:
+            status = self.status()
+        except ModelyardError:
+            return  # it is being started, or the call itself says what is wrong
+        states = {str(m["model"]): m for m in status["models"]}
+        if not states and not status["ready"]:
+            return
+        if key in states:
+            if states[key]["state"] not in (State.READY, State.STARTING) and not is_starting(status):
+                self._worker(model, kind).metadata()
+            return
+        raise model_names.absent(model, [kind], states)
+
+    # Calls
+
+    @spanned
+    def generate_stream(
+        self, request: GenerateRequest, cancel: Cancel | None = None, *, wait: bool = True
+    ) -> OutputStream:
+        """Return the stream of an answer; close it. What the host says of the request shows at its first burst.
+
+        Raises UnknownModel, Unsupported, NotReady at once, where the host is there to say so.
+        """
+        cancel = cancel or Cancel()
+        self._check_known(request.model, WorkerType.LLM)
+        answer = _Answer(
+            lambda one: self._worker(request.model, WorkerType.LLM).generate_stream(request, one, wait=wait),
+            cancel,
+            self._patience(request.model, cancel, wait=wait),
+        )
+        answer.outer = OutputStream(answer, cancel, lambda: None)
+        return answer.outer
+
+    def generate(self, request: GenerateRequest, cancel: Cancel | None = None, *, wait: bool = True) -> ModelOutput:
+        """Return a whole answer; raises like the stream."""
+        with self.generate_stream(request, cancel, wait=wait) as stream:
+            return whole_answer(stream)
+
+    @spanned
+    def embeddings(
+        self, model: str, texts: Sequence[str], cancel: Cancel | None = None, *, wait: bool = True
+    ) -> Vectors:
+        """Return one row of floats a text."""
+        cancel = cancel or Cancel()
+
+        def ask() -> Vectors:
+            return self._worker(model, WorkerType.TEXT2VEC).embeddings(texts, cancel, wait=wait)
+
+        return self._asked(ask, model, cancel, wait=wait)
+
+    @spanned
+    def rerank(
+        self, model: str, query: str, texts: Sequence[str], cancel: Cancel | None = None, *, wait: bool = True
+    ) -> Sequence[float]:
+        """Return a score a text."""
+        cancel = cancel or Cancel()
+
+        def ask() -> Sequence[float]:
+            # Looked for anew each time: of what kind the model is shows only when the host is there.
+            worker = self._worker(model, WorkerType.RERANKER, WorkerType.TEXT2VEC)
+            return worker.rerank(query, texts, cancel, wait=wait)
+
+        return self._asked(ask, model, cancel, wait=wait)
+
+    @spanned
+    def count_token(self, model: str | None, prompt: str) -> int:
+        """Return the tokens of ``prompt``; None stands for the only LLM."""
+        name = model or self._only_llm()
+        return self._asked(lambda: self._worker(name, *WorkerType).count_token(prompt), name)
+
+    def _only_llm(self) -> str:
+        instances = self.get_all_model_instances(WorkerType.LLM, healthy_only=False)
+        return model_names.only([split_worker_key(one.model_name)[0] for one in instances])
+
+    @spanned
+    def model_metadata(self, model: str) -> ModelMetadata:
+        """Return what a model is."""
+        return self._asked(lambda: self._worker(model, *WorkerType).metadata(), model)
+
+    # What is there
+
+    def get_model_instances(self, key: str, *, healthy_only: bool = True) -> list[ModelInstance]:
+        """Return the instances of a worker key: at most one here."""
+        return [one for one in self.get_all_model_instances(healthy_only=healthy_only) if one.model_name == key]
+
+    def get_all_model_instances(
+        self, worker_type: WorkerType | None = None, *, healthy_only: bool = True
+    ) -> list[ModelInstance]:
+        """Return all instances, of one type if given."""
+        found = []
+        for model in self._asked(self.status, None)["models"]:
+            key, healthy = str(model["model"]), model["state"] == State.READY
+            fits = worker_type is None or key.endswith(f"@{worker_type.value}")
+            if "@" in key and fits and (healthy or not healthy_only):
+                found.append(ModelInstance(key, self.host, self.port, healthy=healthy))
+        return found
+
+    def select_one_instance(self, key: str) -> ModelInstance:
+        """Return the instance of a worker key. Raises UnknownModel, NotReady."""
+        found = self.get_model_instances(key, healthy_only=False)
+        if not found:
+            raise UnknownModel(f"there is no instance of {key}")
+        if not found[0].healthy:
+            raise NotReady(f"no instance of {key} is ready")
+        return found[0]
+
+    def load_of(self, model: str, worker_type: WorkerType) -> str | None:
+        """Return what the host last said of a model's load to this process."""
+        worker = self._workers.get(worker_key(model, worker_type))
+        return None if worker is None else worker.load
+
+    def parameter_descriptions(self, model: str, worker_type: WorkerType | None) -> list[JSONObject]:
+        """Return a model's parameters with their values. Raises UnknownModel."""
+        return self._asked(lambda: self._at().parameter_descriptions(model, worker_type), model)
+
+    def supported_models(self) -> list[HostModels]:
+        """Return the models that may run on the host."""
+        found = self._asked(lambda: self._at().supported_models(), None)
+        return [HostModels(self.host, self.port, one.models) for one in found]
+
+    # What changes
+
+    @spanned
+    def model_startup(
+        self,
+        model: str,
+        worker_type: WorkerType | None,
+        params: Mapping[str, Any],
+        *,
+        host: str | None = None,
+        port: int | None = None,
+    ) -> None:
+        """Start one model, for all processes; whatever ``host`` and ``port`` say, on their host."""
+        self._asked(lambda: self._at().startup(model, worker_type, params), None)
+
+    @spanned
+    def model_shutdown(
+        self, model: str, worker_type: WorkerType | None, *, host: str | None = None, port: int | None = None
+    ) -> None:
+        """Stop one model and forget it. Raises UnknownModel."""
+        self._asked(lambda: self._at().shutdown(model, worker_type), None)
+
+    @spanned
+    def worker_apply(
+        self, model: str, apply_type: str, worker_type: WorkerType | None, params: Mapping[str, Any]
+    ) -> ApplyOutcome:
+        """Do something to a model, or to all. Raises UnknownModel, InvalidRequest."""
+        return self._asked(lambda: self._at().apply(model, apply_type, worker_type, params), None)
+
+
+def is_starting(status: Mapping[str, object]) -> bool:
+    """Return whether a status tells of models that will be there in a moment."""
+    return str(status["reason"] or "").startswith("models are starting")
+
+
+class _Patience:
+    """How long one request goes on waiting for a host."""
+
+    def __init__(self, manager: HostedWorkerManager, model: str | None, cancel: Cancel | None, until: float) -> None:
+        self._manager = manager
+        self._model = model
+        self._cancel = cancel or Cancel()
+        self._until = until
+
+    def wait(self, error: ModelyardError) -> None:
+        """Wait a moment, if the host that could not take the request may soon; raise what else it comes to."""
+        # Without an address, there was no host that could have been asked.
+        is_absent = isinstance(error, NotConnected | Draining) or not self._manager.url
+        if isinstance(error, UnknownModel):
+            self._manager.forget()
+        if not is_absent and not (isinstance(error, NotReady) and self._manager.is_coming(self._model)):
+            raise error
+        if time.monotonic() >= self._until:
+            why = self._manager.trouble or f"the model host is being started: {error}"
+            raise NotReady(why, retry_after=2) if is_absent else error
+        if self._cancel.wait(PAUSE):
+            raise self._cancel.error
+
+
+class _Answer:
+    """The bursts of one answer: none while the host that will give it is being started."""
+
+    def __init__(self, ask: Callable[[Cancel], OutputStream], cancel: Cancel, patience: _Patience) -> None:
+        self._ask = ask
+        self._cancel = cancel
+        self._patience = patience
+        self._span = current()
+        self._inner: OutputStream | None = None
+        self._has_begun = False
+        self.outer: OutputStream | None = None
+
+    def __iter__(self) -> Iterator[Burst | None]:
+        return self
+
+    def __next__(self) -> Burst | None:
+        inner = self._inner or self._open()
+        try:
+            burst = next(inner)
+        except ModelyardError as error:
+            self.close()
+            if self._has_begun:
+                raise  # another answer would begin anew
+            self._patience.wait(error)
+            return None
+        if burst is not None:
+            self._has_begun = True
+        if self.outer is not None and self.outer.load is None:
+            self.outer.load = inner.load
+        return burst
+
+    def _open(self) -> OutputStream:
+        # Of its own, as it ends with the request, and the answer may need another.
+        one = Cancel()
+        self._relay = lambda: one.set(self._cancel.error)
+        self._cancel.on_set(self._relay)
+        with self._span.active():
+            self._inner = self._ask(one)
+        return self._inner
+
+    def close(self) -> None:
+        """End the request."""
+        inner, self._inner = self._inner, None
+        if inner is not None:
+            self._cancel.forget(self._relay)
+            inner.close()

@@ -1,0 +1,275 @@
+"""The manager of the models of a whole cluster: finds who has a model, and asks there.
+
+Models of this process, where it has some, are called directly; all others over HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from ..engines.base import Vectors
+from ..sessions.transport import Transport
+from ..streams import Cancel, OutputStream
+from ..telemetry.tracing import Tracing, spanned
+from ..types import (
+    ApplyOutcome,
+    GenerateRequest,
+    HostModels,
+    JSONObject,
+    ModelInstance,
+    ModelMetadata,
+    ModelOutput,
+    WorkerType,
+    split_worker_key,
+    worker_key,
+)
+from ..worker.manager import LocalWorkerManager
+from ..worker.worker import whole_answer
+from .attempts import Attempts, RoutedAnswer
+from .directory import Directory
+from .hosts import Hosts
+from .prober import Prober
+from .registry.base import Instance, place_of
+from .remote_model import RemoteModelWorker
+from .routing import Routes
+from .view import RegistryView
+
+T = TypeVar("T")
+
+
+class RemoteWorkerManager:
+    """Models wherever they run. `start` and `stop` it; it makes no connection before it is asked something."""
+
+    def __init__(
+        self,
+        view: RegistryView,
+        transport: Transport,
+        local: LocalWorkerManager | None = None,
+        own_url: Callable[[], str] = lambda: "",
+    ) -> None:
+        """Route over what ``view`` shows; instances at ``own_url`` are those of ``local``."""
+        self.view = view
+        self.routes = Routes()
+        self.tracing = Tracing()
+        self._transport = transport
+        self._local = local
+        self._directory = Directory(view, self.routes, local, own_url)
+        self._hosts = Hosts(view, transport, local, own_url)
+        self._workers: dict[tuple[str, str], RemoteModelWorker] = {}
+        self._prober = Prober(self.routes, transport)
+
+    # Life
+
+    def start(self) -> None:
+        """Start the thread that asks addresses that failed whether they are back."""
+        self._prober.start()
+
+    def stop(self) -> None:
+        """End that thread. A second call does nothing."""
+        self._prober.stop()
+
+    # Whom to ask
+
+    def _attempts(self, key: str, wait: bool) -> Attempts:
+        known = self._directory
+        return Attempts(key, lambda: known.all_of(key), lambda: known.all_anew(key), self.routes, wait, self._failed)
+
+    def _failed(self) -> None:
+        self._prober.wake()
+        self.view.refresh_soon()
+
+    def _worker(self, instance: Instance) -> RemoteModelWorker:
+        place = (instance.key, instance.url)
+        worker = self._workers.get(place)
+        if worker is None:
+            worker = self._workers[place] = RemoteModelWorker(instance.key, instance.url, self._transport)
+        return worker
+
+    def _alone(self, key: str) -> LocalWorkerManager | None:
+        """Return the manager of this process, where nobody else has the model: there is nothing to choose then."""
+        known = self._directory.all_of(key)
+        return self._local if len(known) == 1 and self._directory.is_own(known[0]) else None
+
+    # Calls
+
+    @spanned
+    def generate_stream(
+        self, request: GenerateRequest, cancel: Cancel | None = None, *, wait: bool = True
+    ) -> OutputStream:
+        """Return the stream of an answer; close it. Who is asked, and whether they can, shows at its first burst.
+
+        Raises UnknownModel, Unsupported, NotReady; the stream raises Overloaded, NotReady, WorkerUnreachable where no
+        instance takes the request, WorkerLost where one breaks off, and what the engine says.
+        """
+        cancel = cancel or Cancel()
+        key = self._directory.key_of(request.model, WorkerType.LLM)
+        if (alone := self._alone(key)) is not None:
+            return alone.generate_stream(request, cancel, wait=wait)
+        answer = RoutedAnswer(
+            self._attempts(key, wait),
+            lambda instance, one, waits: self._open(instance, request, one, wait=waits),
+            cancel,
+        )
+        answer.outer = OutputStream(answer, cancel, lambda: None)
+        return answer.outer
+
+    def _open(self, instance: Instance, request: GenerateRequest, cancel: Cancel, *, wait: bool) -> OutputStream:
+        if self._directory.is_own(instance) and self._local is not None:
+            return self._local.generate_stream(request, cancel, wait=wait)
+        return self._worker(instance).generate_stream(request, cancel, wait=wait)
+
+    def generate(self, request: GenerateRequest, cancel: Cancel | None = None, *, wait: bool = True) -> ModelOutput:
+        """Return a whole answer; raises like the stream."""
+        with self.generate_stream(request, cancel, wait=wait) as stream:
+            return whole_answer(stream)
+
+    @spanned
+    def embeddings(
+        self, model: str, texts: Sequence[str], cancel: Cancel | None = None, *, wait: bool = True
+    ) -> Vectors:
+        """Return one row of floats a text."""
+        cancel = cancel or Cancel()
+        key = self._directory.key_of(model, WorkerType.TEXT2VEC)
+        return self._called(
+            key,
+            lambda local: local.embeddings(model, texts, cancel, wait=wait),
+            lambda worker, waits: worker.embeddings(texts, cancel, wait=waits),
+            wait,
+        )
+
+    @spanned
+    def rerank(
+        self, model: str, query: str, texts: Sequence[str], cancel: Cancel | None = None, *, wait: bool = True
+    ) -> Sequence[float]:
+        """Return a score a text, by a reranker, or by the cosine of an embedder of that name."""
+        cancel = cancel or Cancel()
+        key = self._directory.key_of(model, WorkerType.RERANKER, WorkerType.TEXT2VEC)
+        return self._called(
+            key,
+            lambda local: local.rerank(model, query, texts, cancel, wait=wait),
+            lambda worker, waits: worker.rerank(query, texts, cancel, wait=waits),
+            wait,
+        )
+
+    @spanned
+    def count_token(self, model: str | None, prompt: str) -> int:
+        """Return the tokens of ``prompt``; without a model, by the only LLM of the cluster."""
+        key = self._directory.key_of(model or self._directory.only_llm(), *WorkerType)
+        name = split_worker_key(key)[0]
+        return self._called(
+            key, lambda local: local.count_token(name, prompt), lambda worker, _: worker.count_token(prompt), True
+        )
+
+    @spanned
+    def model_metadata(self, model: str) -> ModelMetadata:
+        """Return what a model is."""
+        key = self._directory.key_of(model, *WorkerType)
+        return self._called(key, lambda local: local.model_metadata(model), lambda worker, _: worker.metadata(), True)
+
+    def _called(
+        self,
+        key: str,
+        here: Callable[[LocalWorkerManager], T],
+        there: Callable[[RemoteModelWorker, bool], T],
+        wait: bool,
+    ) -> T:
+        """Return what the first instance says that does not refuse."""
+        if (alone := self._alone(key)) is not None:
+            return here(alone)
+        attempts = self._attempts(key, wait)
+        while True:
+            instance, waits = attempts.next()
+            worker = self._worker(instance)
+            try:
+                if self._directory.is_own(instance) and self._local is not None:
+                    answer = here(self._local)
+                else:
+                    answer = there(worker, waits)
+            except BaseException as error:
+                if not attempts.over(error):
+                    raise
+            else:
+                attempts.over(load=worker.load)
+                return answer
+
+    # What is there
+
+    def get_model_instances(self, key: str, *, healthy_only: bool = True) -> list[ModelInstance]:
+        """Return the instances of a worker key."""
+        return [_seen(one) for one in self._directory.all_of(key) if one.healthy or not healthy_only]
+
+    def get_all_model_instances(
+        self, worker_type: WorkerType | None = None, *, healthy_only: bool = True
+    ) -> list[ModelInstance]:
+        """Return all instances, of one type if given."""
+        keys = self._directory.keys()
+        wanted = [key for key in keys if worker_type is None or key.endswith(f"@{worker_type.value}")]
+        return [one for key in wanted for one in self.get_model_instances(key, healthy_only=healthy_only)]
+
+    def select_one_instance(self, key: str) -> ModelInstance:
+        """Return an instance that the next request would go to. Raises UnknownModel, NotReady."""
+        attempts = self._attempts(key, True)
+        instance, _ = attempts.next()
+        self.routes.ended(instance)
+        return _seen(instance)
+
+    def load_of(self, model: str, worker_type: WorkerType) -> str | None:
+        """Return what the instances of a model last said of their load, summed; None where none did."""
+        load = self.routes.load_of(self._directory.known(worker_key(model, worker_type)))
+        return None if load is None else str(load)
+
+    def parameter_descriptions(self, model: str, worker_type: WorkerType | None) -> list[JSONObject]:
+        """Return a model's parameters with their values, as one that has it says. Raises UnknownModel."""
+        return self._hosts.parameter_descriptions(model, worker_type)
+
+    def supported_models(self) -> list[HostModels]:
+        """Return the models that may run on each host; one that does not answer has none, and says why."""
+        return self._hosts.supported_models()
+
+    # What changes
+
+    @spanned
+    def model_startup(
+        self,
+        model: str,
+        worker_type: WorkerType | None,
+        params: Mapping[str, Any],
+        *,
+        host: str | None = None,
+        port: int | None = None,
+    ) -> None:
+        """Start one model on a host; which may be left out where there is one, or this process holds models itself."""
+        self._hosts.model_startup(model, worker_type, params, host=host, port=port)
+        self.view.refresh_soon()
+
+    @spanned
+    def model_shutdown(
+        self, model: str, worker_type: WorkerType | None, *, host: str | None = None, port: int | None = None
+    ) -> None:
+        """Stop one model on a host and forget it."""
+        self._hosts.model_shutdown(model, worker_type, host=host, port=port)
+        self.view.refresh_soon()
+
+    @spanned
+    def worker_apply(
+        self, model: str, apply_type: str, worker_type: WorkerType | None, params: Mapping[str, Any]
+    ) -> ApplyOutcome:
+        """Do one of `APPLY_TYPES` to all instances of a name, wherever they are, and merge what came of it."""
+        outcome = self._hosts.worker_apply(model, apply_type, worker_type, params)
+        self.view.refresh_soon()
+        return outcome
+
+
+def _seen(instance: Instance) -> ModelInstance:
+    host, port = place_of(instance.url)
+    return ModelInstance(
+        instance.key,
+        host,
+        port,
+        weight=instance.weight,
+        check_healthy=instance.check_healthy,
+        healthy=instance.healthy,
+        enabled=instance.enabled,
+        prompt_template=instance.prompt_template,
+    )

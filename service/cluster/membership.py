@@ -1,0 +1,218 @@
+"""What ties one process to the others: the registry, the heartbeat, the view, and the manager over all of them."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+
+from ..access.own_token import OwnToken
+from ..errors import ConfigError, ModelyardError
+from ..files import state_folder
+from ..sessions.transport import Transport
+from ..settings.settings import CONTROLLERS, Settings
+from ..types import JSONObject
+from ..worker.manager import LocalWorkerManager
+from ..worker.protocol import ModelEvent
+from ..worker.worker import ModelWorker, State
+from .addresses import advertised_url, checked
+from .heartbeat import Heartbeat
+from .manager import RemoteWorkerManager
+from .registry import open_registry
+from .registry.address import sqlite_path
+from .registry.base import MANAGER_KEY, Instance, Registry, place_of
+from .view import RegistryView
+
+log = logging.getLogger(__name__)
+
+CAPABILITIES = ["delta"]
+HEARD_TIMEOUT = 10.0
+HEARTBEAT_INTERVAL = 20.0
+"""Seconds between heartbeats of a worker manager, where its models want no shorter ones."""
+
+
+class Cluster:
+    """Objects only, until `start`. A worker that knows of no registry has none of this: it works alone."""
+
+    def __init__(self, settings: Settings, local: LocalWorkerManager, transport: Transport | None = None) -> None:
+        """Build what the role of ``settings`` needs; ``transport`` is what reaches others. Raises ConfigError."""
+        self._settings = settings
+        self._local = local
+        self.transport = transport or Transport(**transport_options(settings))
+        self.registry: Registry = open_registry(
+            registry_url(settings), heartbeat_timeout=settings.heartbeat_timeout, transport=self.transport
+        )
+        own = [checked(settings.advertise, settings.prefix)] if settings.advertise else []
+        _refuse_itself(settings, [f"http://{settings.address}{settings.prefix}", *own])
+        self.url = ""
+        """Where others reach this process; known once it is started."""
+        self.heartbeat = Heartbeat(self.registry) if settings.owns_models else None
+        self.view: RegistryView | None = None
+        self.manager: RemoteWorkerManager | None = None
+        if settings.routes:
+            self.view = RegistryView(self.registry, settings.registry_refresh, self._seen)
+            here = local if settings.owns_models else None
+            # Where the models are hosted, what stands at the own address is the host's: asked like all others.
+            self.manager = RemoteWorkerManager(
+                self.view, self.transport, here, lambda: "" if settings.is_hosted else self.url
+            )
+
+    def _seen(self, rows: Sequence[Instance]) -> None:
+        if self.manager is not None:
+            self.manager.routes.seen(rows)
+
+    # Life
+
+    def start(self) -> None:
+        """Find the own address, and start what looks at the registry. Nothing is registered yet."""
+        if not self._settings.registry:
+            with contextlib.suppress(OSError):  # the registry itself says that it can't be opened, and why
+                state_folder(self._settings.state_path, self._settings.instance_name)
+        self.url = advertised_url(self._settings)
+        self._local.host, self._local.port = place_of(self.url)
+        if self.view is not None:
+            self.view.start()
+        if self.manager is not None:
+            self.manager.start()
+
+    def join(self) -> None:
+        """Register the worker manager, and each model from now on when it is ready."""
+        if self.heartbeat is None:
+            return
+        self._local.subscribe(self._follow)
+        self.heartbeat.add(MANAGER_KEY, self._manager_instance, HEARTBEAT_INTERVAL)
+        self.heartbeat.start()
+
+    def wait_heard(self) -> None:
+        """Block until all that is ready is registered, or can't be for now: a few seconds at most."""
+        if self.heartbeat is not None:
+            self.heartbeat.wait_heard(HEARD_TIMEOUT)
+
+    def leave(self) -> None:
+        """Deregister everything: the last word to the registry. A second call does nothing."""
+        if self.heartbeat is not None:
+            self.heartbeat.stop()
+
+    def stop(self) -> None:
+        """End all threads, and let go of connections. A second call does nothing."""
+        steps: list[tuple[str, Callable[[], object]]] = [("heartbeat", self.leave)]
+        if self.manager is not None:
+            steps.append(("prober", self.manager.stop))
+        if self.view is not None:
+            steps.append(("view", self.view.stop))
+        steps += [("registry", self.registry.close), ("transport", self.transport.close)]
+        for name, step in steps:
+            try:
+                step()
+            except Exception:
+                log.exception("stop: %s", name)
+
+    # What is registered
+
+    def _manager_instance(self) -> Instance:
+        return Instance(MANAGER_KEY, self.url, capabilities=CAPABILITIES)
+
+    def _follow(self, event: ModelEvent) -> None:
+        """Register a model when it is ready, deregister it when it is not."""
+        assert self.heartbeat is not None
+        worker = event.worker
+        if event.kind == "started" and worker.params.register:
+            own = worker.params
+            self.heartbeat.add(
+                worker.key, lambda: self._instance(worker), own.heartbeat_interval, beats=own.send_heartbeat
+            )
+        elif event.kind in ("starting", "failed", "stopped"):
+            self.heartbeat.remove(worker.key)
+        elif event.kind == "forgotten":
+            self.heartbeat.remove(worker.key, forget=True)
+
+    def _instance(self, worker: ModelWorker) -> Instance:
+        return Instance(
+            worker.key,
+            self.url,
+            weight=worker.params.weight,
+            check_healthy=worker.params.send_heartbeat,
+            capabilities=CAPABILITIES,
+            load=worker.gate.load(),
+        )
+
+    # What it answers
+
+    def why_not_ready(self) -> str | None:
+        """Return why a controller or gateway can't do its work; None where it can, and where models are what counts."""
+        if self._settings.owns_models:
+            return None
+        if self.view is not None:
+            # What was seen once serves on while the registry is away.
+            return None if self.view.complete else self.view.error or "the registry was not read yet"
+        try:
+            self.registry.instances(MANAGER_KEY)
+        except ModelyardError as error:
+            return str(error)
+        return None
+
+    def models(self) -> list[JSONObject]:
+        """Return every model of the cluster with a state: what a gateway says in place of models of its own."""
+        by_key: dict[str, list[Instance]] = {}
+        for one in self.view.all() if self.view is not None else []:
+            by_key.setdefault(one.key, []).append(one)
+        by_key.pop(MANAGER_KEY, None)
+        found = []
+        for key, those in sorted(by_key.items()):
+            healthy = sum(one.healthy for one in those)
+            state = State.READY if healthy else State.FAILED
+            reason = f"{healthy} of {len(those)} instances healthy"
+            found.append({"model": key, "state": state.value, "reason": reason})
+        return found
+
+    def status(self) -> JSONObject:
+        """Return what this process is to the others: its address, what it has registered, and what went wrong."""
+        error = (self.heartbeat and self.heartbeat.error) or (self.view and self.view.error) or None
+        registered = [] if self.heartbeat is None else self.heartbeat.registered()
+        return {"url": self.url, "registered": registered, "error": error}
+
+
+def _refuse_itself(settings: Settings, own: list[str]) -> None:
+    """Raise ConfigError where a controller would ask itself for the registry, and that again itself, without end."""
+    named = [
+        url.strip().rstrip("/").replace("//localhost:", "//127.0.0.1:") for url in (settings.registry or "").split(",")
+    ]
+    if settings.role in CONTROLLERS and set(named) & {url.replace("//localhost:", "//127.0.0.1:") for url in own}:
+        raise ConfigError(
+            f"registry {settings.registry}: that is this {settings.role} itself; name a store, or another controller"
+        )
+
+
+def transport_options(settings: Settings) -> JSONObject:
+    """Return how a `Transport` speaks to other processes. Raises ConfigError."""
+    headers = {}
+    for item in settings.remote_headers:
+        name, equals, value = item.partition("=")
+        if not equals or not name.strip():
+            raise ConfigError("remote_headers: expected NAME=VALUE, comma-separated")
+        headers[name.strip()] = value.strip()
+    if (settings.token or settings.token_file) and any(name.lower() == "authorization" for name in headers):
+        raise ConfigError(
+            "remote_headers: Authorization is what this process's own token is sent in: leave out one of them"
+        )
+    return {
+        "connect_timeout": settings.connect_timeout,
+        "read_timeout": settings.read_timeout,
+        "headers": headers,
+        "ca": settings.remote_ca,
+        "token": OwnToken.of(settings),
+    }
+
+
+def check_registry(settings: Settings) -> None:
+    """Raise ConfigError or MissingLibrary where the registry of ``settings`` can't be opened; nothing is connected."""
+    with contextlib.closing(Transport(**transport_options(settings))) as transport:
+        open_registry(registry_url(settings), transport=transport).close()
+    url = settings.registry or ""
+    if url.startswith("sqlite:") and not (folder := sqlite_path(url).parent).is_dir():
+        raise ConfigError(f"registry {url}: there is no folder {folder}: make it")
+
+
+def registry_url(settings: Settings) -> str:
+    """Return where the registry is: what is said, or a file in the folder of this service."""
+    return settings.registry or f"sqlite:///{settings.state_path / settings.instance_name / 'registry.db'}"

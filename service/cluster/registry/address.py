@@ -1,0 +1,106 @@
+"""Where a registry is, as an operator writes it, and as it may be shown: without passwords."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+
+from ...errors import ConfigError
+
+PREFIX_PATTERN = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,29}")
+PRIVATE = r"(?:password|passwd|pwd|sslpassword|ssl_password|ssl_key_password|token)"
+HIDDEN = "***"
+
+
+def masked(url: str) -> str:
+    """Return ``url`` as it may be shown: what stands where a password does is hidden, whatever is in it."""
+    shown = ",".join(_without_password(part) for part in re.split(r",(?=[a-zA-Z+]+://)", url))
+    return re.sub(rf"(?i)([?&]{PRIVATE}=)[^&]*", rf"\1{HIDDEN}", shown)
+
+
+def _without_password(url: str) -> str:
+    if "://" in url:
+        return re.sub(r"://([^/@:]*):.*@", rf"://\1:{HIDDEN}@", url)
+    return re.sub(r"^.*@", f"{HIDDEN}@", url)
+
+
+@dataclass(frozen=True, slots=True)
+class StoreAddress:
+    """The address of a database server, taken apart."""
+
+    url: str
+    """What its driver is given: without our own parameter ``prefix``."""
+    prefix: str | None
+    """What the names of tables or keys start with, where the address says so."""
+    shown: str
+    """How messages name it."""
+    secrets: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, url: str) -> StoreAddress:
+        """Take ``url`` apart. ConfigError says what does not fit."""
+        shown = masked(url)
+        try:
+            parts = urlsplit(url)
+            passwords = [parts.password] if parts.password else []
+            _ = parts.port
+            query = parse_qsl(parts.query, keep_blank_values=True)
+        except ValueError:
+            # The text of the error quotes the address, password and all.
+            raise ConfigError(
+                f"registry {shown}: no valid address; a password's special characters are written as %XX"
+            ) from None
+        passwords += [value for name, value in query if re.fullmatch(PRIVATE, name, re.IGNORECASE)]
+        prefix = next((value for name, value in query if name == "prefix"), None)
+        if prefix is not None and not PREFIX_PATTERN.fullmatch(prefix):
+            raise ConfigError(
+                f"registry {shown}: prefix must be 1 to 30 letters, digits and _, and start with a letter"
+            )
+        rest = urlencode([(name, value) for name, value in query if name != "prefix"])
+        plain = parts._replace(query=rest).geturl()
+        # urlunsplit drops an empty authority: postgresql:///name?host=/run/postgresql
+        if not parts.netloc and url.startswith(f"{parts.scheme}:///"):
+            plain = f"{parts.scheme}://{parts.path}{'?' + rest if rest else ''}"
+        secrets = {secret for password in passwords for secret in (password, unquote(password)) if secret}
+        return cls(plain, prefix, shown, tuple(sorted(secrets, key=len, reverse=True)))
+
+    def hide(self, text: object) -> str:
+        """Return the first line of ``text`` without what must not be shown."""
+        line = next(iter(str(text).strip().splitlines()), "")
+        for secret in self.secrets:
+            line = line.replace(secret, HIDDEN)
+        return line
+
+
+def sqlite_path(url: str) -> Path:
+    """Return the file of ``sqlite:///relative`` or ``sqlite:////absolute``, as in SQLAlchemy. ConfigError."""
+    rest = url.partition(":")[2]
+    if rest.startswith("//"):
+        if not rest.startswith("///"):
+            raise ConfigError(f"registry {url}: a file is named with three slashes, or four where its path is absolute")
+        rest = rest[3:]
+    path, question, _ = rest.partition("?")
+    if question:
+        raise ConfigError(f"registry {url}: a file takes no parameters")
+    if not path or path == ":memory:" or path.endswith("/"):
+        raise ConfigError(f"registry {url}: names no file, as in sqlite:////var/lib/modelyard/registry.db")
+    return Path(unquote(path)).expanduser().absolute()
+
+
+def controller_urls(url: str) -> list[str]:
+    """Return the addresses of controllers, of which the first that answers serves. ConfigError."""
+    found = [part.strip().rstrip("/") for part in url.split(",") if part.strip()]
+    for part in found:
+        try:
+            parts = urlsplit(part)
+            fits = parts.scheme in ("http", "https", "http+unix") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            fits = False
+        if not fits or parts.query or parts.fragment:
+            raise ConfigError(
+                f"registry {masked(part)}: no address of a controller, as in http://host:8000/api; several are "
+                "separated by commas"
+            )
+    return found

@@ -1,0 +1,254 @@
+"""A registry in Redis: for controllers on many machines, where a Redis is at hand.
+
+Each worker key is a hash, `PREFIX:instances:KEY`, from address to row; `PREFIX:keys` is the set of worker keys. A row
+is generation, last heartbeat in microseconds, whether it was deregistered, and the rest as JSON, with blanks between.
+The server's clock is the store's. A beat is one script, and so is a deregistration: one round trip, and nothing comes
+between.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from ...errors import ConfigError, RegistryUnavailable
+from ...processes import PerProcess
+from . import rows, schema
+from .address import StoreAddress
+from .base import ANY_GENERATION, HEARTBEAT_TIMEOUT, Beaten, Instance, Receipt
+from .forgetting import Forgetting
+
+CONNECT_TIMEOUT = 2.0
+ANSWER_TIMEOUT = 4.0
+VERSION = 1
+"""Of what lies in the store. Rows are JSON and written whole with each beat, so a new field needs no new version."""
+BATCH = 500
+"""How many instances are in one script's call, and how many keys are read at once."""
+T = TypeVar("T")
+
+OPEN = """
+local prefix, version = ARGV[1], ARGV[2]
+redis.call('SET', prefix .. ':schema', version, 'NX')
+local held = redis.call('GET', prefix .. ':schema')
+if tonumber(held) > tonumber(version) then return {held} end
+local function row_of(key, url)
+    local row = redis.call('HGET', prefix .. ':instances:' .. key, url)
+    if not row then return nil end
+    local generation, beaten, gone, rest = string.match(row, '^(%d+) (%d+) (%d) (.*)$')
+    return tonumber(generation), beaten, rest
+end
+local receipts = {}
+"""
+"""The start of both scripts: refuses a store of a newer version by answering it, and reads rows."""
+
+BEAT = (
+    OPEN
+    + """
+local time = redis.call('TIME')
+local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
+for i = 3, #ARGV, 4 do
+    local key, url, said, rest = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
+    local held, beaten, kept = row_of(key, url)
+    local generation
+    if said == '' or (said == '0' and not held) then
+        generation = math.max(now, (held or 0) + 1)
+    elseif said == '0' then
+        generation, rest = held, kept
+    else
+        generation = tonumber(said)
+    end
+    if held and generation < held then
+        generation = held
+    else
+        local row = string.format('%.0f %.0f 0 ', generation, now) .. rest
+        redis.call('HSET', prefix .. ':instances:' .. key, url, row)
+        redis.call('SADD', prefix .. ':keys', key)
+    end
+    receipts[#receipts + 1] = string.format('%.0f', generation)
+end
+return {held, receipts}
+"""
+)
+
+DEREGISTER = (
+    OPEN
+    + """
+local forget = ARGV[3] == '1'
+for i = 4, #ARGV, 3 do
+    local key, url, said = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2])
+    local held, beaten, rest = row_of(key, url)
+    local name = prefix .. ':instances:' .. key
+    if held and (said == 0 or said >= held) then
+        if forget then
+            redis.call('HDEL', name, url)
+            if redis.call('EXISTS', name) == 0 then redis.call('SREM', prefix .. ':keys', key) end
+        else
+            redis.call('HSET', name, url, string.format('%.0f ', held) .. beaten .. ' 1 ' .. rest)
+        end
+    end
+    receipts[#receipts + 1] = string.format('%.0f', held or said)
+end
+return {held, receipts}
+"""
+)
+
+
+class RedisRegistry:
+    """A registry that the processes of many machines share through a Redis server."""
+
+    def __init__(self, address: StoreAddress, heartbeat_timeout: float = HEARTBEAT_TIMEOUT) -> None:
+        """Use the Redis at ``address``; nothing is connected yet. Raises ConfigError."""
+        self.heartbeat_timeout = heartbeat_timeout
+        self._address = address
+        self._prefix = address.prefix or schema.PREFIX
+        self._forgetting = Forgetting(self)
+        self._clients = PerProcess(self._make_client)
+        self._check_address()
+
+    def beat(self, instances: Sequence[Instance]) -> Beaten:
+        """Register or refresh all of them."""
+        rows.check_beat(instances)
+        receipts: list[Receipt] = []
+        for chosen in _batches(list(instances)):
+            told = [
+                word
+                for one in chosen
+                for word in (one.key, one.url, "" if one.generation is None else str(one.generation), _rest(one))
+            ]
+            receipts += self._script(BEAT, chosen, told)
+        self._forgetting.after(instances)
+        return Beaten(receipts, rows.interval(self.heartbeat_timeout))
+
+    def deregister(self, instances: Sequence[Instance], *, forget: bool = False) -> list[Receipt]:
+        """Mark them unhealthy until they beat again; with ``forget`` remove their rows."""
+        rows.check_identities(instances)
+        receipts: list[Receipt] = []
+        for chosen in _batches(list(instances)):
+            told = [word for one in chosen for word in (one.key, one.url, str(one.generation or ANY_GENERATION))]
+            receipts += self._script(DEREGISTER, chosen, ["1" if forget else "0", *told])
+        return receipts
+
+    def instances(self, key: str | None = None, *, healthy_only: bool = False) -> list[Instance]:
+        """Return all rows, or those of one key, ordered by key and address."""
+        if key is not None:
+            rows.check_key(key)
+        found = self._call(lambda client: self._read(client, key))
+        return rows.ordered(found, healthy_only=healthy_only)
+
+    def close(self) -> None:
+        """Close this process's connections; a later call opens them again."""
+        if client := self._clients.pop():
+            client.close()
+
+    def _make_client(self) -> redis.Redis:
+        return redis.Redis.from_url(
+            self._address.url,
+            decode_responses=True,
+            socket_connect_timeout=CONNECT_TIMEOUT,
+            socket_timeout=ANSWER_TIMEOUT,
+            # Once: a connection of the pool may be stale. A server that says nothing is not asked twice.
+            retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
+        )
+
+    def _check_address(self) -> None:
+        path = self._address.url.partition("?")[0].split("://", 1)[-1].partition("/")[2]
+        if not self._address.url.split(":", 1)[1].startswith("//") or not (path == "" or path.isdecimal()):
+            raise ConfigError(
+                f"registry {self._address.shown}: no address of a Redis, as in redis://:PASSWORD@host:6379/0; what "
+                "follows the slash is the number of a database"
+            )
+        try:
+            self._make_client()
+        except (ValueError, TypeError, redis.RedisError) as error:
+            raise ConfigError(f"registry {self._address.shown}: {self._address.hide(error)}") from None
+
+    def _script(self, script: str, instances: Sequence[Instance], told: Sequence[str]) -> list[Receipt]:
+        held, *answer = self._call(
+            lambda client: client.register_script(script)(args=[self._prefix, VERSION, *told], client=client)
+        )
+        if not answer:
+            raise self._too_new(held)
+        return [_receipt(one, int(said)) for one, said in zip(instances, answer[0], strict=True)]
+
+    def _call(self, work: Callable[[redis.Redis], Any]) -> Any:
+        try:
+            return work(self._clients.get())
+        except redis.RedisError as error:
+            raise RegistryUnavailable(
+                f"the registry {self._address.shown} can't be used: {self._address.hide(error)}"
+            ) from error
+
+    def _read(self, client: redis.Redis, key: str | None) -> list[Instance]:
+        keys = [key] if key is not None else sorted(_strings(client.smembers(f"{self._prefix}:keys")))
+        found: list[Instance] = []
+        # At least once, so that a store of a newer version is told from an empty one.
+        for start in range(0, max(1, len(keys)), BATCH):
+            chosen = keys[start : start + BATCH]
+            with client.pipeline(transaction=False) as pipeline:
+                pipeline.time()
+                pipeline.get(f"{self._prefix}:schema")
+                for one in chosen:
+                    pipeline.hgetall(f"{self._prefix}:instances:{one}")
+                (seconds, microseconds), held, *hashes = pipeline.execute()
+            if held is not None and int(held) > VERSION:
+                raise self._too_new(held)
+            now = seconds + microseconds / rows.MICROSECONDS
+            found += [
+                _instance(one, url, row, now, self.heartbeat_timeout)
+                for one, fields in zip(chosen, hashes, strict=True)
+                for url, row in fields.items()
+            ]
+        return found
+
+    def _too_new(self, held: str) -> ConfigError:
+        return schema.too_new(int(held), VERSION, self._address.shown)
+
+
+def _rest(instance: Instance) -> str:
+    """Return what a row says beside key, address, generation and times."""
+    return json.dumps(
+        {
+            "weight": instance.weight,
+            "enabled": instance.enabled,
+            "check_healthy": instance.check_healthy,
+            "capabilities": instance.capabilities,
+            "load": instance.load,
+            "prompt_template": instance.prompt_template,
+        }
+    )
+
+
+def _instance(key: str, url: str, row: str, now: float, heartbeat_timeout: float) -> Instance:
+    generation, beaten, deregistered, rest = row.split(" ", 3)
+    said = json.loads(rest)
+    instance = Instance(
+        key=key,
+        url=url,
+        weight=said["weight"],
+        enabled=said["enabled"],
+        check_healthy=said["check_healthy"],
+        capabilities=said["capabilities"],
+        load=said["load"],
+        prompt_template=said["prompt_template"],
+        generation=int(generation),
+        last_heartbeat=int(beaten) / rows.MICROSECONDS,
+    )
+    instance.healthy = rows.is_healthy(instance, deregistered == "1", now, heartbeat_timeout)
+    return instance
+
+
+def _receipt(instance: Instance, held: int) -> Receipt:
+    return Receipt(instance.key, instance.url, held, superseded=rows.outlives(held, instance.generation))
+
+
+def _strings(answer: Any) -> list[str]:
+    return [str(item) for item in answer]
+
+
+def _batches(instances: list[Instance]) -> list[list[Instance]]:
+    return [instances[start : start + BATCH] for start in range(0, len(instances), BATCH)]

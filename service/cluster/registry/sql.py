@@ -1,0 +1,335 @@
+"""A registry in PostgreSQL, MySQL or MariaDB, by SQLAlchemy: for controllers on many machines.
+
+The server's clock is the store's. A row is found by the SHA-256 of key and address: they are longer than MySQL indexes,
+and not every collation tells all names apart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import logging
+import operator
+import random
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from sqlalchemy import (
+    URL,
+    BigInteger,
+    Boolean,
+    Column,
+    Connection,
+    Engine,
+    Float,
+    Integer,
+    MetaData,
+    Row,
+    Table,
+    Text,
+    create_engine,
+    delete,
+    insert,
+    inspect,
+    literal_column,
+    make_url,
+    select,
+    text,
+    update,
+)
+from sqlalchemy import exc as faults
+from sqlalchemy.sql.dml import Insert
+
+from ...errors import ConfigError, RegistryUnavailable
+from ...processes import PerProcess
+from . import rows, schema
+from .address import StoreAddress
+from .base import ANY_GENERATION, Beaten, Instance, Receipt
+from .dialects import Dialect
+from .forgetting import Forgetting
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+POOL_SIZE = 5
+POOL_OVERFLOW = 15
+POOL_TIMEOUT = 5.0
+RECYCLE_AFTER = 1800
+RETRY_FOR = 5.0
+"""Seconds during which a transaction that met a deadlock is tried again."""
+BATCH = 500
+"""How many rows are named in one statement."""
+
+
+class _Process:
+    """The engine of one process, and whether it has seen to the tables."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.has_tables = False
+
+
+class SqlRegistry:
+    """A registry that the processes of many machines share through a database server."""
+
+    def __init__(
+        self,
+        address: StoreAddress,
+        dialect: Dialect,
+        heartbeat_timeout: float,
+        migrations: Sequence[schema.Migration],
+    ) -> None:
+        """Use the database at ``address``; nothing is connected yet. Raises ConfigError."""
+        self.heartbeat_timeout = heartbeat_timeout
+        self._address = address
+        self._dialect = dialect
+        self._url = _driver_url(address, dialect)
+        self._migrations = migrations
+        self._prefix = address.prefix or schema.PREFIX
+        self._table, self._schema = _tables(self._prefix)
+        self._register = dialect.register(self._table)
+        self._touch = dialect.touch(self._table)
+        self._refresh = dialect.refresh(self._table)
+        self._clock = literal_column(dialect.clock, BigInteger)
+        self._forgetting = Forgetting(self)
+        self._processes = PerProcess(lambda: _Process(self._make_engine()))
+
+    def beat(self, instances: Sequence[Instance]) -> Beaten:
+        """Register or refresh all of them."""
+        rows.check_beat(instances)
+        receipts = self._call(lambda connection: self._beat(connection, instances)) if instances else []
+        self._forgetting.after(instances)
+        return Beaten(receipts, rows.interval(self.heartbeat_timeout))
+
+    def deregister(self, instances: Sequence[Instance], *, forget: bool = False) -> list[Receipt]:
+        """Mark them unhealthy until they beat again; with ``forget`` remove their rows."""
+        rows.check_identities(instances)
+        return self._call(lambda connection: self._deregister(connection, instances, forget)) if instances else []
+
+    def instances(self, key: str | None = None, *, healthy_only: bool = False) -> list[Instance]:
+        """Return all rows, or those of one key, ordered by key and address."""
+        statement = select(self._table, self._clock.label("now"))
+        if key is not None:
+            rows.check_key(key)
+            statement = statement.where(self._table.c.worker_key == key)
+        found = self._call(lambda connection: connection.execute(statement).all())
+        read = [_instance(row, self.heartbeat_timeout) for row in found]
+        return rows.ordered(read, healthy_only=healthy_only)
+
+    def close(self) -> None:
+        """Close this process's connections; a later call opens them again."""
+        if process := self._processes.pop():
+            process.engine.dispose()
+
+    def _make_engine(self) -> Engine:
+        engine = create_engine(
+            self._url,
+            connect_args=dict(self._dialect.connect_args),
+            isolation_level="READ COMMITTED",
+            hide_parameters=True,
+            pool_size=POOL_SIZE,
+            max_overflow=POOL_OVERFLOW,
+            pool_timeout=POOL_TIMEOUT,
+            pool_pre_ping=True,
+            pool_recycle=RECYCLE_AFTER,
+        )
+        self._dialect.prepare(engine)
+        return engine
+
+    def _call(self, work: Callable[[Connection], T]) -> T:
+        """Return what ``work`` makes of a transaction; another after a deadlock, or where the tables had gone."""
+        process = self._processes.get()
+        deadline = time.monotonic() + RETRY_FOR
+        pause = 0.005
+        while True:
+            try:
+                if not process.has_tables:
+                    self._migrate(process.engine)
+                    process.has_tables = True
+                with process.engine.begin() as connection:
+                    return work(connection)
+            except faults.DBAPIError as error:
+                is_emptied = process.has_tables and self._dialect.is_table_missing(error.orig)
+                if is_emptied:
+                    process.has_tables = False
+                if not (is_emptied or self._dialect.is_retryable(error.orig)) or time.monotonic() > deadline:
+                    raise self._unavailable(error.orig) from error
+            except faults.SQLAlchemyError as error:
+                raise self._unavailable(error) from error
+            time.sleep(random.uniform(0, pause))  # noqa: S311 (so that two do not meet again)
+            pause = min(2 * pause, 0.2)
+
+    def _unavailable(self, error: BaseException | None) -> RegistryUnavailable:
+        # MySQL's errors are a number and a text.
+        said = error.args[1] if error is not None and len(error.args) == 2 else error
+        return RegistryUnavailable(f"the registry {self._address.shown} can't be used: {self._address.hide(said)}")
+
+    # Tables
+
+    def _migrate(self, engine: Engine) -> None:
+        """Bring the tables to the newest version that is known. Raises ConfigError."""
+        with engine.begin() as connection:
+            if not self._outstanding(self._version(connection)):
+                return
+        with engine.begin() as connection:
+            # Two that start at once stand in line here; the second finds everything done.
+            lock = f"{self._prefix}_schema"
+            if not self._dialect.lock_schema(connection, lock):
+                raise RegistryUnavailable(f"the registry {self._address.shown}: another process is making its tables")
+            try:
+                self._migrate_locked(connection)
+            except BaseException:
+                # Its end is the lock's, which MySQL would leave to whoever gets this connection next.
+                connection.invalidate()
+                raise
+            self._dialect.unlock_schema(connection, lock)
+
+    def _migrate_locked(self, connection: Connection) -> None:
+        connection.execute(text(f"CREATE TABLE IF NOT EXISTS {self._schema.name} (version INTEGER NOT NULL)"))
+        for version, statements in self._outstanding(self._version(connection)):
+            for statement in statements:
+                self._run_migration(connection, statement)
+            connection.execute(delete(self._schema))
+            connection.execute(insert(self._schema).values(version=version))
+            log.info("registry %s: its tables are of version %d now", self._address.shown, version)
+
+    def _run_migration(self, connection: Connection, statement: str) -> None:
+        try:
+            connection.execute(text(statement))
+        except faults.DBAPIError as error:
+            if not self._dialect.is_done_already(error.orig):
+                raise
+
+    def _outstanding(self, held: int | None) -> list[tuple[int, list[str]]]:
+        return schema.outstanding(held, self._migrations, self._prefix, self._address.shown)
+
+    def _version(self, connection: Connection) -> int | None:
+        if not inspect(connection).has_table(self._schema.name):
+            return None
+        return connection.execute(select(self._schema.c.version)).scalar()
+
+    # Rows
+
+    def _beat(self, connection: Connection, instances: Sequence[Instance]) -> list[Receipt]:
+        if all(one.generation is not None for one in instances):
+            self._dialect.relax(connection)
+        now = connection.execute(select(self._clock)).scalar_one()
+        # Everybody locks rows in this order, also where one beat needs several statements.
+        by_id = dict(sorted(((row_id(one), one) for one in instances), key=operator.itemgetter(0)))
+        for upsert, chosen in itertools.groupby(by_id.items(), lambda item: self._upsert(item[1])):
+            connection.execute(upsert, [_values(row, one, now) for row, one in chosen])
+        held = self._generations(connection, list(by_id))
+        return [_receipt(one, held.get(row_id(one))) for one in instances]
+
+    def _upsert(self, instance: Instance) -> Insert:
+        if instance.generation is None:
+            return self._register
+        return self._touch if instance.generation == ANY_GENERATION else self._refresh
+
+    def _deregister(self, connection: Connection, instances: Sequence[Instance], forget: bool) -> list[Receipt]:
+        held = self._generations(connection, sorted(row_id(one) for one in instances), lock=True)
+        receipts = [_receipt(one, held.get(row_id(one))) for one in instances]
+        ids = [row_id(one) for one, receipt in zip(instances, receipts, strict=True) if not receipt.superseded]
+        for chosen in _batches(ids):
+            is_meant = self._table.c.id.in_(chosen)
+            if forget:
+                connection.execute(delete(self._table).where(is_meant))
+            else:
+                connection.execute(update(self._table).where(is_meant).values(deregistered=True))
+        return receipts
+
+    def _generations(self, connection: Connection, ids: list[str], *, lock: bool = False) -> dict[str, int]:
+        """Return what the rows that are there have; with ``lock`` nobody changes them until the transaction ends."""
+        found: dict[str, int] = {}
+        for chosen in _batches(ids):
+            statement = select(self._table.c.id, self._table.c.generation).where(self._table.c.id.in_(chosen))
+            if lock:
+                statement = statement.order_by(self._table.c.id).with_for_update()
+            found.update((row.id, row.generation) for row in connection.execute(statement))
+        return found
+
+
+def row_id(instance: Instance) -> str:
+    """Return the name of an instance's row."""
+    return hashlib.sha256(f"{instance.key}\0{instance.url}".encode()).hexdigest()
+
+
+def _driver_url(address: StoreAddress, dialect: Dialect) -> URL:
+    try:
+        url = make_url(address.url).set(drivername=dialect.driver)
+    except (faults.ArgumentError, ValueError):
+        # The text of the error quotes the address, password and all.
+        raise ConfigError(f"registry {address.shown}: no valid address of a database") from None
+    if not url.database:
+        raise ConfigError(
+            f"registry {address.shown}: names no database, as in {url.get_backend_name()}://host/modelyard"
+        )
+    return url
+
+
+def _tables(prefix: str) -> tuple[Table, Table]:
+    metadata = MetaData()
+    instances = Table(
+        f"{prefix}_instances",
+        metadata,
+        Column("id", Text, primary_key=True),
+        Column("worker_key", Text),
+        Column("url", Text),
+        Column("weight", Float),
+        Column("enabled", Boolean),
+        Column("check_healthy", Boolean),
+        Column("capabilities", Text),
+        Column("last_load", Text),
+        Column("prompt_template", Text),
+        Column("generation", BigInteger),
+        Column("last_heartbeat", BigInteger),
+        Column("deregistered", Boolean),
+    )
+    return instances, Table(f"{prefix}_schema", metadata, Column("version", Integer))
+
+
+def _values(row: str, instance: Instance, now: int) -> dict[str, Any]:
+    return {
+        "id": row,
+        "worker_key": instance.key,
+        "url": instance.url,
+        "weight": instance.weight,
+        "enabled": instance.enabled,
+        "check_healthy": instance.check_healthy,
+        "capabilities": json.dumps(instance.capabilities),
+        "last_load": instance.load,
+        "prompt_template": instance.prompt_template,
+        "generation": instance.generation or now,
+        "last_heartbeat": now,
+        "deregistered": False,
+    }
+
+
+def _receipt(instance: Instance, held: int | None) -> Receipt:
+    if held is None:
+        return Receipt(instance.key, instance.url, instance.generation or 0)
+    return Receipt(instance.key, instance.url, held, superseded=rows.outlives(held, instance.generation))
+
+
+def _instance(row: Row[Any], heartbeat_timeout: float) -> Instance:
+    instance = Instance(
+        key=row.worker_key,
+        url=row.url,
+        weight=row.weight,
+        enabled=row.enabled,
+        check_healthy=row.check_healthy,
+        capabilities=json.loads(row.capabilities),
+        load=row.last_load,
+        prompt_template=row.prompt_template,
+        generation=row.generation,
+        last_heartbeat=row.last_heartbeat / rows.MICROSECONDS,
+    )
+    now = row.now / rows.MICROSECONDS
+    instance.healthy = rows.is_healthy(instance, row.deregistered, now, heartbeat_timeout)
+    return instance
+
+
+def _batches(ids: list[str]) -> list[list[str]]:
+    return [ids[start : start + BATCH] for start in range(0, len(ids), BATCH)]

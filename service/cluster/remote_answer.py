@@ -1,0 +1,129 @@
+"""RemoteAnswer: the bursts of an answer that another process gives, as they come over HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..errors import EngineError, ModelyardError, WorkerLost, WorkerUnreachable
+from ..sessions.answer import Answer
+from ..streams import Cancel, OutputStream
+from ..types import Burst, JSONObject
+from ..wire.chunks import ChunkDecoder
+from ..wire.errors import error_of_output
+from ..wire.messages import output_from_wire
+from ..wire.whole_text import WholeText
+from .remote_errors import error_of_answer
+
+
+class RemoteAnswer:
+    """An iterator of bursts; None where nothing came for about a second. `close` it.
+
+    The request leaves with the first `next`. What breaks before a piece has come is WorkerUnreachable; what breaks
+    later is WorkerLost, and what had come was given out before. An answer ends where the server says so: that its last
+    chunk says how it ended is not asked of peers. One without any chunk is an EngineError, as that server is well.
+    """
+
+    def __init__(self, where: str, send: Callable[[], Answer], cancel: Cancel, on_load: Callable[[str], None]) -> None:
+        """Ask by ``send``; ``on_load`` hears the load that the answer's headers say. ``where`` is for people."""
+        self._where = where
+        self._send = send
+        self._cancel = cancel
+        self._on_load = on_load
+        self._answer: Answer | None = None
+        self._began = False
+        self._decoder = ChunkDecoder()
+        self._whole = WholeText()
+        self._chunks = 0
+        self._gave_pieces = False
+        self._failure: ModelyardError | None = None
+        self.stream: OutputStream | None = None
+        """Who gives these bursts on: it is told the load."""
+
+    def __iter__(self) -> RemoteAnswer:
+        return self
+
+    def __next__(self) -> Burst | None:
+        if self._failure is not None:
+            raise self._failure
+        if self._answer is None:
+            self._answer = self._send()
+        if not self._began and not self._begin(self._answer):
+            return None
+        try:
+            data = self._answer.read1()
+            if data is None:
+                return None
+            if not data:
+                self._decoder.flush()
+            pieces, chunks = self._decoder.feed_pieces(data)
+        except (ValueError, WorkerUnreachable) as error:
+            raise self._broken(error) from error
+        if not data:
+            raise self._end()
+        self._chunks += len(pieces) + len(chunks)
+        return self._burst([piece for piece in pieces if piece], chunks)
+
+    def _begin(self, answer: Answer) -> bool:
+        """Wait about a second for the headers; return whether they have come. Raises what a refusal means."""
+        if not answer.wait_head():
+            return False
+        if load := answer.headers.get("modelyard-load"):
+            self._on_load(load)
+            if self.stream is not None:
+                self.stream.load = load
+        if answer.status_code != 200:
+            raise error_of_answer(answer, self._where)
+        self._began = True
+        return True
+
+    def _burst(self, pieces: list[str], chunks: list[JSONObject]) -> Burst | None:
+        """Return ``pieces`` and those of ``chunks`` as one burst; None where they say nothing new."""
+        finish_reason, usage, metrics = None, None, None
+        for chunk in chunks:
+            if chunk.get("error_code"):
+                assert self._answer is not None
+                self._failure = error_of_output(chunk, self._answer.headers)
+                break
+            text = chunk.get("text")
+            if not isinstance(text, str):
+                text = self._text_of(chunk)
+            if piece := text if chunk.get("incremental") else self._whole.new_in(text):
+                pieces.append(piece)
+            finish_reason = _of(str, chunk.get("finish_reason"), finish_reason)
+            usage = _of(dict, chunk.get("usage"), usage)
+            metrics = _of(dict, chunk.get("metrics"), metrics)
+        if not pieces and self._failure is not None:
+            raise self._failure
+        if not pieces and finish_reason is None and usage is None and metrics is None:
+            return None
+        self._gave_pieces = self._gave_pieces or bool(pieces)
+        return Burst(pieces, finish_reason, usage, metrics)
+
+    def _text_of(self, chunk: JSONObject) -> str:
+        try:
+            return output_from_wire(chunk).text
+        except ValueError as error:
+            raise self._broken(error) from error
+
+    def _broken(self, error: Exception) -> ModelyardError:
+        if self._cancel.is_set():
+            return self._cancel.error
+        told = isinstance(error, WorkerUnreachable)
+        text = str(error) if told else f"{self._where} sent what is no answer: {error}"
+        return WorkerLost(text) if self._gave_pieces else WorkerUnreachable(text)
+
+    def _end(self) -> Exception:
+        if self._chunks == 0:
+            return EngineError(f"{self._where} ended its answer without a word")
+        return StopIteration()
+
+    def close(self) -> None:
+        """End it wherever it is; a second call does nothing."""
+        self.stream = None
+        if self._answer is not None:
+            self._answer.close()
+
+
+def _of(kind: type, value: Any, before: Any) -> Any:
+    return value if isinstance(value, kind) else before

@@ -1,0 +1,1 @@
+"""One process: built, started, drained, stopped."""

@@ -1,0 +1,107 @@
+"""Modelyard, the Flask extension: puts the blueprints into an application, and nothing else.
+
+    app = Flask(__name__)
+    Modelyard(app, url_prefix="/ml/api", models=["smollm2-135m"])
+
+No error handler, JSON provider or limit of the application is touched. Nothing starts before the
+first request, or an explicit `Runtime.start`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import zlib
+from typing import Any
+
+from flask import Blueprint, Flask, current_app
+
+from ..blueprints.controller import controller_blueprint
+from ..blueprints.health import health_blueprint
+from ..blueprints.worker import worker_blueprint
+from ..settings import params, settings
+from ..settings.settings import CONTROLLERS, Settings
+from .runtime import Runtime
+
+KEY = "modelyard"
+
+
+class Modelyard:
+    """The extension.
+
+    ``options`` are settings by name (`Settings`), stronger than the ``MODELYARD_...`` of ``app.config``.
+    """
+
+    def __init__(self, app: Flask | None = None, **options: Any) -> None:
+        """Remember ``options`` and what else `init_app` takes; with ``app``, call it as well."""
+        self._options = options
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(
+        self,
+        app: Flask,
+        *,
+        url_prefix: str | None = None,
+        worker: bool | None = None,
+        probes_prefix: str | None = None,
+        **options: Any,
+    ) -> Runtime:
+        """Add the blueprints to ``app`` and return the runtime, which ``app.extensions["modelyard"]`` holds.
+
+        With ``worker`` false the worker API is left out; health and readiness stand under ``probes_prefix`` (default:
+        the API's prefix). Raises ConfigError.
+        """
+        named = {"url_prefix": url_prefix, "worker": worker, "probes_prefix": probes_prefix}
+        given = {**_config_of(app), **self._options, **options, **{k: v for k, v in named.items() if v is not None}}
+        blueprints = {"worker": given.pop("worker", True), "probes_prefix": given.pop("probes_prefix", None)}
+        given["prefix"] = given.pop("url_prefix", given.get("prefix", "/api"))
+        given.setdefault("instance", f"{app.import_name}-{zlib.crc32(app.root_path.encode()):08x}")
+        # A host application takes models in; a registry for others to join is what it may ask for.
+        loaded = settings.load(given, defaults={"role": "worker"})
+        if loaded.models is None and not loaded.model_tables:
+            loaded.models = []
+        loaded.place(settings.REMOTE if loaded.registry and loaded.models == [] else settings.HOSTED)
+        return attach(app, Runtime(loaded), **blueprints)
+
+
+def attach(app: Flask, runtime: Runtime, *, worker: bool = True, probes_prefix: str | None = None) -> Runtime:
+    """Register a runtime's blueprints with ``app`` and hold it there."""
+    prefix = runtime.settings.prefix
+    app.extensions[KEY] = runtime
+    health = health_blueprint(runtime, prefix, prefix if probes_prefix is None else probes_prefix)
+    _start_with_first_request(health, runtime)
+    app.register_blueprint(health)
+    if worker and runtime.settings.role != "controller":
+        app.register_blueprint(worker_blueprint(runtime, prefix))
+    if runtime.cluster is not None and runtime.settings.role in CONTROLLERS:
+        registry = runtime.cluster.registry
+        app.register_blueprint(controller_blueprint(lambda: registry, runtime.settings, prefix))
+    return runtime
+
+
+def _start_with_first_request(blueprint: Blueprint, runtime: Runtime) -> None:
+    started_in = 0
+
+    @blueprint.before_app_request
+    def start() -> None:
+        nonlocal started_in
+        if started_in != os.getpid():
+            started_in = os.getpid()
+            atexit.register(runtime.stop)
+            runtime.start()
+
+
+def current_modelyard() -> Runtime:
+    """Return the runtime of the current application. RuntimeError where the extension is not there."""
+    try:
+        runtime: Runtime = current_app.extensions[KEY]
+    except KeyError:
+        raise RuntimeError("modelyard is not in this application: Modelyard(app) first") from None
+    return runtime
+
+
+def _config_of(app: Flask) -> dict[str, Any]:
+    """Return the settings that the application's config holds as ``MODELYARD_NAME``."""
+    names = {f"MODELYARD_{name.upper()}": name for name in params.params_of(Settings)}
+    return {names[key]: value for key, value in app.config.items() if key in names}

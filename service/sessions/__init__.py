@@ -1,0 +1,1 @@
+"""HTTP to other processes: over TCP, TLS and unix sockets."""

@@ -1,0 +1,38 @@
+"""What the kernel says of a connected socket, without reading from it; also where gevent has patched `select`."""
+
+from __future__ import annotations
+
+import select
+import sys
+from typing import Any
+
+GONE = select.POLLRDHUP | select.POLLHUP | select.POLLERR | select.POLLNVAL
+"""What poll reports of a socket whose other end has closed or shut down its side."""
+
+
+def original(name: str) -> Any:
+    """Return ``select.NAME`` as it was before gevent patched it; None where there was none."""
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is not None and monkey.is_module_patched("select"):
+        return monkey.getoriginal("select", name)
+    return getattr(select, name, None)
+
+
+def is_patched() -> bool:
+    """Return whether gevent has patched `select`."""
+    monkey = sys.modules.get("gevent.monkey")
+    return monkey is not None and bool(monkey.is_module_patched("select"))
+
+
+def has_gone(fileno: int) -> bool:
+    """Return whether the client at the other end of a socket has closed or shut down its side."""
+    poll = original("poll")()
+    poll.register(fileno, select.POLLIN | select.POLLRDHUP)
+    return any(event & GONE for _, event in poll.poll(0))
+
+
+def is_quiet(fileno: int) -> bool:
+    """Return whether the other end of a socket has neither closed it nor sent anything that is not read yet."""
+    poll = original("poll")()
+    poll.register(fileno, select.POLLIN | select.POLLRDHUP)
+    return not poll.poll(0)

@@ -1,0 +1,45 @@
+"""What a trace says once, at the start, of the process: versions, the machine, parameters masked."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Any
+
+from ..settings import params
+from ..settings.settings import Settings
+from ..types import JSONObject
+
+_PACKAGES = ("flask", "gunicorn", "gevent", "gguf", "opentelemetry-sdk", "requests", "sqlalchemy", "xllamacpp")
+
+
+def of_service(settings: Settings) -> JSONObject:
+    """Return the facts of a process."""
+    facts: JSONObject = {
+        "process.runtime.name": platform.python_implementation(),
+        "process.runtime.version": platform.python_version(),
+        "os.description": platform.platform(),
+        "host.arch": platform.machine(),
+        "modelyard.host.cores": len(os.sched_getaffinity(0)),
+        "modelyard.host.memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+    }
+    facts |= {f"modelyard.package.{name}": version for name in _PACKAGES if (version := _version(name)) is not None}
+    return facts | shown("modelyard.setting", settings)
+
+
+def shown(prefix: str, values: Any) -> JSONObject:
+    """Return what people may see of declared values, as attributes: those that are not said are left out."""
+    return {f"{prefix}.{name}": value for name, value in params.shown(values).items() if _is_said(value)}
+
+
+def _is_said(value: Any) -> bool:
+    return value is not None and not (isinstance(value, str | Sequence) and not value)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

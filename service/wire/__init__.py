@@ -1,0 +1,1 @@
+"""DB-GPT's contract as bytes: chunks, messages, errors."""

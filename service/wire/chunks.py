@@ -1,0 +1,181 @@
+"""The NUL-delimited stream of model outputs: each a JSON object followed by one NUL byte.
+
+DB-GPT's clients get the whole text so far in every chunk; who asks for `DELTA_TYPE` gets only the new
+piece. Either way a chunk is one piece of the engine, and the pieces of a burst leave in one write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import orjson
+
+from ..types import Burst, JSONObject, ModelOutput
+
+STREAM_TYPE = "application/octet-stream"
+DELTA_TYPE = "application/x-model-output-delta"
+ROUTE_HEADER = "Modelyard-Route"
+ROUTE_LOCAL = "local"
+"""What a router says to a worker: answer with models of your own process, and send it nowhere else."""
+
+NUL = b"\0"
+EMPTY_CHUNK = NUL
+
+WRITE_SIZE = 64 * 1024
+"""Bytes that one write should not exceed by much: larger ones are slower, as their memory is mapped anew each time."""
+
+_HEAD = b'{"text": "'
+_MIDDLE = {
+    False: b'", "error_code": 0, "incremental": false, "model_context": null',
+    True: b'", "error_code": 0, "incremental": true, "model_context": null',
+}
+_UNFINISHED = b', "finish_reason": null, "usage": null, "metrics": null}\0'
+_BETWEEN = b'","'
+"""What stands between two strings of a JSON list: so a list is many pieces escaped, or read, in one call."""
+
+_DELTA_END = _MIDDLE[True] + _UNFINISHED
+_DELTA_SEAM = _DELTA_END + _HEAD
+_DELTA_TEXT = slice(len(_HEAD), 1 - len(_DELTA_END))
+"""Where the text of such a chunk stands, without its NUL."""
+
+
+class ChunkEncoder:
+    """Turns the bursts of one answer into bytes. Keeps the text so far, already escaped."""
+
+    def __init__(self, *, delta: bool = False) -> None:
+        self._delta = delta
+        self._so_far = bytearray()
+        self._seam = _MIDDLE[delta] + _UNFINISHED + _HEAD
+
+    def encode(self, burst: Burst) -> Iterable[bytes]:
+        """Return the writes that carry ``burst``, mostly one: a chunk a piece, or an empty one where it only ends.
+
+        Take them all before the next burst: each is made when it is taken, as all at once may be large.
+        """
+        ends = burst.finish_reason is not None or burst.usage is not None or burst.metrics is not None
+        pieces = burst.pieces if burst.pieces or not ends else [""]
+        step = self._pieces_a_write()
+        if len(pieces) <= step:
+            return [self._write(pieces, burst if ends else None)] if pieces else []
+        return self._in_turn(pieces, burst if ends else None)
+
+    def _in_turn(self, pieces: list[str], ending: Burst | None) -> Iterator[bytes]:
+        first = 0
+        while first < len(pieces):
+            part = pieces[first : first + self._pieces_a_write()]
+            first += len(part)
+            yield self._write(part, ending if first == len(pieces) else None)
+
+    def _pieces_a_write(self) -> int:
+        return 1024 if self._delta else max(1, WRITE_SIZE // (len(self._so_far) + 256))
+
+    def _write(self, pieces: list[str], ending: Burst | None) -> bytes:
+        text = self._seamed(pieces) if self._delta else self._seam.join(self._texts(pieces))
+        return b"".join((_HEAD, text, _MIDDLE[self._delta], _UNFINISHED if ending is None else _ending(ending)))
+
+    def _seamed(self, pieces: list[str]) -> bytes:
+        try:
+            text = orjson.dumps(pieces)[2:-2]
+        except orjson.JSONEncodeError:
+            text = b""
+        # A quote of a piece's own, just before a comma that ends it, would look like the end of a string.
+        if not text or b"\\" + _BETWEEN in text:
+            return self._seam.join([_escape(piece) for piece in pieces])
+        return text.replace(_BETWEEN, self._seam)
+
+    def _texts(self, pieces: list[str]) -> Iterable[bytes | bytearray | memoryview]:
+        escaped = [_escape(piece) for piece in pieces]
+        if len(escaped) == 1:
+            self._so_far += escaped[0]
+            return (self._so_far,)
+        # The text so far after each piece is a prefix of the text after the last: slices, copied once, by join.
+        ends = []
+        for piece in escaped:
+            self._so_far += piece
+            ends.append(len(self._so_far))
+        whole = memoryview(bytes(self._so_far))
+        return [whole[:end] for end in ends]
+
+
+def _escape(piece: str) -> bytes:
+    # Engines may hand over half of a surrogate pair; UTF-8 can't carry it.
+    try:
+        return orjson.dumps(piece)[1:-1]
+    except orjson.JSONEncodeError:
+        return orjson.dumps(piece.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))[1:-1]
+
+
+def _ending(burst: Burst) -> bytes:
+    return b"".join(
+        (
+            b', "finish_reason": ',
+            orjson.dumps(burst.finish_reason),
+            b', "usage": ',
+            orjson.dumps(burst.usage),
+            b', "metrics": ',
+            orjson.dumps(burst.metrics),
+            b"}\0",
+        )
+    )
+
+
+def encode_output(output: ModelOutput) -> bytes:
+    """Return ``output`` as JSON without the NUL."""
+    return orjson.dumps(output)
+
+
+class ChunkDecoder:
+    """Takes bytes as they come and gives the chunks that are whole. No I/O."""
+
+    def __init__(self, limit: int = 64 * 1024 * 1024) -> None:
+        """Refuse a chunk of over ``limit`` bytes."""
+        self._buffer = bytearray()
+        self._limit = limit
+
+    def feed(self, data: bytes) -> list[JSONObject]:
+        """Return the objects that ``data`` completes; ValueError where one is no JSON object, or over the limit."""
+        self._buffer += data
+        parts = self._buffer.split(NUL) if NUL in data else [self._buffer]
+        if max(map(len, parts)) > self._limit:
+            raise ValueError(f"a chunk is over {self._limit} bytes")
+        *whole, self._buffer = parts
+        return [_object(chunk) for chunk in whole if chunk]
+
+    def feed_pieces(self, data: bytes) -> tuple[list[str], list[JSONObject]]:
+        """Return the pieces of the chunks that say nothing else, as `ChunkEncoder` writes them, and the objects after.
+
+        It takes a third of the time of `feed`, and raises like it.
+        """
+        if NUL not in data:
+            return [], self.feed(data)
+        if self._buffer:
+            data, self._buffer = bytes(self._buffer + data), bytearray()
+        end = data.rfind(_DELTA_END) + len(_DELTA_END)
+        pieces = _plain_pieces(data[:end])
+        return pieces, self.feed(data[end:] if pieces else data)
+
+    def flush(self) -> None:
+        """End the stream; ValueError where it broke off inside a chunk."""
+        if self._buffer:
+            raise ValueError(f"the stream broke off inside a chunk, after {len(self._buffer)} bytes of it")
+
+
+def _plain_pieces(chunks: bytes) -> list[str]:
+    """Return the pieces of ``chunks`` where each of them says nothing else; nothing where one does."""
+    texts = [chunk[_DELTA_TEXT] for chunk in chunks.split(NUL)[:-1]]
+    # Only where each is one of these do their texts make the same bytes again.
+    if not texts or _HEAD + _DELTA_SEAM.join(texts) + _DELTA_END != chunks:
+        return []
+    try:
+        pieces: list[str] = orjson.loads(b'["' + _BETWEEN.join(texts) + b'"]')
+    except orjson.JSONDecodeError:
+        return []
+    # A bare quote in one of them would make two of it.
+    return pieces if len(pieces) == len(texts) else []
+
+
+def _object(chunk: bytes | bytearray) -> JSONObject:
+    value = orjson.loads(chunk)
+    if not isinstance(value, dict):
+        raise ValueError("a chunk is no JSON object")  # noqa: TRY004 - the data is at fault, not the caller
+    return value

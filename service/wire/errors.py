@@ -1,0 +1,132 @@
+"""What another process says went wrong, as an error of ours: by its code where it has one, else by its status.
+
+No I/O, and nothing but the error tree: our own parts and `modelyard.Client` read answers by it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ..errors import (
+    Cancelled,
+    Conflict,
+    EngineError,
+    Forbidden,
+    InvalidRequest,
+    ModelyardError,
+    Overloaded,
+    RequestTooLarge,
+    Unauthorized,
+    Unavailable,
+    UnknownModel,
+    WorkerLost,
+    WorkerUnreachable,
+)
+from ..types import JSONObject
+from .messages import output_from_wire
+
+PROBLEM_TYPE = "urn:modelyard:error:"
+_MAX_TEXT = 2000
+_PAUSE = re.compile(r"\d{1,4}", re.ASCII)
+_UNKNOWN_AT_PEER = re.compile(
+    r"(\*\*LLMServer Generate Error, Please CheckErrorInfo\.\*\*: )?"
+    r"Cound not found worker instances for model name .+ and worker type \w+"
+)
+"""All that a worker of DB-GPT says, with ``error_code`` 1, of a model that it does not have."""
+
+
+def _tree(root: type[ModelyardError]) -> Iterator[type[ModelyardError]]:
+    yield root
+    for branch in root.__subclasses__():
+        yield from _tree(branch)
+
+
+def _by_code() -> dict[str, type[ModelyardError]]:
+    # The first of a code wins: a test's own subclass without one has that of its parent.
+    table: dict[str, type[ModelyardError]] = {}
+    for kind in _tree(ModelyardError):
+        table.setdefault(kind.code, kind)
+    # Not our client, but another hop on the way, has gone: for us the worker broke off.
+    table[Cancelled.code] = WorkerLost
+    return table
+
+
+BY_CODE: Mapping[str, type[ModelyardError]] = _by_code()
+
+_BY_STATUS: Mapping[int, type[ModelyardError]] = {
+    400: InvalidRequest,
+    401: Unauthorized,
+    403: Forbidden,
+    409: Conflict,
+    413: RequestTooLarge,
+    422: InvalidRequest,
+    429: Overloaded,
+    499: WorkerLost,
+    502: WorkerUnreachable,
+    503: Unavailable,
+    504: WorkerUnreachable,
+}
+
+
+def error_of_document(status: int, headers: Mapping[str, str], document: JSONObject, where: str) -> ModelyardError:
+    """Return the error that an answer with a status other than 200 means; ``where`` names who gave it.
+
+    ``document`` is its body, or has what can be told of it as ``detail``.
+    """
+    if document.get("error_code"):
+        return error_of_output(document, headers, status)
+    kind, _, code = str(document.get("type")).partition(PROBLEM_TYPE)
+    detail = _words(document.get("detail"))
+    if not kind and code in BY_CODE:
+        return _made(BY_CODE[code], detail, document.get("errors"), headers)
+    says = f"{where} answers with status {status}"
+    if location := headers.get("location"):
+        # A worker's address that leads elsewhere is a fault of its registration, and a way to be sent astray.
+        return WorkerUnreachable(f"{says}, which leads to {location[:200]}: that is not followed")
+    if status in (404, 405):
+        known = f" ({detail})" if detail else ""
+        return WorkerUnreachable(f"{says}: this call is not known there, its role is another, or its prefix{known}")
+    text = f"{says}: {detail}" if detail else says
+    return _made(_BY_STATUS.get(status, EngineError), text, None, headers)
+
+
+def error_of_output(output: Mapping[str, Any], headers: Mapping[str, str], status: int = 200) -> ModelyardError:
+    """Return the error that a ModelOutput with an ``error_code`` means; its text stays as it is."""
+    context = output.get("model_context")
+    told = context if isinstance(context, dict) else {}
+    try:
+        text = output_from_wire(output).text
+    except ValueError:  # an error in pictures
+        text = ""
+    if (kind := BY_CODE.get(str(told.get("error")))) is not None:
+        return _made(kind, text, told.get("errors"), headers)
+    code = output["error_code"] if status == 200 else status
+    if code == 404 or (code == 1 and _UNKNOWN_AT_PEER.fullmatch(text)):
+        return UnknownModel(text)
+    return _made(_BY_STATUS.get(code, EngineError), text, None, headers)
+
+
+def _made(kind: type[ModelyardError], text: str, errors: Any, headers: Mapping[str, str]) -> ModelyardError:
+    text = text or kind.title
+    if issubclass(kind, InvalidRequest):
+        return kind(text, [error for error in errors if _is_field_error(error)] if isinstance(errors, list) else ())
+    if issubclass(kind, Unavailable):
+        pause = headers.get("retry-after") or ""
+        return kind(text, int(pause) if _PAUSE.fullmatch(pause) else 1, headers.get("modelyard-load"))
+    return kind(text)
+
+
+def _is_field_error(error: Any) -> bool:
+    return isinstance(error, dict) and set(error) == {"field", "message"}
+
+
+def _words(detail: Any) -> str:
+    """Return a ``detail`` as text: FastAPI's is a list of faults where a body does not fit."""
+    if isinstance(detail, list):
+        return "; ".join(_words(one) for one in detail)[:_MAX_TEXT]
+    if isinstance(detail, dict) and "msg" in detail:
+        place = ".".join(str(step) for step in detail.get("loc", ()))
+        return f"{place}: {detail['msg']}"
+    return "" if detail is None else str(detail)[:_MAX_TEXT]

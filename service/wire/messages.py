@@ -1,0 +1,47 @@
+"""What messages and outputs say, in the words of DB-GPT 0.5 (text) and 0.8 (a content of typed parts)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ..types import ModelOutput, known
+
+PEER_ROLES: Mapping[str, str] = {"user": "human", "assistant": "ai"}
+"""What DB-GPT calls OpenAI's roles: its workers drop messages of these."""
+
+
+def output_from_wire(chunk: Mapping[str, Any]) -> ModelOutput:
+    """Return the output of a decoded chunk, of 0.5 (``text``) or 0.8 (``content``) peers."""
+    output = ModelOutput(**known(ModelOutput, chunk))
+    content = chunk.get("content")
+    if "text" not in chunk and content is not None:
+        output.text = text_of_content(content)
+    return output
+
+
+def text_of_content(content: Any) -> str:
+    """Return the text of a message's or output's content: a string, a media object, or a list of them.
+
+    ValueError names the kind of a part that is no text.
+    """
+    if isinstance(content, str):
+        return content
+    parts: Iterable[Any] = content if isinstance(content, list) else [content]
+    return "".join(_text_of_part(part) for part in parts)
+
+
+def _text_of_part(part: Any) -> str:
+    if isinstance(part, str):
+        return part
+    if isinstance(part, dict):
+        kind = part.get("type")
+        if kind == "text":
+            inner = part.get("object", part.get("text"))
+            text = inner.get("data") if isinstance(inner, dict) else inner
+            if isinstance(text, str):
+                return text
+        if kind == "thinking":
+            return ""
+        raise ValueError(f"a part of type {kind!r} is not understood: only text is")
+    raise ValueError("a part must be a string or an object with type and object")

@@ -1,0 +1,209 @@
+"""Admission: a gate per model (slots and a line) and a budget per process (threads).
+
+What does not fit is refused at once, before anything is computed.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+from ..errors import Cancelled, Conflict, ModelyardError, Overloaded
+from ..streams import Cancel
+
+
+class Ticket:
+    """A request's right to a slot: granted already, or a place in line. `release` it in any case."""
+
+    __slots__ = ("_cancel", "_deadline", "_decided", "_gate", "_released", "granted", "refusal")
+
+    def __init__(self, gate: Gate, cancel: Cancel | None, deadline: float | None) -> None:
+        """Without a ``deadline`` it is granted."""
+        self._gate = gate
+        self._cancel = cancel
+        self._deadline = deadline
+        self._released = False
+        self._decided = None if deadline is None else threading.Event()
+        self.granted = deadline is None
+        self.refusal: ModelyardError | None = None
+        """Changed under the gate's lock, like ``granted``; in line it is neither granted nor refused."""
+
+    def wait(self, timeout: float = math.inf) -> bool:
+        """Stand in line for ``timeout`` seconds at most; return whether the slot is granted.
+
+        Raises Overloaded when the ``queue_timeout`` has passed, Cancelled, or what the gate was closed with.
+        """
+        if self.granted:
+            return True
+        assert self._decided is not None and self._deadline is not None
+        left = self._deadline - time.monotonic()
+        if not self._decided.wait(max(0.0, min(left, timeout))) and timeout >= left:
+            self._gate._refuse(self, self._gate._too_slow())
+        if self.refusal is not None:
+            raise self.refusal
+        return self.granted
+
+    def release(self) -> None:
+        """Give the slot back, or leave the line; a second call does nothing."""
+        if self._cancel is not None:
+            self._cancel.forget(self._abandon)
+        self._gate._give_back(self)
+
+    def _abandon(self) -> None:
+        assert self._cancel is not None
+        self._gate._refuse(self, self._cancel.error)
+
+    @property
+    def _in_line(self) -> bool:
+        return not self.granted and self.refusal is None
+
+    def _decide(self, refusal: ModelyardError | None) -> None:
+        self.refusal = refusal
+        self.granted = refusal is None
+        if self._decided is not None:
+            self._decided.set()
+
+
+class Gate:
+    """A model's slots and its line: first come, first served."""
+
+    def __init__(self, name: str, slots: int, max_waiting: int, queue_timeout: float) -> None:
+        """``slots`` requests run, ``max_waiting`` wait, each for ``queue_timeout`` seconds at most."""
+        self.name = name
+        self.slots = slots
+        self.max_waiting = max_waiting
+        self.queue_timeout = queue_timeout
+        self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)
+        self._free = slots
+        self._line: deque[Ticket] = deque()
+        self._closed: Callable[[], ModelyardError] | None = None
+
+    def request(self, cancel: Cancel | None = None, *, wait: bool = True) -> Ticket:
+        """Return a ticket: granted where a slot is free, else a place in line if ``wait``.
+
+        Raises Overloaded at once where neither is to be had, or what `close` was given. A request that is cancelled
+        leaves the line.
+        """
+        with self._lock:
+            if self._closed is not None:
+                raise self._closed()
+            if self._free > 0:
+                self._free -= 1
+                return Ticket(self, None, None)
+            if not wait:
+                raise self._overloaded("and the caller does not wait")
+            if len(self._line) >= self.max_waiting:
+                raise self._overloaded(f"and {len(self._line)} wait already (max_waiting)")
+            ticket = Ticket(self, cancel, time.monotonic() + self.queue_timeout)
+            self._line.append(ticket)
+        if cancel is not None:
+            cancel.on_set(ticket._abandon)
+        return ticket
+
+    def _refuse(self, ticket: Ticket, error: ModelyardError) -> None:
+        with self._lock:
+            if ticket._in_line:
+                self._line.remove(ticket)
+                ticket._decide(error)
+
+    def _give_back(self, ticket: Ticket) -> None:
+        with self._lock:
+            if ticket._released:
+                return
+            ticket._released = True
+            if ticket._in_line:
+                self._line.remove(ticket)
+                ticket._decide(Cancelled("left the line"))
+            elif ticket.granted:
+                self._pass_on()
+
+    def _pass_on(self) -> None:
+        if self._line:
+            self._line.popleft()._decide(None)
+            return
+        self._free += 1
+        if self._free == self.slots:
+            self._idle.notify_all()
+
+    def close(self, error: Callable[[], ModelyardError]) -> None:
+        """Refuse all that wait and all that come, each with an ``error()`` of its own."""
+        with self._lock:
+            self._closed = error
+            while self._line:
+                self._line.popleft()._decide(error())
+
+    def wait_idle(self, timeout: float) -> bool:
+        """Block until all slots are free, for ``timeout`` seconds at most; return whether they are."""
+        with self._lock:
+            return self._idle.wait_for(lambda: self._free == self.slots, timeout)
+
+    @property
+    def free(self) -> int:
+        """Slots that nobody holds."""
+        return self._free
+
+    @property
+    def waiting(self) -> int:
+        """Requests in line."""
+        return len(self._line)
+
+    def load(self) -> str:
+        """Return the value of the header ``Modelyard-Load``."""
+        return f"slots={self.slots};free={self._free};waiting={len(self._line)}"
+
+    def _too_slow(self) -> Overloaded:
+        return self._overloaded(f"and none came free in {self.queue_timeout:g} s (queue_timeout)")
+
+    def _overloaded(self, why: str) -> Overloaded:
+        return Overloaded(
+            f"model {self.name!r} is busy: all {self.slots} slots (limit_model_concurrency) run, {why}; "
+            "try again later",
+            retry_after=max(1, math.ceil(min(self.queue_timeout, 5))),
+            load=self.load(),
+        )
+
+
+class Budget:
+    """The threads that data-plane requests may hold: so that health and administration find one free."""
+
+    def __init__(self, threads: int, reserve: int) -> None:
+        """Of ``threads``, keep ``reserve`` free."""
+        self.threads = threads
+        self.reserve = reserve
+        self.total = threads - reserve
+        self._lock = threading.Lock()
+        self._held = 0
+
+    def enter(self) -> None:
+        """Take one; Overloaded where none is left. Pair it with `leave`."""
+        with self._lock:
+            if self._held < self.total:
+                self._held += 1
+                return
+        raise Overloaded(
+            f"this process is busy: {self.total} requests run or wait, which is all that its {self.threads} threads "
+            f"less {self.reserve} in reserve allow; try again later, or raise --threads"
+        )
+
+    def leave(self) -> None:
+        """Give one back."""
+        with self._lock:
+            self._held -= 1
+
+    @property
+    def held(self) -> int:
+        """Requests that hold a thread now."""
+        return self._held
+
+    def check_room(self, name: str, wanted: int, taken: int) -> None:
+        """Raise Conflict when ``wanted`` slots more than the ``taken`` ones would not fit."""
+        if taken + wanted > self.total:
+            raise Conflict(
+                f"no room for model {name!r}: it asks for {wanted} slots (limit_model_concurrency), the models here "
+                f"have {taken} of the {self.total} that {self.threads} threads less {self.reserve} in reserve allow; "
+                f"ask for at most {max(0, self.total - taken)}, stop a model, or raise --threads"
+            )

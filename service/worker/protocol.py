@@ -1,0 +1,150 @@
+"""What every manager of models does, and what it tells those who listen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from ..engines.base import Vectors
+from ..settings.settings import Settings
+from ..streams import Cancel, OutputStream
+from ..telemetry.tracing import Tracing
+from ..types import (
+    ApplyOutcome,
+    GenerateRequest,
+    HostModels,
+    JSONObject,
+    ModelInstance,
+    ModelMetadata,
+    ModelOutput,
+    WorkerType,
+)
+from .admission import Budget
+from .worker import ModelWorker
+
+APPLY_TYPES = ("start", "stop", "restart", "update_params")
+EVERY_MODEL = "*"
+
+EventKind = Literal["starting", "started", "failed", "stopped", "forgotten", "changed"]
+
+
+@dataclass(frozen=True)
+class ModelEvent:
+    """What happened to a model; ``over_http`` are the parameters that were set over HTTP."""
+
+    kind: EventKind
+    worker: ModelWorker
+    over_http: JSONObject = field(default_factory=dict)
+
+
+class Watcher(Protocol):
+    """Watches clients' sockets for a hang-up."""
+
+    def watch(self, fileno: int, callback: Callable[[], None]) -> None:
+        """Call ``callback`` once when the client hangs up."""
+
+    def unwatch(self, fileno: int) -> None:
+        """Forget a socket."""
+
+
+class Service(Protocol):
+    """What the blueprints need of the process that they stand in."""
+
+    settings: Settings
+    tracing: Tracing
+    manager: WorkerManager
+    own: WorkerManager
+    """The manager of the models of this service alone."""
+    budget: Budget
+    requests: set[Cancel]
+    """What cancels each data-plane request that is under way."""
+
+    @property
+    def watcher(self) -> Watcher:
+        """The watcher of clients' sockets."""
+
+    def check_open(self) -> None:
+        """Raise Draining or NotReady where no request is taken."""
+
+    def status(self) -> JSONObject:
+        """Return ``ready``, why not, and each model with its state and reason."""
+
+
+class WorkerManager(Protocol):
+    """What every manager does, over the models of one process or of a whole cluster."""
+
+    def generate_stream(
+        self, request: GenerateRequest, cancel: Cancel | None = None, *, wait: bool = True
+    ) -> OutputStream:
+        """Return the stream of an answer, which the caller closes; without ``wait`` a full model refuses at once.
+
+        Raises UnknownModel, Unsupported, Overloaded, NotReady; the stream may raise what the engine says as well.
+        """
+
+    def generate(self, request: GenerateRequest, cancel: Cancel | None = None, *, wait: bool = True) -> ModelOutput:
+        """Return a whole answer; raises like the stream."""
+
+    def embeddings(
+        self, model: str, texts: Sequence[str], cancel: Cancel | None = None, *, wait: bool = True
+    ) -> Vectors:
+        """Return one row of floats a text; raises like `generate_stream`, and InputTooLong."""
+
+    def rerank(
+        self, model: str, query: str, texts: Sequence[str], cancel: Cancel | None = None, *, wait: bool = True
+    ) -> Sequence[float]:
+        """Return a score a text; raises like `embeddings`."""
+
+    def count_token(self, model: str | None, prompt: str) -> int:
+        """Return the tokens of ``prompt``; None stands for the only LLM. Never stands in line."""
+
+    def model_metadata(self, model: str) -> ModelMetadata:
+        """Return what a model is. Never stands in line."""
+
+    def model_startup(
+        self,
+        model: str,
+        worker_type: WorkerType | None,
+        params: Mapping[str, Any],
+        *,
+        host: str | None = None,
+        port: int | None = None,
+    ) -> None:
+        """Start one model and return when it is ready; over several hosts, ``host`` and ``port`` say where.
+
+        Raises UnknownModel, Conflict, InvalidRequest, StartFailed; then nothing is left behind.
+        """
+
+    def model_shutdown(
+        self, model: str, worker_type: WorkerType | None, *, host: str | None = None, port: int | None = None
+    ) -> None:
+        """Stop one model and forget it. Raises UnknownModel."""
+
+    def worker_apply(
+        self, model: str, apply_type: str, worker_type: WorkerType | None, params: Mapping[str, Any]
+    ) -> ApplyOutcome:
+        """Do one of `APPLY_TYPES` to all instances of a name (`EVERY_MODEL`: of all names).
+
+        Failures are in the outcome. Raises UnknownModel where there is no instance, InvalidRequest for parameters that
+        do not fit.
+        """
+
+    def parameter_descriptions(self, model: str, worker_type: WorkerType | None) -> list[JSONObject]:
+        """Return a model's parameters with their values, private ones masked. Raises UnknownModel."""
+
+    def supported_models(self) -> list[HostModels]:
+        """Return the models that may run on each host."""
+
+    def get_model_instances(self, key: str, *, healthy_only: bool = True) -> list[ModelInstance]:
+        """Return the instances of a worker key."""
+
+    def get_all_model_instances(
+        self, worker_type: WorkerType | None = None, *, healthy_only: bool = True
+    ) -> list[ModelInstance]:
+        """Return all instances, of one type if given."""
+
+    def select_one_instance(self, key: str) -> ModelInstance:
+        """Return a healthy instance of a worker key. Raises UnknownModel, NotReady."""
+
+    def load_of(self, model: str, worker_type: WorkerType) -> str | None:
+        """Return the value of ``Modelyard-Load`` for a model; None where it is not known."""

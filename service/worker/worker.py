@@ -1,0 +1,328 @@
+"""ModelWorker: one engine, the gate in front of it, and the state it is in."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from ..engines.base import Engine, ModelParams, Vectors
+from ..errors import Cancelled, EngineError, ModelyardError, NotReady, StartTimeout
+from ..streams import TICK, Cancel, OutputStream, pumped
+from ..telemetry.spans import NOTHING, Span, current
+from ..types import Burst, GenerateRequest, ModelMetadata, ModelOutput, WorkerType, worker_key
+from .admission import Gate, Ticket
+from .spans import WatchedBursts, engine_span, note_slot, note_texts
+from .start import told_apart
+
+log = logging.getLogger(__name__)
+
+STOP_TIMEOUT = 35.0
+"""Seconds that cancelled answers get to let go of an engine before it is freed."""
+
+
+class State(str, Enum):
+    """Where a model is in its life."""
+
+    STOPPED = "stopped"
+    STARTING = "starting"
+    READY = "ready"
+    FAILED = "failed"
+    STOPPING = "stopping"
+
+
+class ModelWorker:
+    """A model of this process. All calls block; those that compute hold a slot of the gate."""
+
+    def __init__(self, engine: Engine, locate: Callable[[], Path | None] = lambda: None) -> None:
+        """Stand in front of ``engine``, which is not started yet; ``locate`` finds its weights when it is."""
+        self.engine = engine
+        self._locate = locate
+        self.params: ModelParams = engine.params
+        self.name = self.params.registered_name
+        self.worker_type = WorkerType(self.params.worker_type)
+        self.key = worker_key(self.name, self.worker_type)
+        self.state = State.STOPPED
+        self.reason = ""
+        """Why it is in that state: progress while it starts, the cause where it failed."""
+        self.started_in = 0.0
+        self._lock = threading.Lock()
+        self._active: set[Cancel] = set()
+        self.gate = self._new_gate()
+
+    def _new_gate(self) -> Gate:
+        own = self.params
+        return Gate(self.name, own.limit_model_concurrency, own.max_waiting, own.queue_timeout)
+
+    # Life
+
+    def start(self) -> None:
+        """Load the model, within ``start_timeout``. Raises StartFailed; then the state is failed, with the reason."""
+        with self._lock:
+            if self.state in (State.STARTING, State.READY, State.STOPPING):
+                raise NotReady(f"model {self.name!r} is {self.state.value}: it can't be started now")
+            self.state, self.reason = State.STARTING, "waiting to load"
+        began = time.monotonic()
+        try:
+            self._start_in_time()
+        except BaseException as error:
+            failure = told_apart(error, self.name)
+            self.state, self.reason = State.FAILED, str(failure)
+            # A traceback says something only where we do not know the cause.
+            log.warning("model %s did not start: %s", self.key, failure, exc_info=failure.code == "start_failed")
+            raise failure from error
+        self.started_in = time.monotonic() - began
+        self.gate = self._new_gate()
+        self.state, self.reason = State.READY, ""
+        log.info("model %s is ready after %.1f s", self.key, self.started_in)
+
+    def _start_in_time(self) -> None:
+        """Run the engine's start in a thread, so that one that hangs is left behind with its own engine."""
+        ended = threading.Event()
+        failures: list[BaseException] = []
+        deciding, given_up = threading.Lock(), False
+        engine = self.engine
+        engine.path = self._locate()
+
+        def run() -> None:
+            try:
+                engine.start(self._progress)
+            except BaseException as error:  # noqa: BLE001 - raised again by the thread that waits
+                failures.append(error)
+            with deciding:
+                ended.set()
+            if given_up and not failures:
+                engine.stop()
+
+        threading.Thread(target=run, name=f"start-{self.name}", daemon=True).start()
+        ended.wait(self.params.start_timeout)
+        with deciding:
+            given_up = not ended.is_set()
+        if given_up:
+            # A new engine for the next try: this one may come to life any time.
+            self.engine = type(engine)(engine.params, engine.path)
+            raise StartTimeout(
+                f"model {self.name!r} did not start within {self.params.start_timeout:g} s (start_timeout)"
+            )
+        if failures:
+            raise failures[0]
+
+    def _progress(self, sentence: str) -> None:
+        self.reason = sentence
+        log.info("model %s: %s", self.key, sentence)
+
+    def stop(self, timeout: float = STOP_TIMEOUT) -> None:
+        """Refuse new work, cancel what runs, and free the engine. A model that does not run is left as it is."""
+        with self._lock:
+            if self.state in (State.STOPPED, State.FAILED):
+                self.state, self.reason = State.STOPPED, ""
+                return
+            if self.state is not State.READY:
+                raise NotReady(f"model {self.name!r} is {self.state.value}: it can't be stopped now, try again")
+            self.state, self.reason = State.STOPPING, "stopping"
+            active = list(self._active)
+        self.gate.close(lambda: NotReady(f"model {self.name!r} was stopped"))
+        for cancel in active:
+            cancel.set(NotReady(f"model {self.name!r} was stopped"))
+        if not self.gate.wait_idle(timeout):
+            self.state, self.reason = State.READY, ""
+            self.gate = self._new_gate()
+            raise EngineError(f"model {self.name!r} did not stop: its engine does not let go of {len(active)} answers")
+        try:
+            self.engine.stop()
+        finally:
+            self.state, self.reason = State.STOPPED, ""
+            log.info("model %s is stopped", self.key)
+
+    def quarantine(self) -> None:
+        """Leave it out, as failed: its process died too often while it loaded. A start by hand tries again."""
+        self.state = State.FAILED
+        self.reason = (
+            "quarantined: the process died each of the last times that it loaded; "
+            f"see the log, then start it by hand: modelyard models start {self.name}"
+        )
+
+    # Calls
+
+    def generate_stream(self, request: GenerateRequest, cancel: Cancel, *, wait: bool = True) -> OutputStream:
+        """Admit the request and return its stream, which owns the slot, or the place in line. Close it.
+
+        Raises Overloaded where the line is full, NotReady; the stream raises these, Cancelled, and what the
+        engine says.
+        """
+        span = self._span("generate")
+        try:
+            ticket = self._admit(cancel, wait=wait)
+        except BaseException as error:
+            span.end(error)
+            raise
+        answer = _Answer(self, ticket, request, cancel, span)
+        stream = OutputStream(answer, cancel, lambda: self._let_go(cancel, ticket), load=self.gate.load())
+        if span.recording:
+            stream.when_closed(span.end)
+        return stream
+
+    def bursts(self, request: GenerateRequest, cancel: Cancel, span: Span) -> Iterator[Burst | None]:
+        """Return the engine's iterator; one that does not tick is driven by a thread of its own."""
+        bursts = iter(self.engine.generate_stream(request, cancel))
+        if not self.engine.ticks:
+            bursts = pumped(bursts, cancel, f"generate-{self.name}")
+        if not span.recording:
+            return bursts
+        operation = "chat" if request.uses_messages else "text_completion"
+        return WatchedBursts(bursts, engine_span(span, operation, self.params), request, cancel)
+
+    def _span(self, call: str) -> Span:
+        """Return the span of a call of this model, below whatever this thread works for."""
+        here = current()
+        return here if here is NOTHING else here.child(f"worker.{call}", {"modelyard.model": self.key})
+
+    def generate(self, request: GenerateRequest, cancel: Cancel, *, wait: bool = True) -> ModelOutput:
+        """Return the whole answer; raises like `generate_stream`."""
+        with self.generate_stream(request, cancel, wait=wait) as stream:
+            return whole_answer(stream)
+
+    def embeddings(self, texts: Sequence[str], cancel: Cancel, *, wait: bool = True) -> Vectors:
+        """Return one row a text. Raises Overloaded, NotReady, Cancelled, InputTooLong, EngineError."""
+        return self._computed("embeddings", lambda: self.engine.embed(texts, cancel), texts, cancel, wait)
+
+    def rerank(self, query: str, texts: Sequence[str], cancel: Cancel, *, wait: bool = True) -> Sequence[float]:
+        """Return a score a text; a model that only embeds answers by cosine. Raises like `embeddings`."""
+        if self.worker_type is WorkerType.RERANKER:
+            scores: Sequence[float] = self._computed(
+                "rerank", lambda: self.engine.rerank(query, texts, cancel), [query, *texts], cancel, wait
+            )
+            return scores
+        rows = self.embeddings([query, *texts], cancel, wait=wait)
+        return [_cosine(rows[0], row) for row in rows[1:]]
+
+    def count_token(self, prompt: str) -> int:
+        """Return the tokens of ``prompt``; never stands in line."""
+        self.check_ready()
+        try:
+            return self.engine.count_token(prompt)
+        except BaseException as error:
+            raise self.engine_error(error) from error
+
+    def metadata(self) -> ModelMetadata:
+        """Return what the model is; never stands in line."""
+        self.check_ready()
+        return self.engine.metadata()
+
+    def _computed(
+        self, operation: str, call: Callable[[], Any], texts: Sequence[str], cancel: Cancel, wait: bool
+    ) -> Any:
+        with self._span(operation) as span:
+            asked = time.monotonic()
+            ticket = self._admit(cancel, wait=wait)
+            try:
+                ticket.wait()
+                if not span.recording:
+                    return call()
+                note_slot(span, asked)
+                with engine_span(span, operation, self.params) as own:
+                    note_texts(own, texts)
+                    return call()
+            except BaseException as error:
+                # An engine only knows that it was told to stop; the cancel knows why.
+                reason = cancel.error if isinstance(error, Cancelled) and cancel.is_set() else self.engine_error(error)
+                raise reason from error
+            finally:
+                self._let_go(cancel, ticket)
+
+    def _admit(self, cancel: Cancel, *, wait: bool) -> Ticket:
+        self.check_ready()
+        ticket = self.gate.request(cancel, wait=wait)
+        with self._lock:
+            self._active.add(cancel)
+            ready = self.state is State.READY
+        if not ready:
+            self._let_go(cancel, ticket)
+            self.check_ready()
+        return ticket
+
+    def _let_go(self, cancel: Cancel, ticket: Ticket) -> None:
+        with self._lock:
+            self._active.discard(cancel)
+        ticket.release()
+
+    def check_ready(self) -> None:
+        """Raise NotReady, with the reason, unless it is ready."""
+        if self.state is State.READY:
+            return
+        why = f" ({self.reason})" if self.reason else ""
+        raise NotReady(f"model {self.name!r} is {self.state.value}{why}", retry_after=5)
+
+    def engine_error(self, error: BaseException) -> BaseException:
+        """Return ``error`` if clients may see it, else one of ours that says that the engine broke."""
+        if isinstance(error, ModelyardError) or not isinstance(error, Exception):
+            return error
+        log.error("engine of %s failed", self.key, exc_info=error)
+        return EngineError(f"the engine of model {self.name!r} failed: {type(error).__name__}")
+
+    @property
+    def can_chat(self) -> bool:
+        """Whether it generates text."""
+        return self.worker_type is WorkerType.LLM
+
+
+class _Answer:
+    """The bursts of one answer: none while it stands in line, then the engine's, its foreign errors made ours."""
+
+    def __init__(
+        self, worker: ModelWorker, ticket: Ticket, request: GenerateRequest, cancel: Cancel, span: Span
+    ) -> None:
+        self._worker = worker
+        self._span = span
+        self._asked = time.monotonic()
+        self._ticket = ticket
+        self._request = request
+        self._cancel = cancel
+        self._bursts: Iterator[Burst | None] | None = None
+
+    def __iter__(self) -> Iterator[Burst | None]:
+        return self
+
+    def __next__(self) -> Burst | None:
+        try:
+            if self._bursts is None:
+                if not self._ticket.wait(TICK):
+                    return None
+                if self._span.recording:
+                    note_slot(self._span, self._asked)
+                self._bursts = self._worker.bursts(self._request, self._cancel, self._span)
+            return next(self._bursts)
+        except StopIteration:
+            raise
+        except BaseException as error:
+            raise self._worker.engine_error(error) from error
+
+    def close(self) -> None:
+        close = getattr(self._bursts, "close", None)
+        if close is not None:
+            close()
+
+
+def whole_answer(bursts: Iterator[Burst | None]) -> ModelOutput:
+    """Return the bursts of one answer as one output."""
+    pieces: list[str] = []
+    output = ModelOutput()
+    for burst in bursts:
+        if burst is None:
+            continue
+        pieces += burst.pieces
+        output.finish_reason = burst.finish_reason or output.finish_reason
+        output.usage = burst.usage or output.usage
+        output.metrics = burst.metrics or output.metrics
+    output.text = "".join(pieces)
+    return output
+
+
+def _cosine(one: Sequence[float], other: Sequence[float]) -> float:
+    dot = sum(a * b for a, b in zip(one, other, strict=True))
+    norms = sum(a * a for a in one) * sum(b * b for b in other)
+    return float(dot / norms**0.5) if norms else 0.0

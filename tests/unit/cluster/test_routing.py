@@ -1,0 +1,289 @@
+"""The choice among instances: pure, so time and chance are given."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+from modelyard.cluster.registry.base import Instance
+from modelyard.cluster.routing import COOL_DOWN, LOAD_AGE, LONGEST_COOL_DOWN, Load, Routes
+
+KEY = "a@llm"
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def routes(clock: Clock) -> Routes:
+    return Routes(clock=clock, random=random.Random(7))
+
+
+def instance(number: int = 1, **fields: object) -> Instance:
+    given = {"healthy": True, "generation": 10, **fields}
+    return Instance(KEY, f"http://h{number}/api", **given)  # type: ignore[arg-type]
+
+
+def fill(routes: Routes, one: Instance, requests: int) -> None:
+    for _ in range(requests):
+        routes.began(one)
+
+
+def shares(routes: Routes, those: list[Instance], draws: int = 400) -> Counter[str]:
+    """Count whom ``draws`` requests go to that are over at once."""
+    found: Counter[str] = Counter()
+    for _ in range(draws):
+        taken = routes.take(those).instance
+        assert taken is not None
+        found[taken.url] += 1
+        routes.ended(taken)
+    return found
+
+
+# Load
+
+
+@pytest.mark.parametrize(
+    ("text", "load"),
+    [
+        ("slots=8;free=3;waiting=2", Load(8, 3, 2)),
+        ("waiting=0;slots=1;free=1;more=x", Load(1, 1, 0)),
+        ("slots=8;free=9;waiting=0", None),
+        ("slots=8;free=-1;waiting=0", None),
+        ("slots=8;free=x;waiting=0", None),
+        ("slots=8", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_what_a_gate_says_is_read_and_nonsense_is_nothing(text, load):
+    assert Load.parse(text) == load
+
+
+def test_a_load_is_written_as_it_is_read():
+    assert Load.parse(str(Load(8, 3, 2))) == Load(8, 3, 2)
+    assert Load(8, 3, 2).busy == 7
+
+
+# The choice
+
+
+def test_of_none_none_is_taken(routes):
+    assert routes.take([]) == (None, 0)
+
+
+def test_those_that_are_unhealthy_disabled_or_tried_are_not_taken(routes):
+    those = [instance(1, healthy=False), instance(2, enabled=False), instance(3)]
+    assert routes.take(those, {"http://h3/api"}).instance is None
+    taken = routes.take(those).instance
+    assert taken is not None and taken.url == "http://h3/api"
+    assert "heartbeat" in routes.why_not(those[0])
+    assert "disabled" in routes.why_not(those[1])
+    assert routes.why_not(those[2]) == ""
+
+
+def test_the_one_with_less_under_way_is_taken(routes):
+    one, two = instance(1), instance(2)
+    fill(routes, one, 3)
+    assert [routes.take([one, two]).instance for _ in range(3)] == [two] * 3
+    assert set(shares(routes, [one, two], 50)) == {one.url, two.url}, "level, both are taken"
+
+
+def test_equal_instances_get_equal_shares(routes):
+    found = shares(routes, [instance(n) for n in range(4)])
+    assert all(60 < found[f"http://h{n}/api"] < 140 for n in range(4))
+
+
+def test_of_two_random_ones_the_most_loaded_is_never_taken(routes):
+    those = [instance(n) for n in range(4)]
+    for number, one in enumerate(those):
+        fill(routes, one, number)
+    found: Counter[str] = Counter()
+    for _ in range(300):
+        taken = routes.take(those).instance
+        assert taken is not None
+        routes.ended(taken)
+        found[taken.url] += 1
+    assert found[those[3].url] == 0
+    assert found[those[0].url] > found[those[1].url] > found[those[2].url] > 0
+
+
+def test_twice_the_weight_is_twice_the_work(routes):
+    light, heavy = instance(1), instance(2, weight=2.0)
+    for _ in range(30):
+        routes.take([light, heavy])
+    assert routes._traffic[KEY, heavy.url].in_flight in (19, 20, 21)
+
+
+def test_more_slots_are_more_work(routes):
+    small, large = instance(1), instance(2)
+    routes.answered(small, "slots=2;free=2;waiting=0")
+    routes.answered(large, "slots=8;free=8;waiting=0")
+    for _ in range(10):
+        routes.take([small, large])
+    assert routes._traffic[KEY, small.url].in_flight == 2
+
+
+def test_what_others_send_there_counts_until_it_is_old(routes, clock):
+    busy, idle = instance(1), instance(2)
+    routes.answered(busy, "slots=8;free=0;waiting=4")
+    routes.answered(idle, "slots=8;free=8;waiting=0")
+    fill(routes, idle, 5)
+    assert routes.by_load([busy, idle]) == [idle, busy]
+    clock.now += LOAD_AGE + 0.1
+    assert routes.by_load([busy, idle]) == [busy, idle]
+
+
+def test_own_requests_are_not_counted_twice(routes):
+    one, two = instance(1), instance(2)
+    fill(routes, one, 4)
+    routes.answered(one, "slots=8;free=4;waiting=0")
+    routes.answered(two, "slots=8;free=3;waiting=0")
+    assert routes.by_load([one, two]) == [one, two]
+
+
+def test_before_anything_was_sent_the_last_heartbeat_says_the_load(routes):
+    busy, idle = instance(1, load="slots=8;free=0;waiting=9"), instance(2, load="slots=8;free=7;waiting=0")
+    assert routes.take([busy, idle]).instance is idle
+
+
+def test_one_of_no_weight_is_the_last_to_be_taken(routes):
+    none, some = instance(1, weight=0.0), instance(2)
+    fill(routes, some, 100)
+    assert routes.take([none, some]).instance is some
+    assert routes.take([none]).instance is none
+
+
+# Failures
+
+
+def test_an_address_that_failed_is_left_alone_until_a_probe_reaches_it(routes, clock):
+    one, other_key = instance(1), Instance("b@llm", "http://h1/api", healthy=True, generation=9)
+    routes.failed(one, "connection refused")
+    clock.now += 1000
+    assert routes.take([one]).instance is None
+    assert routes.take([other_key]).instance is None, "whatever runs there"
+    assert "connection refused" in routes.why_not(one)
+    assert routes.to_probe() == [one.url]
+    routes.probed(one.url)
+    assert routes.take([one]).instance is one
+
+
+def test_pauses_between_probes_grow_to_a_limit(routes, clock):
+    one = instance(1)
+    routes.failed(one, "refused")
+    pauses = []
+    for _ in range(12):
+        pause = routes.next_probe_in()
+        assert pause is not None
+        pauses.append(pause)
+        assert routes.to_probe() == []
+        clock.now += pause
+        assert routes.to_probe() == [one.url]
+        routes.probed(one.url, "refused")
+    assert COOL_DOWN <= pauses[0] <= COOL_DOWN * 1.25
+    assert all(later > earlier * 1.4 for earlier, later in pairwise(pauses[:7]))
+    assert LONGEST_COOL_DOWN <= pauses[-1] <= LONGEST_COOL_DOWN * 1.25
+
+
+def test_ten_requests_that_fail_together_are_one_failure(routes, clock):
+    one = instance(1)
+    for _ in range(10):
+        routes.failed(one, "reset")
+    assert routes.next_probe_in() <= COOL_DOWN * 1.25
+
+
+def test_one_that_registered_anew_is_taken_at_once(routes):
+    routes.failed(instance(1), "refused")
+    routes.unwilling(instance(2), "draining", 60)
+    assert routes.take([instance(1), instance(2)]).instance is None
+    assert routes.take([instance(1, generation=11)]).instance is not None
+    assert routes.take([instance(2, generation=11)]).instance is not None
+
+
+def test_a_model_that_takes_nothing_now_is_left_alone_for_a_while_and_its_neighbours_are_not(routes, clock):
+    one, other_key = instance(1), Instance("b@llm", "http://h1/api", healthy=True, generation=9)
+    routes.unwilling(one, "it starts", 2.0)
+    assert routes.take([one]).instance is None
+    assert routes.take([other_key]).instance is other_key
+    assert routes.to_probe() == []
+    clock.now += 2.6
+    assert routes.take([one]).instance is one
+
+
+def test_an_answer_that_was_on_its_way_before_the_failure_changes_nothing(routes):
+    one = instance(1)
+    routes.failed(one, "reset")
+    routes.answered(one)
+    assert routes.take([one]).instance is None
+
+
+def test_pauses_grow_where_probes_are_answered_and_requests_are_not(routes, clock):
+    one = instance(1)
+
+    def pause() -> float:
+        routes.failed(one, "silence")
+        found: float = routes.next_probe_in()
+        clock.now += found
+        routes.probed(one.url)
+        assert routes.next_probe_in() is None
+        assert routes.take([one]).instance is one
+        return found
+
+    pauses = [pause() for _ in range(4)]
+    assert all(later > earlier * 1.4 for earlier, later in pairwise(pauses))
+    routes.answered(one)
+    assert pause() <= COOL_DOWN * 1.25, "an answer ends all doubt"
+
+
+def test_requests_that_fail_long_after_the_first_do_not_lengthen_the_pause(routes, clock):
+    one = instance(1)
+    routes.failed(one, "silence")
+    for _ in range(5):
+        clock.now += COOL_DOWN * 2
+        routes.failed(one, "silence")
+    assert routes.to_probe() == [one.url]
+
+
+def test_an_address_that_failed_is_left_alone_for_all_that_was_registered_there(routes):
+    one, newer_key = instance(1), Instance("b@llm", "http://h1/api", healthy=True, generation=11)
+    routes.seen([one, newer_key])
+    routes.failed(one, "refused")
+    assert routes.take([newer_key]).instance is None
+    assert routes.take([instance(1, generation=12)]).instance is not None
+
+
+def test_a_probe_of_an_address_that_nobody_doubts_changes_nothing(routes):
+    routes.probed("http://h1/api", "refused")
+    assert routes.next_probe_in() is None
+
+
+def test_what_is_no_longer_registered_is_forgotten_but_for_what_is_under_way(routes):
+    one, two = instance(1), instance(2)
+    routes.failed(one, "refused")
+    routes.began(two)
+    routes.seen([])
+    assert routes.next_probe_in() is None
+    routes.ended(two)
+    routes.seen([])
+    assert routes.load_of([one, two]) is None
+
+
+def test_the_load_of_several_is_their_sum(routes):
+    one, two = instance(1), instance(2)
+    assert routes.load_of([one, two]) is None
+    routes.answered(one, "slots=8;free=3;waiting=1")
+    routes.busy(two, "slots=4;free=0;waiting=2")
+    assert routes.load_of([one, two]) == Load(12, 3, 3)

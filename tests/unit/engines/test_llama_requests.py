@@ -1,0 +1,268 @@
+"""What llama.cpp's server is asked, and what is made of its chunks and refusals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+from modelyard.engines.llama_requests import Answer, chat_body, completion_body, messages_of, refusal
+from modelyard.errors import EngineError, InvalidRequest, PromptTooLong
+from modelyard.streams import Cancel
+from modelyard.types import Burst, GenerateRequest
+
+Chunk = dict[str, Any]
+USAGE = {"prompt_tokens": 4, "completion_tokens": 2, "total_tokens": 6}
+STREAMED = {"stream": True, "return_progress": True, "stream_options": {"include_usage": True}}
+
+
+def request(**fields: Any) -> GenerateRequest:
+    return GenerateRequest("m", **fields)
+
+
+# What is asked
+
+
+def test_roles_become_openais_and_parts_become_text():
+    messages = [
+        {"role": "system", "content": "be brief"},
+        {"role": "human", "content": "hi", "round_index": 0},
+        {"role": "ai", "content": [{"type": "text", "object": {"data": "ho", "format": "text"}}]},
+        {"role": "view", "content": "hm"},
+        {"role": "user", "content": "u"},
+        {"role": "assistant", "content": "a"},
+    ]
+    assert [(m["role"], m["content"]) for m in messages_of(request(messages=messages))] == [
+        ("system", "be brief"),
+        ("user", "hi"),
+        ("assistant", "ho"),
+        ("assistant", "hm"),
+        ("user", "u"),
+        ("assistant", "a"),
+    ]
+
+
+def test_a_chat_is_streamed_with_its_messages_and_nothing_that_was_not_said():
+    body = chat_body(request(messages=[{"role": "human", "content": "hi"}]), 77)
+    assert body == {**STREAMED, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 77}
+
+
+def test_a_raw_prompt_is_a_completion():
+    assert completion_body(request(prompt="once"), 77) == {**STREAMED, "prompt": "once", "max_tokens": 77}
+
+
+@pytest.mark.parametrize("prompt", [None, ""])
+def test_an_empty_prompt_is_refused(prompt):
+    with pytest.raises(InvalidRequest, match="prompt: is empty"):
+        completion_body(request(prompt=prompt), 77)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "name"),
+    [
+        ("temperature", 0.0, "temperature"),
+        ("top_p", 0.5, "top_p"),
+        ("top_k", 0, "top_k"),
+        ("min_p", 0.0, "min_p"),
+        ("seed", 0, "seed"),
+        ("presence_penalty", 0.0, "presence_penalty"),
+        ("frequency_penalty", -1.0, "frequency_penalty"),
+        ("repetition_penalty", 1.1, "repeat_penalty"),
+        ("stop", ["x", "y"], "stop"),
+        ("max_new_tokens", 5, "max_tokens"),
+    ],
+)
+@pytest.mark.parametrize("make", [chat_body, completion_body])
+def test_every_parameter_reaches_the_library_also_where_it_is_zero(make, field, value, name):
+    given = request(prompt="p", messages=[{"role": "human", "content": "hi"}], **{field: value})
+    assert make(given, 77)[name] == value
+
+
+def test_stop_ids_need_the_tokens_ids():
+    given = request(prompt="p", messages=[{"role": "human", "content": "hi"}], stop_token_ids=[2])
+    assert chat_body(given, 7)["logprobs"] is True
+    assert completion_body(given, 7)["logprobs"] == 1
+    assert "logprobs" not in chat_body(request(messages=[]), 7)
+
+
+# What is made of the answer
+
+
+def play(*chunks: Chunk | BaseException, returns: object = None) -> Callable[..., object]:
+    """Return a call of the library that gives these chunks to its callback, and obeys what that returns."""
+
+    def handle(body: Chunk, callback: Callable[[Chunk], bool]) -> object:
+        for chunk in chunks:
+            if isinstance(chunk, BaseException):
+                raise chunk
+            if callback(chunk):
+                return None
+        return returns
+
+    return handle
+
+
+def delta(text: str | None, finish: str | None = None, **more: Any) -> Chunk:
+    return {"choices": [{"delta": {"content": text}, "finish_reason": finish}], **more}
+
+
+def run(handle: Callable[..., object], cancel: Cancel | None = None, **fields: Any) -> list[Burst]:
+    found: list[Burst] = []
+
+    def put(burst: Burst) -> bool:
+        found.append(burst)
+        return True
+
+    Answer(request(**fields), "m").run(handle, {}, put, cancel or Cancel())
+    return found
+
+
+def texts(bursts: Iterable[Burst]) -> str:
+    return "".join(piece for burst in bursts for piece in burst.pieces)
+
+
+def test_pieces_of_a_chat_and_how_it_ended():
+    found = run(
+        play(
+            {"choices": [{"delta": {"role": "assistant", "content": None}}]},
+            delta("Hel"),
+            delta("lo"),
+            delta("", "length"),
+            {"choices": [], "usage": {**USAGE, "prompt_tokens_details": {"cached_tokens": 1}}, "timings": {}},
+        )
+    )
+    assert found == [Burst(["Hel"]), Burst(["lo"]), Burst([], "length", USAGE)]
+
+
+def test_pieces_of_a_completion_and_how_it_ended():
+    found = run(
+        play({"choices": [{"text": "Hel"}]}, {"choices": [{"text": "", "finish_reason": "stop"}], "usage": USAGE})
+    )
+    assert found == [Burst(["Hel"]), Burst([], "stop", USAGE)]
+
+
+def test_progress_and_chunks_without_text_are_no_pieces():
+    found = run(
+        play({"prompt_progress": {"total": 9, "processed": 3}, "choices": [delta("")["choices"][0]]}, delta("x"))
+    )
+    assert found == [Burst(["x"]), Burst([], "stop")]
+
+
+def test_metrics_are_told_when_they_are_asked_for():
+    handle = play(delta("x"), {"usage": USAGE, "timings": {"prompt_per_second": 10.0, "predicted_per_second": 20.0}})
+    metrics = run(handle, metrics=True)[-1].metrics
+    assert metrics is not None
+    assert {k: metrics[k] for k in USAGE} == USAGE
+    assert (metrics["prefill_tokens_per_second"], metrics["decode_tokens_per_second"]) == (10.0, 20.0)
+    assert metrics["start_time_ms"] <= metrics["first_token_time_ms"] <= metrics["end_time_ms"]
+    assert run(handle)[-1].metrics is None
+
+
+def token(text: str, number: int) -> Chunk:
+    return {"choices": [{"delta": {"content": text}, "logprobs": {"content": [{"id": number, "token": text}]}}]}
+
+
+def test_a_stop_id_ends_the_answer_before_its_text():
+    handle = play(
+        {"prompt_progress": {"total": 4, "processed": 4}, "choices": []},
+        token("a", 10),
+        token("b", 11),
+        token("END", 2),
+        token("never", 12),
+    )
+    found = run(handle, stop_token_ids=[2, 99])
+    assert texts(found) == "ab"
+    assert found[-1].finish_reason == "stop"
+    assert found[-1].usage == {"prompt_tokens": 4, "completion_tokens": 3, "total_tokens": 7}
+    assert texts(run(handle, stop_token_ids=[99])) == "abENDnever"
+
+
+def test_a_cancel_ends_it_at_the_next_chunk_and_nothing_is_said_after():
+    cancel, given = Cancel(), []
+
+    def handle(body: Chunk, callback: Callable[[Chunk], bool]) -> None:
+        given.append(callback(delta("a")))
+        cancel.set()
+        given.append(callback(delta("b")))
+
+    assert run(handle, cancel) == [Burst(["a"])]
+    assert given == [False, True]
+
+
+def test_a_reader_that_has_gone_ends_it():
+    taken: list[Burst] = []
+
+    def put(burst: Burst) -> bool:
+        taken.append(burst)
+        return False
+
+    cancel = Cancel()
+    cancel.on_set(lambda: None)
+    handle = play(delta("a"), delta("b"))
+    Answer(request(), "m").run(handle, {}, put, cancel)
+    assert taken[0] == Burst(["a"])
+    assert Burst(["b"]) not in taken
+
+
+@pytest.mark.parametrize("error", [RuntimeError("odd"), SystemExit(3), KeyboardInterrupt()], ids=repr)
+def test_nothing_raised_in_the_callback_reaches_the_library(error):
+    obeyed: list[bool] = []
+
+    def put(burst: Burst) -> bool:
+        raise error
+
+    def handle(body: Chunk, callback: Callable[[Chunk], bool]) -> None:
+        obeyed.append(callback(delta("a")))
+
+    with pytest.raises(RuntimeError if isinstance(error, RuntimeError) else EngineError):
+        Answer(request(), "m").run(handle, {}, put, Cancel())
+    assert obeyed == [True]
+
+
+@pytest.mark.parametrize(
+    "chunk", [{"choices": [{"delta": 5}]}, {"choices": 5}, {"choices": [None]}, {"prompt_progress": 5}], ids=str
+)
+def test_a_chunk_of_another_shape_ends_it_in_an_error(chunk):
+    with pytest.raises(Exception, match=r"."):
+        run(play(chunk))
+
+
+@pytest.mark.parametrize("error", [ValueError("bad"), RuntimeError("bad"), TypeError("bad")], ids=repr)
+def test_what_the_library_raises_is_an_engine_error(error):
+    with pytest.raises(EngineError, match=r"llama\.cpp failed: bad"):
+        run(play(delta("a"), error))
+
+
+TOO_LONG = {
+    "code": 400,
+    "message": "too long",
+    "type": "exceed_context_size_error",
+    "n_prompt_tokens": 3000,
+    "n_ctx": 2048,
+}
+
+
+@pytest.mark.parametrize("how", ["returned", "chunk"])
+def test_a_refusal_may_be_returned_or_come_as_a_chunk(how):
+    handle = play(returns={"error": TOO_LONG}) if how == "returned" else play(delta("a"), {"error": TOO_LONG})
+    with pytest.raises(PromptTooLong, match=r"3000 tokens, model 'm' has a context of 2048 \(n_ctx\)"):
+        run(handle)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "says"),
+    [
+        (TOO_LONG, PromptTooLong, "shorten it"),
+        (
+            {"code": 400, "message": "no such grammar", "type": "invalid_request_error"},
+            InvalidRequest,
+            "no such grammar",
+        ),
+        ({"code": 500, "message": "decode failed", "type": "server_error"}, EngineError, "llama.cpp: decode failed"),
+        ({}, EngineError, "llama.cpp: "),
+    ],
+)
+def test_a_refusal_of_the_library_becomes_one_of_ours(error, kind, says):
+    found = refusal(error, "m")
+    assert type(found) is kind
+    assert says in str(found)

@@ -1,0 +1,497 @@
+"""One process of a role: what it declares and starts, what it says meanwhile, what it keeps, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import steered
+from modelyard.errors import ConfigError, Draining, ModelyardError, NotReady, StartFailed
+from modelyard.server.runtime import Runtime
+from modelyard.server.state import OwnerLock, StateFile
+from modelyard.settings.settings import Settings
+from modelyard.streams import Cancel
+from modelyard.types import GenerateRequest, WorkerType
+from running import wait_until
+from steered import Steered
+
+Make = Callable[..., Runtime]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Make]:
+    """Makes runtimes over one state folder, and stops them in the end: those made later are their successors."""
+    Steered.reset()
+    made: list[Runtime] = []
+
+    def runtime(*tables: dict[str, Any], **options: Any) -> Runtime:
+        given = {"state_dir": str(tmp_path / "state"), "models_dirs": [str(tmp_path / "models")], **options}
+        settings = Settings(**given)
+        settings.model_tables = tables
+        made.append(Runtime(settings, environ={}))
+        return made[-1]
+
+    yield runtime
+    Steered.go.set()
+    for one in made:
+        one.stop()
+    assert Steered.running() == []
+
+
+@pytest.fixture
+def loaded(make) -> Make:
+    def runtime(*tables: dict[str, Any], **options: Any) -> Runtime:
+        one = make(*tables, **options)
+        one.start()
+        assert one.wait_loaded(30)
+        return one
+
+    return runtime
+
+
+def table(name: str, **params: Any) -> dict[str, Any]:
+    return {"name": name, "worker_class": steered.PATH, **params}
+
+
+def states(runtime: Runtime) -> dict[str, str]:
+    return {model["model"]: model["state"] for model in runtime.status()["models"]}
+
+
+def state_file(tmp_path: Path) -> StateFile:
+    return StateFile(tmp_path / "state" / "standalone-8000" / "models.json")
+
+
+# Before the start
+
+
+def test_making_one_starts_nothing(make, tmp_path):
+    threads = threading.active_count()
+    runtime = make(table("a"))
+    assert threading.active_count() == threads
+    assert not (tmp_path / "state").exists()
+    assert (Steered.made, runtime.local.workers()) == ([], [])
+    status = runtime.status()
+    assert status.pop("cluster") == {"url": "", "registered": [], "error": None}
+    assert status == {"ready": False, "reason": "models are starting", "models": []}
+
+
+def test_what_does_not_fit_is_refused_when_it_is_made(make):
+    with pytest.raises(ConfigError, match="no model 'nope'"):
+        make(models=["nope"])
+    with pytest.raises(ConfigError, match="share the environment prefix"):
+        make(table("a-b"), table("a.b"))
+
+
+def test_the_first_request_starts_it(make):
+    runtime = make(table("a"))
+    runtime.check_open()
+    assert runtime.wait_loaded(30)
+    assert states(runtime) == {"a@llm": "ready"}
+
+
+def test_starting_twice_starts_once(make):
+    runtime = make(table("a"))
+    for _ in range(3):
+        runtime.start()
+    assert runtime.wait_loaded(30)
+    assert len(Steered.running()) == 1
+
+
+# What is started
+
+
+def test_the_models_of_the_configuration_are_started(loaded):
+    runtime = loaded(table("a"), table("b", start=False), table("c", worker_type="text2vec"))
+    assert states(runtime) == {"a@llm": "ready", "c@text2vec": "ready"}
+    assert runtime.status()["ready"]
+
+
+def test_the_models_that_are_named_are_started_instead(loaded):
+    assert states(loaded(table("a"), table("b", start=False), models=["b", "echo"])) == {
+        "b@llm": "ready",
+        "echo@llm": "ready",
+    }
+
+
+def test_nothing_configured_is_ready(loaded):
+    status = loaded(models=[], role="worker").status()
+    assert status == {"ready": True, "reason": None, "models": []}
+
+
+def test_one_that_fails_is_told_and_the_others_answer(loaded):
+    runtime = loaded(table("a", fail="file"), table("b"))
+    status = runtime.status()
+    assert (status["ready"], states(runtime)) == (True, {"a@llm": "failed", "b@llm": "ready"})
+    assert "weights.bin" in status["models"][0]["reason"]
+    assert runtime.manager.generate(GenerateRequest("b", prompt="x")).text == " x"
+
+
+def test_when_all_fail_it_is_not_ready(loaded):
+    status = loaded(table("a", fail="other")).status()
+    assert (status["ready"], status["reason"]) == (False, "no model is ready")
+
+
+def test_one_that_can_not_even_be_declared_is_told_and_the_others_answer(loaded):
+    runtime = loaded(table("a", size=99), table("b"), table("c", worker_class="steered:AsyncSteered"))
+    assert states(runtime) == {"b@llm": "ready", "a": "failed", "c": "failed"}
+    reasons = {model["model"]: model["reason"] for model in runtime.status()["models"]}
+    assert "size: 99 is more than 9" in reasons["a"]
+    assert "asynchronous" in reasons["c"]
+
+
+def test_slots_over_the_budget_are_told_with_the_numbers(loaded):
+    runtime = loaded(table("a", limit_model_concurrency=50), table("b"), threads=64)
+    assert states(runtime) == {"a@llm": "ready", "b": "failed"}
+    assert "50 of the 56" in runtime.problems["b"]
+
+
+def test_a_failed_start_ends_the_process_if_that_is_wanted(make):
+    for wanted, told in (("exit", 1), ("stay", 0)):
+        fatal: list[str] = []
+        runtime = make(table("a", fail="other"), table("b", size=99), on_load_failure=wanted, instance=wanted)
+        runtime.on_fatal = fatal.append
+        runtime.start()
+        assert runtime.wait_loaded(30)
+        wait_until(lambda fatal=fatal, told=told: len(fatal) == told, "it was told, or not")
+        runtime._loader.join(30)
+        assert len(fatal) == told
+        assert all("a@llm: model 'a' did not start" in text and "b: " in text for text in fatal)
+
+
+def test_while_models_start_it_is_up_and_not_ready(make):
+    runtime = make(table("a"), table("b", hold_start=True))
+    runtime.start()
+    wait_until(lambda: states(runtime).get("b@llm") == "starting", "the second starts")
+    status = runtime.status()
+    assert (status["ready"], status["reason"]) == (False, "models are starting")
+    assert status["models"][1] == {"model": "b@llm", "state": "starting", "reason": "stretching"}
+    runtime.check_open()
+    assert runtime.manager.generate(GenerateRequest("a", prompt="x")).text == " x", "the first answers already"
+    with pytest.raises(NotReady, match=r"'b' is starting \(stretching\)"):
+        runtime.manager.generate(GenerateRequest("b", prompt="x"))
+    Steered.go.set()
+    assert runtime.wait_loaded(30)
+    assert runtime.status()["ready"]
+
+
+# What it keeps
+
+
+def test_a_model_started_over_http_comes_back_with_its_parameters(loaded):
+    first = loaded(table("a"), table("spare", start=False))
+    first.manager.model_startup("spare", None, {"size": 5})
+    first.manager.worker_apply("spare", "update_params", None, {"max_waiting": 3})
+    first.stop()
+    second = loaded(table("a"), table("spare", start=False))
+    assert states(second) == {"a@llm": "ready", "spare@llm": "ready"}
+    params = second.local.workers()[1].params
+    assert (params.size, params.max_waiting) == (5, 3)
+
+
+def test_a_model_that_only_a_request_knew_comes_back(loaded, tmp_path):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "weights.bin").touch()
+    first = loaded(models=[])
+    first.manager.model_startup("mine", WorkerType.TEXT2VEC, {"engine": "echo", "model_path": "weights.bin"})
+    first.stop()
+    assert states(loaded(models=[])) == {"mine@text2vec": "ready"}
+
+
+def test_parameters_of_a_configured_model_set_over_http_stay(loaded):
+    first = loaded(table("a", size=2))
+    first.manager.worker_apply("a", "update_params", None, {"size": 7})
+    first.stop()
+    assert loaded(table("a", size=2)).local.workers()[0].params.size == 7
+
+
+@pytest.mark.parametrize("how", ["stop", "shutdown"])
+def test_a_configured_model_stopped_over_http_stays_stopped_until_it_is_started(loaded, how):
+    first = loaded(table("a"), table("b"))
+    if how == "stop":
+        first.manager.worker_apply("a", "stop", None, {})
+    else:
+        first.manager.model_shutdown("a", None)
+    first.stop()
+    second = loaded(table("a"), table("b"))
+    assert states(second) == {"a@llm": "stopped", "b@llm": "ready"}
+    assert second.manager.worker_apply("a", "start", None, {}).success
+    second.stop()
+    assert states(loaded(table("a"), table("b"))) == {"a@llm": "ready", "b@llm": "ready"}
+
+
+def test_a_model_started_and_shut_down_over_http_is_forgotten(loaded, tmp_path):
+    first = loaded(table("spare", start=False))
+    first.manager.model_startup("spare", None, {})
+    first.manager.model_shutdown("spare", None)
+    first.stop()
+    assert states(loaded(table("spare", start=False))) == {}
+
+
+def test_a_startup_that_failed_leaves_no_trace(loaded, tmp_path):
+    first = loaded(table("a"), table("spare", start=False))
+    with pytest.raises(StartFailed):
+        first.manager.model_startup("spare", None, {"fail": "other"})
+    first.stop()
+    assert "spare@llm" not in state_file(tmp_path).models()
+
+
+def test_a_model_that_failed_to_start_is_tried_again_by_the_next(loaded):
+    first = loaded(table("a", fail="other"))
+    assert not first.manager.worker_apply("a", "restart", None, {}).success
+    with pytest.raises(StartFailed):
+        first.manager.model_startup("a", None, {})
+    first.stop()
+    assert states(loaded(table("a"))) == {"a@llm": "ready"}
+
+
+def test_one_name_in_two_types_keeps_the_parameters_apart(loaded):
+    first = loaded(table("a", size=2))
+    first.manager.model_startup("a", WorkerType.TEXT2VEC, {"size": 5, "limit_model_concurrency": 4})
+    first.stop()
+    second = loaded(table("a", size=2))
+    assert {w.key: w.params.size for w in second.local.workers()} == {"a@llm": 2, "a@text2vec": 5}
+
+
+def test_an_alias_given_over_http_does_not_rename_the_configured_model(loaded):
+    first = loaded(table("a"))
+    first.manager.model_startup("a", None, {"model_alias": "nick"})
+    first.stop()
+    assert states(loaded(table("a"))) == {"a@llm": "ready", "nick@llm": "ready"}
+
+
+def test_fresh_forgets(loaded, tmp_path):
+    first = loaded(table("a"), table("spare", start=False))
+    first.manager.model_startup("spare", None, {})
+    first.manager.worker_apply("a", "update_params", None, {"size": 7})
+    first.manager.worker_apply("a", "stop", None, {})
+    first.stop()
+    second = loaded(table("a"), table("spare", start=False), fresh=True)
+    assert states(second) == {"a@llm": "ready"}
+    assert second.local.workers()[0].params.size == 1
+
+
+def test_a_stop_of_the_process_is_no_stop_of_its_models(loaded):
+    first = loaded(table("a"))
+    first.drain(0)
+    first.stop()
+    assert states(loaded(table("a"))) == {"a@llm": "ready"}
+
+
+# Models that kill their process
+
+
+def test_a_model_that_killed_its_process_twice_is_left_out_until_it_is_started_by_hand(loaded, tmp_path):
+    loaded(table("a"), table("b")).stop()
+    for _ in range(2):
+        state_file(tmp_path).begin_start("a@llm")
+        state_file(tmp_path).count_deaths()
+    second = loaded(table("a"), table("b"))
+    assert states(second) == {"a@llm": "failed", "b@llm": "ready"}
+    assert "quarantined" in second.status()["models"][0]["reason"]
+    assert second.status()["ready"]
+    second.stop()
+    third = loaded(table("a"), table("b"))
+    assert states(third)["a@llm"] == "failed"
+    assert third.manager.worker_apply("a", "start", None, {}).success
+    third.stop()
+    assert states(loaded(table("a"), table("b"))) == {"a@llm": "ready", "b@llm": "ready"}
+
+
+def test_while_a_model_loads_it_is_noted_and_after_that_no_more(make, tmp_path):
+    runtime = make(table("a", hold_start=True))
+    runtime.start()
+    wait_until(lambda: Steered.holding, "it loads")
+    assert state_file(tmp_path).get("a@llm")["loading"] is True
+    Steered.go.set()
+    assert runtime.wait_loaded(30)
+    assert state_file(tmp_path).get("a@llm")["loading"] is False
+
+
+def test_a_process_that_is_stopped_while_it_loads_was_not_killed_by_the_model(make, tmp_path, monkeypatch):
+    monkeypatch.setattr("modelyard.server.runtime.LOADER_TIMEOUT", 0.05)
+    monkeypatch.setattr("modelyard.worker.manager.LIFECYCLE_TIMEOUT", 0.05)
+    runtime = make(table("a", hold_start=True))
+    runtime.start()
+    wait_until(lambda: Steered.holding, "it loads")
+    runtime.stop()
+    assert state_file(tmp_path).count_deaths() == []
+    assert state_file(tmp_path).get("a@llm").get("deaths", 0) == 0
+
+
+# The lock
+
+
+def test_a_successor_waits_and_says_so_and_starts_when_the_other_has_gone(make, loaded):
+    first = loaded(table("a"))
+    second = make(table("a"))
+    second.start()
+    wait_until(lambda: "still holds the models" in (second.status()["reason"] or ""), "it waits")
+    with pytest.raises(NotReady, match="still holds the models"):
+        second.check_open()
+    assert len(Steered.running()) == 1, "never two copies of the weights"
+    first.stop()
+    assert second.wait_loaded(30)
+    assert states(second) == {"a@llm": "ready"}
+    second.check_open()
+
+
+def test_a_successor_that_is_stopped_while_it_waits_ends_and_loads_nothing(make, loaded):
+    loaded(table("a"))
+    second = make(table("a"))
+    second.start()
+    wait_until(lambda: "still holds the models" in (second.status()["reason"] or ""), "it waits")
+    second.stop()
+    assert second._loader is not None
+    assert not second._loader.is_alive()
+    assert len(Steered.running()) == 1
+
+
+def test_services_of_other_ports_do_not_wait_for_each_other(loaded):
+    loaded(table("a"))
+    assert states(loaded(table("a"), port=8001)) == {"a@llm": "ready"}
+
+
+def test_the_lock_is_given_back_at_the_end(loaded, tmp_path):
+    loaded(table("a")).stop()
+    lock = OwnerLock(tmp_path / "state" / "standalone-8000" / "lock")
+    assert lock.acquire()
+    lock.release()
+
+
+@pytest.mark.parametrize("obstacle", ["folder", "lock", "file"])
+def test_a_state_folder_that_can_not_be_used_is_said_and_models_start(loaded, tmp_path, caplog, obstacle):
+    folder = tmp_path / "state" / "standalone-8000"
+    if obstacle == "folder":
+        folder.parent.write_text("a file where the folder should be")
+    else:
+        (folder / {"lock": "lock", "file": "models.json"}[obstacle] / "x").mkdir(parents=True)
+    runtime = loaded(table("a"))
+    assert states(runtime) == {"a@llm": "ready"}
+    assert runtime.manager.worker_apply("a", "restart", None, {}).success
+    assert "can't be" in caplog.text
+
+
+def test_a_state_file_of_nonsense_is_set_aside(loaded, tmp_path):
+    folder = tmp_path / "state" / "standalone-8000"
+    folder.mkdir(parents=True)
+    (folder / "models.json").write_text("{nonsense")
+    assert states(loaded(table("a"))) == {"a@llm": "ready"}
+    assert (folder / "models.bad").read_text() == "{nonsense"
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [{"added": True}, {"added": True, "model": "spare"}, {"model": 5, "params": 7}, {"params": {"size": "x"}}],
+    ids=str,
+)
+def test_an_entry_that_makes_no_sense_harms_no_other_model(loaded, tmp_path, entry):
+    folder = tmp_path / "state" / "standalone-8000"
+    folder.mkdir(parents=True)
+    entries = {"nonsense": entry, "x@what": entry, "spare@llm": entry}
+    (folder / "models.json").write_text(json.dumps({"models": entries}))
+    assert states(loaded(table("a")))["a@llm"] == "ready"
+
+
+# The end
+
+
+def ask(runtime: Runtime) -> tuple[Cancel, Callable[[], object]]:
+    """Begin an answer that never ends by itself, as a request does; return its cancel, and what waits for its end."""
+    cancel, outcome, began = Cancel(), [], threading.Event()
+    runtime.requests.add(cancel)
+
+    def read() -> None:
+        try:
+            for burst in runtime.manager.generate_stream(GenerateRequest("a", prompt="hold"), cancel):
+                if burst:
+                    began.set()
+        except ModelyardError as error:
+            outcome.append(error)
+        finally:
+            runtime.requests.discard(cancel)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    assert began.wait(30)
+
+    def end() -> object:
+        thread.join(30)
+        return outcome[0]
+
+    return cancel, end
+
+
+def test_a_drain_without_requests_ends_at_once_and_refuses_new_ones(loaded):
+    runtime = loaded(table("a"))
+    runtime.drain(3600)
+    with pytest.raises(Draining):
+        runtime.check_open()
+    assert (runtime.status()["ready"], runtime.status()["reason"]) == (False, "draining")
+
+
+def test_a_drain_waits_for_answers_that_end(loaded):
+    runtime = loaded(table("a"))
+    cancel, end = ask(runtime)
+    drained = threading.Event()
+    thread = threading.Thread(target=lambda: (runtime.drain(3600), drained.set()))
+    thread.start()
+    wait_until(lambda: runtime.status()["reason"] == "draining", "it drains")
+    assert not drained.is_set()
+    assert not cancel.is_set()
+    cancel.set()
+    end()
+    assert drained.wait(30)
+    thread.join(30)
+
+
+def test_a_drain_cuts_off_what_takes_too_long_with_the_reason(loaded):
+    runtime = loaded(table("a"))
+    _, end = ask(runtime)
+    runtime.drain(0.05)
+    assert runtime.requests == set(), "it waits until those cut off have said so"
+    error = end()
+    assert isinstance(error, Draining)
+    assert "drain_timeout 0.05 s" in str(error)
+
+
+def test_the_setting_is_the_limit_when_none_is_given(loaded):
+    runtime = loaded(table("a"), drain_timeout=0.05)
+    _, end = ask(runtime)
+    runtime.drain()
+    assert "drain_timeout 0.05 s" in str(end())
+
+
+def test_stopping_twice_stops_once_and_leaves_no_thread(loaded):
+    before = set(threading.enumerate())
+    runtime = loaded(table("a"))
+    runtime.stop()
+    runtime.stop()
+    assert [engine.stops for engine in Steered.made] == [1]
+    assert set(threading.enumerate()) <= before
+
+
+def test_stopping_what_was_never_started_does_nothing(make):
+    runtime = make(table("a"))
+    runtime.stop()
+    runtime.start()
+    assert not runtime.wait_loaded(0)
+    assert Steered.made == []
+
+
+def test_each_step_of_the_stop_is_guarded(loaded, monkeypatch, caplog):
+    runtime = loaded(table("a"))
+    stop = runtime.local.stop
+
+    def fail() -> None:
+        stop()
+        raise RuntimeError("odd")
+
+    monkeypatch.setattr(runtime.local, "stop", fail)
+    runtime.stop()
+    assert "stop: models" in caplog.text
+    successor = loaded(table("a"))
+    assert states(successor) == {"a@llm": "ready"}

@@ -1,0 +1,315 @@
+"""One declaration gives the environment variable, ``--set``, the check of JSON, and the description."""
+
+from __future__ import annotations
+
+import datetime
+import math
+from dataclasses import dataclass
+
+import pytest
+from modelyard.engines.base import ModelParams
+from modelyard.engines.echo import EchoParams
+from modelyard.engines.llama_cpp import LlamaCppParams
+from modelyard.errors import ConfigError, InvalidRequest
+from modelyard.settings import params
+from modelyard.settings.params import MASK, param
+from modelyard.settings.settings import Settings
+
+
+@dataclass
+class Sample:
+    """One parameter of each kind."""
+
+    name: str = param(help="what it is called", tags=["fixed"])
+    count: int = param(4, help="how many", min=1, max=10)
+    share: float = param(0.5, help="how much", min=0, max=1, tags=["shared"])
+    loud: bool = param(False, help="whether it shouts")
+    mood: str = param("good", help="its mood", choices=["good", "bad"])
+    note: str | None = param(None, help="a note")
+    limit: int | None = param(None, help="a limit", min=0)
+    words: list[str] = param(["a", "b"], help="its words")
+    more: list[str] | None = param(None, help="more of them")
+    secret: str | None = param(None, help="a password", tags=["privacy"])
+    hidden: int = 7
+
+
+def declared(name: str) -> params.Param:
+    return params.params_of(Sample)[name]
+
+
+# What text (environment, command line) stands for
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("name", " as it is ", " as it is "),
+        ("count", " 7 ", 7),
+        ("share", "0.25", 0.25),
+        ("share", "1", 1.0),
+        ("share", "1e-3", 0.001),
+        ("loud", "TRUE", True),
+        ("loud", "on", True),
+        ("loud", "yes", True),
+        ("loud", "1", True),
+        ("loud", "0", False),
+        ("loud", "No", False),
+        ("loud", "off", False),
+        ("mood", "bad", "bad"),
+        ("note", "", None),
+        ("note", "x=y", "x=y"),
+        ("limit", "", None),
+        ("limit", "3", 3),
+        ("words", "x, y ,,z", ["x", "y", "z"]),
+        ("words", "", []),
+    ],
+)
+def test_text_becomes_the_declared_type(name, text, value):
+    read = declared(name).parse(text)
+    assert read == value
+    assert type(read) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "why"),
+    [
+        ("count", "many", "'many' is not an integer"),
+        ("count", "1.5", "not an integer"),
+        ("count", "", "not an integer"),
+        ("count", "0", "0 is less than 1"),
+        ("count", "11", "11 is more than 10"),
+        pytest.param("count", "9" * 5000, "not an integer", id="count-5000-digits"),
+        pytest.param("count", "9" * 400, "64 bits", id="count-400-digits"),
+        ("share", "nan", "must be a finite number"),
+        ("share", "inf", "must be a finite number"),
+        ("share", "-1e999", "must be a finite number"),
+        ("share", "1.01", "is more than 1"),
+        ("loud", "maybe", "neither true nor false"),
+        ("loud", "", "neither true nor false"),
+        ("mood", "odd", "'odd' is not one of good, bad"),
+        ("mood", "good ", "not one of good, bad"),
+    ],
+)
+def test_text_that_does_not_fit_is_refused_with_the_reason(name, text, why):
+    with pytest.raises(ValueError, match=why):
+        declared(name).parse(text)
+
+
+# What JSON and TOML may say
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "taken"),
+    [
+        ("count", 7, 7),
+        ("share", 1, 1.0),
+        ("share", 0.25, 0.25),
+        ("loud", True, True),
+        ("note", None, None),
+        ("note", "", ""),
+        ("words", [], []),
+        ("more", None, None),
+        ("more", ["x"], ["x"]),
+    ],
+)
+def test_a_value_of_the_right_type_is_taken(name, value, taken):
+    checked = declared(name).check(value)
+    assert checked == taken
+    assert type(checked) is type(taken)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("count", "7", "must be an integer, not a string"),
+        ("count", 7.0, "must be an integer, not a number"),
+        ("count", True, "must be an integer, not true or false"),
+        ("count", None, "must not be null"),
+        ("count", [7], "must be an integer, not a list"),
+        ("share", "0.5", "must be a number, not a string"),
+        ("share", False, "must be a number, not true or false"),
+        ("share", math.nan, "must be a finite number"),
+        ("share", math.inf, "must be a finite number"),
+        ("share", -math.inf, "must be a finite number"),
+        pytest.param("share", 10**400, "64 bits", id="share-huge"),
+        pytest.param("count", -(10**400), "64 bits", id="count-huge"),
+        pytest.param("count", 10**5000, "64 bits", id="count-too-long-to-print"),
+        ("loud", 1, "must be true or false, not an integer"),
+        ("loud", "true", "must be true or false, not a string"),
+        ("mood", "odd", "not one of"),
+        ("note", 5, "must be a string, not an integer"),
+        ("note", {}, "must be a string, not an object"),
+        ("note", datetime.date(2020, 1, 1), "must be a string, not date"),
+        ("words", "x,y", "must be a list of strings"),
+        ("words", ["x", 1], "must be a list of strings"),
+        ("words", None, "must not be null"),
+    ],
+)
+def test_a_value_of_another_type_or_out_of_range_is_refused(name, value, why):
+    with pytest.raises(ValueError, match=why):
+        declared(name).check(value)
+
+
+def test_the_bounds_themselves_are_within():
+    assert [declared("count").check(n) for n in (1, 10)] == [1, 10]
+
+
+def test_configuration_is_refused_with_its_place_and_every_fault():
+    with pytest.raises(ConfigError) as caught:
+        params.from_plain(Sample, {"count": 0, "loud": "x", "note": "fine"}, "file, model 'm'")
+    assert str(caught.value).startswith("file, model 'm': ")
+    assert "count: 0 is less than 1" in str(caught.value)
+    assert "loud: must be true or false" in str(caught.value)
+
+
+def test_a_misspelt_parameter_of_the_configuration_is_refused_with_the_nearest():
+    with pytest.raises(ConfigError, match=r"cuont: no such parameter \(did you mean count\?\)"):
+        params.from_plain(Sample, {"cuont": 1}, "file")
+    with pytest.raises(ConfigError, match=r"--set m: zzz: no such parameter$"):
+        params.from_text(Sample, {"zzz": "1"}, "--set m")
+
+
+def test_a_field_that_is_no_parameter_is_not_set_from_outside():
+    assert "hidden" not in params.params_of(Sample)
+    with pytest.raises(ConfigError, match="hidden: no such parameter"):
+        params.from_plain(Sample, {"hidden": 1}, "file")
+    assert params.from_json(Sample, {"hidden": 1}) == {}
+
+
+def test_json_ignores_null_and_unknown_keys():
+    assert params.from_json(Sample, {"count": 3, "note": None, "unknown": object(), "share": None}) == {"count": 3}
+
+
+def test_json_names_every_field_at_fault():
+    with pytest.raises(InvalidRequest) as caught:
+        params.from_json(Sample, {"count": "x", "share": 2, "mood": "good"})
+    assert [e["field"] for e in caught.value.errors] == ["params.count", "params.share"]
+
+
+def test_a_mask_that_is_sent_back_means_unchanged():
+    assert params.from_json(Sample, {"secret": MASK, "note": MASK}) == {"note": MASK}
+
+
+# The environment
+
+
+def test_the_environment_is_read_under_the_prefix_of_the_model():
+    environ = {"M_7B_COUNT": "3", "M_7B_WORDS": "x,y", "OTHER_COUNT": "9", "M_7B_UNKNOWN": "1"}
+    assert params.from_environ(Sample, "M_7B", environ) == {"count": 3, "words": ["x", "y"]}
+
+
+def test_a_shared_parameter_is_also_read_for_all_models_and_the_own_prefix_wins():
+    environ = {"MODELYARD_SHARE": "0.1", "MODELYARD_COUNT": "2"}
+    assert params.from_environ(Sample, "M", environ) == {"share": 0.1}
+    assert params.from_environ(Sample, "M", {**environ, "M_SHARE": "0.9"}) == {"share": 0.9}
+
+
+def test_a_variable_that_does_not_fit_is_refused_with_its_prefix():
+    with pytest.raises(ConfigError, match=r"environment, M_\*: count: 'x' is not an integer"):
+        params.from_environ(Sample, "M", {"M_COUNT": "x"})
+
+
+@pytest.mark.parametrize(
+    ("model", "prefix"),
+    [
+        ("smollm2-135m", "SMOLLM2_135M"),
+        ("publisher/Model.Q4", "PUBLISHER_MODEL_Q4"),
+        ("--a--", "A"),
+        ("a__b", "A_B"),
+    ],
+)
+def test_the_prefix_of_a_model_is_its_name_in_capitals(model, prefix):
+    assert params.environment_prefix(model) == prefix
+
+
+def test_two_models_with_one_prefix_are_refused_by_name():
+    params.refuse_shared_prefixes(["a-b", "a-b", "a-c"])
+    with pytest.raises(ConfigError, match=r"'a-b' and 'A\.B' share the environment prefix A_B_"):
+        params.refuse_shared_prefixes(["a-b", "c", "A.B"])
+
+
+# Layers
+
+
+def test_the_first_layer_that_names_a_parameter_wins():
+    built = params.build(Sample, {"count": 1}, {"count": 2, "share": 0.2}, {"name": "n", "share": 0.3, "loud": True})
+    assert (built.name, built.count, built.share, built.loud, built.mood) == ("n", 1, 0.2, True, "good")
+
+
+def test_a_layer_may_say_false_or_nothing():
+    built = params.build(Sample, {"loud": False, "note": None}, {"name": "n", "loud": True, "note": "x"})
+    assert built.loud is False
+    assert built.note is None
+
+
+def test_a_required_parameter_that_no_layer_has_is_named():
+    with pytest.raises(ConfigError, match="missing: name"):
+        params.build(Sample, {"count": 1})
+
+
+def test_instances_do_not_share_a_list():
+    one, other = params.build(Sample, {"name": "a"}), params.build(Sample, {"name": "b"})
+    one.words.append("c")
+    assert other.words == ["a", "b"]
+
+
+# What people see
+
+
+def test_a_description_has_the_keys_of_dbgpt():
+    described = {d["param_name"]: d for d in params.describe(Sample)}
+    assert list(described) == list(params.params_of(Sample))
+    assert described["count"] == {
+        "param_class": "builtins.Sample",
+        "param_name": "count",
+        "param_type": "int",
+        "description": "how many",
+        "default_value": 4,
+        "required": False,
+        "valid_values": None,
+        "ext_metadata": {"min": 1, "max": 10},
+    }
+    assert described["name"]["required"] is True
+    assert described["name"]["ext_metadata"] == {"tags": "fixed"}
+    assert described["mood"]["valid_values"] == ["good", "bad"]
+    assert (described["words"]["param_type"], described["words"]["default_value"]) == ("str", "a,b")
+    assert [described[n]["param_type"] for n in ("share", "loud", "note", "limit", "more")] == [
+        "float",
+        "bool",
+        "str",
+        "int",
+        "str",
+    ]
+
+
+def test_a_private_value_is_masked_wherever_it_is_shown():
+    sample = Sample(name="n", secret="hunter2")
+    assert params.shown(sample)["secret"] == MASK
+    assert {d["param_name"]: d["default_value"] for d in params.describe(Sample, sample)}["secret"] == MASK
+    assert "hunter2" not in str(params.describe(Sample, sample)) + str(params.shown(sample))
+
+
+def test_a_private_value_that_is_not_set_is_shown_as_such():
+    assert params.shown(Sample(name="n"))["secret"] is None
+
+
+def test_the_values_of_an_instance_are_described_as_defaults():
+    sample = Sample(name="n", count=9)
+    assert {d["param_name"]: d["default_value"] for d in params.describe(Sample, sample)}["count"] == 9
+
+
+@pytest.mark.parametrize("cls", [Settings, ModelParams, EchoParams, LlamaCppParams])
+def test_every_default_of_the_package_passes_its_own_check(cls):
+    for name, one in params.params_of(cls).items():
+        assert one.help
+        assert one.type in (str, int, float, bool, list), name
+        if not one.required:
+            assert one.check(one.default) == one.default, name
+
+
+@pytest.mark.parametrize("cls", [Settings, EchoParams, LlamaCppParams])
+def test_every_number_of_the_package_has_a_range(cls):
+    for one in params.params_of(cls).values():
+        if one.type in (int, float):
+            assert one.min is not None, one.name
+            assert one.max is not None, one.name

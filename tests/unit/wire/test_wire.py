@@ -1,0 +1,337 @@
+"""What is encoded is what json would say; what is decoded does not depend on how the bytes were cut."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import pytest
+from modelyard.types import Burst, ModelOutput
+from modelyard.wire.chunks import NUL, WRITE_SIZE, ChunkDecoder, ChunkEncoder, encode_output
+from modelyard.wire.messages import output_from_wire, text_of_content
+from running import ROOT
+
+RECORDINGS = sorted((ROOT / "tests" / "wire").glob("*.jsonl"))
+USAGE = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
+
+TEXTS = [
+    ["a"],
+    [" token", " token"],
+    ["", "a", ""],
+    ["你", "好", "🙂"],
+    ['"', "\\", "\n\r\t\b\f", "\x00\x1f\x7f", "</script>", "\u2028"],
+    ["x" * 5000, "y"],
+    ["\ud83d\ude42"],
+    [",", '"', '",', ',"', '","', "\\", '\\",', "", ",", "", '"'],
+    [str(n) for n in range(3000)],
+]
+
+
+def encoded(bursts: list[Burst], *, delta: bool) -> bytes:
+    encoder = ChunkEncoder(delta=delta)
+    return b"".join(write for burst in bursts for write in encoder.encode(burst))
+
+
+def chunks(data: bytes) -> list[dict[str, Any]]:
+    assert data.endswith(NUL) or data == b""
+    return [json.loads(part) for part in data.split(NUL)[:-1]]
+
+
+def plain(text: str) -> str:
+    """Return ``text`` as UTF-8 can carry it."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+@pytest.mark.parametrize("pieces", TEXTS, ids=range(len(TEXTS)))
+def test_each_piece_is_a_chunk_with_the_whole_text_so_far(pieces):
+    found = chunks(encoded([Burst(pieces)], delta=False))
+    assert [c["text"] for c in found] == [plain("".join(pieces[: n + 1])) for n in range(len(pieces))]
+
+
+@pytest.mark.parametrize("pieces", TEXTS, ids=range(len(TEXTS)))
+def test_who_asks_for_pieces_gets_the_new_piece_only(pieces):
+    found = chunks(encoded([Burst(pieces)], delta=True))
+    assert [c["text"] for c in found] == [plain(piece) for piece in pieces]
+
+
+@pytest.mark.parametrize("delta", [False, True])
+def test_a_chunk_is_what_json_says_of_a_model_output(delta):
+    bursts = [Burst(["a", "b"]), Burst(["c"], "length", USAGE, {"speed": 1.5})]
+    texts = ["a", "b", "c"] if delta else ["a", "ab", "abc"]
+    want = [ModelOutput(text, incremental=delta).to_dict() for text in texts]
+    want[-1] |= {"finish_reason": "length", "usage": USAGE, "metrics": {"speed": 1.5}}
+    found = chunks(encoded(bursts, delta=delta))
+    assert found == want
+    assert [list(chunk) for chunk in found] == [list(output) for output in want]
+
+
+@pytest.mark.parametrize("delta", [False, True])
+@pytest.mark.parametrize("pieces", TEXTS, ids=range(len(TEXTS)))
+def test_how_pieces_are_joined_to_bursts_changes_no_byte(pieces, delta):
+    one_by_one = [Burst([piece]) for piece in pieces]
+    pairs = [Burst(pieces[n : n + 2]) for n in range(0, len(pieces), 2)]
+    assert encoded([Burst(pieces)], delta=delta) == encoded(one_by_one, delta=delta) == encoded(pairs, delta=delta)
+
+
+@pytest.mark.parametrize("delta", [False, True])
+def test_text_leaves_as_utf8_and_not_as_escapes(delta):
+    data = encoded([Burst(["你好"])], delta=delta)
+    assert "你好".encode() in data
+    assert b"\\u" not in data
+
+
+@pytest.mark.parametrize(
+    ("piece", "text"), [("\ud800", "\ufffd"), ("a\udc00b", "a\ufffdb"), ("\ude42\ud83d", "\ufffd\ufffd")]
+)
+@pytest.mark.parametrize("delta", [False, True])
+def test_half_a_surrogate_pair_becomes_a_replacement_character(piece, text, delta):
+    assert chunks(encoded([Burst([piece])], delta=delta))[0]["text"] == text
+
+
+@pytest.mark.parametrize("delta", [False, True])
+def test_a_burst_that_only_ends_the_answer_is_a_chunk_without_new_text(delta):
+    last = chunks(encoded([Burst(["a"]), Burst([], "stop", USAGE)], delta=delta))[-1]
+    assert (last["text"], last["finish_reason"], last["usage"]) == ("" if delta else "a", "stop", USAGE)
+
+
+@pytest.mark.parametrize("delta", [False, True])
+def test_a_burst_that_says_nothing_is_no_write(delta):
+    assert ChunkEncoder(delta=delta).encode(Burst([])) == []
+
+
+@pytest.mark.parametrize("delta", [False, True])
+def test_only_the_last_chunk_of_the_last_burst_tells_the_end(delta):
+    pieces = [str(n) for n in range(5000)]
+    found = chunks(encoded([Burst(pieces, "length", USAGE)], delta=delta))
+    assert [c["finish_reason"] for c in found] == [None] * 4999 + ["length"]
+    assert [c["usage"] for c in found[:-1]] == [None] * 4999
+
+
+@pytest.mark.parametrize("delta", [False, True])
+def test_no_write_is_much_larger_than_the_limit(delta):
+    encoder = ChunkEncoder(delta=delta)
+    writes = [w for n in range(20) for w in encoder.encode(Burst([f" piece {n} {m}" for m in range(100)]))]
+    assert max(map(len, writes)) < 3 * WRITE_SIZE
+    assert all(write.endswith(NUL) for write in writes)
+
+
+def test_pieces_cost_bytes_in_proportion_to_the_length_of_the_answer():
+    short, long = (len(encoded([Burst([" token"] * n)], delta=True)) for n in (256, 1024))
+    assert long == 4 * short
+    assert len(encoded([Burst([" token"] * 1024)], delta=False)) > 20 * long
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_random_text_survives_the_way_there_and_back(seed):
+    chance = random.Random(seed)
+    alphabet = [*map(chr, range(0x250)), *"你好🙂", "\ud800", "\udfff", '"', "\\", "\x00"]
+    pieces = ["".join(chance.choices(alphabet, k=chance.randrange(12))) for _ in range(200)]
+    for delta in (False, True):
+        encoder, decoder, found = ChunkEncoder(delta=delta), ChunkDecoder(), []
+        while pieces_left := pieces[len(found) :]:
+            burst = Burst(pieces_left[: chance.randrange(1, 9)])
+            for write in encoder.encode(burst):
+                found += decoder.feed(write)
+        decoder.flush()
+        whole = "".join(c["text"] for c in found) if delta else found[-1]["text"]
+        # Halves of a pair at the seam of two pieces are replaced one by one.
+        assert whole == "".join(map(plain, pieces))
+
+
+# The decoder
+
+
+def stream() -> bytes:
+    bursts = [Burst(["a", '"\\', "你好", "🙂"]), Burst(["z"], "stop", USAGE)]
+    return NUL + encoded(bursts, delta=False) + NUL + NUL
+
+
+def test_wherever_the_bytes_are_cut_the_chunks_are_the_same():
+    data = stream()
+    whole = ChunkDecoder().feed(data)
+    assert [c["text"] for c in whole] == ["a", 'a"\\', 'a"\\你好', 'a"\\你好🙂', 'a"\\你好🙂z']
+    for cut in range(len(data) + 1):
+        decoder = ChunkDecoder()
+        assert decoder.feed(data[:cut]) + decoder.feed(data[cut:]) == whole
+        decoder.flush()
+
+
+def test_byte_by_byte_the_chunks_are_the_same():
+    decoder, found = ChunkDecoder(), []
+    for byte in stream():
+        found += decoder.feed(bytes([byte]))
+    assert found == ChunkDecoder().feed(stream())
+
+
+def delta_stream() -> bytes:
+    bursts = [Burst(["a", '"\\', "你好", "🙂", "", ",", '",']), Burst(["x" * 40]), Burst(["z"], "stop", USAGE)]
+    return NUL + encoded(bursts[:1], delta=True) + NUL + encoded(bursts[1:], delta=True) + NUL
+
+
+def texts(fed: tuple[list[str], list[dict[str, Any]]]) -> list[str]:
+    return fed[0] + [chunk["text"] for chunk in fed[1]]
+
+
+def test_wherever_the_bytes_are_cut_the_pieces_are_the_same():
+    data = delta_stream()
+    want = [chunk["text"] for chunk in ChunkDecoder().feed(data)]
+    assert want == ["a", '"\\', "你好", "🙂", "", ",", '",', "x" * 40, "z"]
+    for cut in range(len(data) + 1):
+        decoder = ChunkDecoder()
+        assert texts(decoder.feed_pieces(data[:cut])) + texts(decoder.feed_pieces(data[cut:])) == want
+        decoder.flush()
+
+
+@pytest.mark.parametrize("pieces", TEXTS, ids=range(len(TEXTS)))
+def test_chunks_that_are_but_a_piece_are_read_as_that(pieces):
+    assert ChunkDecoder().feed_pieces(encoded([Burst(pieces)], delta=True)) == ([plain(p) for p in pieces], [])
+
+
+def test_a_chunk_that_says_more_than_a_piece_is_given_whole_with_all_that_follow():
+    plain_one, more = encoded([Burst(["a"])], delta=True), encoded([Burst(["b"], "stop", USAGE)], delta=True)
+    decoder = ChunkDecoder()
+    assert decoder.feed_pieces(plain_one + more) == (["a"], [json.loads(more[:-1])])
+    _, found = decoder.feed_pieces(plain_one + more + plain_one)
+    assert [(chunk["text"], chunk["finish_reason"]) for chunk in found] == [("a", None), ("b", "stop"), ("a", None)]
+
+
+@pytest.mark.parametrize("text", [b'a",1,"b', b'a", "b": "c', b'a"', b"\\", b"\xff"])
+def test_what_only_looks_like_a_piece_is_no_piece(text):
+    chunk = encoded([Burst(["?"])], delta=True).replace(b"?", text)
+    decoder = ChunkDecoder()
+    try:
+        want = ChunkDecoder().feed(chunk)
+    except ValueError:
+        with pytest.raises(ValueError, match=r"."):
+            decoder.feed_pieces(chunk)
+    else:
+        assert decoder.feed_pieces(chunk) == ([], want)
+
+
+def test_a_chunk_is_given_as_soon_as_its_nul_is_there():
+    decoder = ChunkDecoder()
+    assert decoder.feed(b'{"text": "a"}') == []
+    assert decoder.feed(NUL) == [{"text": "a"}]
+
+
+def test_empty_chunks_are_skipped():
+    assert ChunkDecoder().feed(NUL * 5) == []
+    assert ChunkDecoder().feed(b"") == []
+
+
+@pytest.mark.parametrize("cut", range(1, 13))
+def test_a_stream_that_breaks_off_inside_a_chunk_is_an_error(cut):
+    decoder = ChunkDecoder()
+    decoder.feed(b'{"text": "a"}\0' + b'{"text": "b"}'[:cut])
+    with pytest.raises(ValueError, match=f"broke off inside a chunk, after {cut} bytes"):
+        decoder.flush()
+
+
+@pytest.mark.parametrize("chunk", [b"{", b"[1]", b'"text"', b"null", b"\xff\xfe", b'{"text": "\\ud800"}', b"{}{}"])
+def test_what_is_no_json_object_is_an_error(chunk):
+    with pytest.raises(ValueError, match=r"."):
+        ChunkDecoder().feed(chunk + NUL)
+
+
+@pytest.mark.parametrize("step", [1, 7, 50, 1000])
+def test_a_chunk_over_the_limit_is_an_error_however_it_comes(step):
+    data = b'{"text": "' + b"x" * 100 + b'"}' + NUL
+    decoder = ChunkDecoder(limit=50)
+    with pytest.raises(ValueError, match="over 50 bytes"):
+        for first in range(0, len(data), step):
+            decoder.feed(data[first : first + step])
+    assert ChunkDecoder(limit=len(data)).feed(data)
+
+
+def test_many_chunks_within_the_limit_may_be_over_it_together():
+    assert len(ChunkDecoder(limit=20).feed(b'{"text": "a"}\0' * 100)) == 100
+
+
+# Outputs of the peers
+
+
+def recorded_chunks() -> list[str]:
+    lines = [json.loads(line) for path in RECORDINGS for line in path.read_text().splitlines()]
+    return [chunk for line in lines for chunk in line["response"].get("chunks", ())]
+
+
+def test_the_recorded_chunks_decode_to_what_was_said():
+    found = [output_from_wire(c) for text in recorded_chunks() for c in ChunkDecoder().feed(text.encode())]
+    assert len(RECORDINGS) == 2
+    assert [o.text for o in found] == [" token", " token token", " token token token"] * 2
+    assert all(o.success and not o.incremental for o in found)
+
+
+def test_what_we_encode_is_byte_for_byte_what_was_recorded():
+    recorded = recorded_chunks()[:3]
+    assert encoded([Burst([" token"] * 3)], delta=False) == "".join(recorded).encode()
+
+
+def test_a_whole_output_is_encoded_with_its_seven_keys():
+    output = ModelOutput("你好", error_code=3, usage=USAGE)
+    assert json.loads(encode_output(output)) == output.to_dict()
+    assert "你好".encode() in encode_output(output)
+
+
+@pytest.mark.parametrize(
+    ("chunk", "text"),
+    [
+        ({"text": "a", "unknown": 1}, "a"),
+        ({"text": None}, ""),
+        ({}, ""),
+        ({"content": "a"}, "a"),
+        ({"content": {"type": "text", "object": {"data": "a", "format": "text"}}}, "a"),
+        (
+            {
+                "content": [
+                    {"type": "thinking", "object": {"data": "hm", "format": "text"}},
+                    {"type": "text", "object": {"data": "a", "format": "text"}},
+                    {"type": "text", "object": {"data": "b", "format": "text"}},
+                ]
+            },
+            "ab",
+        ),
+        ({"text": "a", "content": "b"}, "a"),
+    ],
+)
+def test_the_text_is_read_from_either_peers_keys(chunk, text):
+    assert output_from_wire({**chunk, "error_code": 0}).text == text
+
+
+def test_what_an_output_says_beside_its_text_is_read():
+    output = output_from_wire(
+        {"text": "no", "error_code": 7, "incremental": True, "usage": USAGE, "finish_reason": "x"}
+    )
+    assert output == ModelOutput("no", error_code=7, incremental=True, usage=USAGE, finish_reason="x")
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("a", "a"),
+        ([], ""),
+        (["a", "b"], "ab"),
+        ([{"type": "text", "text": "a"}, "b"], "ab"),
+        ([{"type": "text", "object": {"data": "a", "format": "text"}}], "a"),
+    ],
+)
+def test_the_text_of_a_message_is_that_of_its_parts(content, text):
+    assert text_of_content(content) == text
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ([{"type": "image_url", "image_url": {"url": "http://x"}}], "type 'image_url' is not understood"),
+        ([{"type": "text"}], "type 'text' is not understood"),
+        ([{"type": "text", "text": 5}], "type 'text'"),
+        ([{}], "type None"),
+        ([5], "must be a string or an object"),
+        ([["a"]], "must be a string or an object"),
+        (5, "must be a string or an object"),
+    ],
+)
+def test_a_part_that_is_no_text_is_refused_by_its_kind(content, why):
+    with pytest.raises(ValueError, match=why):
+        text_of_content(content)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,17 @@ from stores import StoreServers
 # A missing part skips a test on a laptop; where changes are judged it fails the run.
 IN_CI = os.environ.get("CI") == "true"
 _skipped: list[str] = []
+
+
+def pytest_configure() -> None:
+    # nohup and background shells start the run with signals ignored, and a child inherits that; a handler it does not.
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, _ignore)
+
+
+def _ignore(number: int, frame: object) -> None:
+    """Ignore a signal in this process alone."""
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

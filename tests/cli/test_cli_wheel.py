@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -11,44 +10,28 @@ import venv
 from pathlib import Path
 
 import pytest
-from running import ROOT, Services
-
-SOURCES = ("service", "blueprints", "setup.cfg", "pyproject.toml", "README.md", "LICENSE")
+from running import Services
+from wheels import build_wheel, run_command
 
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bin folder of a fresh environment in which the wheel is installed, its dependencies borrowed from ours."""
     folder = tmp_path_factory.mktemp("wheel")
-    # A copy: what a build leaves behind in the checkout would end up in the wheel.
-    source = folder / "source"
-    source.mkdir()
-    ignored = shutil.ignore_patterns("__pycache__")
-    for name in SOURCES:
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, source / name, ignore=ignored)
-        else:
-            shutil.copy(ROOT / name, source / name)
-    _run([sys.executable, "-m", "build", "--wheel", "--outdir", folder / "dist", source])
-    (wheel,) = (folder / "dist").glob("*.whl")
+    wheel = build_wheel(folder)
     fresh = folder / "venv"
     venv.create(fresh, symlinks=True)
     python = fresh / "bin" / "python"
-    _run([sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel])
+    pip = [sys.executable, "-m", "pip", "--python", python]
+    run_command([*pip, "install", "--quiet", "--no-deps", "--no-index", wheel])
     (packages,) = fresh.glob("lib/python*/site-packages")
     # A path in a .pth file is searched, but its own .pth files are not read: not those of an editable install.
     (packages / "borrowed.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
     return fresh / "bin"
 
 
-def _run(command: list[object]) -> str:
-    ran = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=300)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    return ran.stdout
-
-
 def test_the_package_comes_from_the_wheel(installed: Path):
-    where = _run([installed / "python", "-P", "-c", "import modelyard; print(modelyard.__file__)"])
+    where = run_command([installed / "python", "-P", "-c", "import modelyard; print(modelyard.__file__)"])
     assert where.startswith(str(installed.parent))
 
 

@@ -25,6 +25,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("blueprints",),
     ("server",),
     ("cli", "testing"),
+    ("__main__",),
 )
 """The packages and the modules at the top, the lowest first: the table of docs/architecture.md."""
 

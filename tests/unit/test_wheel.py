@@ -5,17 +5,14 @@ from __future__ import annotations
 import configparser
 import os
 import re
-import shutil
-import subprocess
 import sys
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from running import ROOT
+from wheels import build_wheel, run_command
 
-SOURCES = ("service", "blueprints", "setup.cfg", "pyproject.toml", "README.md", "LICENSE")
 FOLDERS = {"modelyard": ROOT / "service", "modelyard.blueprints": ROOT / "blueprints"}
 
 
@@ -35,25 +32,9 @@ def expected_files() -> set[str]:
     }
 
 
-def run(command: Sequence[object], **options: object) -> str:
-    ran = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=300, **options)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    return str(ran.stdout)
-
-
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of the checkout, built from a copy: what lies about in the checkout would end up in it."""
-    folder = tmp_path_factory.mktemp("wheel")
-    for name in SOURCES:
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, folder / "source" / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            (folder / "source").mkdir(exist_ok=True)
-            shutil.copy(ROOT / name, folder / "source" / name)
-    run([sys.executable, "-m", "build", "--wheel", "--outdir", folder / "dist", folder / "source"])
-    (built,) = (folder / "dist").glob("*.whl")
-    return built
+    return build_wheel(tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="module")
@@ -61,14 +42,14 @@ def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the wheel is installed, without its dependencies."""
     target = tmp_path_factory.mktemp("site")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-index", "--no-deps"]
-    run([*pip, "--target", target, wheel])
+    run_command([*pip, "--target", target, wheel])
     return target
 
 
 def from_wheel(site: Path, script: str) -> str:
     """Run ``script`` where ``modelyard`` is the one of the wheel, and its dependencies are those of the tests."""
     environ = {**os.environ, "PYTHONPATH": str(site)}
-    return run([sys.executable, "-c", script], cwd=site, env=environ)
+    return run_command([sys.executable, "-c", script], cwd=site, environ=environ)
 
 
 def test_every_package_folder_is_listed_in_the_configuration():
@@ -85,7 +66,7 @@ def test_it_has_every_module_of_the_checkout_and_no_other(wheel):
 
 def test_it_has_the_catalogue_and_says_that_it_is_typed(wheel, site):
     names = zipfile.ZipFile(wheel).namelist()
-    assert {"modelyard/catalog.toml", "modelyard/py.typed"} <= set(names)
+    assert {"modelyard/models/catalog.toml", "modelyard/py.typed"} <= set(names)
     script = "from modelyard.models.catalog import Catalog; print(*(entry.name for entry in Catalog.load()))"
     assert from_wheel(site, script).split() == ["smollm2-135m", "minilm-l6", "echo", "echo-embed"]
 
@@ -120,4 +101,11 @@ def test_pytest_finds_its_fixtures_by_itself_where_it_is_installed(site, tmp_pat
     (tmp_path / "test_said.py").write_text(said)
     environ = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     command = [sys.executable, "-m", "pytest", "-q", "-W", "error", tmp_path]
-    assert "1 passed" in run(command, cwd=tmp_path, env={**environ, "PYTHONPATH": str(site)})
+    assert "1 passed" in run_command(command, cwd=tmp_path, environ={**environ, "PYTHONPATH": str(site)})
+
+
+def test_without_the_package_that_builds_it_these_tests_are_skipped_with_the_reason(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "build", None)
+    with pytest.raises(pytest.skip.Exception, match="the package build is not installed"):
+        build_wheel(tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -14,7 +14,7 @@ def original(name: str) -> Any:
     """Return ``select.NAME`` as it was before gevent patched it; None where there was none."""
     monkey = sys.modules.get("gevent.monkey")
     if monkey is not None and monkey.is_module_patched("select"):
-        return monkey.getoriginal("select", name)
+        return monkey.get_original("select", name)
     return getattr(select, name, None)
 
 

@@ -47,11 +47,13 @@ class RemoteWorkerManager:
         transport: Transport,
         local: LocalWorkerManager | None = None,
         own_url: Callable[[], str] = lambda: "",
+        *,
+        tracing: Tracing | None = None,
     ) -> None:
         """Route over what ``view`` shows; instances at ``own_url`` are those of ``local``."""
         self.view = view
         self.routes = Routes()
-        self.tracing = Tracing()
+        self.tracing = tracing or Tracing()
         self._transport = transport
         self._local = local
         self._directory = Directory(view, self.routes, local, own_url)

@@ -11,6 +11,7 @@ from ..errors import ConfigError, ModelyardError
 from ..files import state_folder
 from ..sessions.transport import Transport
 from ..settings.settings import CONTROLLERS, Settings
+from ..telemetry.tracing import Tracing
 from ..types import JSONObject
 from ..worker.manager import LocalWorkerManager
 from ..worker.protocol import ModelEvent
@@ -34,7 +35,14 @@ HEARTBEAT_INTERVAL = 20.0
 class Cluster:
     """Objects only, until `start`. A worker that knows of no registry has none of this: it works alone."""
 
-    def __init__(self, settings: Settings, local: LocalWorkerManager, transport: Transport | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        local: LocalWorkerManager,
+        transport: Transport | None = None,
+        *,
+        tracing: Tracing | None = None,
+    ) -> None:
         """Build what the role of ``settings`` needs; ``transport`` is what reaches others. Raises ConfigError."""
         self._settings = settings
         self._local = local
@@ -54,7 +62,7 @@ class Cluster:
             here = local if settings.owns_models else None
             # Where the models are hosted, what stands at the own address is the host's: asked like all others.
             self.manager = RemoteWorkerManager(
-                self.view, self.transport, here, lambda: "" if settings.is_hosted else self.url
+                self.view, self.transport, here, lambda: "" if settings.is_hosted else self.url, tracing=tracing
             )
 
     def _seen(self, rows: Sequence[Instance]) -> None:

@@ -50,25 +50,25 @@ class Runtime:
         self.budget = Budget(settings.threads, settings.reserve)
         self.tracing = Tracing(settings)
         self.local = LocalWorkerManager(
-            Declarations(settings, self.catalog, environ), self.budget, settings.host, settings.port
+            Declarations(settings, self.catalog, environ),
+            self.budget,
+            settings.host,
+            settings.port,
+            tracing=self.tracing,
         )
         self.local.incomplete = self._why_incomplete
-        self.local.tracing = self.tracing
-        self.host = ModelHost(settings) if settings.is_hosted else None
+        self.host = ModelHost(settings, tracing=self.tracing) if settings.is_hosted else None
         """The process that holds the models, where they are hosted."""
         self.own: WorkerManager = self.local
         """The manager of the models of this service alone."""
         if self.host is not None:
-            self.host.manager.tracing = self.tracing
             self.own = self.host.manager
         self.cluster: Cluster | None = None
         """What ties this process to others. A worker without a registry works alone; a model host has its own."""
         if settings.role != "worker" or (settings.registry and self.host is None):
             shortcut = None if self.host is None else Shortcut(self.host, settings)
-            self.cluster = Cluster(settings, self.local, shortcut)
+            self.cluster = Cluster(settings, self.local, shortcut, tracing=self.tracing)
         manager = None if self.cluster is None else self.cluster.manager
-        if manager is not None:
-            manager.tracing = self.tracing
         self.manager: WorkerManager = manager or self.own
         self.watcher = DisconnectWatcher()
         self.requests: set[Cancel] = set()

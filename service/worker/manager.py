@@ -47,13 +47,21 @@ LIFECYCLE_TIMEOUT = 5.0
 class LocalWorkerManager:
     """The models of this process: added, started, called, changed and stopped."""
 
-    def __init__(self, declarations: Declarations, budget: Budget, host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(
+        self,
+        declarations: Declarations,
+        budget: Budget,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        tracing: Tracing | None = None,
+    ) -> None:
         """Hold no model yet. ``host`` and ``port`` are what `supported_models` and instances say."""
         self.declarations = declarations
         self.budget = budget
         self.host = host
         self.port = port
-        self.tracing = Tracing()
+        self.tracing = tracing or Tracing()
         self.incomplete: Callable[[], str] = lambda: ""
         """Says why models may still be missing here; whoever asks for one then is told to come again."""
         self._lock = threading.RLock()

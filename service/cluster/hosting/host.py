@@ -20,6 +20,7 @@ from ...errors import ModelyardError, NotConnected
 from ...sessions.answer import Answer
 from ...sessions.transport import Transport
 from ...settings.settings import ALLOCATOR, INLINE, Settings, handed_over
+from ...telemetry.tracing import Tracing
 from ...types import JSONObject
 from ..addresses import advertised_url
 from ..membership import registry_url, transport_options
@@ -50,11 +51,13 @@ _children: list[subprocess.Popen[bytes]] = []
 class ModelHost:
     """What one web process does for the host that it shares with others. Objects only, until `start`."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Use ``settings``, of the web process."""
+    def __init__(self, settings: Settings, *, tracing: Tracing | None = None) -> None:
+        """Use ``settings``, of the web process; ``tracing`` makes the spans of calls to the host."""
         self._settings = settings
         self._socket = Transport(settings.connect_timeout, SILENCE)
-        self.manager = HostedWorkerManager(self._socket, settings.host_timeout, settings.host, settings.port)
+        self.manager = HostedWorkerManager(
+            self._socket, settings.host_timeout, settings.host, settings.port, tracing=tracing
+        )
         """Asks the host."""
         self.url = ""
         """The address of the web side, as the host registers it; known once that listens."""

@@ -45,7 +45,9 @@ STATUS_TIMEOUT = (0.5, 2.0)
 class HostedWorkerManager:
     """Models of the process behind a socket. Makes no connection before it is asked something."""
 
-    def __init__(self, transport: Transport, timeout: float, host: str, port: int) -> None:
+    def __init__(
+        self, transport: Transport, timeout: float, host: str, port: int, *, tracing: Tracing | None = None
+    ) -> None:
         """Wait ``timeout`` seconds for a host that is being started; ``host`` and ``port`` are what instances say."""
         self.url = ""
         """Where the host's API stands; told by whoever starts it."""
@@ -53,7 +55,7 @@ class HostedWorkerManager:
         """What keeps the host from being there, other than that it is just being started; told as well."""
         self.host = host
         self.port = port
-        self.tracing = Tracing()
+        self.tracing = tracing or Tracing()
         self._transport = transport
         self._timeout = timeout
         self._workers: dict[str, RemoteModelWorker] = {}

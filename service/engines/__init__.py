@@ -1,4 +1,4 @@
-"""The table of engines. Each is one module, imported when a model of it is declared, not before."""
+"""The table of engines. Each engine is one module, imported when a model of it is declared."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ ENGINES: Mapping[str, str] = MappingProxyType(
 
 
 def engine_class(name: str) -> type[Engine]:
-    """Return the engine of the table; ConfigError names those there are."""
+    """Return the class of an engine of the table. Raises ConfigError, which lists the engines."""
     if name not in ENGINES:
         raise ConfigError(f"engine {name!r} is unknown: there are {', '.join(sorted(ENGINES))}")
     return load_class(ENGINES[name])
 
 
 def load_class(path: str) -> type[Engine]:
-    """Return the class at ``module:Class`` (or ``module.Class``), for paths that the operator wrote.
+    """Return the engine class at ``module:Class`` (or ``module.Class``), a path from the operator's configuration.
 
-    ConfigError says why it can't be an engine: not importable, no `Engine`, or asynchronous only.
+    Raises ConfigError where it can't be imported, is not a subclass of `Engine`, or has asynchronous calls.
     """
     module, _, attribute = path.partition(":") if ":" in path else path.rpartition(".")
     try:
@@ -36,15 +36,15 @@ def load_class(path: str) -> type[Engine]:
     except Exception as error:  # a module may raise anything while it is imported
         raise ConfigError(f"worker_class {path!r} can't be imported: {error}") from error
     if not isinstance(found, type):
-        raise ConfigError(f"worker_class {path!r} is no class")
+        raise ConfigError(f"worker_class {path!r} is not a class")
     refuse_asynchronous(found, path)
     if not issubclass(found, Engine):
-        raise ConfigError(f"worker_class {path!r} is no subclass of modelyard.engines.base.Engine")
+        raise ConfigError(f"worker_class {path!r} is not a subclass of modelyard.engines.base.Engine")
     return found
 
 
 def refuse_asynchronous(found: type, path: str) -> None:
-    """Raise ConfigError when a call of ``found`` is a coroutine: there is no event loop here to await it."""
+    """Raise ConfigError where a call of ``found`` is a coroutine: no event loop is there to await it."""
     for method in ("start", "stop", "generate_stream", "generate", "embed", "embeddings", "rerank", "count_token"):
         function = getattr(found, method, None)
         if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):

@@ -1,7 +1,7 @@
-"""The protocol of an engine: what a person writes to add one.
+"""The base class of an engine, and the parameters that every model has. See docs/engines.md.
 
-Plain data goes in (`GenerateRequest`, lists of strings), bursts of plain data come out, and a cancel
-event says when to stop, so that an engine could stand behind a process boundary unchanged.
+Plain data goes in (`GenerateRequest`, lists of strings), bursts of plain data come out, and an event says when to
+stop. So an engine could run in another process without a change.
 """
 
 from __future__ import annotations
@@ -16,42 +16,46 @@ from ..settings.params import param
 from ..types import Burst, GenerateRequest, ModelMetadata, WorkerType
 
 Vectors: TypeAlias = Any
-"""Rows of floats: a list of lists, or a numpy array of shape (texts, dimensions), float32."""
+"""One row of floats for each text: a list of lists, or a numpy array (float32) of shape (texts, dimensions)."""
 
 Progress: TypeAlias = Callable[[str], None]
-"""Called with a short sentence while a model loads."""
+"""A function that is called with a short sentence about the progress of a load."""
 
 
 class CancelEvent(Protocol):
-    """What an engine may ask of the event that it is given."""
+    """The event that ends the work for one request, as an engine sees it."""
 
     def is_set(self) -> bool:
-        """Return whether nobody wants the answer any more."""
+        """Return whether the request is cancelled."""
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Block for ``timeout`` seconds at most, or until cancelled; return whether it is."""
+        """Block until the request is cancelled, at most ``timeout`` seconds; return whether it is cancelled."""
 
 
 @dataclass
 class ModelParams:
-    """The parameters of every model; an engine's own ``Params`` extends them."""
+    """The parameters of every model. The ``Params`` of an engine extends them."""
 
     model_name: str = param(help="name of the model", tags=["fixed"])
     engine: str = param(help="engine that runs it", tags=["fixed"])
     model_path: str | None = param(None, help="weights: a file within the models folders", tags=["fixed"])
     model_alias: str | None = param(
-        None, help="name that it is registered and called by, instead of its own", tags=["fixed"]
+        None, help="name to register and call the model by, instead of its own", tags=["fixed"]
     )
-    worker_type: str = param("llm", help="what it is for", choices=[t.value for t in WorkerType], tags=["fixed"])
+    worker_type: str = param("llm", help="what the model does", choices=[t.value for t in WorkerType], tags=["fixed"])
     worker_class: str | None = param(
         None, help="engine class as a dotted path, module:Class; only from the configuration file", tags=["fixed"]
     )
     limit_model_concurrency: int = param(8, help="requests that run at once (slots)", min=1, max=4096)
     max_waiting: int = param(32, help="requests that may wait in line for a slot", min=0, max=10_000)
-    queue_timeout: float = param(60.0, help="seconds a request waits in line", min=0, max=3600, tags=["shared"])
-    start_timeout: float = param(300.0, help="seconds the start may take", min=0.1, max=86_400, tags=["shared"])
+    queue_timeout: float = param(60.0, help="seconds a request waits in line at most", min=0, max=3600, tags=["shared"])
+    start_timeout: float = param(300.0, help="seconds the start takes at most", min=0.1, max=86_400, tags=["shared"])
     weight: float = param(
-        1.0, help="how much of the work it takes beside other instances of it", min=0.001, max=1000, tags=["shared"]
+        1.0,
+        help="share of the requests, relative to the other instances of the model",
+        min=0.001,
+        max=1000,
+        tags=["shared"],
     )
     register: bool = param(True, help="whether the model is registered with the controller", tags=["shared"])
     send_heartbeat: bool = param(True, help="whether heartbeats are sent for it", tags=["shared"])
@@ -59,15 +63,15 @@ class ModelParams:
 
     @property
     def registered_name(self) -> str:
-        """The name that clients use."""
+        """The name that clients use: the alias, or the name."""
         return self.model_alias or self.model_name
 
 
 class Engine:
-    """One model behind blocking calls. Subclass it, and override what the model can do.
+    """One model behind blocking calls. Subclass it, and override the calls that the model supports.
 
-    ``__init__`` is cheap; `start` loads. Calls come from many threads at once, at most
-    ``limit_model_concurrency`` of each instance's generate, embed and rerank together.
+    ``__init__`` is cheap; `start` loads the model. Calls come from many threads at once: at most
+    ``limit_model_concurrency`` of `generate_stream`, `embed` and `rerank` together.
     """
 
     name: ClassVar[str]
@@ -79,38 +83,38 @@ class Engine:
     """Whether another server computes the answers."""
     default_slots: ClassVar[dict[WorkerType, int]] = {WorkerType.TEXT2VEC: 64, WorkerType.RERANKER: 64}
     ticks: ClassVar[bool] = False
-    """Whether `generate_stream` yields None at least once a second while nothing is ready. Where it does not,
-    a thread of its own drives it, so that silences can be broken."""
+    """Whether `generate_stream` yields None at least once a second while no piece is ready. If not, a thread runs the
+    iterator, so that the caller can send something during a silence."""
 
     def __init__(self, params: Any, path: Path | None = None) -> None:
-        """Keep ``params`` (an instance of `Params`) and ``path``, the resolved weights."""
+        """Keep ``params``, an instance of `Params`, and ``path``, the resolved path of the weights."""
         self.params = params
         self.path = path
 
     def start(self, progress: Progress) -> None:
-        """Load the model; raises `StartFailed` (or anything, which is told apart by its type)."""
+        """Load the model. Raise StartFailed, or any exception: its type decides what the client sees."""
 
     def stop(self) -> None:
-        """Free what `start` took. Called once, after every answer has ended or was cancelled."""
+        """Free what `start` took. Called once, after all answers have ended or were cancelled."""
 
     def metadata(self) -> ModelMetadata:
-        """Return what the model is."""
+        """Return the metadata of the model."""
         return ModelMetadata(self.params.registered_name)
 
     def generate_stream(self, request: GenerateRequest, cancel: CancelEvent) -> Iterator[Burst | None]:
-        """Yield bursts of new text until the answer ends or ``cancel`` is set."""
+        """Yield bursts of new text until the answer ends, or ``cancel`` is set. Raises Unsupported."""
         raise self._unsupported("generate text")
 
     def embed(self, texts: Sequence[str], cancel: CancelEvent) -> Vectors:
-        """Return one row of floats a text."""
+        """Return one row of floats for each text. Raises Unsupported."""
         raise self._unsupported("embed texts")
 
     def rerank(self, query: str, texts: Sequence[str], cancel: CancelEvent) -> Sequence[float]:
-        """Return a score for each text: the higher, the better it answers ``query``."""
+        """Return a score for each text: the higher, the better it answers ``query``. Raises Unsupported."""
         raise self._unsupported("rank texts")
 
     def count_token(self, prompt: str) -> int:
-        """Return the number of tokens of ``prompt``."""
+        """Return the number of tokens of ``prompt``. Raises Unsupported."""
         raise self._unsupported("count tokens")
 
     def _unsupported(self, what: str) -> Unsupported:

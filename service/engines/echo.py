@@ -1,7 +1,7 @@
-"""echo: an engine without weights, deterministic, for tests, benchmarks and first steps.
+"""echo: a deterministic engine without weights, for tests, benchmarks and first steps.
 
-It answers exactly ``max_new_tokens`` pieces, `` token`` each or the prompt's words in turn, and embeds
-a text as 384 floats that depend on nothing but its words.
+It answers with exactly ``max_new_tokens`` pieces: `` token`` each time, or the words of the prompt in turn. It embeds a
+text as 384 floats that depend on its words alone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .base import CancelEvent, Engine, ModelParams, Progress, Vectors
 
 DIMENSIONS = 384
 PIECES_A_BURST = 64
-"""Without a delay everything is ready at once: a burst is what one write should carry."""
+"""Pieces in one burst when there is no delay: what one write should carry."""
 
 
 @dataclass
@@ -29,17 +29,15 @@ class EchoParams(ModelParams):
     """Parameters of `Echo`."""
 
     reply: str = param(
-        "token", help="what is answered: ' token', or the words of the prompt", choices=["token", "prompt"]
+        "token", help="what to answer: ' token', or the words of the prompt", choices=["token", "prompt"]
     )
     delay: float = param(0.0, help="seconds before each piece", min=0, max=3600)
-    default_max_new_tokens: int = param(
-        16, help="pieces of an answer when the request does not say", min=1, max=1_000_000
-    )
-    context_length: int = param(4096, help="what the metadata says", min=1, max=10_000_000)
+    default_max_new_tokens: int = param(16, help="pieces of an answer without max_new_tokens", min=1, max=1_000_000)
+    context_length: int = param(4096, help="context length in the metadata", min=1, max=10_000_000)
 
 
 class Echo(Engine):
-    """Says what it is told to."""
+    """Answers with fixed words, or with those of the prompt."""
 
     name = "echo"
     Params = EchoParams
@@ -50,7 +48,7 @@ class Echo(Engine):
     params: EchoParams
 
     def start(self, progress: Progress) -> None:
-        """Nothing to load."""
+        """Load nothing."""
         progress("ready")
 
     def metadata(self) -> ModelMetadata:
@@ -58,7 +56,7 @@ class Echo(Engine):
         return ModelMetadata(self.params.registered_name, self.params.context_length)
 
     def generate_stream(self, request: GenerateRequest, cancel: CancelEvent) -> Iterator[Burst | None]:
-        """Yield the pieces, each ``delay`` after the one before, or all in a few bursts."""
+        """Yield the pieces: one every ``delay`` seconds, or without a delay all in a few bursts."""
         prompt = _text_of(request)
         count = self.params.default_max_new_tokens if request.max_new_tokens is None else request.max_new_tokens
         prompt_tokens = self.count_token(prompt)
@@ -91,13 +89,13 @@ class Echo(Engine):
                 yield None
 
     def embed(self, texts: Sequence[str], cancel: CancelEvent) -> Vectors:
-        """Return unit vectors in which texts that share words are near each other; takes ``delay``."""
+        """Return unit vectors; texts that share words are near each other. Takes ``delay`` seconds."""
         if self.params.delay:
             cancel.wait(self.params.delay)
         return [_vector(text) for text in texts]
 
     def rerank(self, query: str, texts: Sequence[str], cancel: CancelEvent) -> Sequence[float]:
-        """Return the share of the query's words that each text has."""
+        """Return for each text the share of the query's words that it contains."""
         wanted = set(query.lower().split())
         return [len(wanted & set(text.lower().split())) / max(1, len(wanted)) for text in texts]
 

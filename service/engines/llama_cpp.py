@@ -1,7 +1,7 @@
 """llama.cpp: generation, embeddings and reranking from GGUF files, through xllamacpp.
 
-Concurrent requests are decoded together, one in each of the library's slots. Loaded after the fork, in the process
-that answers: a loaded model does not survive one.
+The library decodes concurrent requests together, one in each of its slots. A model is loaded after the fork, in the
+process that answers: a loaded model does not survive a fork.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .llama_http import LlamaHttp, PrivateFolder
 
 TEXTS_A_CALL = 32
 LETTERS_A_CALL = 1000
-"""What is embedded in one call of the library, a quarter of a second's work on one core: a cancel comes between two."""
+"""Most texts and letters of one call to embed: a quarter of a second on one core. A cancel acts between two calls."""
 
 
 @dataclass
@@ -34,20 +34,22 @@ class LlamaCppParams(ModelParams):
     """Parameters of `LlamaCpp`."""
 
     n_ctx: int = param(
-        2048, help="tokens of context of one request; memory is taken for every slot", min=64, max=1_048_576
+        2048, help="tokens of context of one request; each slot takes memory for them", min=64, max=1_048_576
     )
     n_batch: int = param(
         64,
-        help="tokens computed at once; more is for GPUs, and makes streams and cancels wait longer",
+        help="tokens computed at once; larger values suit GPUs, and delay streams and cancels",
         min=16,
         max=16_384,
     )
     n_threads: int = param(0, help="threads that compute; 0: all cores but one", min=0, max=1024, tags=["shared"])
-    n_gpu_layers: int = param(-1, help="layers on the GPU, if there is one; -1: as many as fit", min=-1, max=10_000)
-    default_max_new_tokens: int = param(
-        1024, help="length of an answer when the request does not say", min=1, max=1_000_000
+    n_gpu_layers: int = param(
+        -1, help="layers on the GPU, if the machine has one; -1: as many as fit", min=-1, max=10_000
     )
-    cache_ram_mib: int = param(0, help="MiB of memory for prompts of earlier requests; 0: none", min=0, max=1_048_576)
+    default_max_new_tokens: int = param(1024, help="tokens of an answer without max_new_tokens", min=1, max=1_000_000)
+    cache_ram_mib: int = param(
+        0, help="MiB of memory to keep prompts of earlier requests; 0: none", min=0, max=1_048_576
+    )
 
 
 class LlamaCpp(Engine):
@@ -75,11 +77,11 @@ class LlamaCpp(Engine):
         progress(f"checking {self.path.name}")
         header = gguf_header.read(self.path)
         if header.unusable_because:
-            raise BadModelFile(f"{self.path} can't be run by itself: {header.unusable_because}")
+            raise BadModelFile(f"{self.path} can't run by itself: {header.unusable_because}")
         self._n_ctx = min(self.params.n_ctx, header.context_length or self.params.n_ctx)
         _check_memory(self.path)
         try:
-            import xllamacpp  # noqa: PLC0415 - only who starts such a model needs it
+            import xllamacpp  # noqa: PLC0415 - only models of this engine need it
         except ImportError as error:
             raise MissingLibrary(
                 f"the engine llama.cpp needs xllamacpp ({error}): pip install 'modelyard[llama]'"
@@ -90,19 +92,19 @@ class LlamaCpp(Engine):
             self._server = xllamacpp.Server(self._server_params(xllamacpp))
         except Exception as error:
             self.stop()
-            raise StartFailed(f"llama.cpp refuses {self.path}: {error}; its reason stands in the log above") from error
+            raise StartFailed(f"llama.cpp refuses {self.path}: {error}; see the log above for its reason") from error
         self._http = LlamaHttp(self._folder.socket)
         self._metadata = self._describe(header)
         self._try_out()
 
     def _try_out(self) -> None:
-        """Have one word computed: who can't is not ready, and a server whose loop has not begun hangs in `stop`."""
+        """Compute one token: a model that can't is not ready, and a server whose loop has not begun hangs in `stop`."""
         name, kind = self.params.registered_name, self.params.worker_type
         try:
             if kind == WorkerType.LLM:
                 request = GenerateRequest(name, prompt="a", max_new_tokens=1)
                 body = llama_requests.completion_body(request, 1)
-                answer = llama_requests.Answer(request, name)
+                answer = llama_requests.LlamaAnswer(request, name)
                 answer.run(self._server.handle_completions, body, lambda burst: True, Cancel())
             elif kind == WorkerType.TEXT2VEC:
                 self.embed(["a"], Cancel())
@@ -110,7 +112,7 @@ class LlamaCpp(Engine):
                 self.rerank("a", ["a"], Cancel())
         except ModelyardError as error:
             self.stop()
-            raise StartFailed(f"{self.path} was loaded, but does not answer as {kind}: {error}") from error
+            raise StartFailed(f"{self.path} was loaded, but does not work as {kind}: {error}") from error
 
     def _server_params(self, xllamacpp: Any) -> Any:
         assert self._folder is not None
@@ -130,7 +132,7 @@ class LlamaCpp(Engine):
         given.hostnames = [str(self._folder.socket)]
         if own.worker_type != WorkerType.LLM:
             given.embedding = True
-            # A text is computed in one go, and a few slots are enough to fill a batch.
+            # The library computes a text in one batch, and a few slots are enough to fill a batch.
             given.n_parallel = min(own.limit_model_concurrency, 8)
             given.n_batch = given.n_ubatch = max(self._n_ctx, own.n_batch)
         if own.worker_type == WorkerType.RERANKER:
@@ -153,7 +155,7 @@ class LlamaCpp(Engine):
         )
 
     def stop(self) -> None:
-        """Free the weights: after every generation has ended, or it would hang."""
+        """Free the weights. Call it after all generations have ended: otherwise the library hangs."""
         if self._server is not None:
             self._http.close()
         self._server = None
@@ -162,11 +164,11 @@ class LlamaCpp(Engine):
             self._folder = None
 
     def metadata(self) -> ModelMetadata:
-        """Return what the file says of itself, and the context that a request has."""
+        """Return the metadata of the file, and the context length of a request."""
         return self._metadata
 
     def generate_stream(self, request: GenerateRequest, cancel: CancelEvent) -> Iterator[Burst | None]:
-        """Yield what is decoded, in bursts; a thread of its own waits in the library."""
+        """Yield bursts as the library decodes them; a thread waits in the library."""
         assert isinstance(cancel, Cancel)
         if request.uses_messages:
             body = llama_requests.chat_body(request, self.params.default_max_new_tokens)
@@ -174,7 +176,7 @@ class LlamaCpp(Engine):
         else:
             body = llama_requests.completion_body(request, self.params.default_max_new_tokens)
             handle = self._server.handle_completions
-        answer = llama_requests.Answer(request, self.params.registered_name)
+        answer = llama_requests.LlamaAnswer(request, self.params.registered_name)
 
         def produce(put: Callable[[Burst], bool]) -> None:
             if request.echo:
@@ -190,22 +192,22 @@ class LlamaCpp(Engine):
         return str(self._http.post("/apply-template", {"messages": messages})["prompt"])
 
     def embed(self, texts: Sequence[str], cancel: CancelEvent) -> Vectors:
-        """Return one normalised row a text; InputTooLong names the first text that does not fit."""
+        """Return one normalised row for each text. Raises InputTooLong, which names the first text that is too long."""
         self._check_lengths(texts, "input", cancel)
         rows: list[list[float]] = []
-        for some in _in_calls(texts):
-            _look_at(cancel)
-            answer = self._call(self._server.handle_embeddings, {"input": some})
+        for part in _in_calls(texts):
+            _check(cancel)
+            answer = self._call(self._server.handle_embeddings, {"input": part})
             rows += [item["embedding"] for item in sorted(answer["data"], key=lambda item: item["index"])]
         return rows
 
     def rerank(self, query: str, texts: Sequence[str], cancel: CancelEvent) -> Sequence[float]:
-        """Return the model's raw scores, one a text; InputTooLong names a pair that does not fit."""
+        """Return the raw score of each text. Raises InputTooLong, which names the first pair that is too long."""
         self._check_lengths([f"{query} {text}" for text in texts], "input (with the query)", cancel)
         scores: list[float] = []
-        for some in _in_calls(texts, framed_by=len(query)):
-            _look_at(cancel)
-            answer = self._call(self._server.handle_rerank, {"query": query, "documents": some})
+        for part in _in_calls(texts, framed_by=len(query)):
+            _check(cancel)
+            answer = self._call(self._server.handle_rerank, {"query": query, "documents": part})
             scores += [item["relevance_score"] for item in sorted(answer["results"], key=lambda item: item["index"])]
         return scores
 
@@ -221,10 +223,10 @@ class LlamaCpp(Engine):
     def _check_lengths(self, texts: Sequence[str], field: str, cancel: CancelEvent) -> None:
         limit = self._n_ctx
         for index, text in enumerate(texts):
-            # No tokenizer makes more tokens than bytes, but for the few that frame a text.
+            # A text has at most as many tokens as bytes, plus a few that frame it.
             if len(text.encode("utf-8", "surrogatepass")) + 4 <= limit:
                 continue
-            _look_at(cancel)
+            _check(cancel)
             count = self.count_token(text)
             if count > limit:
                 message = (
@@ -233,26 +235,26 @@ class LlamaCpp(Engine):
                 raise InputTooLong(f"{field}[{index}] {message}", [{"field": f"{field}[{index}]", "message": message}])
 
     def count_token(self, prompt: str) -> int:
-        """Return the tokens of ``prompt`` as the raw prompt of a request: what its usage will say."""
+        """Return the number of tokens of ``prompt`` as a raw prompt: the one that its usage will report."""
         return len(self._http.post("/tokenize", {"content": prompt, "add_special": True})["tokens"])
 
 
 def _in_calls(texts: Sequence[str], framed_by: int = 0) -> Iterator[list[str]]:
-    """Yield the texts in order, as many at a time as one call may take; each counts ``framed_by`` letters more."""
-    some: list[str] = []
+    """Yield the texts in order, in lists for one call each; ``framed_by`` letters are added to each text."""
+    part: list[str] = []
     letters = 0
     for text in texts:
         length = len(text) + framed_by
-        if some and (len(some) == TEXTS_A_CALL or letters + length > LETTERS_A_CALL):
-            yield some
-            some, letters = [], 0
-        some.append(text)
+        if part and (len(part) == TEXTS_A_CALL or letters + length > LETTERS_A_CALL):
+            yield part
+            part, letters = [], 0
+        part.append(text)
         letters += length
-    if some:
-        yield some
+    if part:
+        yield part
 
 
-def _look_at(cancel: CancelEvent) -> None:
+def _check(cancel: CancelEvent) -> None:
     if cancel.is_set():
         raise Cancelled("the client has gone")
 

@@ -1,4 +1,4 @@
-"""Between a `GenerateRequest` and the bodies and chunks of llama.cpp's server."""
+"""Translate between a `GenerateRequest` and the bodies and chunks of llama.cpp's server."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ROLES = {"human": "user", "ai": "assistant", "view": "assistant"}
 
 
 def messages_of(request: GenerateRequest) -> list[JSONObject]:
-    """Return the messages with OpenAI's roles and plain texts."""
+    """Return the messages with OpenAI's roles and plain text."""
     return [
         {"role": _ROLES.get(m["role"], m["role"]), "content": text_of_content(m["content"])} for m in request.messages
     ]
@@ -34,7 +34,7 @@ def completion_body(request: GenerateRequest, default_max_new_tokens: int) -> JS
     """Return the body of a completion of the raw prompt."""
     if not request.prompt:
         raise InvalidRequest.of_fields(
-            [{"field": "prompt", "message": "is empty, and there are no messages: give one"}]
+            [{"field": "prompt", "message": "is empty, and there are no messages: give one of them"}]
         )
     body = _common(request, default_max_new_tokens)
     body["prompt"] = request.prompt
@@ -62,11 +62,11 @@ def _common(request: GenerateRequest, default_max_new_tokens: int) -> JSONObject
     return body
 
 
-class Answer:
-    """One generation: takes the library's chunks, puts bursts, and keeps how it ended."""
+class LlamaAnswer:
+    """One generation: turns the library's chunks into bursts, and keeps how it ended."""
 
     def __init__(self, request: GenerateRequest, model: str) -> None:
-        """Prepare for the answer to ``request``."""
+        """Prepare the answer to ``request``, by ``model``."""
         self._model = model
         self._stop_ids = frozenset(request.stop_token_ids)
         self._wants_metrics = request.metrics
@@ -86,10 +86,10 @@ class Answer:
         put: Callable[[Burst], bool],
         cancel: CancelEvent,
     ) -> None:
-        """Generate, in this thread, until the end, an error (raised) or a cancel."""
+        """Generate in this thread, until the end or a cancel. Raises the error that the library reports."""
 
         def callback(chunk: JSONObject) -> bool:
-            # An exception in here would cancel silently, SystemExit would hang the process.
+            # An exception here would cancel silently; SystemExit would hang the process.
             try:
                 return cancel.is_set() or self._take(chunk, put)
             except BaseException as error:  # noqa: BLE001 - raised again below
@@ -97,11 +97,11 @@ class Answer:
                 return True
 
         try:
-            refused = handle(body, callback)
+            result = handle(body, callback)
         except (ValueError, RuntimeError, TypeError) as error:
             raise EngineError(f"llama.cpp failed: {error}") from error
-        if isinstance(refused, dict) and "error" in refused:
-            self._error = self._error or refusal(refused["error"], self._model)
+        if isinstance(result, dict) and "error" in result:
+            self._error = self._error or refusal(result["error"], self._model)
         if self._error is not None:
             raise self._error
         if not cancel.is_set():
@@ -140,7 +140,7 @@ class Answer:
         return False
 
     def _metrics(self) -> JSONObject:
-        """Return what DB-GPT calls inference metrics; times are milliseconds of the wall clock."""
+        """Return DB-GPT's inference metrics; times are milliseconds of the wall clock."""
         now = _now_ms()
         usage = self._usage or {}
         seconds = max(now - self._started, 1) / 1000
@@ -168,7 +168,7 @@ def _usage(chunk: JSONObject) -> JSONObject | None:
 
 
 def refusal(error: Any, model: str) -> ModelyardError:
-    """Return our error for the library's ``{code, message, type}``."""
+    """Return the error of ours for the library's ``{code, message, type}``."""
     if error.get("type") == "exceed_context_size_error":
         count, limit = error.get("n_prompt_tokens"), error.get("n_ctx")
         return PromptTooLong(

@@ -1,6 +1,6 @@
-"""scripted: an engine that says what a test told it to say, and remembers what it was asked. See docs/testing.md.
+"""scripted: an engine that answers what a test prescribes, and records its calls. See docs/testing.md.
 
-It is in no table of engines and no service offers it: `modelyard.testing` puts it in the place of others.
+The table of engines does not list it, so no service offers it. `modelyard.testing` puts it in place of other engines.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ TICK = 0.2
 
 @dataclass
 class Asked:
-    """One call of a model, as it came."""
+    """One call of a model."""
 
     call: str
     """``generate``, ``embeddings`` or ``rerank``."""
     model: str
     prompt: str = ""
-    """What the user said last, or the raw prompt; of `rerank` the query."""
+    """The last message of the user, or the raw prompt; the query of `rerank`."""
     texts: list[str] = field(default_factory=list)
-    """What is to be embedded or ranked."""
+    """The texts to embed or rank."""
     request: GenerateRequest | None = None
-    """All of it, where text is generated: messages, max_new_tokens, temperature ..."""
+    """The whole request of a generation: messages, max_new_tokens, temperature ..."""
     cancelled: bool = False
-    """Whether the answer was given up before its end: the client hung up, or closed the stream."""
+    """Whether the answer was cancelled before its end: the client hung up, or closed the stream."""
     ended: threading.Event = field(default_factory=threading.Event)
-    """Set when the answer is over, one way or the other."""
+    """Set when the answer has ended, for whatever reason."""
 
 
 @dataclass
@@ -56,14 +56,14 @@ class _Step:
 
 
 class Answers:
-    """What the models say next, and what they were asked. Each call takes one step of the script, in order.
+    """The script of the models of one test, and the record of their calls. Each call takes the next step.
 
-    Without a step a model repeats what the user said last (`otherwise` changes that), and embeds like ``echo``.
+    Without a step a model repeats the last message of the user (`otherwise` changes that), and embeds like ``echo``.
     """
 
     def __init__(self) -> None:
         self.asked: list[Asked] = []
-        """Every call that reached a model, in order; what was refused before is not among them."""
+        """All calls that reached a model, in order. Requests that were refused before are not among them."""
         self._otherwise: Callable[[Asked], str] = lambda asked: asked.prompt
         self._steps: deque[_Step] = deque()
         self._lock = threading.Lock()
@@ -73,7 +73,7 @@ class Answers:
 
     @property
     def prompts(self) -> list[str]:
-        """What users said last, call by call."""
+        """The prompt of each generation, in order."""
         return [asked.prompt for asked in self.asked if asked.call == "generate"]
 
     def say(self, *pieces: str, delay: float = 0.0, finish_reason: str = "stop") -> None:
@@ -81,23 +81,23 @@ class Answers:
         self._add(_Step(pieces, delay, finish_reason))
 
     def hold(self, *pieces: str) -> None:
-        """Say these pieces, and end only when the client goes, or after `release`."""
+        """Answer with these pieces, and end only when the client hangs up, or after `release`."""
         self._add(_Step(pieces, holds=True))
 
     def fail(self, error: str | ModelyardError = "the engine broke", *pieces: str) -> None:
-        """Fail the next call, of whatever kind, as an engine does that breaks; text may break off after ``pieces``."""
+        """Fail the next call of any kind like a broken engine, after ``pieces`` where it generates text."""
         self._add(_Step(pieces, error=EngineError(error) if isinstance(error, str) else error))
 
     def refuse(self, retry_after: int = 1) -> None:
-        """Refuse the next call, of whatever kind: 503, all slots are busy."""
-        self._add(_Step(error=Overloaded("all slots are busy, as the test wants it", retry_after)))
+        """Refuse the next call of any kind: 503, all slots are busy."""
+        self._add(_Step(error=Overloaded("all slots are busy: the test refuses this call", retry_after)))
 
     def otherwise(self, answer: str | Callable[[Asked], str]) -> None:
-        """Answer calls for which there is no step with this text, or with what a function makes of the call."""
+        """Answer calls without a step with this text, or with the result of a function of the call."""
         self._otherwise = answer if callable(answer) else lambda asked: answer
 
     def release(self) -> None:
-        """Let every answer go on that `hold` keeps open, and those to come."""
+        """End the answers that `hold` keeps open, now and from now on."""
         self._released.set()
 
     def _add(self, step: _Step) -> None:
@@ -105,7 +105,7 @@ class Answers:
             self._steps.append(step)
 
     def note(self, asked: Asked) -> _Step | None:
-        """Remember a call, and return the step that is for it."""
+        """Record a call, and return its step; None where there is none."""
         with self._lock:
             self.asked.append(asked)
             if self._steps and (asked.call == "generate" or self._steps[0].is_for_vectors):
@@ -113,7 +113,7 @@ class Answers:
         return None
 
     def usual(self, asked: Asked) -> _Step:
-        """Return what is answered without a step: words, at most as many as were asked for."""
+        """Return the answer without a step: words, at most ``max_new_tokens`` of them."""
         words = self._otherwise(asked).split(" ")
         pieces = [word if number == 0 else f" {word}" for number, word in enumerate(words)]
         most = asked.request.max_new_tokens if asked.request is not None else None
@@ -122,7 +122,7 @@ class Answers:
         return _Step(tuple(pieces))
 
     def wait_released(self, timeout: float) -> bool:
-        """Block for ``timeout`` seconds at most; return whether `release` was called."""
+        """Block at most ``timeout`` seconds; return whether `release` was called."""
         return self._released.wait(timeout)
 
 
@@ -137,7 +137,7 @@ class ScriptedParams(EchoParams):
 
 
 class Scripted(Echo):
-    """Says what its `Answers` say."""
+    """Answers what its `Answers` prescribe."""
 
     name = "scripted"
     Params = ScriptedParams
@@ -152,8 +152,8 @@ class Scripted(Echo):
         return _scripts[self.params.script]
 
     def generate_stream(self, request: GenerateRequest, cancel: CancelEvent) -> Iterator[Burst | None]:
-        """Yield the pieces of the next step, each in a burst of its own."""
-        asked = Asked("generate", self.params.registered_name, _said_last(request), request=request)
+        """Yield the pieces of the next step, one in each burst."""
+        asked = Asked("generate", self.params.registered_name, _last_prompt(request), request=request)
         step = self._answers.note(asked) or self._answers.usual(asked)
         over = False
         try:
@@ -175,8 +175,8 @@ class Scripted(Echo):
             asked.ended.set()
 
     def _usage(self, request: GenerateRequest, step: _Step) -> JSONObject:
-        said = " ".join(text_of_content(message["content"]) for message in request.messages) or request.prompt or ""
-        prompt_tokens, completion_tokens = self.count_token(said), len(step.pieces)
+        text = " ".join(text_of_content(message["content"]) for message in request.messages) or request.prompt or ""
+        prompt_tokens, completion_tokens = self.count_token(text), len(step.pieces)
         return {
             "prompt_tokens": prompt_tokens,
             "completion_tokens": completion_tokens,
@@ -184,12 +184,12 @@ class Scripted(Echo):
         }
 
     def embed(self, texts: Sequence[str], cancel: CancelEvent) -> Vectors:
-        """Return echo's vectors, unless the next step is a failure."""
+        """Return the vectors of echo, unless the next step fails."""
         self._note_vectors(Asked("embeddings", self.params.registered_name, texts=list(texts)))
         return super().embed(texts, cancel)
 
     def rerank(self, query: str, texts: Sequence[str], cancel: CancelEvent) -> Sequence[float]:
-        """Return echo's scores, unless the next step is a failure."""
+        """Return the scores of echo, unless the next step fails."""
         self._note_vectors(Asked("rerank", self.params.registered_name, query, list(texts)))
         return super().rerank(query, texts, cancel)
 
@@ -200,11 +200,11 @@ class Scripted(Echo):
             raise step.error
 
 
-def _said_last(request: GenerateRequest) -> str:
+def _last_prompt(request: GenerateRequest) -> str:
     if not request.uses_messages:
         return request.prompt or ""
-    said = [message for message in request.messages if message["role"] in ("user", "human")] or request.messages
-    return text_of_content(said[-1]["content"])
+    messages = [message for message in request.messages if message["role"] in ("user", "human")] or request.messages
+    return text_of_content(messages[-1]["content"])
 
 
 def _pause(cancel: CancelEvent, seconds: float) -> Iterator[None]:

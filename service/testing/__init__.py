@@ -1,6 +1,6 @@
-"""The pytest plugin: fixtures with which an application's tests need no model. See docs/testing.md.
+"""The pytest plugin: fixtures that let an application's tests run without a model. See docs/testing.md.
 
-pytest imports it by itself wherever modelyard is installed. It loads nothing until one of its fixtures is asked for.
+pytest imports it wherever modelyard is installed. It loads nothing until a test asks for one of its fixtures.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ def _part(name: str) -> Any:
 
 @pytest.fixture
 def modelyard_models() -> dict[str, str]:
-    """The models of `modelyard_app`, type by name. Override it with those that your application asks for."""
+    """The models of `modelyard_app`, type by name. Override it with the models that your application calls."""
     return {"echo": "llm", "echo-embed": "text2vec"}
 
 
 @pytest.fixture
 def modelyard_answers() -> Answers:
-    """What the models of this test say (`say`, `hold`, `fail`, `refuse`), and what they were asked (`prompts`)."""
+    """The script of this test's models (`say`, `hold`, `fail`, `refuse`), and the record of their calls (`prompts`)."""
     answers: Answers = _part("engines.scripted").Answers()
     return answers
 
@@ -42,10 +42,10 @@ def modelyard_answers() -> Answers:
 def modelyard_take_over(
     modelyard_answers: Answers, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[..., Runtime]]:
-    """A function that lets `modelyard_answers` speak for the models of an application, until the test ends.
+    """A function that lets `modelyard_answers` answer for the models of an application, until the test ends.
 
-    ``modelyard_take_over(app)`` is for one with ``Modelyard(app, models=[...])``; give ``models={"name": "llm"}``
-    where it names none of its own. Returns the runtime, whose models are ready.
+    ``modelyard_take_over(app)`` takes an application with ``Modelyard(app, models=[...])``. Give
+    ``models={"name": "llm"}`` where the application lists no models. Returns the runtime, whose models are ready.
     """
     with ExitStack() as stack:
 
@@ -60,7 +60,7 @@ def modelyard_take_over(
 
 @pytest.fixture
 def modelyard_app(modelyard_models: dict[str, str], modelyard_take_over: Callable[..., Runtime]) -> Flask:
-    """A Flask application with nothing in it but the models of `modelyard_models`, under ``/api``."""
+    """A Flask application that has the models of `modelyard_models` under ``/api``, and nothing else."""
     app: Flask = _part("testing.service").new_app()
     modelyard_take_over(app, modelyard_models)
     return app
@@ -68,20 +68,20 @@ def modelyard_app(modelyard_models: dict[str, str], modelyard_take_over: Callabl
 
 @pytest.fixture
 def modelyard_manager(modelyard_app: Flask) -> WorkerManager:
-    """The manager of `modelyard_app`: what ``current_modelyard().manager`` is within it."""
+    """The manager of `modelyard_app`, which is ``current_modelyard().manager`` within it."""
     manager: WorkerManager = modelyard_app.extensions["modelyard"].manager
     return manager
 
 
 @pytest.fixture
 def modelyard_url(modelyard_app: Flask) -> Iterator[str]:
-    """The address of `modelyard_app`, served over HTTP on a free port, with the API's prefix."""
+    """The URL of `modelyard_app`, served over HTTP on a free port, with the prefix of the API."""
     with _part("testing.service").serving(modelyard_app) as url:
         yield f"{url}/api"
 
 
 @pytest.fixture
 def modelyard_client(modelyard_url: str) -> Iterator[Client]:
-    """A `modelyard.Client` of `modelyard_url`, which repeats nothing."""
+    """A `modelyard.Client` for `modelyard_url`, without retries."""
     with _part("client.client").Client(modelyard_url, token="", retries=0) as client:
         yield client

@@ -1,4 +1,4 @@
-"""A service for tests: an application's own models, answered by a script, in process and over HTTP."""
+"""A service for tests: a script answers for an application's models, in this process and over HTTP."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ ENGINE = f"{Scripted.__module__}:{Scripted.__qualname__}"
 
 
 def new_app() -> Flask:
-    """Return an application that has nothing but the extension: for code that asks a service over HTTP."""
+    """Return an application that has the extension and nothing else, for code that calls a service over HTTP."""
     app = Flask("modelyard_testing", static_folder=None, template_folder=None)
-    # Whatever the environment of the tests, and its configuration file, say of other services.
+    # Ignore the environment and the configuration file: they may describe other services.
     attach(app, Runtime(Settings(role="worker", placement=INLINE, models=[]), environ={}), probes_prefix="")
     return app
 
 
 @contextmanager
 def taken_over(app: Flask, models: Mapping[str, str], answers: Answers, folder: Path) -> Iterator[Runtime]:
-    """Let ``answers`` speak for the models of ``app``, or for ``models`` (type by name) where those are given.
+    """Let ``answers`` answer for the models of ``app``, or for ``models`` (type by name) where given.
 
-    The application's runtime becomes one of this process, without weights, registry or host; what it was comes back
-    in the end. RuntimeError where the application has no Modelyard, or no models and none are given.
+    The runtime of the application holds its models in this process meanwhile, without weights, registry or model host.
+    Its former state returns at the end. Raises RuntimeError where the application has no Modelyard, or no models.
     """
     runtime: Runtime | None = app.extensions.get(KEY)
     if runtime is None:
@@ -44,8 +44,8 @@ def taken_over(app: Flask, models: Mapping[str, str], answers: Answers, folder: 
     if not tables:
         raise RuntimeError(f"the application {app.name!r} names no models: say models={{'name': 'llm'}}")
     scripted = Runtime(_settings(runtime.settings, tables, folder), environ={})
-    was = runtime.__dict__
-    # The blueprints, and whoever has got hold of the runtime already, go on with the same object.
+    former = runtime.__dict__
+    # The blueprints, and other holders of the runtime, keep the same object.
     runtime.__dict__ = scripted.__dict__
     try:
         runtime.start()
@@ -55,7 +55,7 @@ def taken_over(app: Flask, models: Mapping[str, str], answers: Answers, folder: 
     finally:
         answers.release()
         runtime.stop()
-        runtime.__dict__ = was
+        runtime.__dict__ = former
 
 
 def _models_of(runtime: Runtime) -> dict[str, str]:
@@ -76,7 +76,7 @@ def _table(name: str, kind: str, answers: Answers) -> JSONObject:
 
 
 def _settings(own: Settings, tables: Sequence[JSONObject], folder: Path) -> Settings:
-    """Return an application's settings without what reaches out of the test."""
+    """Return the settings of an application without those that reach beyond the test."""
     return replace(
         own,
         role="worker",
@@ -98,12 +98,12 @@ class _Quiet(WSGIRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log(self, *args: Any, **options: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @contextmanager
 def serving(app: Flask) -> Iterator[str]:
-    """Serve ``app`` on a free port of the loopback, in threads; give its address, without a path."""
+    """Serve ``app`` in threads on a free port of the loopback; yield its URL, without a path."""
     server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=_Quiet)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), name="modelyard-testing", daemon=True)
     thread.start()

@@ -420,7 +420,7 @@ def test_a_file_that_is_no_model_fails_the_start_with_its_name(tmp_path, content
 def test_an_embedder_started_as_an_llm_fails_the_start_and_not_the_first_request(weights):
     engine = make_llama({"llm": weights["text2vec"]}, "llm")
     worker = ModelWorker(engine, lambda: engine.path)
-    with pytest.raises(StartFailed, match=r"embed\.gguf was loaded, but does not answer as llm"):
+    with pytest.raises(StartFailed, match=r"embed\.gguf was loaded, but does not work as llm"):
         worker.start()
     assert worker.state is State.FAILED
     assert engine._server is None

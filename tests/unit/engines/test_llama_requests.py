@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
-from modelyard.engines.llama_requests import Answer, chat_body, completion_body, messages_of, refusal
+from modelyard.engines.llama_requests import LlamaAnswer, chat_body, completion_body, messages_of, refusal
 from modelyard.errors import EngineError, InvalidRequest, PromptTooLong
 from modelyard.streams import Cancel
 from modelyard.types import Burst, GenerateRequest
@@ -113,7 +113,7 @@ def run(handle: Callable[..., object], cancel: Cancel | None = None, **fields: A
         found.append(burst)
         return True
 
-    Answer(request(**fields), "m").run(handle, {}, put, cancel or Cancel())
+    LlamaAnswer(request(**fields), "m").run(handle, {}, put, cancel or Cancel())
     return found
 
 
@@ -199,7 +199,7 @@ def test_a_reader_that_has_gone_ends_it():
     cancel = Cancel()
     cancel.on_set(lambda: None)
     handle = play(delta("a"), delta("b"))
-    Answer(request(), "m").run(handle, {}, put, cancel)
+    LlamaAnswer(request(), "m").run(handle, {}, put, cancel)
     assert taken[0] == Burst(["a"])
     assert Burst(["b"]) not in taken
 
@@ -215,7 +215,7 @@ def test_nothing_raised_in_the_callback_reaches_the_library(error):
         obeyed.append(callback(delta("a")))
 
     with pytest.raises(RuntimeError if isinstance(error, RuntimeError) else EngineError):
-        Answer(request(), "m").run(handle, {}, put, Cancel())
+        LlamaAnswer(request(), "m").run(handle, {}, put, Cancel())
     assert obeyed == [True]
 
 

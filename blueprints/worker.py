@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flask import Blueprint, Request, Response, g, request
+from flask import Blueprint, Response, g, request
 
 from ..types import JSONObject, WorkerType
 from ..wire.chunks import ROUTE_HEADER, ROUTE_LOCAL
@@ -30,25 +30,22 @@ def worker_blueprint(runtime: Service, url_prefix: str, name: str = "modelyard_w
 
 
 def _body(runtime: Service) -> dict[str, object]:
-    return _read_body(runtime, request, g.modelyard_line)
-
-
-def _read_body(runtime: Service, call: Request, line: AccessLine) -> dict[str, object]:
-    body = read_object(call, runtime.settings.max_body_bytes)
+    line: AccessLine = g.modelyard_line
+    body = read_object(request, runtime.settings.max_body_bytes)
     model = body.get("model")
     line.model = model if isinstance(model, str) else None
-    line.trace = read_body(runtime.tracing, call, line.trace, body)
+    line.trace = read_body(runtime.tracing, request, line.trace, body)
     return body
 
 
-def _may_wait(call: Request = request) -> bool:
-    prefer = call.headers.get("Prefer")
+def _may_wait() -> bool:
+    prefer = request.headers.get("Prefer")
     return prefer is None or "wait=0" not in prefer.replace(" ", "").split(",")
 
 
-def _manager(runtime: Service, call: Request = request) -> WorkerManager:
-    """Return who answers: for a request that another process has routed here, the models of this one alone."""
-    if call.headers.get(ROUTE_HEADER) == ROUTE_LOCAL:
+def _manager(runtime: Service) -> WorkerManager:
+    """Return the manager for this request: only the models of this process, where another process has routed it."""
+    if request.headers.get(ROUTE_HEADER) == ROUTE_LOCAL:
         return runtime.own
     return runtime.manager
 
@@ -62,16 +59,16 @@ def _kind(value: object) -> WorkerType | None:
     return WorkerType(value) if value else None
 
 
-def begin_stream(runtime: Service, asked: Request, line: AccessLine) -> StreamResponse:
-    """Return the answer to a call of generate_stream, once its first piece is there; raise what comes before it."""
+def _begin_stream(runtime: Service) -> StreamResponse:
+    """Return the response to generate_stream once its first piece is ready; raise the errors that come before it."""
     settings = runtime.settings
-    call = Call(runtime, asked)
+    call = Call(runtime, request)
     body: StreamBody | None = None
     try:
-        prompt = schemas.generate_request(_read_body(runtime, asked, line))
-        stream = _manager(runtime, asked).generate_stream(prompt, call.cancel, wait=_may_wait(asked))
-        delta = errors.wants_delta(asked)
-        body = StreamBody(call, stream, line, delta=delta, silence_timeout=settings.silence_timeout)
+        prompt = schemas.generate_request(_body(runtime))
+        stream = _manager(runtime).generate_stream(prompt, call.cancel, wait=_may_wait())
+        delta = errors.wants_delta(request)
+        body = StreamBody(call, stream, g.modelyard_line, delta=delta, silence_timeout=settings.silence_timeout)
         body.prime(settings.first_output_timeout)
         call.bound_writes(settings.write_timeout)
         return StreamResponse(body, delta=delta, load=stream.load)
@@ -85,7 +82,7 @@ def begin_stream(runtime: Service, asked: Request, line: AccessLine) -> StreamRe
 def _add_generation(blueprint: Blueprint, runtime: Service) -> None:
     @blueprint.post("/generate_stream")
     def generate_stream() -> Response:
-        g.modelyard_stream = response = begin_stream(runtime, request, g.modelyard_line)
+        g.modelyard_stream = response = _begin_stream(runtime)
         return response
 
     @blueprint.post("/generate")

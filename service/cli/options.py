@@ -116,10 +116,14 @@ def _option(declared: Param) -> Callable[[Callable[..., Any]], Callable[..., Any
         )
     default = "" if declared.default in (None, []) else f"  [default: {shown(declared.shown(declared.default))}]"
     text = declared.help + default
-    if declared.choices:
-        return click.option(flag, declared.name, type=click.Choice(declared.choices), default=None, help=text)
     return click.option(
-        flag, declared.name, metavar=_metavar(declared), default=None, help=text, callback=_checked_by(declared)
+        flag,
+        declared.name,
+        metavar=_metavar(declared),
+        default=None,
+        help=text,
+        callback=_checked_by(declared),
+        shell_complete=_complete_choice(declared),
     )
 
 
@@ -137,7 +141,18 @@ def _checked_by(declared: Param) -> Callable[[click.Context, click.Parameter, st
     return check
 
 
+def _complete_choice(declared: Param) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    """Return a callback that gives the shell the choices of a parameter."""
+
+    def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+        return [choice for choice in declared.choices or () if choice.startswith(incomplete)]
+
+    return complete
+
+
 def _metavar(declared: Param) -> str:
+    if declared.choices:
+        return f"[{'|'.join(declared.choices)}]"
     if declared.name in _METAVARS:
         return _METAVARS[declared.name]
     if declared.name.endswith("_timeout"):

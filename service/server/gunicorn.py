@@ -35,7 +35,6 @@ from modelyard.cluster.membership import check_registry
 from modelyard.server.runtime import Runtime
 
 _WORKER_CLASSES = {
-    "leader": "modelyard.server.leader.LeaderWorker",
     "gthread": "gthread",
     "gevent": "modelyard.server.gevent_worker.GeventWorker",
 }

@@ -17,7 +17,6 @@ from typing import Any
 
 from gunicorn.app.base import BaseApplication
 
-from ..blueprints.direct import DirectStreams
 from ..cluster.hosting.folder import HostFolder, HostLock, is_needed, noted
 from ..settings.settings import HANDED_VARIABLE
 from .app import create_app
@@ -74,9 +73,7 @@ def _serve(folder: HostFolder, lock: HostLock) -> None:
             self.cfg.set("post_worker_init", started)
 
         def load(self) -> Any:
-            app = create_app()
-            DirectStreams(app, app.extensions["modelyard"])
-            return app
+            return create_app()
 
     def starting(server: Any) -> None:
         # As for a socket that systemd made: gunicorn leaves it, who knows whose it is by then removes it.

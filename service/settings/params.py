@@ -37,14 +37,19 @@ def param(
     *,
     help: str,
     choices: Iterable[str] | None = None,
+    retired: Mapping[str, str] | None = None,
     min: float | None = None,
     max: float | None = None,
     tags: Iterable[str] = (),
 ) -> Any:
-    """Declare a dataclass field as a parameter; without a default it is required."""
+    """Declare a dataclass field as a parameter; without a default it is required.
+
+    ``retired`` maps each former choice to a sentence that names the replacement.
+    """
     metadata = {
         "help": help,
         "choices": tuple(choices) if choices else None,
+        "retired": retired or {},
         "min": min,
         "max": max,
         "tags": frozenset(tags),
@@ -68,6 +73,7 @@ class Param:
     min: float | None
     max: float | None
     tags: frozenset[str]
+    retired: Mapping[str, str] = field(default_factory=dict)
 
     def parse(self, text: str) -> Any:
         """Return the value that ``text`` (environment, command line) stands for; ValueError says why not."""
@@ -105,6 +111,8 @@ class Param:
         if type(value) is not self.type:
             raise ValueError(f"must be {_an(self.type)}, not {_an(type(value))}")
         if self.choices and value not in self.choices:
+            if value in self.retired:
+                raise ValueError(self.retired[value])
             raise ValueError(f"{value!r} is not one of {', '.join(self.choices)}")
         if isinstance(value, int | float):
             self._check_range(value)

@@ -122,10 +122,14 @@ class Settings:
         1, help="worker processes; with several, models are hosted in one of their own", min=1, max=256
     )
     http_threads: str = param(
-        "leader",
-        help="how requests reach threads: by our own gunicorn worker, by gunicorn's gthread, or as greenlets (not with "
-        "models inline)",
-        choices=("leader", "gthread", "gevent"),
+        "gthread",
+        help="the worker class of gunicorn: gthread (a thread for each request) or gevent (a greenlet for each "
+        "connection; not with models inline)",
+        choices=("gthread", "gevent"),
+        retired={
+            "leader": "'leader' was removed, as it used private parts of gunicorn and lost threads: use gthread, which "
+            "is the default"
+        },
     )
     threads: int = param(256, help="threads that answer requests", min=8, max=10_000)
     reserve: int = param(8, help="threads kept free for health, metrics and administration", min=1, max=1000)
@@ -173,7 +177,7 @@ class Settings:
             )
         if self.http_threads == "gevent" and self.owns_models:
             raise ConfigError(
-                "http_threads gevent: an engine would block its loop; say --placement hosted, or use leader"
+                "http_threads gevent: an engine would block its loop; say --placement hosted, or use gthread"
             )
         if self.role == "gateway" and not self.registry:
             raise ConfigError("a gateway needs --registry: the address of a controller, or of a store")

@@ -82,7 +82,7 @@ def _settings(own: Settings, tables: Sequence[JSONObject], folder: Path) -> Sett
         role="worker",
         placement=INLINE,
         workers=1,
-        http_threads="leader",
+        http_threads="gthread",
         registry=None,
         tracing=None,
         models=None,

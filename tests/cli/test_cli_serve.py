@@ -193,6 +193,7 @@ def has_ipv6() -> bool:
         (["--port", "70000"], 2, "70000 is more than 65535"),
         (["--threads", "3"], 2, "3 is less than 8"),
         (["--log-level", "loud"], 2, "'loud' is not one of"),
+        (["--http-threads", "leader"], 2, "'leader' was removed, as it used private parts of gunicorn"),
         (["--prot", "1"], 2, "--prot"),
         (["king"], 2, "'king' is not one of"),
     ],

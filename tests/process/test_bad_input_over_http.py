@@ -14,7 +14,7 @@ import pytest
 import requests
 import tiny_gguf
 from clients import Connection, chunks_of
-from running import THREADED, Service, Services
+from running import Service, Services
 
 MODELS = """
 [[models]]
@@ -37,8 +37,8 @@ HELLO = [{"role": "human", "content": "Hello"}]
 MARGIN = 1024 * 1024
 
 
-@pytest.fixture(scope="module", params=THREADED)
-def service(request: pytest.FixtureRequest, run_module: Services) -> Iterator[Service]:
+@pytest.fixture(scope="module")
+def service(run_module: Services) -> Iterator[Service]:
     folder = run_module.folder()
     models = folder / "models"
     models.mkdir()
@@ -49,7 +49,7 @@ def service(request: pytest.FixtureRequest, run_module: Services) -> Iterator[Se
     (models / "cut.gguf").write_bytes(whole[: len(whole) // 2])
     (folder / "outside.gguf").write_bytes(whole)
     (models / "link.gguf").symlink_to(folder / "outside.gguf")
-    service = run_module.start(MODELS, folder=folder, worker_class=request.param, drain_timeout=2)
+    service = run_module.start(MODELS, folder=folder, drain_timeout=2)
     yield service
     service.kill()
 

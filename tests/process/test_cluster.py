@@ -420,7 +420,7 @@ def test_of_several_controllers_the_first_that_answers_serves(run: Services) -> 
     assert answer_of(gateway, echo())["error_code"] == 0
 
 
-@pytest.mark.parametrize("http_threads", ["leader", "gevent"])
+@pytest.mark.parametrize("http_threads", ["gthread", "gevent"])
 def test_a_gateway_may_be_several_processes(run: Services, http_threads: str) -> None:
     cluster = Cluster(run)
     cluster.start_controller()

@@ -142,8 +142,8 @@ def running(worker: Service, word: str) -> set[str]:
     return {name for name in begun - ended if name.startswith(word)}
 
 
-def yard(run: Services, gateway: str = "leader", **settings: Any) -> tuple[Cluster, Service]:
-    """Return a cluster of a controller and two workers, of different kinds of threads, and a gateway that sees them."""
+def yard(run: Services, gateway: str = "gthread", **settings: Any) -> tuple[Cluster, Service]:
+    """Return a cluster of a controller and two workers, and a gateway that sees them."""
     cluster = Cluster(run, **settings)
     cluster.start_controller()
     started = cluster.start("gateway", wait="nothing", http_threads=gateway)
@@ -163,7 +163,9 @@ def ask(gateway: Service, times: int = 1) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "threads"), [("for good", "gevent"), ("and its master starts it again", "leader")], ids=["alone", "master"]
+    ("kind", "threads"),
+    [("for good", "gevent"), ("and its master starts it again", "gthread")],
+    ids=["alone", "master"],
 )
 def test_when_a_worker_is_killed_its_streams_end_with_an_error_and_nothing_else_fails(
     run: Services, kind: str, threads: str
@@ -353,7 +355,7 @@ def test_a_stream_that_stalls_midway_ends_with_an_error_and_the_next_requests_go
 # Restarts on purpose
 
 
-@pytest.mark.parametrize(("how", "threads"), [("TERM and start", "leader"), ("HUP", "gevent")])
+@pytest.mark.parametrize(("how", "threads"), [("TERM and start", "gthread"), ("HUP", "gevent")])
 def test_a_rolling_restart_fails_no_request(run: Services, how: str, threads: str) -> None:
     cluster, gateway = yard(run, threads, heartbeat_timeout=60)
 

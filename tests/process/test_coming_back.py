@@ -7,7 +7,7 @@ import signal
 from typing import Any
 
 import pytest
-from running import THREADED, Service, Services, wait_until
+from running import Service, Services, wait_until
 
 TABLES = """
 [[models]]
@@ -16,7 +16,6 @@ name = "echo"
 [[models]]
 name = "echo-embed"
 """
-each_class = pytest.mark.parametrize("worker_class", THREADED)
 
 
 def kill_worker(service: Service) -> None:
@@ -60,9 +59,8 @@ def reply(service: Service, model: str = "echo") -> str:
     return str(answer.json()["text"])
 
 
-@each_class
-def test_what_ran_runs_again_after_the_worker_is_killed(run: Services, worker_class: str) -> None:
-    service = run.start(TABLES, worker_class=worker_class)
+def test_what_ran_runs_again_after_the_worker_is_killed(run: Services) -> None:
+    service = run.start(TABLES)
     start_model(service, "echo", "reranker", limit_model_concurrency=3)
     apply(service, "echo", "update_params", reply="prompt")
     kill_worker(service)
@@ -186,11 +184,10 @@ def deadly(folder: Any) -> str:
     """
 
 
-@each_class
-def test_a_model_that_kills_its_process_twice_is_left_out_and_the_others_live(run: Services, worker_class: str) -> None:
+def test_a_model_that_kills_its_process_twice_is_left_out_and_the_others_live(run: Services) -> None:
     folder = run.folder()
     (folder / "deadly").touch()
-    service = run.start(deadly(folder), folder=folder, worker_class=worker_class)
+    service = run.start(deadly(folder), folder=folder)
     assert states(service) == {"before@llm": "ready", "deadly@llm": "failed", "after@llm": "ready"}
     reason = service.model("deadly@llm")["reason"]
     assert "quarantined" in reason
@@ -199,7 +196,7 @@ def test_a_model_that_kills_its_process_twice_is_left_out_and_the_others_live(ru
     assert reply(service, "after") == " token token"
     # It stays out, after whatever kind of restart, until a person starts it.
     kill_worker(service)
-    service = restart(run, service, deadly(folder), worker_class=worker_class)
+    service = restart(run, service, deadly(folder))
     assert states(service) == {"before@llm": "ready", "deadly@llm": "failed", "after@llm": "ready"}
     (folder / "deadly").unlink()
     apply(service, "deadly", "start")

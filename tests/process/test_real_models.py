@@ -18,7 +18,7 @@ import pytest
 import requests
 import tiny_gguf
 from clients import DELTA, NO_WAIT, Connection, chunks_of, outputs
-from running import THREADED, Service, Services, is_alive, seconds_until, services, wait_until
+from running import Service, Services, is_alive, seconds_until, services, wait_until
 
 TABLES = """
 [[models]]
@@ -414,10 +414,9 @@ def test_a_reranker_scores_each_text(service: Service) -> None:
 ONE_SLOT = '[[models]]\nname = "smollm2-135m"\nlimit_model_concurrency = 2\n'
 
 
-@pytest.mark.parametrize("worker_class", THREADED)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_it_ends_in_the_middle_of_a_generation_without_a_crash(real: Services, worker_class: str, number: int) -> None:
-    service = real.start(ONE_SLOT, worker_class=worker_class, drain_timeout=0.5)
+def test_it_ends_in_the_middle_of_a_generation_without_a_crash(real: Services, number: int) -> None:
+    service = real.start(ONE_SLOT, drain_timeout=0.5)
     worker = service.worker_pid()
     with ExitStack() as clients:
         talking = [stream(service, clients) for _ in range(4)]

@@ -28,7 +28,7 @@ from modelyard.errors import (
 from modelyard.sessions.transport import Transport
 from modelyard.streams import Cancel
 from modelyard.types import GenerateRequest, WorkerType
-from running import THREADED, Service, Services, wait_until
+from running import Service, Services, wait_until
 
 MODELS = """
 [[models]]
@@ -63,12 +63,12 @@ def journal(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("journal") / "lines"
 
 
-@pytest.fixture(scope="module", params=THREADED)
-def service(request: pytest.FixtureRequest, run_module: Services, journal: Path) -> Iterator[Service]:
+@pytest.fixture(scope="module")
+def service(run_module: Services, journal: Path) -> Iterator[Service]:
     journal.unlink(missing_ok=True)
     tables = MODELS.format(journal=journal)
     quick = {"first_output_timeout": 0.3, "silence_timeout": 0.3, "drain_timeout": 2}
-    service = run_module.start(tables, worker_class=request.param, **quick)
+    service = run_module.start(tables, **quick)
     yield service
     service.kill()
 

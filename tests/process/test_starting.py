@@ -9,10 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from running import ROOT, THREADED, Services, console_script, free_port, is_alive, surroundings_of, wait_until
+from running import ROOT, Services, console_script, free_port, is_alive, surroundings_of, wait_until
 
 ECHO = '[[models]]\nname = "echo"\n'
-each_class = pytest.mark.parametrize("worker_class", THREADED)
 
 
 def scripted(name: str, **params: object) -> str:
@@ -45,11 +44,10 @@ def test_an_import_starts_no_thread_and_opens_no_file(module: str, run: Services
     assert not (folder / "state").exists()
 
 
-@each_class
-def test_it_answers_at_once_and_is_ready_when_its_models_are(run: Services, worker_class: str) -> None:
+def test_it_answers_at_once_and_is_ready_when_its_models_are(run: Services) -> None:
     folder = run.folder()
     tables = ECHO + scripted("late", start_when=folder / "go")
-    service = run.start(tables, folder=folder, worker_class=worker_class, wait="up")
+    service = run.start(tables, folder=folder, wait="up")
     wait_until(lambda: service.model("late@llm").get("reason") == "reading the script", "its progress")
     answer = service.get("/readyz")
     assert answer.status_code == 503

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import requests
 from clients import DELTA, Connection, chunks_of
-from running import THREADED, WORKER_CLASSES, Service, Services, children, is_alive, wait_until
+from running import WORKER_CLASSES, Service, Services, children, is_alive, wait_until
 
 TABLES = """
 [[models]]
@@ -25,7 +25,6 @@ limit_model_concurrency = 2
 journal = "{journal}"
 """
 each_class = pytest.mark.parametrize("worker_class", WORKER_CLASSES)
-each_of_ours = pytest.mark.parametrize("worker_class", THREADED)
 
 
 def start(run: Services, worker_class: str | None = None, **settings: Any) -> Service:
@@ -101,9 +100,8 @@ def test_those_over_the_drain_timeout_get_a_last_chunk_and_then_it_ends(run: Ser
     assert not journal(service, "begin in line")
 
 
-@each_of_ours
-def test_idle_connections_do_not_delay_the_end(run: Services, worker_class: str) -> None:
-    service = start(run, worker_class)
+def test_idle_connections_do_not_delay_the_end(run: Services) -> None:
+    service = start(run)
     with Connection(service.port) as silent, Connection(service.port) as kept:
         kept.send("GET", "/healthz")
         assert kept.read_answer()[0].status == 200
@@ -149,9 +147,8 @@ def test_an_interrupt_ends_it_soon_whatever_runs(run: Services, worker_class: st
     assert not is_alive(worker)
 
 
-@each_of_ours
-def test_a_term_to_the_worker_alone_drains_it_and_another_takes_its_place(run: Services, worker_class: str) -> None:
-    service = start(run, worker_class)
+def test_a_term_to_the_worker_alone_drains_it_and_another_takes_its_place(run: Services) -> None:
+    service = start(run)
     first = service.worker_pid()
     with Connection(service.port) as stream:
         stream.send("POST", "generate_stream", script(name="stream", each=0.02, pieces=100), DELTA)
@@ -163,9 +160,8 @@ def test_a_term_to_the_worker_alone_drains_it_and_another_takes_its_place(run: S
     assert journal(service, "st") == [f"start {first}", f"stop {first}", f"start {service.worker_pid()}"]
 
 
-@each_of_ours
-def test_a_reload_never_holds_two_copies_and_cuts_no_answer(run: Services, worker_class: str) -> None:
-    service = start(run, worker_class)
+def test_a_reload_never_holds_two_copies_and_cuts_no_answer(run: Services) -> None:
+    service = start(run)
     first = service.worker_pid()
     with Connection(service.port) as stream:
         stream.send("POST", "generate_stream", script(name="stream", each=0.02, pieces=200), DELTA)
@@ -191,9 +187,8 @@ def test_reloads_one_after_the_other_leave_one_worker(run: Services) -> None:
     assert (len(starts), len(stops)) == (4, 3)
 
 
-@each_of_ours
-def test_without_its_master_a_worker_ends_and_lets_go(run: Services, worker_class: str) -> None:
-    service = start(run, worker_class)
+def test_without_its_master_a_worker_ends_and_lets_go(run: Services) -> None:
+    service = start(run)
     worker = service.worker_pid()
     service.signal(signal.SIGKILL)
     service.wait_ended(5)

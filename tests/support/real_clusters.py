@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Sequence
 from typing import Any
 
 import requests
-from running import START_LIMIT, THREADED, Service, Services, wait_until
+from running import START_LIMIT, Service, Services, wait_until
 
 MANAGER = "WorkerManager@service"
 SCRIPT = "script@llm"
@@ -82,12 +81,8 @@ class Cluster:
         return self.controller
 
     def start_workers(self, count: int = 2, tables: str = TABLES, **settings: Any) -> list[Service]:
-        """Start workers at once, one of each kind of threads in turn; return when all their models are registered."""
-        kinds = itertools.cycle(THREADED)
-        made = [
-            self.start("worker", tables, wait="nothing", **{"http_threads": next(kinds), **settings})
-            for _ in range(count)
-        ]
+        """Start workers at once; return when all their models are registered."""
+        made = [self.start("worker", tables, wait="nothing", **settings) for _ in range(count)]
         for worker in made:
             worker.wait_ready()
         self.workers += made

@@ -22,11 +22,9 @@ ROOT = Path(__file__).resolve().parents[2]
 ENGINES = ROOT / "tests" / "process" / "engines"
 """The folder of the engines that only tests have: on the path of every service here."""
 
-THREADED = ("leader", "gthread")
-"""What a service of ours may run on."""
-
-WORKER_CLASSES = (*THREADED, "gevent")
-"""What a monolith may bring as well. To try one more, name it here and in `_choose`."""
+WORKER_CLASSES = ("gthread", "gevent")
+"""The worker classes of gunicorn that a process with models is tested under: the default, and what an application may
+bring. To try one more, name it here and in `_choose`."""
 
 START_LIMIT = 60.0
 T = TypeVar("T")
@@ -318,7 +316,7 @@ def surroundings_of(folder: Path) -> dict[str, str]:
 def _choose(worker_class: str | None) -> dict[str, str]:
     if worker_class is None:
         return {}
-    if worker_class in THREADED:
+    if worker_class == "gthread":
         return {"MODELYARD_HTTP_THREADS": worker_class}
     # gevent's worker waits for kept connections when it ends, so they are not kept long.
     return {"GUNICORN_CMD_ARGS": f"--worker-class {worker_class} --keep-alive 2"}

@@ -189,7 +189,7 @@ class ModelHost:
             "role": "worker",
             "placement": INLINE,
             "workers": 1,
-            "http_threads": "leader",
+            "http_threads": "gthread",
             "threads": max(own.threads, THREADS),
             "host": f"unix:{folder.socket}",
             "prefix": "/api",

@@ -79,6 +79,7 @@ def test_the_models_of_the_file_are_kept_unchecked(file):
         ({}, {"MODELYARD_PORT": "65536"}, r"65536 is more than 65535"),
         ({}, {"MODELYARD_DRAIN_TIMEOUT": "nan"}, r"drain_timeout: must be a finite number"),
         ({}, {"MODELYARD_ROLE": "king"}, r"role: 'king' is not one of standalone, worker"),
+        ({}, {"MODELYARD_HTTP_THREADS": "leader"}, r"http_threads: 'leader' was removed, as .*: use gthread"),
         ({"threads": 10, "reserve": 10}, {}, r"reserve \(10\) must be less than threads \(10\)"),
         ({"prefix": "api"}, {}, r"prefix 'api' must start with a slash"),
         ({"registry": "memory:", "workers": 2}, {}, r"registry memory: .* with several workers"),
@@ -198,7 +199,7 @@ def other_than_default(name: str) -> object:
     special = {
         "role": "worker",
         "placement": "hosted",
-        "http_threads": "gthread",
+        "http_threads": "gevent",
         "on_load_failure": "exit",
         "log_level": "debug",
         "tracing": "file:/tmp/spans",

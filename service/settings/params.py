@@ -111,9 +111,7 @@ class Param:
         if type(value) is not self.type:
             raise ValueError(f"must be {_an(self.type)}, not {_an(type(value))}")
         if self.choices and value not in self.choices:
-            if value in self.retired:
-                raise ValueError(self.retired[value])
-            raise ValueError(f"{value!r} is not one of {', '.join(self.choices)}")
+            raise ValueError(self.retired.get(str(value), f"{value!r} is not one of {', '.join(self.choices)}"))
         if isinstance(value, int | float):
             self._check_range(value)
         return value

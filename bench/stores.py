@@ -55,9 +55,9 @@ def opened(name: str) -> Iterator[Store]:
 
 
 def _servers() -> Any:
-    folder = str(ROOT / "tests")
+    folder = str(ROOT / "tests" / "support")
     if folder not in sys.path:
         sys.path.insert(0, folder)
-    from stores import StoreServers  # noqa: PLC0415 - the tests' folder is no package
+    from stores import StoreServers  # noqa: PLC0415 - the tests' helpers are not a package
 
     return StoreServers()

@@ -1,29 +1,74 @@
-"""A registry in a SQLite file: the default. Every process of the machine that opens the file shares it.
+"""A registry in a SQLite file: the default. All processes of the machine that open the file share it.
 
-Writes are BEGIN IMMEDIATE transactions in WAL mode: readers never wait, and writers wait for each other, for a bounded
-time. The host's clock, in UTC, is the store's.
+Each call opens a connection and closes it. Writes are BEGIN IMMEDIATE transactions in WAL mode: readers never wait, and
+writers wait for each other, for a bounded time. The host's clock, in UTC, is the store's.
+
+The file is opened by SQLite alone. POSIX gives up all locks that a process holds on a file when any descriptor of it is
+closed; SQLite takes care of its own descriptors, and of no others.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sqlite3
 import sys
+import tempfile
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from ...errors import RegistryUnavailable
-from ...processes import PerProcess
 from . import rows, schema
 from .base import ANY_GENERATION, HEARTBEAT_TIMEOUT, Beaten, Instance, Receipt
 from .forgetting import Forgetting
-from .sqlite_file import SqliteFile
 
 BUSY_TIMEOUT = 5.0
-"""Seconds that a write waits for those of other processes."""
+"""Seconds that a call waits for the writes of other processes, and as long for those of other threads."""
 T = TypeVar("T")
+
+
+class Lock(Protocol):
+    """A lock of threads."""
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        """Take it. Return False where it was not free in time."""
+
+    def release(self) -> None:
+        """Give it back."""
+
+
+def _native_lock() -> Lock:
+    """Return a lock of native threads, also where gevent has replaced them: its thread pool consists of such."""
+    monkey = sys.modules.get("gevent.monkey")
+    lock: Lock = monkey.get_original("_thread", "allocate_lock")() if monkey else threading.Lock()
+    return lock
+
+
+_READING, _WRITING = _TURNS = (_native_lock(), _native_lock())
+"""The turns of this process's threads, one to read and one to write: SQLite's own waiting is a series of naps."""
+_held_for_fork: dict[int, list[Lock]] = {}
+"""By thread: the turns that it holds while it forks."""
+
+
+def _before_fork() -> None:
+    """Wait until no connection is open, so that none is inherited.
+
+    SQLite counts a process's locks in memory. A child with the counts of its parent would wait for locks that nobody
+    holds, and believe that it holds others.
+    """
+    _held_for_fork[threading.get_ident()] = [turn for turn in _TURNS if turn.acquire(timeout=2 * BUSY_TIMEOUT)]
+
+
+def _after_fork() -> None:
+    for turn in _held_for_fork.pop(threading.get_ident(), ()):
+        turn.release()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
 
 GENERATION = "SELECT generation FROM modelyard_instances WHERE worker_key = ? AND url = ?"
 TOUCH = "UPDATE modelyard_instances SET last_heartbeat = ?, deregistered = 0 WHERE worker_key = ? AND url = ?"
@@ -59,56 +104,72 @@ class SqliteRegistry:
         self.heartbeat_timeout = heartbeat_timeout
         self._busy_timeout = busy_timeout
         self._migrations = migrations
+        self._has_seen_tables = False
         self._forgetting = Forgetting(self)
-        self._files = PerProcess(lambda: SqliteFile(path, busy_timeout, migrations))
 
     def beat(self, instances: Sequence[Instance]) -> Beaten:
         """Register or refresh all of them."""
         rows.check_beat(instances)
-        receipts = self._call(lambda connection: _beat(connection, instances), write=True)
+        receipts = self._write(lambda connection: _beat(connection, instances))
         self._forgetting.after(instances)
         return Beaten(receipts, rows.interval(self.heartbeat_timeout))
 
     def deregister(self, instances: Sequence[Instance], *, forget: bool = False) -> list[Receipt]:
         """Mark them unhealthy until they beat again; with ``forget`` remove their rows."""
         rows.check_identities(instances)
-        return self._call(lambda connection: _deregister(connection, instances, forget), write=True)
+        return self._write(lambda connection: _deregister(connection, instances, forget))
 
     def instances(self, key: str | None = None, *, healthy_only: bool = False) -> list[Instance]:
         """Return all rows, or those of one key, ordered by key and address."""
         if key is not None:
             rows.check_key(key)
         statement, values = (READ, ()) if key is None else (READ_KEY, (key,))
-        found = self._call(lambda connection: connection.execute(statement, values).fetchall(), write=False)
+        found = self._call(lambda connection: connection.execute(statement, values).fetchall(), _READING)
         now = time.time()
         read = [_instance(row, now, self.heartbeat_timeout) for row in found]
         return rows.ordered(read, healthy_only=healthy_only)
 
     def close(self) -> None:
-        """Close this process's connections; a later call opens them again."""
-        if file := self._files.pop():
-            file.close()
+        """Do nothing: no call leaves a connection open."""
 
-    def _call(self, work: Callable[[sqlite3.Connection], T], *, write: bool) -> T:
-        """Do ``work`` with a connection, in a native thread where gevent runs: a wait must not stall its hub."""
-        if not _is_green():
-            return self._attempt(work, write)
-        done: T = sys.modules["gevent"].get_hub().threadpool.apply(self._attempt, (work, write))
-        return done
+    def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Return the result of ``work`` in a transaction of its own."""
 
-    def _attempt(self, work: Callable[[sqlite3.Connection], T], write: bool) -> T:
-        file = self._files.get()
+        def write(connection: sqlite3.Connection) -> T:
+            with _transaction(connection):
+                return work(connection)
+
+        return self._call(write, _WRITING)
+
+    def _call(self, work: Callable[[sqlite3.Connection], T], turn: Lock) -> T:
+        """Return the result of ``work``, in a native thread where gevent runs: a wait must not stall its hub."""
+        monkey = sys.modules.get("gevent.monkey")
+        if monkey is None or not monkey.is_module_patched("threading"):
+            return self._connected(work, turn)
+        result: T = sys.modules["gevent"].get_hub().threadpool.apply(self._connected, (work, turn))
+        return result
+
+    def _connected(self, work: Callable[[sqlite3.Connection], T], turn: Lock) -> T:
         try:
+            if not turn.acquire(timeout=self._busy_timeout):
+                raise sqlite3.OperationalError(f"other threads have used it for {self._busy_timeout:g} s")
             try:
-                return file.do(work, write)
-            except sqlite3.OperationalError as error:
-                if "no such table" not in str(error):
-                    raise
-                # Somebody has emptied the file for good.
-                file.close()
-                return file.do(work, write)
+                _make(self.path)
+                connection = sqlite3.connect(self.path, timeout=self._busy_timeout, isolation_level=None)
+                with contextlib.closing(connection):
+                    _prepare(connection)
+                    self._see_to_tables(connection)
+                    return work(connection)
+            finally:
+                turn.release()
         except (sqlite3.Error, OSError) as error:
             raise RegistryUnavailable(f"the registry in {self.path} can't be used: {error}") from error
+
+    def _see_to_tables(self, connection: sqlite3.Connection) -> None:
+        """Make or upgrade the tables. Those that a newer process has upgraded since the first call stay in use."""
+        if not self._has_seen_tables or (_version(connection) or 0) < len(self._migrations):
+            _migrate(connection, self._migrations, str(self.path))
+            self._has_seen_tables = True
 
 
 def _beat(connection: sqlite3.Connection, instances: Sequence[Instance]) -> list[Receipt]:
@@ -171,6 +232,63 @@ def _instance(row: Sequence[Any], now: float, heartbeat_timeout: float) -> Insta
     return instance
 
 
-def _is_green() -> bool:
-    monkey = sys.modules.get("gevent.monkey")
-    return monkey is not None and bool(monkey.is_module_patched("threading"))
+def _make(path: Path) -> None:
+    """Make an empty database in WAL mode for its owner, unless it exists. SQLite gives its other files the same mode.
+
+    It is given its name when it is complete and closed, so that nobody sees another, and no locks on it are lost.
+    """
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent}: make it")
+    if path.exists():
+        return
+    descriptor, nameless = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(descriptor)
+    try:
+        with contextlib.closing(sqlite3.connect(nameless)) as connection:
+            _prepare(connection)
+        with contextlib.suppress(FileExistsError):
+            os.link(nameless, path)
+    finally:
+        Path(nameless).unlink()
+
+
+def _prepare(connection: sqlite3.Connection) -> None:
+    """Use WAL, which lasts, and leave it to the heartbeats to repair what a machine loses that dies."""
+    (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+    if mode != "wal":
+        raise sqlite3.OperationalError(f"its folder can't hold a shared file (journal mode {mode})")
+    connection.execute("PRAGMA synchronous = NORMAL")
+
+
+@contextlib.contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """A write: nobody else writes until it ends, and all of it counts or nothing."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _migrate(connection: sqlite3.Connection, migrations: Sequence[schema.Migration], where: str) -> None:
+    """Bring the tables to the newest version that ``migrations`` know. Raises ConfigError."""
+    if not schema.outstanding(_version(connection), migrations, schema.PREFIX, where):
+        return
+    with _transaction(connection):
+        # Read again: another process may just have done it.
+        connection.execute("CREATE TABLE IF NOT EXISTS modelyard_schema (version INTEGER NOT NULL)")
+        for version, statements in schema.outstanding(_version(connection), migrations, schema.PREFIX, where):
+            for statement in statements:
+                connection.execute(statement)
+            connection.execute("DELETE FROM modelyard_schema")
+            connection.execute("INSERT INTO modelyard_schema VALUES (?)", (version,))
+
+
+def _version(connection: sqlite3.Connection) -> int | None:
+    if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'modelyard_schema'").fetchone() is None:
+        return None
+    (version,) = connection.execute("SELECT max(version) FROM modelyard_schema").fetchone()
+    return None if version is None else int(version)

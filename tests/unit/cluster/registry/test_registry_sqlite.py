@@ -15,7 +15,6 @@ import pytest
 from modelyard.cluster.registry import schema
 from modelyard.cluster.registry.base import Instance
 from modelyard.cluster.registry.sqlite import SqliteRegistry
-from modelyard.cluster.registry.sqlite_file import SqliteFile
 from modelyard.errors import ConfigError, RegistryUnavailable
 from registry_process import TURNS, others
 from running import wait_until
@@ -70,17 +69,6 @@ def test_several_processes_that_start_at_once_lose_nothing(path, registry):
     assert len(set(generations)) == len(names) * TURNS
     assert [one.generation for one in registry.instances("shared@llm")] == [max(generations)]
     assert len(registry.instances(healthy_only=True)) == 5 * len(names) + 1
-
-
-def test_a_close_that_finds_no_turn_while_another_thread_forks_leaves_it_usable(path):
-    file = SqliteFile(path, 0.1, schema.SQLITE)
-    file.hold()
-    closing = threading.Thread(target=file.close)
-    closing.start()
-    closing.join()
-    file.release()
-    assert file.do(lambda connection: connection.execute("SELECT 1").fetchone(), True) == (1,)
-    file.close()
 
 
 def read_beside(path: Path) -> list[str]:
@@ -144,7 +132,7 @@ def test_what_was_read_in_a_write_can_not_change_until_it_ends(path, registry):
         one.close()
 
 
-def test_many_threads_share_two_connections_and_close_leaves_none(path, registry):
+def test_many_threads_lose_nothing_and_leave_nothing_open(path, registry):
     start = threading.Barrier(16)
 
     def live(number: int) -> None:
@@ -156,10 +144,8 @@ def test_many_threads_share_two_connections_and_close_leaves_none(path, registry
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(live, range(16)))
     assert len(registry.instances()) == 16
-    assert descriptors(path) == 2
-    registry.close()
     assert descriptors(path) == 0
-    assert len(registry.instances()) == 16, "a later call opens it again"
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_readers_do_not_wait_for_a_writer(path, registry, beside):
@@ -180,6 +166,25 @@ def test_a_write_waits_for_another_process_and_not_for_ever(path, beside):
     beside.execute("ROLLBACK")
     assert registry.beat([MINE]).receipts[0].generation
     registry.close()
+
+
+def test_a_write_waits_for_those_of_other_threads_and_not_for_ever(path, registry, beside):
+    registry.beat([MINE])
+    hasty = SqliteRegistry(path, busy_timeout=0.1)
+    beside.execute("BEGIN IMMEDIATE")
+    waiting = threading.Thread(target=registry.beat, args=([MINE],))
+    waiting.start()
+
+    def is_refused() -> bool:
+        with pytest.raises(RegistryUnavailable, match=r"registry\.db") as refused:
+            hasty.beat([MINE])
+        return "other threads" in str(refused.value)
+
+    wait_until(is_refused, "the other thread's write comes first")
+    assert len(hasty.instances()) == 1
+    beside.execute("ROLLBACK")
+    waiting.join(30)
+    assert hasty.beat([MINE]).receipts[0].generation
 
 
 def test_a_removed_file_is_made_again_and_complete_after_the_next_beat(path, registry):

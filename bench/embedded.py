@@ -18,7 +18,7 @@ PATH = "/bench/library"
 
 
 def _library(app: Flask, model: str) -> Any:
-    workers = app.extensions["modelyard"].local.workers()
+    workers = app.extensions["modelyard"].local.models.workers()
     return next(worker.engine._server for worker in workers if worker.name == model)
 
 

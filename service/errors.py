@@ -35,7 +35,7 @@ Only ``Unavailable`` is safe to repeat without a thought: nothing was computed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import ClassVar, TypedDict
 
 
@@ -52,7 +52,6 @@ class ModelyardError(Exception):
     code: ClassVar[str] = "error"
     status: ClassVar[int] = 500
     title: ClassVar[str] = "The request failed"
-    retryable: ClassVar[bool] = False
 
 
 class InvalidRequest(ModelyardError):
@@ -117,6 +116,13 @@ class UnknownModel(ModelyardError):
     status = 404
     title = "There is no such model"
 
+    @classmethod
+    def among(cls, keys: Collection[str], model: str, worker_type: str | None = None) -> UnknownModel:
+        """Return the error for a model, of one type if given, that is not among the worker ``keys``."""
+        of_type = f" of type {worker_type}" if worker_type else ""
+        present = f"; there are {', '.join(sorted(keys))}" if keys else "; none is here at all"
+        return cls(f"there is no model {model!r}{of_type} here{present}")
+
 
 class Unsupported(ModelyardError):
     """The model does not do what was asked of it."""
@@ -140,7 +146,6 @@ class Unavailable(ModelyardError):
     code = "unavailable"
     status = 503
     title = "Not available now"
-    retryable = True
 
     def __init__(self, message: str, retry_after: int = 1, load: str | None = None) -> None:
         super().__init__(message)
@@ -264,3 +269,14 @@ class ConfigError(ModelyardError):
     """The configuration does not fit; the text names the place and the value."""
 
     code = "config_error"
+
+
+def not_callable(keys: Collection[str], model: str, types: Collection[str]) -> Unsupported | UnknownModel:
+    """Return the error for a call of a model as one of ``types``, where no worker key of ``keys`` fits.
+
+    It is `Unsupported` where the model has another type, `UnknownModel` where it is not among the keys at all.
+    """
+    others = [key.rpartition("@")[2] for key in keys if key.rpartition("@")[0] == model]
+    if not others:
+        return UnknownModel.among(keys, model)
+    return Unsupported(f"model {model!r} is of type {', '.join(others)}: this call wants {' or '.join(types)}")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 
 from .errors import Cancelled, ModelyardError
-from .types import Burst
+from .types import Burst, ModelOutput
 
 TICK = 1.0
 _numbers = itertools.count(1)
@@ -251,3 +251,18 @@ def pumped(bursts: Iterator[Burst | None], cancel: Cancel, name: str) -> Pump:
                 close()
 
     return Pump(produce, cancel, name)
+
+
+def whole_answer(bursts: Iterator[Burst | None]) -> ModelOutput:
+    """Return the bursts of one answer as one output."""
+    pieces: list[str] = []
+    output = ModelOutput()
+    for burst in bursts:
+        if burst is None:
+            continue
+        pieces += burst.pieces
+        output.finish_reason = burst.finish_reason or output.finish_reason
+        output.usage = burst.usage or output.usage
+        output.metrics = burst.metrics or output.metrics
+    output.text = "".join(pieces)
+    return output

@@ -10,10 +10,11 @@ from ..errors import BadModelFile, ConfigError
 from ..models import weights
 from ..models.catalog import Catalog, CatalogEntry
 from ..settings import params
+from ..telemetry.tracing import Tracing
 from ..types import JSONObject, WorkerType, split_worker_key
 from ..worker.admission import Budget
 from ..worker.declarations import Declarations
-from ..worker.manager import LocalWorkerManager
+from ..worker.local_models import LocalModels
 from .report import Layer, ModelReport, Report, each, origins, tried
 
 _HEADING = ("model_name", "engine", "worker_type")
@@ -39,7 +40,7 @@ class ModelsExamination:
         self._environ = environ
         self._kept = kept
         self._declarations = Declarations(settings, catalog, environ)
-        self._manager = LocalWorkerManager(self._declarations, Budget(settings.threads, settings.reserve))
+        self._models = LocalModels(self._declarations, Budget(settings.threads, settings.reserve), Tracing())
 
     def add(self, names: Iterable[str]) -> None:
         """Report on the models to start, and on those that were added over HTTP."""
@@ -64,7 +65,7 @@ class ModelsExamination:
             layers += self._layers(entry, found)
         values: Mapping[str, Any] = {k: v for layer in reversed(layers) for k, v in layer[1].items()}
         if len(faults) == before:
-            worker = tried(lambda: self._manager.add(name, worker_type, over_http), None, faults)
+            worker = tried(lambda: self._models.add(name, worker_type, over_http), None, faults)
             if worker is not None:
                 model.key, model.engine, values = worker.key, worker.params.engine, vars(worker.params)
                 model.params = [said for said in origins(worker.params, layers) if said.name not in _HEADING]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from ..errors import NotReady
+from ..errors import NotReady, not_callable
 from ..types import WorkerType, worker_key
-from ..worker import model_names
 from ..worker.manager import LocalWorkerManager
 from ..worker.worker import State
 from .registry.base import MANAGER_KEY, Instance
@@ -34,7 +33,7 @@ class Directory:
         return [own, *others] if own is not None else others
 
     def _own(self, key: str) -> Instance | None:
-        worker = None if self._local is None else self._local.find(key)
+        worker = None if self._local is None else self._local.models.find(key)
         if worker is None or worker.state is not State.READY:
             return None
         load = worker.gate.load()
@@ -44,7 +43,7 @@ class Directory:
 
     def all_of(self, key: str) -> list[Instance]:
         """Return the instances of a key, in whatever state."""
-        own = None if self._local is None else self._local.find(key)
+        own = None if self._local is None else self._local.models.find(key)
         known = self.known(key)
         if own is None or (known and known[0].url == self._own_url()):
             return known
@@ -61,30 +60,24 @@ class Directory:
 
     def keys(self) -> list[str]:
         """Return the keys of all models, sorted."""
-        own = set() if self._local is None else {worker.key for worker in self._local.workers()}
+        own = set() if self._local is None else {worker.key for worker in self._local.models.workers()}
         return sorted((own | {one.key for one in self._view.all() if one.url != self._own_url()}) - {MANAGER_KEY})
 
     def key_of(self, model: str, *kinds: WorkerType) -> str:
         """Return the key of a model that is called for one of ``kinds``. Raises UnknownModel, Unsupported, NotReady."""
         keys = [worker_key(model, kind) for kind in kinds]
         found = self._first_known(keys)
-        if found is None and (self._local is None or not self._local.has(model, None)):
+        if found is None and (self._local is None or not self._local.models.has(model, None)):
             self._view.look_anew(MISS_INTERVAL)
             found = self._first_known(keys)
         if found is not None:
             return found
-        if self._local is not None and self._local.has(model, None):
+        if self._local is not None and self._local.models.has(model, None):
             # It starts, has failed, or is of another type: its own manager says so best.
-            self._local.worker(model, *kinds).check_ready()
+            self._local.models.worker(model, *kinds).check_ready()
         if not self._view.complete:
             raise NotReady(f"the registry can't be read: {self._view.error or 'it was not asked yet'}", retry_after=2)
-        raise model_names.absent(model, kinds, self.keys())
+        raise not_callable(self.keys(), model, kinds)
 
     def _first_known(self, keys: Sequence[str]) -> str | None:
         return next((key for key in keys if self.known(key)), None)
-
-    def only_llm(self) -> str:
-        """Return the name of the only LLM that is healthy anywhere. InvalidRequest where there is none, or several."""
-        llms = [key for key in self.keys() if key.endswith(f"@{WorkerType.LLM.value}")]
-        names = [key.rpartition("@")[0] for key in llms if any(one.healthy for one in self.all_of(key))]
-        return model_names.only(names)

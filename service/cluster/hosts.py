@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 from ..errors import Forbidden, InvalidRequest, ModelyardError, NotReady, Unauthorized, UnknownModel
 from ..sessions.transport import Transport
 from ..types import ApplyOutcome, HostModels, JSONObject, WorkerType, split_worker_key
-from ..worker import model_names
 from ..worker.manager import LocalWorkerManager
 from ..worker.outcomes import in_parallel, merged
 from ..worker.protocol import EVERY_MODEL
@@ -179,7 +178,7 @@ class Hosts:
     def _having(self, model: str, worker_type: WorkerType | None) -> list[str]:
         """Return the addresses of the hosts that have a model: also where it is stopped, if the host is there."""
         there = set(self._managers())
-        own = [self._own_url()] if self._local is not None and self._local.has(model, worker_type) else []
+        own = [self._own_url()] if self._local is not None and self._local.models.has(model, worker_type) else []
         rows = [one for one in self._view.all() if _is_named(one, model, worker_type)]
         return list(dict.fromkeys([*own, *(one.url for one in rows if one.healthy or one.url in there)]))
 
@@ -215,8 +214,8 @@ class Hosts:
         raise InvalidRequest.of_fields([{"field": "host", "message": f"{wrong}; say host and port, one of {names}"}])
 
     def _unknown(self, model: str, worker_type: WorkerType | None) -> UnknownModel:
-        own = set() if self._local is None else {worker.key for worker in self._local.workers()}
-        return model_names.unknown(model, (own | {one.key for one in self._view.all()}) - {MANAGER_KEY}, worker_type)
+        own = set() if self._local is None else {worker.key for worker in self._local.models.workers()}
+        return UnknownModel.among((own | {one.key for one in self._view.all()}) - {MANAGER_KEY}, model, worker_type)
 
 
 class _Failed(ModelyardError):

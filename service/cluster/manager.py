@@ -19,13 +19,12 @@ from ..types import (
     JSONObject,
     ModelInstance,
     ModelMetadata,
-    ModelOutput,
     WorkerType,
     split_worker_key,
     worker_key,
 )
 from ..worker.manager import LocalWorkerManager
-from ..worker.worker import whole_answer
+from ..worker.shared_calls import SharedCalls
 from .attempts import Attempts, RoutedAnswer
 from .directory import Directory
 from .hosts import Hosts
@@ -38,7 +37,7 @@ from .view import RegistryView
 T = TypeVar("T")
 
 
-class RemoteWorkerManager:
+class RemoteWorkerManager(SharedCalls):
     """Models wherever they run. `start` and `stop` it; it makes no connection before it is asked something."""
 
     def __init__(
@@ -51,9 +50,9 @@ class RemoteWorkerManager:
         tracing: Tracing | None = None,
     ) -> None:
         """Route over what ``view`` shows; instances at ``own_url`` are those of ``local``."""
+        super().__init__(tracing)
         self.view = view
         self.routes = Routes()
-        self.tracing = tracing or Tracing()
         self._transport = transport
         self._local = local
         self._directory = Directory(view, self.routes, local, own_url)
@@ -121,11 +120,6 @@ class RemoteWorkerManager:
             return self._local.generate_stream(request, cancel, wait=wait)
         return self._worker(instance).generate_stream(request, cancel, wait=wait)
 
-    def generate(self, request: GenerateRequest, cancel: Cancel | None = None, *, wait: bool = True) -> ModelOutput:
-        """Return a whole answer; raises like the stream."""
-        with self.generate_stream(request, cancel, wait=wait) as stream:
-            return whole_answer(stream)
-
     @spanned
     def embeddings(
         self, model: str, texts: Sequence[str], cancel: Cancel | None = None, *, wait: bool = True
@@ -157,7 +151,7 @@ class RemoteWorkerManager:
     @spanned
     def count_token(self, model: str | None, prompt: str) -> int:
         """Return the tokens of ``prompt``; without a model, by the only LLM of the cluster."""
-        key = self._directory.key_of(model or self._directory.only_llm(), *WorkerType)
+        key = self._directory.key_of(model or self._only_llm(), *WorkerType)
         name = split_worker_key(key)[0]
         return self._called(
             key, lambda local: local.count_token(name, prompt), lambda worker, _: worker.count_token(prompt), True
@@ -197,17 +191,9 @@ class RemoteWorkerManager:
 
     # What is there
 
-    def get_model_instances(self, key: str, *, healthy_only: bool = True) -> list[ModelInstance]:
-        """Return the instances of a worker key."""
-        return [_seen(one) for one in self._directory.all_of(key) if one.healthy or not healthy_only]
-
-    def get_all_model_instances(
-        self, worker_type: WorkerType | None = None, *, healthy_only: bool = True
-    ) -> list[ModelInstance]:
-        """Return all instances, of one type if given."""
-        keys = self._directory.keys()
-        wanted = [key for key in keys if worker_type is None or key.endswith(f"@{worker_type.value}")]
-        return [one for key in wanted for one in self.get_model_instances(key, healthy_only=healthy_only)]
+    def _instances(self, key: str | None = None) -> list[ModelInstance]:
+        keys = self._directory.keys() if key is None else [key]
+        return [_seen(instance) for one in keys for instance in self._directory.all_of(one)]
 
     def select_one_instance(self, key: str) -> ModelInstance:
         """Return an instance that the next request would go to. Raises UnknownModel, NotReady."""

@@ -21,7 +21,7 @@ from .heartbeat import Heartbeat
 from .manager import RemoteWorkerManager
 from .registry import open_registry
 from .registry.address import sqlite_path
-from .registry.base import MANAGER_KEY, Instance, Registry, place_of
+from .registry.base import MANAGER_KEY, Instance, Registry
 from .view import RegistryView
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,6 @@ class Cluster:
             with contextlib.suppress(OSError):  # the registry itself says that it can't be opened, and why
                 state_folder(self._settings.state_path, self._settings.instance_name)
         self.url = advertised_url(self._settings)
-        self._local.host, self._local.port = place_of(self.url)
         if self.view is not None:
             self.view.start()
         if self.manager is not None:
@@ -87,7 +86,7 @@ class Cluster:
         """Register the worker manager, and each model from now on when it is ready."""
         if self.heartbeat is None:
             return
-        self._local.subscribe(self._follow)
+        self._local.models.subscribe(self._follow)
         self.heartbeat.add(MANAGER_KEY, self._manager_instance, HEARTBEAT_INTERVAL)
         self.heartbeat.start()
 

@@ -13,7 +13,7 @@ from ..errors import EngineError, InvalidRequest
 from ..sessions.answer import Answer
 from ..sessions.transport import Transport
 from ..settings.params import DESCRIPTION_KEYS
-from ..streams import Cancel, OutputStream
+from ..streams import Cancel, OutputStream, whole_answer
 from ..telemetry.spans import CLIENT, NOTHING, Span, current
 from ..types import (
     ApplyOutcome,
@@ -30,7 +30,6 @@ from ..types import (
 )
 from ..wire.chunks import DELTA_TYPE, ROUTE_HEADER, ROUTE_LOCAL
 from ..wire.messages import PEER_ROLES, text_of_content
-from ..worker.worker import whole_answer
 from .remote_answer import RemoteAnswer
 from .remote_errors import error_of_answer
 

@@ -21,6 +21,7 @@ from ..blueprints.health import health_blueprint
 from ..blueprints.worker import worker_blueprint
 from ..settings import params, settings
 from ..settings.settings import CONTROLLERS, Settings
+from ..worker.protocol import StartCallback
 from .runtime import Runtime
 
 KEY = "modelyard"
@@ -45,16 +46,19 @@ class Modelyard:
         url_prefix: str | None = None,
         worker: bool | None = None,
         probes_prefix: str | None = None,
+        after_start: StartCallback | None = None,
         **options: Any,
     ) -> Runtime:
         """Add the blueprints to ``app`` and return the runtime, which ``app.extensions["modelyard"]`` holds.
 
         With ``worker`` false the worker API is left out; health and readiness stand under ``probes_prefix`` (default:
-        the API's prefix). Raises ConfigError.
+        the API's prefix). In each process, ``after_start`` is called with the manager once the models were started, or
+        have failed. Raises ConfigError.
         """
-        named = {"url_prefix": url_prefix, "worker": worker, "probes_prefix": probes_prefix}
+        named = {"url_prefix": url_prefix, "worker": worker, "probes_prefix": probes_prefix, "after_start": after_start}
         given = {**_config_of(app), **self._options, **options, **{k: v for k, v in named.items() if v is not None}}
         blueprints = {"worker": given.pop("worker", True), "probes_prefix": given.pop("probes_prefix", None)}
+        callback = given.pop("after_start", None)
         given["prefix"] = given.pop("url_prefix", given.get("prefix", "/api"))
         given.setdefault("instance", f"{app.import_name}-{zlib.crc32(app.root_path.encode()):08x}")
         # A host application takes models in; a registry for others to join is what it may ask for.
@@ -62,7 +66,7 @@ class Modelyard:
         if loaded.models is None and not loaded.model_tables:
             loaded.models = []
         loaded.place(settings.REMOTE if loaded.registry and loaded.models == [] else settings.HOSTED)
-        return attach(app, Runtime(loaded), **blueprints)
+        return attach(app, Runtime(loaded, after_start=callback), **blueprints)
 
 
 def attach(app: Flask, runtime: Runtime, *, worker: bool = True, probes_prefix: str | None = None) -> Runtime:

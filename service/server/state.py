@@ -136,11 +136,6 @@ class StateFile:
         with self._lock:
             return {key: dict(entry) for key, entry in self._models.items()}
 
-    def get(self, key: str) -> JSONObject:
-        """Return a copy of one entry; empty where there is none."""
-        with self._lock:
-            return dict(self._models.get(key, {}))
-
     def update(self, key: str, **values: Any) -> None:
         """Set ``values`` in the entry of ``key``."""
         with self._changing():

@@ -43,7 +43,7 @@ def taken_over(app: Flask, models: Mapping[str, str], answers: Answers, folder: 
     tables = [_table(name, kind, answers) for name, kind in (models or _models_of(runtime)).items()]
     if not tables:
         raise RuntimeError(f"the application {app.name!r} names no models: say models={{'name': 'llm'}}")
-    scripted = Runtime(_settings(runtime.settings, tables, folder), environ={})
+    scripted = Runtime(_settings(runtime.settings, tables, folder), {}, runtime.after_start)
     former = runtime.__dict__
     # The blueprints, and other holders of the runtime, keep the same object.
     runtime.__dict__ = scripted.__dict__

@@ -1,10 +1,11 @@
-"""What every manager of models does, and what it tells those who listen."""
+"""What every manager of models does, what its listeners hear, and what blueprints need of their process."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from enum import Enum
+from typing import Any, Literal, Protocol, TypeAlias
 
 from ..engines.base import Vectors
 from ..settings.settings import Settings
@@ -38,6 +39,26 @@ class ModelEvent:
     over_http: JSONObject = field(default_factory=dict)
 
 
+StartCallback: TypeAlias = Callable[["WorkerManager"], object]
+"""Called with a manager after its start."""
+
+
+class ServiceState(str, Enum):
+    """Whether a service can do its work, and what keeps it from that: the ``state`` of its `Service.status`."""
+
+    READY = "ready"
+    STARTING = "starting"
+    """Models are being started, or their host is."""
+    WAITING = "waiting"
+    """Another process still holds the models."""
+    DRAINING = "draining"
+    """It takes no new work, as it is about to end."""
+    DISCONNECTED = "disconnected"
+    """The registry was not read yet, or a controller can't read it."""
+    FAILED = "failed"
+    """No model is ready, or the model host can't be started."""
+
+
 class Watcher(Protocol):
     """Watches clients' sockets for a hang-up."""
 
@@ -68,7 +89,7 @@ class Service(Protocol):
         """Raise Draining or NotReady where no request is taken."""
 
     def status(self) -> JSONObject:
-        """Return ``ready``, why not, and each model with its state and reason."""
+        """Return ``ready``, ``state`` (`ServiceState`), the reason, and each model with its own state and reason."""
 
 
 class WorkerManager(Protocol):
@@ -148,3 +169,12 @@ class WorkerManager(Protocol):
 
     def load_of(self, model: str, worker_type: WorkerType) -> str | None:
         """Return the value of ``Modelyard-Load`` for a model; None where it is not known."""
+
+    def after_start(self, callback: StartCallback | None) -> None:
+        """Call ``callback`` with this manager once its models were started or have failed; at once where they were.
+
+        None is ignored. What a callback raises is logged with its name, and changes nothing else.
+        """
+
+    def notify_started(self) -> None:
+        """Call the callbacks of `after_start`. The process does so once, at the end of its start."""

@@ -1,16 +1,47 @@
-"""Tells apart why a model did not start: too slow, network, a missing library, a bad file, anything else."""
+"""The start of an engine: within a time limit, and with an error that names the cause of a failure."""
 
 from __future__ import annotations
 
 import socket
+import threading
 
 import requests
 
+from ..engines.base import Engine, Progress
 from ..errors import BadModelFile, MissingLibrary, ModelyardError, NetworkFailure, StartFailed, StartTimeout
 
 
-def told_apart(error: BaseException, model: str) -> ModelyardError:
-    """Return ``error`` as one of ours, most specific first; one that is ours already stays as it is."""
+def start_in_time(engine: Engine, progress: Progress, name: str, timeout: float) -> bool:
+    """Start ``engine`` in a thread of its own; return False where that takes longer than ``timeout`` seconds.
+
+    An engine that is late is stopped as soon as its start ends: it must not be used again. Raises what the engine
+    raises.
+    """
+    ended = threading.Event()
+    failures: list[BaseException] = []
+    deciding, given_up = threading.Lock(), False
+
+    def run() -> None:
+        try:
+            engine.start(progress)
+        except BaseException as error:  # noqa: BLE001 - raised again by the thread that waits
+            failures.append(error)
+        with deciding:
+            ended.set()
+        if given_up and not failures:
+            engine.stop()
+
+    threading.Thread(target=run, name=f"start-{name}", daemon=True).start()
+    ended.wait(timeout)
+    with deciding:
+        given_up = not ended.is_set()
+    if failures and not given_up:
+        raise failures[0]
+    return not given_up
+
+
+def start_error(error: BaseException, model: str) -> ModelyardError:
+    """Return the error of ours that says why ``model`` did not start; one that is ours already stays as it is."""
     if isinstance(error, ModelyardError):
         return error
     subject = f"model {model!r} did not start"

@@ -12,12 +12,12 @@ from typing import Any
 
 from ..engines.base import Engine, ModelParams, Vectors
 from ..errors import Cancelled, EngineError, ModelyardError, NotReady, StartTimeout
-from ..streams import TICK, Cancel, OutputStream, pumped
+from ..streams import TICK, Cancel, OutputStream, pumped, whole_answer
 from ..telemetry.spans import NOTHING, Span, current
 from ..types import Burst, GenerateRequest, ModelMetadata, ModelOutput, WorkerType, worker_key
 from .admission import Gate, Ticket
 from .spans import WatchedBursts, engine_span, note_slot, note_texts
-from .start import told_apart
+from .start import start_error, start_in_time
 
 log = logging.getLogger(__name__)
 
@@ -68,9 +68,9 @@ class ModelWorker:
             self.state, self.reason = State.STARTING, "waiting to load"
         began = time.monotonic()
         try:
-            self._start_in_time()
+            self._start_engine()
         except BaseException as error:
-            failure = told_apart(error, self.name)
+            failure = start_error(error, self.name)
             self.state, self.reason = State.FAILED, str(failure)
             # A traceback says something only where we do not know the cause.
             log.warning("model %s did not start: %s", self.key, failure, exc_info=failure.code == "start_failed")
@@ -80,36 +80,13 @@ class ModelWorker:
         self.state, self.reason = State.READY, ""
         log.info("model %s is ready after %.1f s", self.key, self.started_in)
 
-    def _start_in_time(self) -> None:
-        """Run the engine's start in a thread, so that one that hangs is left behind with its own engine."""
-        ended = threading.Event()
-        failures: list[BaseException] = []
-        deciding, given_up = threading.Lock(), False
-        engine = self.engine
+    def _start_engine(self) -> None:
+        engine, limit = self.engine, self.params.start_timeout
         engine.path = self._locate()
-
-        def run() -> None:
-            try:
-                engine.start(self._progress)
-            except BaseException as error:  # noqa: BLE001 - raised again by the thread that waits
-                failures.append(error)
-            with deciding:
-                ended.set()
-            if given_up and not failures:
-                engine.stop()
-
-        threading.Thread(target=run, name=f"start-{self.name}", daemon=True).start()
-        ended.wait(self.params.start_timeout)
-        with deciding:
-            given_up = not ended.is_set()
-        if given_up:
-            # A new engine for the next try: this one may come to life any time.
+        if not start_in_time(engine, self._progress, self.name, limit):
+            # The late engine may come to life at any time: the next start takes another one.
             self.engine = type(engine)(engine.params, engine.path)
-            raise StartTimeout(
-                f"model {self.name!r} did not start within {self.params.start_timeout:g} s (start_timeout)"
-            )
-        if failures:
-            raise failures[0]
+            raise StartTimeout(f"model {self.name!r} did not start within {limit:g} s (start_timeout)")
 
     def _progress(self, sentence: str) -> None:
         self.reason = sentence
@@ -305,21 +282,6 @@ class _Answer:
         close = getattr(self._bursts, "close", None)
         if close is not None:
             close()
-
-
-def whole_answer(bursts: Iterator[Burst | None]) -> ModelOutput:
-    """Return the bursts of one answer as one output."""
-    pieces: list[str] = []
-    output = ModelOutput()
-    for burst in bursts:
-        if burst is None:
-            continue
-        pieces += burst.pieces
-        output.finish_reason = burst.finish_reason or output.finish_reason
-        output.usage = burst.usage or output.usage
-        output.metrics = burst.metrics or output.metrics
-    output.text = "".join(pieces)
-    return output
 
 
 def _cosine(one: Sequence[float], other: Sequence[float]) -> float:

@@ -70,11 +70,11 @@ def test_a_model_is_started_and_forgotten_on_the_host_that_is_named(controller, 
         assert (ran.status, "several hosts" in ran.err) == (1, True)
         ran = modelyard("models", "start", "spare", "size=3", *at)
         assert ran.status == 0, ran.err
-        assert [r.local.has("spare", None) for r in (one, two)] == [False, True]
+        assert [r.local.models.has("spare", None) for r in (one, two)] == [False, True]
         wait_until(lambda: "spare" in modelyard("models", "list", "--url", url_of(gateway)).out, "it is in view")
         ran = modelyard("models", "stop", "spare", "--forget", *at)
         assert ran.status == 0, ran.err
-        assert not two.local.has("spare", None)
+        assert not two.local.models.has("spare", None)
 
 
 @pytest.mark.parametrize("at", ["here", "host:", ":80", "host:x"])

@@ -116,6 +116,31 @@ def untouched(manager) -> Iterator[None]:
     assert {key: start_number(manager, key.partition("@")[0]) for key in before} == before
 
 
+# The start
+
+
+def test_a_callback_is_called_with_the_manager_after_the_start(manager):
+    calls: list[WorkerManager] = []
+    manager.after_start(calls.append)
+    wait_until(lambda: calls, "it was called")
+    assert calls[0].generate(prompt("x")).text == " x"
+    manager.notify_started()
+    assert len(calls) == 1
+
+
+def test_no_callback_is_ignored_and_one_that_raises_is_logged_by_name_and_fails_nothing_else(manager, caplog):
+    def odd(manager: WorkerManager) -> None:
+        raise SystemExit(manager.generate(prompt("odd")).text)
+
+    calls: list[WorkerManager] = []
+    for callback in (None, odd, calls.append):
+        manager.after_start(callback)
+    wait_until(lambda: calls, "the last was called")
+    assert "after_start: test_no_callback_is_ignored" in caplog.text
+    assert "odd failed" in caplog.text
+    assert manager.generate(prompt("x")).text == " x"
+
+
 # Generation
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flask import Flask
-from modelyard.cluster.hosting.manager import HostedWorkerManager
+from modelyard.cluster.hosting.manager import HostedWorkerManager, HostEndpoint
 from modelyard.server.app import create_app
 from modelyard.server.extension import KEY
 from modelyard.server.runtime import Runtime
@@ -92,7 +92,7 @@ class SettledLoad:
         return found
 
     def _is_level(self) -> bool:
-        gates = [worker.gate for worker in self._worker.local.workers()]
+        gates = [worker.gate for worker in self._worker.local.models.workers()]
         held = sum(gate.slots - gate.free + gate.waiting for gate in gates)
         return len(self._worker.requests) == held
 
@@ -111,7 +111,7 @@ class Settled(SettledLoad):
     def _is_told(self) -> bool:
         cluster = self._worker.cluster
         assert cluster is not None and cluster.heartbeat is not None
-        ready = {w.key for w in self._worker.local.workers() if w.state.value == "ready"}
+        ready = {w.key for w in self._worker.local.models.workers() if w.state.value == "ready"}
         healthy = {one.key for one in cluster.registry.instances(healthy_only=True)}
         return healthy == ready | {"WorkerManager@service"} and not cluster.heartbeat.is_behind()
 
@@ -120,8 +120,9 @@ class Settled(SettledLoad):
 def hosted_manager(folder: Path, tables: Sequence[JSONObject]) -> Iterator[WorkerManager]:
     """Give the manager of a web process over a model host, which has the models of ``tables``."""
     with service(folder, tables, role="worker") as host:
-        manager = HostedWorkerManager(Transport(), 10.0, "127.0.0.1", 7000)
-        manager.url = url_of(host)
+        endpoint = HostEndpoint(url_of(host))
+        manager = HostedWorkerManager(endpoint, Transport(), 10.0, lambda: ("127.0.0.1", 7000))
+        manager.notify_started()
         yield SettledLoad(manager, host)  # type: ignore[misc]
         wait_until(lambda: not host.requests, "all requests are over", 5)
 

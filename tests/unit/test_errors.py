@@ -50,10 +50,6 @@ def test_every_code_is_one_word_and_used_once():
     assert all(re.fullmatch(r"[a-z]+(_[a-z]+)*", code) for code in codes)
 
 
-def test_only_what_computed_nothing_is_safe_to_repeat():
-    assert {c for c in classes() if c.retryable} == {c for c in classes() if issubclass(c, Unavailable)}
-
-
 def test_an_invalid_request_names_every_field():
     error = InvalidRequest.of_fields([{"field": "a", "message": "is missing"}, {"field": "b[2]", "message": "is odd"}])
     assert str(error) == "a: is missing; b[2]: is odd"

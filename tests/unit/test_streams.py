@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from modelyard import streams
 from modelyard.errors import Cancelled, Draining, EngineError, NotReady
-from modelyard.streams import Cancel, OutputStream, Pump, pumped
+from modelyard.streams import Cancel, OutputStream, Pump, pumped, whole_answer
 from modelyard.types import Burst
 from running import wait_until
 
@@ -396,3 +396,18 @@ def test_a_client_that_has_gone_is_the_reason_when_none_is_given(make):
     cancel.set()
     with pytest.raises(Cancelled):
         list(stream)
+
+
+def test_a_whole_answer_joins_all_pieces_and_has_the_last_of_everything_else():
+    bursts = [Burst(["a"], None, {"n": 1}), None, Burst(["b", "c"], "stop", {"n": 2}, {"speed": 1.0}), Burst([])]
+    output = whole_answer(iter(bursts))
+    assert (output.text, output.finish_reason, output.usage, output.metrics) == (
+        "abc",
+        "stop",
+        {"n": 2},
+        {"speed": 1.0},
+    )
+
+
+def test_an_answer_without_a_burst_is_empty():
+    assert whole_answer(iter([None, None])).text == ""

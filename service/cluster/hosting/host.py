@@ -22,10 +22,11 @@ from ...sessions.transport import Transport
 from ...settings.settings import ALLOCATOR, INLINE, Settings, handed_over
 from ...telemetry.tracing import Tracing
 from ...types import JSONObject
+from ...worker.protocol import ServiceState
 from ..addresses import advertised_url
 from ..membership import registry_url, transport_options
 from .folder import HostFolder, HostLock, LifeLine, digest, is_needed, noted, run_began
-from .manager import HostedWorkerManager
+from .manager import HostedWorkerManager, HostEndpoint
 
 log = logging.getLogger(__name__)
 
@@ -55,10 +56,11 @@ class ModelHost:
         """Use ``settings``, of the web process; ``tracing`` makes the spans of calls to the host."""
         self._settings = settings
         self._socket = Transport(settings.connect_timeout, SILENCE)
+        self._endpoint = HostEndpoint()
         self.manager = HostedWorkerManager(
-            self._socket, settings.host_timeout, settings.host, settings.port, tracing=tracing
+            self._endpoint, self._socket, settings.host_timeout, lambda: (settings.host, settings.port), tracing=tracing
         )
-        """Asks the host."""
+        """Calls the models of the host."""
         self.url = ""
         """The address of the web side, as the host registers it; known once that listens."""
         self._folder: HostFolder | None = None
@@ -73,7 +75,6 @@ class ModelHost:
     def start(self) -> None:
         """Hold the life line, and start the thread that sees to it that there is a host."""
         if self._thread is None:
-            self.manager.host, self.manager.port = self._settings.host, self._settings.port
             self.url = advertised_url(self._settings)
             self._look_after()
             self._thread = threading.Thread(target=self._run, name="modelyard-host", daemon=True)
@@ -99,7 +100,7 @@ class ModelHost:
         except Exception as error:
             if str(error) != self.error:
                 log.exception("the model host can't be looked after")
-            self.error = self.manager.trouble = str(error)
+            self.error = self._endpoint.trouble = str(error)
         else:
             self.error = ""
         _children[:] = [child for child in _children if child.poll() is None]
@@ -108,7 +109,7 @@ class ModelHost:
         """Hold the life line, in a folder made anew if somebody has deleted it."""
         if self._folder is None or not self._folder.path.is_dir() or not self._folder.socket.parent.is_dir():
             self._folder = HostFolder.of(self._settings)
-            self.manager.url = self._folder.url
+            self._endpoint.url = self._folder.url
             if self._life is not None:
                 self._life.release()
             self._life = LifeLine(self._folder.life)
@@ -139,7 +140,7 @@ class ModelHost:
         # Less than nothing means that the machine was started in between: its clock began anew.
         starts = int(last.get("starts", 0)) if 0 <= age < IN_A_ROW else 0
         again = f"the model host was started {starts} times in a row: the log says what ended it"
-        self.manager.trouble = again if starts > FEW_STARTS else ""
+        self._endpoint.trouble = again if starts > FEW_STARTS else ""
         if lock is None:
             return
         try:
@@ -212,22 +213,24 @@ class ModelHost:
 
     def send(self, method: str, path: str, **options: Any) -> Answer:
         """Send a request to its API; like `Transport.send`."""
-        return self._socket.send(method, self.manager.url + path, **options)
+        return self._socket.send(method, self._endpoint.url + path, **options)
 
     def status(self) -> JSONObject:
         """Return what the host says of its models, and its ``pid``; why there is none, where there is none."""
         pid = None if self._folder is None else noted(self._folder.lock).get("pid")
         host = {"pid": None if pid is None else int(pid)}
         if self.error:
-            return {"ready": False, "reason": self.error, "models": [], "host": host}
-        try:
-            said = self.manager.status()
-        except NotConnected:
-            reason = self.manager.trouble or "models are starting: so is their host"
-            return {"ready": False, "reason": reason, "models": [], "host": host}
-        except ModelyardError as error:
-            return {"ready": False, "reason": f"the model host does not answer: {error}", "models": [], "host": host}
-        return {**said, "host": host}
+            state, reason = ServiceState.FAILED, self.error
+        else:
+            try:
+                return {**self.manager.status(), "host": host}
+            except NotConnected:
+                is_failing = bool(self._endpoint.trouble)
+                state = ServiceState.FAILED if is_failing else ServiceState.STARTING
+                reason = self._endpoint.trouble or "models are starting: so is their host"
+            except ModelyardError as error:
+                state, reason = ServiceState.FAILED, f"the model host does not answer: {error}"
+        return {"ready": False, "state": state.value, "reason": reason, "models": [], "host": host}
 
 
 def _python() -> str:

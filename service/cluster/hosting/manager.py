@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ...engines.base import Vectors
-from ...errors import Draining, ModelyardError, NotConnected, NotReady, UnknownModel
+from ...errors import Draining, ModelyardError, NotConnected, NotReady, UnknownModel, not_callable
 from ...sessions.transport import Transport
 from ...streams import Cancel, OutputStream
 from ...telemetry.spans import current
@@ -25,13 +26,12 @@ from ...types import (
     JSONObject,
     ModelInstance,
     ModelMetadata,
-    ModelOutput,
     WorkerType,
-    split_worker_key,
     worker_key,
 )
-from ...worker import model_names
-from ...worker.worker import State, whole_answer
+from ...worker.protocol import ServiceState
+from ...worker.shared_calls import SharedCalls
+from ...worker.worker import State
 from ..remote_errors import error_of_answer
 from ..remote_model import RemoteHost, RemoteModelWorker
 
@@ -42,25 +42,40 @@ PAUSE = 0.1
 STATUS_TIMEOUT = (0.5, 2.0)
 
 
-class HostedWorkerManager:
-    """Models of the process behind a socket. Makes no connection before it is asked something."""
+@dataclass
+class HostEndpoint:
+    """Where the model host answers, as `ModelHost` finds it; the manager of the host's models reads it."""
+
+    url: str = ""
+    """The address of its API; empty until it is known."""
+    trouble: str = ""
+    """What keeps the host from answering, other than that it is just being started."""
+
+
+class HostedWorkerManager(SharedCalls):
+    """Models of the process behind a socket. It makes no connection before its first call."""
 
     def __init__(
-        self, transport: Transport, timeout: float, host: str, port: int, *, tracing: Tracing | None = None
+        self,
+        endpoint: HostEndpoint,
+        transport: Transport,
+        timeout: float,
+        place: Callable[[], tuple[str, int]],
+        *,
+        tracing: Tracing | None = None,
     ) -> None:
-        """Wait ``timeout`` seconds for a host that is being started; ``host`` and ``port`` are what instances say."""
-        self.url = ""
-        """Where the host's API stands; told by whoever starts it."""
-        self.trouble = ""
-        """What keeps the host from being there, other than that it is just being started; told as well."""
-        self.host = host
-        self.port = port
-        self.tracing = tracing or Tracing()
+        """Call the host at ``endpoint``, and wait ``timeout`` seconds for one that is being started.
+
+        ``place`` returns the host and port that instances say.
+        """
+        super().__init__(tracing)
+        self.endpoint = endpoint
         self._transport = transport
         self._timeout = timeout
+        self._place = place
         self._workers: dict[str, RemoteModelWorker] = {}
         self._keys: set[str] = set()
-        """The models of the host, as it last told of them."""
+        """The models of the host, by its last status."""
 
     def _worker(self, model: str, *kinds: WorkerType) -> RemoteModelWorker:
         """Return a model for a call that ``kinds`` answer: the host says if there is none."""
@@ -70,12 +85,12 @@ class HostedWorkerManager:
                 self.status()
         key = next((key for key in keys if key in self._keys), keys[0])
         worker = self._workers.get(key)
-        if worker is None or worker.url != self.url:
-            worker = self._workers[key] = RemoteModelWorker(key, self.url, self._transport)
+        if worker is None or worker.url != self.endpoint.url:
+            worker = self._workers[key] = RemoteModelWorker(key, self.endpoint.url, self._transport)
         return worker
 
     def _at(self) -> RemoteHost:
-        return RemoteHost(self.url, self._transport)
+        return RemoteHost(self.endpoint.url, self._transport)
 
     # Patience
 
@@ -102,7 +117,7 @@ class HostedWorkerManager:
         states = [m.get("state") for m in status["models"] if str(m.get("model")).rpartition("@")[0] == model]
         # Ready: it has become so since it refused.
         is_near = State.STARTING in states or State.READY in states or (not states and not status["ready"])
-        return is_near or is_starting(status)
+        return is_near or status["state"] == ServiceState.STARTING
 
     def forget(self) -> None:
         """Forget which models there are: one has gone."""
@@ -110,13 +125,13 @@ class HostedWorkerManager:
 
     def status(self) -> JSONObject:
         """Return the host's ``/readyz``. Raises WorkerUnreachable, and what else it answers with."""
-        url = self.url.removesuffix("/api") + "/readyz"
+        url = self.endpoint.url.removesuffix("/api") + "/readyz"
         with self._transport.request("GET", url, timeout=STATUS_TIMEOUT) as answer:
             if answer.status_code not in (200, 503):
-                raise error_of_answer(answer, self.url)
+                raise error_of_answer(answer, self.endpoint.url)
             said = answer.json()
         self._keys = {str(model["model"]) for model in said["models"]}
-        return {"ready": bool(said["ready"]), "reason": said["reason"], "models": said["models"]}
+        return {name: said.get(name) for name in ("ready", "state", "reason", "models")}
 
     def _check_known(self, model: str, kind: WorkerType) -> None:
         """Raise what is wrong with a model that this process has not asked yet; whoever streams is told in time."""
@@ -131,10 +146,10 @@ class HostedWorkerManager:
         if not states and not status["ready"]:
             return
         if key in states:
-            if states[key]["state"] not in (State.READY, State.STARTING) and not is_starting(status):
+            if states[key]["state"] not in (State.READY, State.STARTING) and status["state"] != ServiceState.STARTING:
                 self._worker(model, kind).metadata()
             return
-        raise model_names.absent(model, [kind], states)
+        raise not_callable(states, model, [kind])
 
     # Calls
 
@@ -155,11 +170,6 @@ class HostedWorkerManager:
         )
         answer.outer = OutputStream(answer, cancel, lambda: None)
         return answer.outer
-
-    def generate(self, request: GenerateRequest, cancel: Cancel | None = None, *, wait: bool = True) -> ModelOutput:
-        """Return a whole answer; raises like the stream."""
-        with self.generate_stream(request, cancel, wait=wait) as stream:
-            return whole_answer(stream)
 
     @spanned
     def embeddings(
@@ -193,10 +203,6 @@ class HostedWorkerManager:
         name = model or self._only_llm()
         return self._asked(lambda: self._worker(name, *WorkerType).count_token(prompt), name)
 
-    def _only_llm(self) -> str:
-        instances = self.get_all_model_instances(WorkerType.LLM, healthy_only=False)
-        return model_names.only([split_worker_key(one.model_name)[0] for one in instances])
-
     @spanned
     def model_metadata(self, model: str) -> ModelMetadata:
         """Return what a model is."""
@@ -204,30 +210,13 @@ class HostedWorkerManager:
 
     # What is there
 
-    def get_model_instances(self, key: str, *, healthy_only: bool = True) -> list[ModelInstance]:
-        """Return the instances of a worker key: at most one here."""
-        return [one for one in self.get_all_model_instances(healthy_only=healthy_only) if one.model_name == key]
-
-    def get_all_model_instances(
-        self, worker_type: WorkerType | None = None, *, healthy_only: bool = True
-    ) -> list[ModelInstance]:
-        """Return all instances, of one type if given."""
-        found = []
-        for model in self._asked(self.status, None)["models"]:
-            key, healthy = str(model["model"]), model["state"] == State.READY
-            fits = worker_type is None or key.endswith(f"@{worker_type.value}")
-            if "@" in key and fits and (healthy or not healthy_only):
-                found.append(ModelInstance(key, self.host, self.port, healthy=healthy))
-        return found
-
-    def select_one_instance(self, key: str) -> ModelInstance:
-        """Return the instance of a worker key. Raises UnknownModel, NotReady."""
-        found = self.get_model_instances(key, healthy_only=False)
-        if not found:
-            raise UnknownModel(f"there is no instance of {key}")
-        if not found[0].healthy:
-            raise NotReady(f"no instance of {key} is ready")
-        return found[0]
+    def _instances(self, key: str | None = None) -> list[ModelInstance]:
+        host, port = self._place()
+        return [
+            ModelInstance(model["model"], host, port, healthy=model["state"] == State.READY)
+            for model in self._asked(self.status, None)["models"]
+            if "@" in model["model"] and key in (None, model["model"])
+        ]
 
     def load_of(self, model: str, worker_type: WorkerType) -> str | None:
         """Return what the host last said of a model's load to this process."""
@@ -241,7 +230,7 @@ class HostedWorkerManager:
     def supported_models(self) -> list[HostModels]:
         """Return the models that may run on the host."""
         found = self._asked(lambda: self._at().supported_models(), None)
-        return [HostModels(self.host, self.port, one.models) for one in found]
+        return [HostModels(*self._place(), one.models) for one in found]
 
     # What changes
 
@@ -273,11 +262,6 @@ class HostedWorkerManager:
         return self._asked(lambda: self._at().apply(model, apply_type, worker_type, params), None)
 
 
-def is_starting(status: Mapping[str, object]) -> bool:
-    """Return whether a status tells of models that will be there in a moment."""
-    return str(status["reason"] or "").startswith("models are starting")
-
-
 class _Patience:
     """How long one request goes on waiting for a host."""
 
@@ -290,13 +274,13 @@ class _Patience:
     def wait(self, error: ModelyardError) -> None:
         """Wait a moment, if the host that could not take the request may soon; raise what else it comes to."""
         # Without an address, there was no host that could have been asked.
-        is_absent = isinstance(error, NotConnected | Draining) or not self._manager.url
+        is_absent = isinstance(error, NotConnected | Draining) or not self._manager.endpoint.url
         if isinstance(error, UnknownModel):
             self._manager.forget()
         if not is_absent and not (isinstance(error, NotReady) and self._manager.is_coming(self._model)):
             raise error
         if time.monotonic() >= self._until:
-            why = self._manager.trouble or f"the model host is being started: {error}"
+            why = self._manager.endpoint.trouble or f"the model host is being started: {error}"
             raise NotReady(why, retry_after=2) if is_absent else error
         if self._cancel.wait(PAUSE):
             raise self._cancel.error

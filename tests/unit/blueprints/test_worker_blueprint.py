@@ -130,7 +130,7 @@ def free(runtime: Runtime, model: str = "s", kind: WorkerType = WorkerType.LLM) 
 
 def held_slot(runtime: Runtime, model: str = "s") -> Any:
     """Return a stream that holds the only slot of a model."""
-    worker = next(w for w in runtime.local.workers() if w.name == model)
+    worker = next(w for w in runtime.local.models.workers() if w.name == model)
     return worker.gate.request()
 
 

@@ -109,7 +109,9 @@ def test_one_that_is_full_everywhere_waits_in_a_line_and_is_answered(yard):
     answers = []
     waiting = threading.Thread(target=lambda: answers.append(yard.manager.generate(prompt("x")).text))
     waiting.start()
-    wait_until(lambda: sum(one.local.find("a@llm").gate.waiting for one in (yard.one, yard.two)) == 1, "it waits")
+    wait_until(
+        lambda: sum(one.local.models.find("a@llm").gate.waiting for one in (yard.one, yard.two)) == 1, "it waits"
+    )
     for stream in held:
         stream.close()
     waiting.join(20)
@@ -212,7 +214,7 @@ def test_of_several_hosts_one_must_be_named(yard):
 def test_a_model_is_started_and_shut_down_on_the_host_that_is_named(yard):
     port = yard.two.settings.port
     yard.manager.model_startup("spare", None, {"size": 3}, host="127.0.0.1", port=port)
-    assert [one.local.has("spare", None) for one in (yard.one, yard.two)] == [False, True]
+    assert [one.local.models.has("spare", None) for one in (yard.one, yard.two)] == [False, True]
     wait_until(lambda: yard.healthy("spare@llm") == [url_of(yard.two)], "it is in view")
     assert yard.manager.model_metadata("spare").metadata["size"] == 3
     # It runs on one host only, so that need not be said.
@@ -228,7 +230,7 @@ def test_who_names_the_gateway_itself_leaves_the_host_open(yard):
         yard.manager.model_startup("spare", None, {}, **gateway)
     yard.manager.model_startup("spare", None, {}, host="127.0.0.1", port=yard.one.settings.port)
     yard.manager.model_shutdown("spare", None, **gateway)
-    assert yard.one.local.has("spare", None) is False
+    assert yard.one.local.models.has("spare", None) is False
 
 
 def test_a_host_that_does_not_answer_is_told_beside_what_the_others_say(yard):
@@ -259,7 +261,7 @@ def test_a_dead_instance_is_passed_over_probed_and_taken_again(yard):
 
     def reached() -> bool:
         yard.manager.generate(prompt("x"))
-        return any(e.starts and e is with_it.local.find("a@llm").engine for e in Steered.made)
+        return any(e.starts and e is with_it.local.models.find("a@llm").engine for e in Steered.made)
 
     assert reached()
 
@@ -303,11 +305,11 @@ def test_a_standalone_service_answers_with_its_own_models_and_with_those_of_work
             held = [alone.manager.generate_stream(prompt("hold")) for _ in range(2)]
             for stream in held:
                 next(burst for burst in stream if burst)
-            assert [r.local.find("a@llm").gate.free for r in (alone, worker)] == [0, 0]
+            assert [r.local.models.find("a@llm").gate.free for r in (alone, worker)] == [0, 0]
             for stream in held:
                 stream.close()
             assert alone.manager.model_startup("spare", None, {}) is None
-            assert alone.local.has("spare", None)
+            assert alone.local.models.has("spare", None)
         wait_until(lambda: not alone.manager.get_model_instances("far@llm"), "the worker has left")
         with pytest.raises(NotReady, match="deregistered"):
             alone.manager.generate(prompt("x", "far"))

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 from modelyard.engines.echo import DIMENSIONS, PIECES_A_BURST, Echo, EchoParams
-from modelyard.streams import Cancel
+from modelyard.streams import Cancel, whole_answer
 from modelyard.types import Burst, GenerateRequest
-from modelyard.worker.worker import whole_answer
 
 
 def echo(**params: Any) -> Echo:

@@ -16,6 +16,7 @@ from modelyard.server.state import OwnerLock, StateFile
 from modelyard.settings.settings import Settings
 from modelyard.streams import Cancel
 from modelyard.types import GenerateRequest, WorkerType
+from modelyard.worker.protocol import WorkerManager
 from running import wait_until
 from steered import Steered
 
@@ -29,10 +30,11 @@ def make(tmp_path: Path) -> Iterator[Make]:
     made: list[Runtime] = []
 
     def runtime(*tables: dict[str, Any], **options: Any) -> Runtime:
+        after_start = options.pop("after_start", None)
         given = {"state_dir": str(tmp_path / "state"), "models_dirs": [str(tmp_path / "models")], **options}
         settings = Settings(**given)
         settings.model_tables = tables
-        made.append(Runtime(settings, environ={}))
+        made.append(Runtime(settings, {}, after_start))
         return made[-1]
 
     yield runtime
@@ -73,10 +75,10 @@ def test_making_one_starts_nothing(make, tmp_path):
     runtime = make(table("a"))
     assert threading.active_count() == threads
     assert not (tmp_path / "state").exists()
-    assert (Steered.made, runtime.local.workers()) == ([], [])
+    assert (Steered.made, runtime.local.models.workers()) == ([], [])
     status = runtime.status()
     assert status.pop("cluster") == {"url": "", "registered": [], "error": None}
-    assert status == {"ready": False, "reason": "models are starting", "models": []}
+    assert status == {"ready": False, "state": "starting", "reason": "models are starting", "models": []}
 
 
 def test_what_does_not_fit_is_refused_when_it_is_made(make):
@@ -119,7 +121,7 @@ def test_the_models_that_are_named_are_started_instead(loaded):
 
 def test_nothing_configured_is_ready(loaded):
     status = loaded(models=[], role="worker").status()
-    assert status == {"ready": True, "reason": None, "models": []}
+    assert status == {"ready": True, "state": "ready", "reason": None, "models": []}
 
 
 def test_one_that_fails_is_told_and_the_others_answer(loaded):
@@ -132,7 +134,7 @@ def test_one_that_fails_is_told_and_the_others_answer(loaded):
 
 def test_when_all_fail_it_is_not_ready(loaded):
     status = loaded(table("a", fail="other")).status()
-    assert (status["ready"], status["reason"]) == (False, "no model is ready")
+    assert (status["ready"], status["state"], status["reason"]) == (False, "failed", "no model is ready")
 
 
 def test_one_that_can_not_even_be_declared_is_told_and_the_others_answer(loaded):
@@ -167,7 +169,7 @@ def test_while_models_start_it_is_up_and_not_ready(make):
     runtime.start()
     wait_until(lambda: states(runtime).get("b@llm") == "starting", "the second starts")
     status = runtime.status()
-    assert (status["ready"], status["reason"]) == (False, "models are starting")
+    assert (status["ready"], status["state"], status["reason"]) == (False, "starting", "models are starting")
     assert status["models"][1] == {"model": "b@llm", "state": "starting", "reason": "stretching"}
     runtime.check_open()
     assert runtime.manager.generate(GenerateRequest("a", prompt="x")).text == " x", "the first answers already"
@@ -176,6 +178,50 @@ def test_while_models_start_it_is_up_and_not_ready(make):
     Steered.go.set()
     assert runtime.wait_loaded(30)
     assert runtime.status()["ready"]
+
+
+@pytest.mark.parametrize("role", ["worker", "standalone", "gateway"])
+def test_callbacks_are_called_in_order_when_models_were_started_or_have_failed(make, role):
+    calls: list[tuple[int, WorkerManager, list[str]]] = []
+
+    def note(number: int, manager: WorkerManager) -> None:
+        instances = manager.get_all_model_instances(healthy_only=False)
+        calls.append((number, manager, [f"{one.model_name} {one.healthy}" for one in instances]))
+
+    runtime = make(table("a", fail="other"), table("b"), role=role, after_start=lambda manager: note(1, manager))
+    runtime.manager.after_start(lambda manager: note(2, manager))
+    assert calls == []
+    runtime.start()
+    wait_until(lambda: len(calls) == 2, "both were called")
+    models = [] if role == "gateway" else ["a@llm False", "b@llm True"]
+    assert calls == [(1, runtime.manager, models), (2, runtime.manager, models)]
+
+
+def test_callbacks_of_a_process_that_is_stopped_while_it_starts_are_not_called(make):
+    calls: list[WorkerManager] = []
+    runtime = make(table("a", hold_start=True), after_start=calls.append)
+    runtime.start()
+    wait_until(lambda: Steered.holding, "it loads")
+    stop = threading.Thread(target=runtime.stop)
+    stop.start()
+    wait_until(lambda: runtime._halt.is_set(), "it stops")
+    Steered.go.set()
+    stop.join(30)
+    runtime._loader.join(30)
+    assert calls == []
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("odd"), SystemExit(3)])
+def test_a_callback_that_raises_ends_no_service(make, caplog, failure):
+    def warm_up(manager: WorkerManager) -> None:
+        raise failure
+
+    runtime = make(table("a"), after_start=warm_up)
+    runtime.start()
+    runtime._loader.join(30)
+    assert "warm_up failed" in caplog.text
+    assert runtime.status()["state"] == "ready"
+    assert runtime.manager.generate(GenerateRequest("a", prompt="x")).text == " x"
 
 
 # What it keeps
@@ -188,7 +234,7 @@ def test_a_model_started_over_http_comes_back_with_its_parameters(loaded):
     first.stop()
     second = loaded(table("a"), table("spare", start=False))
     assert states(second) == {"a@llm": "ready", "spare@llm": "ready"}
-    params = second.local.workers()[1].params
+    params = second.local.models.workers()[1].params
     assert (params.size, params.max_waiting) == (5, 3)
 
 
@@ -205,7 +251,7 @@ def test_parameters_of_a_configured_model_set_over_http_stay(loaded):
     first = loaded(table("a", size=2))
     first.manager.worker_apply("a", "update_params", None, {"size": 7})
     first.stop()
-    assert loaded(table("a", size=2)).local.workers()[0].params.size == 7
+    assert loaded(table("a", size=2)).local.models.workers()[0].params.size == 7
 
 
 @pytest.mark.parametrize("how", ["stop", "shutdown"])
@@ -253,7 +299,7 @@ def test_one_name_in_two_types_keeps_the_parameters_apart(loaded):
     first.manager.model_startup("a", WorkerType.TEXT2VEC, {"size": 5, "limit_model_concurrency": 4})
     first.stop()
     second = loaded(table("a", size=2))
-    assert {w.key: w.params.size for w in second.local.workers()} == {"a@llm": 2, "a@text2vec": 5}
+    assert {w.key: w.params.size for w in second.local.models.workers()} == {"a@llm": 2, "a@text2vec": 5}
 
 
 def test_an_alias_given_over_http_does_not_rename_the_configured_model(loaded):
@@ -271,7 +317,7 @@ def test_fresh_forgets(loaded, tmp_path):
     first.stop()
     second = loaded(table("a"), table("spare", start=False), fresh=True)
     assert states(second) == {"a@llm": "ready"}
-    assert second.local.workers()[0].params.size == 1
+    assert second.local.models.workers()[0].params.size == 1
 
 
 def test_a_stop_of_the_process_is_no_stop_of_its_models(loaded):
@@ -305,21 +351,21 @@ def test_while_a_model_loads_it_is_noted_and_after_that_no_more(make, tmp_path):
     runtime = make(table("a", hold_start=True))
     runtime.start()
     wait_until(lambda: Steered.holding, "it loads")
-    assert state_file(tmp_path).get("a@llm")["loading"] is True
+    assert state_file(tmp_path).models()["a@llm"]["loading"] is True
     Steered.go.set()
     assert runtime.wait_loaded(30)
-    assert state_file(tmp_path).get("a@llm")["loading"] is False
+    assert state_file(tmp_path).models()["a@llm"]["loading"] is False
 
 
 def test_a_process_that_is_stopped_while_it_loads_was_not_killed_by_the_model(make, tmp_path, monkeypatch):
     monkeypatch.setattr("modelyard.server.runtime.LOADER_TIMEOUT", 0.05)
-    monkeypatch.setattr("modelyard.worker.manager.LIFECYCLE_TIMEOUT", 0.05)
+    monkeypatch.setattr("modelyard.worker.local_models.LIFECYCLE_TIMEOUT", 0.05)
     runtime = make(table("a", hold_start=True))
     runtime.start()
     wait_until(lambda: Steered.holding, "it loads")
     runtime.stop()
     assert state_file(tmp_path).count_deaths() == []
-    assert state_file(tmp_path).get("a@llm").get("deaths", 0) == 0
+    assert state_file(tmp_path).models()["a@llm"].get("deaths", 0) == 0
 
 
 # The lock
@@ -329,7 +375,7 @@ def test_a_successor_waits_and_says_so_and_starts_when_the_other_has_gone(make, 
     first = loaded(table("a"))
     second = make(table("a"))
     second.start()
-    wait_until(lambda: "still holds the models" in (second.status()["reason"] or ""), "it waits")
+    wait_until(lambda: second.status()["state"] == "waiting", "it waits")
     with pytest.raises(NotReady, match="still holds the models"):
         second.check_open()
     assert len(Steered.running()) == 1, "never two copies of the weights"
@@ -343,7 +389,7 @@ def test_a_successor_that_is_stopped_while_it_waits_ends_and_loads_nothing(make,
     loaded(table("a"))
     second = make(table("a"))
     second.start()
-    wait_until(lambda: "still holds the models" in (second.status()["reason"] or ""), "it waits")
+    wait_until(lambda: second.status()["state"] == "waiting", "it waits")
     second.stop()
     assert second._loader is not None
     assert not second._loader.is_alive()
@@ -430,7 +476,8 @@ def test_a_drain_without_requests_ends_at_once_and_refuses_new_ones(loaded):
     runtime.drain(3600)
     with pytest.raises(Draining):
         runtime.check_open()
-    assert (runtime.status()["ready"], runtime.status()["reason"]) == (False, "draining")
+    status = runtime.status()
+    assert (status["ready"], status["state"], status["reason"]) == (False, "draining", "draining")
 
 
 def test_a_drain_waits_for_answers_that_end(loaded):
@@ -439,7 +486,7 @@ def test_a_drain_waits_for_answers_that_end(loaded):
     drained = threading.Event()
     thread = threading.Thread(target=lambda: (runtime.drain(3600), drained.set()))
     thread.start()
-    wait_until(lambda: runtime.status()["reason"] == "draining", "it drains")
+    wait_until(lambda: runtime.status()["state"] == "draining", "it drains")
     assert not drained.is_set()
     assert not cancel.is_set()
     cancel.set()
@@ -484,13 +531,13 @@ def test_stopping_what_was_never_started_does_nothing(make):
 
 def test_each_step_of_the_stop_is_guarded(loaded, monkeypatch, caplog):
     runtime = loaded(table("a"))
-    stop = runtime.local.stop
+    stop = runtime.local.models.stop
 
     def fail() -> None:
         stop()
         raise RuntimeError("odd")
 
-    monkeypatch.setattr(runtime.local, "stop", fail)
+    monkeypatch.setattr(runtime.local.models, "stop", fail)
     runtime.stop()
     assert "stop: models" in caplog.text
     successor = loaded(table("a"))

@@ -205,10 +205,8 @@ def test_what_is_given_out_is_a_copy(path):
     state = StateFile(path)
     state.update("a@llm", running=True)
     state.models()["a@llm"]["running"] = False
-    state.get("a@llm")["running"] = False
     state.models().clear()
-    assert state.get("a@llm") == {"running": True}
-    assert state.get("b@llm") == {}
+    assert state.models() == {"a@llm": {"running": True}}
 
 
 def test_its_file_is_for_the_owner_alone(path):
@@ -286,7 +284,7 @@ def test_a_model_that_killed_its_process_twice_is_quarantined_and_no_other(path)
     assert died(path, "a@llm") == []
     assert died(path, "a@llm") == ["a@llm"]
     assert died(path) == ["a@llm"]
-    assert StateFile(path).get("b@llm") == {"running": True}
+    assert StateFile(path).models()["b@llm"] == {"running": True}
 
 
 def test_a_load_that_ends_counts_as_survived_however_it_went(path):
@@ -303,7 +301,7 @@ def test_a_death_is_counted_once(path):
     died(path, "a@llm")
     for _ in range(3):
         assert StateFile(path).count_deaths() == []
-    assert StateFile(path).get("a@llm")["deaths"] == 1
+    assert StateFile(path).models()["a@llm"]["deaths"] == 1
 
 
 def test_a_process_that_was_told_to_end_was_not_killed_by_what_it_loaded(path):
@@ -313,7 +311,7 @@ def test_a_process_that_was_told_to_end_was_not_killed_by_what_it_loaded(path):
     state.begin_start("a@llm")
     state.end_all_starts()
     assert died(path) == []
-    assert StateFile(path).get("a@llm")["deaths"] == 1, "neither a death nor a load that was survived"
+    assert StateFile(path).models()["a@llm"]["deaths"] == 1, "neither a death nor a load that was survived"
 
 
 def test_a_death_between_loads_blames_nobody(path):
@@ -321,7 +319,7 @@ def test_a_death_between_loads_blames_nobody(path):
     state.begin_start("a@llm")
     state.end_start("a@llm")
     assert StateFile(path).count_deaths() == []
-    assert StateFile(path).get("a@llm")["deaths"] == 0
+    assert StateFile(path).models()["a@llm"]["deaths"] == 0
 
 
 # Writing

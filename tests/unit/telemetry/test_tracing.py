@@ -188,11 +188,11 @@ def test_a_request_is_one_tree(traced):
 @pytest.mark.parametrize(
     ("call", "body", "below"),
     [
-        ("generate", prompt(), {"manager.generate": {"worker.generate": {"chat echo": {}}}}),
+        ("generate", prompt(), {"manager.generate_stream": {"worker.generate": {"chat echo": {}}}}),
         (
             "generate",
             {"model": "echo", "prompt": "a"},
-            {"manager.generate": {"worker.generate": {"text_completion echo": {}}}},
+            {"manager.generate_stream": {"worker.generate": {"text_completion echo": {}}}},
         ),
         (
             "embeddings",
@@ -243,7 +243,7 @@ def test_waiting_in_line_is_on_the_span_of_the_worker(traced):
     next(holder)
     waiter = threading.Thread(target=traced.post, args=("generate", prompt("s", "one")))
     waiter.start()
-    wait_until(lambda: traced.runtime.local.workers()[3].gate.waiting == 1, "one in line")
+    wait_until(lambda: traced.runtime.local.models.workers()[3].gate.waiting == 1, "one in line")
     assert b"busy" in traced.post("generate", prompt("s"), headers=NO_WAIT)
     holder.close()
     waiter.join(30)
@@ -259,7 +259,7 @@ def test_waiting_in_line_is_on_the_span_of_the_worker(traced):
 
 def test_a_call_of_the_host_application_is_a_trace_of_its_own(traced):
     traced.runtime.manager.generate(GenerateRequest("echo", prompt="a"))
-    assert tree(traced.spans()) == {"manager.generate": {"worker.generate": {"text_completion echo": {}}}}
+    assert tree(traced.spans()) == {"manager.generate_stream": {"worker.generate": {"text_completion echo": {}}}}
 
 
 # In and out
@@ -349,10 +349,10 @@ def test_none_of_the_traces_begun_here_is_kept_with_a_share_of_none(folder):
 @pytest.mark.parametrize(
     ("body", "names", "code"),
     [
-        (prompt("nobody"), {"manager.generate"}, "unknown_model"),
+        (prompt("nobody"), {"manager.generate_stream"}, "unknown_model"),
         (prompt(temperature="hot"), set(), "invalid_request"),
-        (prompt("s", "refuse"), {"manager.generate", "worker.generate", "chat s"}, "prompt_too_long"),
-        (prompt("s", "break"), {"manager.generate", "worker.generate"}, "engine_error"),
+        (prompt("s", "refuse"), {"manager.generate_stream", "worker.generate", "chat s"}, "prompt_too_long"),
+        (prompt("s", "break"), {"manager.generate_stream", "worker.generate"}, "engine_error"),
     ],
 )
 def test_an_error_is_on_every_span_that_it_went_through(traced, body, names, code):
@@ -589,7 +589,7 @@ def test_in_an_application_that_traces_the_spans_join_its_own():
     ran = subprocess.run([sys.executable, "-c", HOST], check=True, capture_output=True, text=True, timeout=60)
     found = {name: (parent, own) for name, parent, own in map(json.loads, ran.stdout.splitlines())}
     assert found["POST /api/worker/generate"][0] == found["the host's"][1]
-    assert found["manager.generate"][0] == found["POST /api/worker/generate"][1]
+    assert found["manager.generate_stream"][0] == found["POST /api/worker/generate"][1]
     assert found["POST /api/worker/count_token"][0] == SPAN, "without a span of the host the header counts"
 
 

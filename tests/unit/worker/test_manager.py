@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -23,12 +23,12 @@ from running import wait_until
 from steered import Steered
 
 
-def manager_of(*names: str, threads: int = 64, **params: Any) -> LocalWorkerManager:
+def manager_of(*names: str, incomplete: Callable[[], str] = lambda: "", **params: Any) -> LocalWorkerManager:
     """Return a manager of models that are declared, and not added."""
-    settings = Settings(models_dirs=["/nonexistent"], threads=threads)
+    settings = Settings(models_dirs=["/nonexistent"], threads=64)
     tables = [{"name": name, "worker_class": steered.PATH, **params} for name in names]
     declarations = Declarations(settings, Catalog.load(tables, settings.models_paths), {})
-    return LocalWorkerManager(declarations, Budget(threads, settings.reserve))
+    return LocalWorkerManager(declarations, Budget(64, settings.reserve), incomplete=incomplete)
 
 
 @pytest.fixture
@@ -37,14 +37,14 @@ def manager() -> Iterator[LocalWorkerManager]:
     made = manager_of("a", "b", "c")
     yield made
     Steered.go.set()
-    made.stop()
+    made.models.stop()
     assert Steered.running() == []
 
 
 @pytest.fixture
 def events(manager) -> list[tuple[str, str]]:
     told: list[tuple[str, str]] = []
-    manager.subscribe(lambda event: told.append((event.kind, event.worker.key)))
+    manager.models.subscribe(lambda event: told.append((event.kind, event.worker.key)))
     return told
 
 
@@ -52,36 +52,36 @@ def events(manager) -> list[tuple[str, str]]:
 
 
 def test_an_added_model_is_declared_and_not_started(manager):
-    worker = manager.add("a", over_http={"size": 3})
+    worker = manager.models.add("a", over_http={"size": 3})
     assert (worker.key, worker.state, worker.params.size) == ("a@llm", State.STOPPED, 3)
-    assert manager.workers() == [worker]
+    assert manager.models.workers() == [worker]
     assert Steered.running() == []
 
 
 def test_a_key_is_added_once(manager):
-    manager.add("a")
+    manager.models.add("a")
     with pytest.raises(Conflict, match="a@llm is here already"):
-        manager.add("a")
-    manager.add("a", WorkerType.TEXT2VEC, {"limit_model_concurrency": 4})
-    assert [w.key for w in manager.workers()] == ["a@llm", "a@text2vec"]
+        manager.models.add("a")
+    manager.models.add("a", WorkerType.TEXT2VEC, {"limit_model_concurrency": 4})
+    assert [w.key for w in manager.models.workers()] == ["a@llm", "a@text2vec"]
 
 
 def test_two_models_with_one_alias_are_refused(manager):
-    manager.add("a", over_http={"model_alias": "b"})
+    manager.models.add("a", over_http={"model_alias": "b"})
     with pytest.raises(Conflict, match="b@llm is here already"):
-        manager.add("b")
+        manager.models.add("b")
 
 
 def test_what_nobody_knows_is_not_added(manager):
     with pytest.raises(UnknownModel):
-        manager.add("nope")
+        manager.models.add("nope")
 
 
 def test_more_slots_than_the_budget_holds_are_not_added(manager):
-    manager.add("a", over_http={"limit_model_concurrency": 50})
+    manager.models.add("a", over_http={"limit_model_concurrency": 50})
     with pytest.raises(Conflict, match=r"asks for 8 slots.*have 50 of the 56"):
-        manager.add("b")
-    assert [w.name for w in manager.workers()] == ["a"]
+        manager.models.add("b")
+    assert [w.name for w in manager.models.workers()] == ["a"]
 
 
 # Starting and stopping all
@@ -89,61 +89,49 @@ def test_more_slots_than_the_budget_holds_are_not_added(manager):
 
 def test_all_are_started_in_order_but_those_to_skip(manager, events):
     for name in "abc":
-        manager.add(name)
-    manager.start(skip={"b@llm"})
+        manager.models.add(name)
+    manager.models.start(skip={"b@llm"})
     assert events == [("starting", "a@llm"), ("started", "a@llm"), ("starting", "c@llm"), ("started", "c@llm")]
-    assert [w.state for w in manager.workers()] == [State.READY, State.STOPPED, State.READY]
+    assert [w.state for w in manager.models.workers()] == [State.READY, State.STOPPED, State.READY]
 
 
 def test_one_that_fails_is_told_and_the_others_start(manager, events):
-    manager.add("a", over_http={"fail": "other"})
-    manager.add("b")
-    manager.start()
-    assert [w.state for w in manager.workers()] == [State.FAILED, State.READY]
+    manager.models.add("a", over_http={"fail": "other"})
+    manager.models.add("b")
+    manager.models.start()
+    assert [w.state for w in manager.models.workers()] == [State.FAILED, State.READY]
     assert ("failed", "a@llm") in events
 
 
 def test_once_halted_nothing_more_is_started(manager):
-    told = []
-    manager.after_start(lambda: told.append(1))
     for name in "abc":
-        manager.add(name)
-    manager.start(halted=lambda: len(Steered.running()) == 2)
-    assert [w.state for w in manager.workers()] == [State.READY, State.READY, State.STOPPED]
-    assert told == []
+        manager.models.add(name)
+    manager.models.start(halted=lambda: len(Steered.running()) == 2)
+    assert [w.state for w in manager.models.workers()] == [State.READY, State.READY, State.STOPPED]
 
 
 def test_a_failure_is_raised_after_the_others_were_started_if_wanted(manager):
-    manager.add("a", over_http={"fail": "library"})
-    manager.add("b")
+    manager.models.add("a", over_http={"fail": "library"})
+    manager.models.add("b")
     with pytest.raises(StartFailed, match="'a' did not start"):
-        manager.start(ignore_errors=False)
-    assert manager.workers()[1].state is State.READY
+        manager.models.start(ignore_errors=False)
+    assert manager.models.workers()[1].state is State.READY
 
 
 def test_starting_twice_starts_once(manager, events):
-    manager.add("a")
-    manager.start()
-    manager.start()
+    manager.models.add("a")
+    manager.models.start()
+    manager.models.start()
     assert events.count(("started", "a@llm")) == 1
-
-
-def test_after_the_start_callbacks_run_once_whatever_failed(manager):
-    told = []
-    manager.after_start(lambda: told.append([w.state for w in manager.workers()]))
-    manager.add("a", over_http={"fail": "other"})
-    manager.add("b")
-    manager.start()
-    assert told == [[State.FAILED, State.READY]]
 
 
 def test_the_last_added_is_stopped_first(manager, monkeypatch):
     stopped = []
     for name in "abc":
-        manager.add(name)
-    manager.start()
+        manager.models.add(name)
+    manager.models.start()
     monkeypatch.setattr(Steered, "stop", lambda self: stopped.append(self.params.model_name))
-    manager.stop()
+    manager.models.stop()
     assert stopped == ["c", "b", "a"]
     for engine in Steered.made:
         engine.stops = engine.starts
@@ -151,23 +139,23 @@ def test_the_last_added_is_stopped_first(manager, monkeypatch):
 
 def test_one_that_does_not_stop_leaves_the_others_and_is_raised_if_wanted(manager, monkeypatch, caplog):
     for name in "ab":
-        manager.add(name)
-    manager.start()
-    b = manager.workers()[1].engine
+        manager.models.add(name)
+    manager.models.start()
+    b = manager.models.workers()[1].engine
     assert isinstance(b, Steered)
     monkeypatch.setattr(b, "stop", lambda: 1 // 0)
     with pytest.raises(ZeroDivisionError):
-        manager.stop(ignore_errors=False)
-    assert [w.state for w in manager.workers()] == [State.STOPPED, State.STOPPED]
+        manager.models.stop(ignore_errors=False)
+    assert [w.state for w in manager.models.workers()] == [State.STOPPED, State.STOPPED]
     assert "b@llm did not stop" in caplog.text
     b.stops = b.starts
 
 
 def test_stopping_twice_stops_once(manager):
-    manager.add("a")
-    manager.start()
-    manager.stop()
-    manager.stop()
+    manager.models.add("a")
+    manager.models.start()
+    manager.models.stop()
+    manager.models.stop()
     assert [engine.stops for engine in Steered.made] == [1]
 
 
@@ -202,7 +190,7 @@ def test_a_startup_that_fails_is_forgotten(manager, events):
 
 def test_listeners_are_told_what_was_set_over_http_and_only_that(manager):
     told: list[ModelEvent] = []
-    manager.subscribe(told.append)
+    manager.models.subscribe(told.append)
     manager.model_startup("a", None, {"size": 2, "token": None})
     manager.worker_apply("a", "update_params", None, {"max_waiting": 5})
     assert [event.over_http for event in told if event.kind == "started"] == [
@@ -212,16 +200,16 @@ def test_listeners_are_told_what_was_set_over_http_and_only_that(manager):
 
 
 def test_what_a_listener_changes_is_its_own(manager):
-    manager.subscribe(lambda event: event.over_http.clear())
+    manager.models.subscribe(lambda event: event.over_http.clear())
     manager.model_startup("a", None, {"size": 2})
     manager.worker_apply("a", "restart", None, {})
-    assert manager.workers()[0].params.size == 2
+    assert manager.models.workers()[0].params.size == 2
 
 
 def test_a_listener_that_fails_stops_nobody(manager, events, caplog):
-    manager.subscribe(lambda event: 1 // 0)
+    manager.models.subscribe(lambda event: 1 // 0)
     told: list[str] = []
-    manager.subscribe(lambda event: told.append(event.kind))
+    manager.models.subscribe(lambda event: told.append(event.kind))
     manager.model_startup("a", None, {})
     assert told == ["starting", "started"] == [kind for kind, _ in events]
     assert "a listener failed at starting of a@llm" in caplog.text
@@ -230,8 +218,8 @@ def test_a_listener_that_fails_stops_nobody(manager, events, caplog):
 # Races
 
 
-def test_while_models_are_still_to_be_declared_everybody_is_told_to_come_again(manager):
-    manager.incomplete = lambda: "another process holds them"
+def test_while_models_are_still_to_be_declared_everybody_is_told_to_come_again():
+    manager = manager_of("a", incomplete=lambda: "another process holds them")
     for call in (
         lambda: manager.count_token(None, "x"),
         lambda: manager.model_metadata("a"),
@@ -244,7 +232,7 @@ def test_while_models_are_still_to_be_declared_everybody_is_told_to_come_again(m
 
 
 def test_a_startup_while_somebody_starts_the_stopped_one_is_a_conflict(manager):
-    manager.add("a", over_http={"hold_start": True})
+    manager.models.add("a", over_http={"hold_start": True})
     thread = threading.Thread(target=lambda: manager.worker_apply("a", "start", None, {}))
     thread.start()
     wait_until(lambda: Steered.holding == 1, "it starts")
@@ -256,7 +244,7 @@ def test_a_startup_while_somebody_starts_the_stopped_one_is_a_conflict(manager):
 
 
 def test_a_start_that_comes_after_the_shutdown_finds_nothing(manager):
-    manager.add("a", over_http={"hold_start": True})
+    manager.models.add("a", over_http={"hold_start": True})
     outcomes = []
 
     def call(how: str) -> None:
@@ -273,7 +261,7 @@ def test_a_start_that_comes_after_the_shutdown_finds_nothing(manager):
     Steered.go.set()
     for thread in (first, *others):
         thread.join(30)
-    assert manager.workers() == []
+    assert manager.models.workers() == []
     assert Steered.running() == []
 
 
@@ -292,8 +280,8 @@ def test_changes_at_the_same_time_do_not_exceed_the_budget_together(manager, mon
     outcome = manager.worker_apply("*", "update_params", None, {"limit_model_concurrency": 30})
     assert not outcome.success
     assert outcome.message.count("no room for model") == 1
-    assert sum(w.gate.slots for w in manager.workers()) == 38
-    assert all(w.state is State.READY for w in manager.workers())
+    assert sum(w.gate.slots for w in manager.models.workers()) == 38
+    assert all(w.state is State.READY for w in manager.models.workers())
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -322,7 +310,7 @@ def test_whatever_many_threads_ask_for_every_running_engine_is_a_ready_worker(ma
     for thread in threads:
         thread.join(60)
     assert not any(thread.is_alive() for thread in threads)
-    ready = [w.engine for w in manager.workers() if w.state is State.READY]
+    ready = [w.engine for w in manager.models.workers() if w.state is State.READY]
     assert sorted(map(id, Steered.running())) == sorted(map(id, ready))
-    assert all(w.state in (State.READY, State.STOPPED, State.FAILED) for w in manager.workers())
-    assert sum(w.gate.slots for w in manager.workers()) <= manager.budget.total
+    assert all(w.state in (State.READY, State.STOPPED, State.FAILED) for w in manager.models.workers())
+    assert sum(w.gate.slots for w in manager.models.workers()) <= manager.models.budget.total

@@ -26,7 +26,7 @@ from modelyard.errors import (
 )
 from modelyard.streams import Cancel, OutputStream
 from modelyard.types import GenerateRequest
-from modelyard.worker.worker import ModelWorker, State, whole_answer
+from modelyard.worker.worker import ModelWorker, State
 from running import wait_until
 from steered import Steered, SteeredParams
 
@@ -266,10 +266,6 @@ def test_a_whole_answer_has_text_usage_and_reason(ready):
     assert (output.text, output.error_code, output.finish_reason) == (" a b", 0, "stop")
     assert output.usage == {"prompt_tokens": 2, "completion_tokens": 2, "total_tokens": 4}
     assert output.metrics == {"speed": 1.0}
-
-
-def test_no_burst_is_an_empty_answer():
-    assert whole_answer(iter([None, None])).text == ""
 
 
 @pytest.mark.parametrize("end", ["read", "close", "error", "cancel", "unread"])

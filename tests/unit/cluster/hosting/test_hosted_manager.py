@@ -12,7 +12,7 @@ import pytest
 import steered
 from clusters import service, url_of
 from faulty import Peer, faulty, http_chunk, output, stream_head, streamed, whole
-from modelyard.cluster.hosting.manager import HostedWorkerManager
+from modelyard.cluster.hosting.manager import HostedWorkerManager, HostEndpoint
 from modelyard.errors import (
     Cancelled,
     Draining,
@@ -54,9 +54,7 @@ def closed() -> Iterator[None]:
 def manager_at(url: str, timeout: float = 20.0) -> HostedWorkerManager:
     """Return a manager over the host at ``url``; its connections end with the test."""
     _transports.append(Transport())
-    manager = HostedWorkerManager(_transports[-1], timeout, "web.example", 8000)
-    manager.url = url
-    return manager
+    return HostedWorkerManager(HostEndpoint(url), _transports[-1], timeout, lambda: ("web.example", 8000))
 
 
 @pytest.fixture
@@ -146,7 +144,7 @@ def test_a_host_is_asked_where_it_is_once_that_is_known(host: Runtime, call: str
 
     class Told(Cancel):
         def wait(self, timeout: float | None = None) -> bool:
-            manager.url = url_of(host)
+            manager.endpoint.url = url_of(host)
             return super().wait(timeout)
 
     assert CALLS[call](manager, Told(), True)
@@ -171,7 +169,7 @@ def test_who_does_not_wait_in_line_does_not_wait_for_a_host(nobody: str, call: s
 @pytest.mark.parametrize("call", ["generate", "count_token"])
 def test_what_keeps_the_host_from_being_there_is_told(call: str) -> None:
     manager = manager_at("", timeout=0)
-    manager.trouble = "no folder can be written"
+    manager.endpoint.trouble = "no folder can be written"
     with pytest.raises(NotReady, match="no folder can be written"):
         CALLS[call](manager, Cancel(), True) if call in CALLS else OTHERS[call](manager)
 
@@ -263,7 +261,7 @@ def failing(code: str) -> bytes:
 def of_host(*answers: bytes) -> Callable[[Peer], bool]:
     """Return a script: ready with ``a``, and one of ``answers`` after the other, each a whole stream."""
     left = list(answers)
-    ready = {"ready": True, "reason": None, "models": [{"model": "a@llm", "state": "ready"}]}
+    ready = {"ready": True, "state": "ready", "reason": None, "models": [{"model": "a@llm", "state": "ready"}]}
 
     def script(peer: Peer) -> bool:
         peer.send(whole(200, ready) if peer.request.path.endswith("/readyz") else left.pop(0))

@@ -7,7 +7,7 @@ import socket
 import pytest
 import requests
 from modelyard.errors import BadModelFile, ConfigError, MissingLibrary, NetworkFailure, StartFailed, StartTimeout
-from modelyard.worker.start import told_apart
+from modelyard.worker.start import start_error
 
 
 @pytest.mark.parametrize(
@@ -31,17 +31,17 @@ from modelyard.worker.start import told_apart
     ids=lambda value: value.__class__.__name__ if isinstance(value, BaseException) else None,
 )
 def test_each_kind_of_failure_is_told_with_the_model_and_the_cause(error, kind, says):
-    found = told_apart(error, "m")
+    found = start_error(error, "m")
     assert type(found) is kind
     assert str(found).startswith("model 'm' did not start: ")
     assert says in str(found)
 
 
 def test_a_name_that_can_not_be_resolved_is_not_taken_for_a_bad_file():
-    assert type(told_apart(socket.gaierror(-2, "Name or service not known"), "m")) is NetworkFailure
+    assert type(start_error(socket.gaierror(-2, "Name or service not known"), "m")) is NetworkFailure
 
 
 @pytest.mark.parametrize("kind", [BadModelFile, StartTimeout, ConfigError])
 def test_an_error_of_ours_stays_as_it_is(kind):
     error = kind("told already")
-    assert told_apart(error, "m") is error
+    assert start_error(error, "m") is error

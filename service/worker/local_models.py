@@ -1,0 +1,295 @@
+"""The models of this process, by worker key: declared, started, changed, stopped, and what listeners hear of it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import Conflict, ModelyardError, NotReady, UnknownModel, not_callable
+from ..telemetry.tracing import Tracing
+from ..types import JSONObject, WorkerType, worker_key
+from .admission import Budget
+from .declarations import Declarations
+from .protocol import EventKind, ModelEvent
+from .spans import facts_of
+from .worker import STOP_TIMEOUT, ModelWorker, State
+
+log = logging.getLogger(__name__)
+
+LIFECYCLE_TIMEOUT = 5.0
+"""Seconds that the stop of all models waits for one that is just starting."""
+
+
+@dataclass
+class LocalModel:
+    """One model of this process, with what was set over HTTP for it. A change of parameters replaces its worker."""
+
+    worker: ModelWorker
+    over_http: JSONObject
+    claimed: int = 0
+    """Slots that a change under way holds for the worker to come."""
+    _lifecycle: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def slots(self) -> int:
+        """Slots that count against the budget."""
+        return max(self.worker.gate.slots, self.claimed)
+
+    def refuse_while_busy(self) -> None:
+        """Raise Conflict when the model runs, or is about to be started, stopped or changed."""
+        state = self.worker.state
+        if state in (State.STOPPED, State.FAILED):
+            if not self._lifecycle.locked():
+                return
+            state = State.STARTING
+        raise Conflict(f"model {self.worker.key} is {state.value} already: shut it down first, or restart it")
+
+    @contextmanager
+    def alone(self, timeout: float | None = None) -> Iterator[None]:
+        """Hold the lifecycle lock: one start, stop or change at a time.
+
+        Raises NotReady when another takes longer than ``timeout`` seconds (default: a stop and a start).
+        """
+        limit = STOP_TIMEOUT + self.worker.params.start_timeout if timeout is None else timeout
+        if not self._lifecycle.acquire(timeout=limit):
+            raise NotReady(f"model {self.worker.key} is {self.worker.state.value}: it was not let go of in {limit:g} s")
+        try:
+            yield
+        finally:
+            self._lifecycle.release()
+
+
+class LocalModels:
+    """The models of this process, in the order they were added."""
+
+    def __init__(
+        self,
+        declarations: Declarations,
+        budget: Budget,
+        tracing: Tracing,
+        incomplete: Callable[[], str] = lambda: "",
+    ) -> None:
+        """Hold no model yet. ``incomplete`` returns why models may still be missing; empty where none is."""
+        self.declarations = declarations
+        self.budget = budget
+        self._tracing = tracing
+        self._incomplete = incomplete
+        self._lock = threading.RLock()
+        self._models: dict[str, LocalModel] = {}
+        self._listeners: list[Callable[[ModelEvent], None]] = []
+
+    # Which models
+
+    def all(self) -> list[LocalModel]:
+        """Return all models."""
+        with self._lock:
+            return list(self._models.values())
+
+    def workers(self) -> list[ModelWorker]:
+        """Return the workers of all models."""
+        return [model.worker for model in self.all()]
+
+    def keys(self) -> list[str]:
+        """Return the worker keys of all models."""
+        return [worker.key for worker in self.workers()]
+
+    def named(self, name: str, worker_type: WorkerType | None) -> list[LocalModel]:
+        """Return the models of a name, and a type if given. Raises UnknownModel, or NotReady while models may come."""
+        models = [model for model in self.all() if _is_named(model.worker, name, worker_type)]
+        if not models:
+            self.check_complete()
+            raise UnknownModel.among(self.keys(), name, worker_type)
+        return models
+
+    def has(self, name: str, worker_type: WorkerType | None) -> bool:
+        """Return whether there is a model of a name (and type), in whatever state."""
+        return any(_is_named(worker, name, worker_type) for worker in self.workers())
+
+    def find(self, key: str) -> ModelWorker | None:
+        """Return the worker of a worker key; None where there is none."""
+        model = self._models.get(key)
+        return model.worker if model else None
+
+    def worker(self, name: str, *types: WorkerType) -> ModelWorker:
+        """Return the worker of a model as the first of ``types`` that it has.
+
+        Raises UnknownModel, Unsupported where it has another type, NotReady while models may come.
+        """
+        for worker_type in types:
+            model = self._models.get(worker_key(name, worker_type))
+            if model is not None:
+                return model.worker
+        self.check_complete()
+        raise not_callable(self.keys(), name, types)
+
+    def check_complete(self) -> None:
+        """Raise NotReady while models may still be missing."""
+        reason = self._incomplete()
+        if reason:
+            raise NotReady(f"no model is here yet: {reason}", retry_after=2)
+
+    # Adding
+
+    def add(
+        self, name: str, worker_type: WorkerType | None = None, over_http: Mapping[str, Any] | None = None
+    ) -> ModelWorker:
+        """Declare a model, without starting it.
+
+        Raises Conflict where its key is taken, or its slots exceed what is left of the budget, and what
+        `Declarations.engine` raises.
+        """
+        values = dict(over_http or {})
+        worker = self.new_worker(name, worker_type, values)
+        with self._lock:
+            if worker.key in self._models:
+                raise Conflict(f"model {worker.key} is here already: start, restart or update it with apply")
+            self._check_room(worker)
+            self._models[worker.key] = LocalModel(worker, values)
+        return worker
+
+    def new_worker(self, name: str, worker_type: WorkerType | None, over_http: JSONObject) -> ModelWorker:
+        """Return a worker of the declared model, not started. Raises what `Declarations.engine` raises."""
+        engine = self.declarations.engine(name, worker_type, over_http)
+        return ModelWorker(engine, lambda: self.declarations.locate(engine))
+
+    def _check_room(self, worker: ModelWorker) -> None:
+        """Raise Conflict when its slots, with those of the other models, exceed the budget."""
+        taken = sum(model.slots for model in self.all() if model.worker.key != worker.key)
+        self.budget.check_room(worker.name, worker.gate.slots, taken)
+
+    def claim(self, model: LocalModel, worker: ModelWorker) -> None:
+        """Hold room for the worker that is about to replace the model's own. Raises Conflict."""
+        with self._lock:
+            self._check_room(worker)
+            model.claimed = worker.gate.slots
+
+    # Starting and stopping
+
+    def start(
+        self,
+        *,
+        ignore_errors: bool = True,
+        skip: Collection[str] = (),
+        halted: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Start every model but those whose key is in ``skip``, one after the other.
+
+        Once ``halted`` returns true, no other is started. A failed start is logged, and listeners hear of it; without
+        ``ignore_errors`` the first StartFailed is raised, after the others.
+        """
+        failures: list[ModelyardError] = []
+        for model in self.all():
+            if halted():
+                return
+            if model.worker.key in skip:
+                continue
+            try:
+                with self.held(model):
+                    self.start_held(model)
+            except ModelyardError as error:
+                failures.append(error)
+        if failures and not ignore_errors:
+            raise failures[0]
+
+    def stop(self, *, ignore_errors: bool = True) -> None:
+        """Stop every model, the last added first; without ``ignore_errors`` raise the first error at the end."""
+        failures: list[Exception] = []
+        for model in reversed(self.all()):
+            try:
+                with model.alone(LIFECYCLE_TIMEOUT):
+                    model.worker.stop()
+            except ModelyardError as error:
+                log.warning("model %s did not stop: %s", model.worker.key, error)
+                failures.append(error)
+            except Exception as error:
+                log.exception("model %s did not stop", model.worker.key)
+                failures.append(error)
+        if failures and not ignore_errors:
+            raise failures[0]
+
+    def startup(self, name: str, worker_type: WorkerType | None, over_http: JSONObject) -> None:
+        """Start one model, in place of a stopped one of its key, whose values ``over_http`` come on top of.
+
+        Raises Conflict where it runs or there is no room, StartFailed, and what `Declarations.engine` raises. Then the
+        models are as they were before.
+        """
+        model = LocalModel(self.new_worker(name, worker_type, over_http), over_http)
+        key = model.worker.key
+        with model.alone():
+            with self._lock:
+                previous = self._models.get(key)
+                if previous is not None:
+                    previous.refuse_while_busy()
+                    model.over_http = {**previous.over_http, **over_http}
+                    model.worker = self.new_worker(name, worker_type, model.over_http)
+                self._check_room(model.worker)
+                self._models[key] = model
+            try:
+                self.start_held(model)
+            except BaseException:
+                with self._lock:
+                    if previous is not None:
+                        self._models[key] = previous
+                    else:
+                        self._models.pop(key, None)
+                self.tell("changed" if previous is not None else "forgotten", previous or model)
+                raise
+
+    def shutdown(self, name: str, worker_type: WorkerType | None) -> None:
+        """Stop the models of a name, and a type if given, and forget them. Raises UnknownModel."""
+        for model in self.named(name, worker_type):
+            with self.held(model):
+                model.worker.stop()
+                with self._lock:
+                    self._models.pop(model.worker.key, None)
+                self.tell("forgotten", model)
+
+    @contextmanager
+    def held(self, model: LocalModel) -> Iterator[None]:
+        """Hold a model's lifecycle lock. Raises NotReady after too long, UnknownModel where it was shut down."""
+        with model.alone():
+            if self._models.get(model.worker.key) is not model:
+                raise UnknownModel(f"model {model.worker.key} was shut down meanwhile")
+            yield
+
+    def start_held(self, model: LocalModel) -> None:
+        """Start a model whose lifecycle lock this thread holds. Raises StartFailed."""
+        if model.worker.state is State.READY:
+            return
+        self.tell("starting", model)
+        span = self._tracing.span("model.start")
+        if span.recording:
+            span.set(facts_of(model.worker.params))
+        try:
+            with span:
+                try:
+                    model.worker.start()
+                except ModelyardError as error:
+                    span.set({"modelyard.reason": str(error)})
+                    raise
+        except BaseException:
+            self.tell("failed", model)
+            raise
+        self.tell("started", model)
+
+    # Listening
+
+    def subscribe(self, listener: Callable[[ModelEvent], None]) -> None:
+        """Call ``listener`` at every change of a model, in the thread that made it."""
+        self._listeners.append(listener)
+
+    def tell(self, kind: EventKind, model: LocalModel) -> None:
+        """Call every listener; what one raises is logged."""
+        for listener in self._listeners:
+            try:
+                listener(ModelEvent(kind, model.worker, dict(model.over_http)))
+            except Exception:
+                log.exception("a listener failed at %s of %s", kind, model.worker.key)
+
+
+def _is_named(worker: ModelWorker, name: str, worker_type: WorkerType | None) -> bool:
+    return worker.name == name and worker_type in (None, worker.worker_type)

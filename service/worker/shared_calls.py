@@ -1,0 +1,99 @@
+"""What every manager does alike: the calls that follow from its other calls, and the callbacks after its start."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from abc import abstractmethod
+
+from ..errors import InvalidRequest, NotReady, UnknownModel
+from ..streams import Cancel, whole_answer
+from ..telemetry.tracing import Tracing
+from ..types import GenerateRequest, ModelInstance, ModelOutput, WorkerType, split_worker_key
+from .protocol import StartCallback, WorkerManager
+
+log = logging.getLogger(__name__)
+
+
+class SharedCalls(WorkerManager):
+    """A mixin for managers: it has no model, and reaches them by `_instances` and `generate_stream` alone."""
+
+    def __init__(self, tracing: Tracing | None = None) -> None:
+        """Make spans by ``tracing``; without it none is made."""
+        self.tracing = tracing or Tracing()
+        self._after_start: list[StartCallback] | None = []
+        """The callbacks that wait for the start; None after it."""
+        self._after_start_lock = threading.Lock()
+
+    @abstractmethod
+    def _instances(self, key: str | None = None) -> list[ModelInstance]:
+        """Return the instances of a worker key, or all, in whatever state."""
+
+    def generate(self, request: GenerateRequest, cancel: Cancel | None = None, *, wait: bool = True) -> ModelOutput:
+        """Return a whole answer; raises like the stream."""
+        with self.generate_stream(request, cancel, wait=wait) as stream:
+            return whole_answer(stream)
+
+    def get_model_instances(self, key: str, *, healthy_only: bool = True) -> list[ModelInstance]:
+        """Return the instances of a worker key; those that are not ready too, unless ``healthy_only``."""
+        return [one for one in self._instances(key) if one.healthy or not healthy_only]
+
+    def get_all_model_instances(
+        self, worker_type: WorkerType | None = None, *, healthy_only: bool = True
+    ) -> list[ModelInstance]:
+        """Return all instances, of one type if given; those that are not ready too, unless ``healthy_only``."""
+        return [
+            instance
+            for instance in self._instances()
+            if (instance.healthy or not healthy_only)
+            and (worker_type is None or instance.model_name.endswith(f"@{worker_type.value}"))
+        ]
+
+    def select_one_instance(self, key: str) -> ModelInstance:
+        """Return a healthy instance of a worker key. Raises UnknownModel, or NotReady where none is healthy."""
+        instances = self._instances(key)
+        if not instances:
+            raise UnknownModel(f"there is no instance of {key}")
+        healthy = [instance for instance in instances if instance.healthy]
+        if not healthy:
+            raise NotReady(f"no instance of {key} is ready")
+        return random.choice(healthy)  # noqa: S311 - no secret
+
+    def _only_llm(self) -> str:
+        """Return the name of the only LLM: of those that are ready, or of all where none is.
+
+        Raises InvalidRequest where there is none, or several.
+        """
+        instances = self.get_all_model_instances(WorkerType.LLM, healthy_only=False)
+        ready = [instance for instance in instances if instance.healthy]
+        names = {split_worker_key(instance.model_name)[0] for instance in ready or instances}
+        if len(names) == 1:
+            return names.pop()
+        which = f"one of {', '.join(sorted(names))}" if names else "no LLM is here"
+        raise InvalidRequest.of_fields([{"field": "model", "message": f"is missing: {which}"}])
+
+    # The start
+
+    def after_start(self, callback: StartCallback | None) -> None:
+        """Call ``callback`` with this manager once its models were started or have failed; at once where they were."""
+        if callback is None:
+            return
+        with self._after_start_lock:
+            if self._after_start is not None:
+                self._after_start.append(callback)
+                return
+        self._call_back(callback)
+
+    def notify_started(self) -> None:
+        """Call the callbacks of `after_start`, in the order they were given. A second call does nothing."""
+        with self._after_start_lock:
+            callbacks, self._after_start = self._after_start or [], None
+        for callback in callbacks:
+            self._call_back(callback)
+
+    def _call_back(self, callback: StartCallback) -> None:
+        try:
+            callback(self)
+        except (Exception, SystemExit):
+            log.exception("after_start: %s failed", getattr(callback, "__qualname__", None) or repr(callback))

@@ -94,6 +94,21 @@ def test_one_extension_serves_many_applications() -> None:
 
 
 @pytest.mark.parametrize("way", ["constructor", "init_app"])
+def test_a_callback_after_the_start_is_given_to_either(way: str) -> None:
+    app, calls = Flask("app"), []
+    if way == "constructor":
+        Modelyard(app, models=[], placement="inline", after_start=calls.append)
+    else:
+        Modelyard(models=[], placement="inline").init_app(app, after_start=calls.append)
+    runtime = app.extensions["modelyard"]
+    runtime.start()
+    try:
+        wait_until(lambda: calls == [runtime.manager], "it was called with the manager")
+    finally:
+        runtime.stop()
+
+
+@pytest.mark.parametrize("way", ["constructor", "init_app"])
 def test_the_worker_api_can_be_left_out(way: str) -> None:
     app = Flask("app", static_folder=None)
     if way == "constructor":

@@ -252,6 +252,20 @@ def test_a_standalone_service_on_the_same_state_folder_comes_and_goes(run: Servi
     assert len(journal(shop, "start")) == 2
 
 
+def test_each_process_calls_back_after_the_start(run: Services) -> None:
+    folder = run.folder()
+    service = monolith(run, workers=2, folder=folder, environ={"SHOP_STARTS": str(folder / "starts")})
+    for pid in wait_workers(service, 2):
+        ask(service, pid, "GET", f"{PREFIX}/readyz")
+
+    def starts() -> list[str]:
+        path = folder / "starts"
+        return path.read_text().splitlines() if path.exists() else []
+
+    wait_until(lambda: len(starts()) == 2, "both have called back")
+    assert sorted(starts()) == sorted(f"{pid} script@llm vectors@text2vec" for pid in web_pids(service))
+
+
 # Without our hooks, or gunicorn's
 
 FLASK = [sys.executable, "-m", "flask", "--app", "wsgi:app", "run", "--port", "{port}"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 from blueprints.pages import pages
@@ -11,7 +12,16 @@ from flask.json.provider import DefaultJSONProvider
 from modelyard.server.extension import Modelyard
 from service.prices import Price
 
-modelyard = Modelyard(models=os.environ.get("SHOP_MODELS", "echo,echo-embed,script").split(","))
+
+def note_start(manager: Any) -> None:
+    """Write down that a process has started, and the models that it sees then."""
+    if starts := os.environ.get("SHOP_STARTS"):
+        models = sorted(instance.model_name for instance in manager.get_all_model_instances())
+        with Path(starts).open("a") as journal:
+            journal.write(f"{os.getpid()} {' '.join(models)}\n")
+
+
+modelyard = Modelyard(after_start=note_start, models=os.environ.get("SHOP_MODELS", "echo,echo-embed,script").split(","))
 
 
 class ShopJSON(DefaultJSONProvider):

@@ -181,14 +181,15 @@ def test_while_models_start_it_is_up_and_not_ready(make):
 
 
 @pytest.mark.parametrize("role", ["worker", "standalone", "gateway"])
-def test_callbacks_are_called_in_order_when_models_were_started_or_have_failed(make, role):
+def test_callbacks_are_called_in_order_when_models_were_started_or_have_failed(make, role, tmp_path):
     calls: list[tuple[int, WorkerManager, list[str]]] = []
 
     def note(number: int, manager: WorkerManager) -> None:
         instances = manager.get_all_model_instances(healthy_only=False)
         calls.append((number, manager, [f"{one.model_name} {one.healthy}" for one in instances]))
 
-    runtime = make(table("a", fail="other"), table("b"), role=role, after_start=lambda manager: note(1, manager))
+    options = {"role": role, "registry": f"sqlite:///{tmp_path}/registry.db" if role == "gateway" else None}
+    runtime = make(table("a", fail="other"), table("b"), after_start=lambda manager: note(1, manager), **options)
     runtime.manager.after_start(lambda manager: note(2, manager))
     assert calls == []
     runtime.start()

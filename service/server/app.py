@@ -5,7 +5,7 @@ from __future__ import annotations
 from flask import Flask
 
 from ..blueprints.request.problems import install_in_app
-from ..settings import settings as settings_module
+from ..settings import loading
 from ..settings.settings import Settings
 from .extension import attach
 from .runtime import Runtime
@@ -17,7 +17,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     Builds objects only: models start with the first request, or when the server says so. Raises ConfigError.
     """
     app = Flask("modelyard", static_folder=None, template_folder=None)
-    runtime = Runtime(settings or settings_module.load())
+    runtime = Runtime(settings or loading.load())
     install_in_app(app)
     attach(app, runtime, probes_prefix="")
     return app

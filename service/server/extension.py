@@ -19,8 +19,8 @@ from flask import Blueprint, Flask, current_app
 from ..blueprints.controller import controller_blueprint
 from ..blueprints.health import health_blueprint
 from ..blueprints.worker import worker_blueprint
-from ..settings import params, settings
-from ..settings.settings import CONTROLLERS, Settings
+from ..settings import loading, params
+from ..settings.settings import CONTROLLERS, HOSTED, REMOTE, Settings
 from ..worker.protocol import StartCallback
 from .runtime import Runtime
 
@@ -62,10 +62,10 @@ class Modelyard:
         given["prefix"] = given.pop("url_prefix", given.get("prefix", "/api"))
         given.setdefault("instance", f"{app.import_name}-{zlib.crc32(app.root_path.encode()):08x}")
         # A host application takes models in; a registry for others to join is what it may ask for.
-        loaded = settings.load(given, defaults={"role": "worker"})
+        loaded = loading.load(given, defaults={"role": "worker"})
         if loaded.models is None and not loaded.model_tables:
             loaded.models = []
-        loaded.place(settings.REMOTE if loaded.registry and loaded.models == [] else settings.HOSTED)
+        loaded.place(REMOTE if loaded.registry and loaded.models == [] else HOSTED)
         return attach(app, Runtime(loaded, after_start=callback), **blueprints)
 
 

@@ -15,11 +15,11 @@ from typing import Any
 
 from modelyard.errors import ConfigError, MissingLibrary
 from modelyard.server import log_setup
-from modelyard.settings import settings as settings_module
+from modelyard.settings import loading
 from modelyard.settings.settings import HOSTED, Settings
 
 try:
-    _settings: Settings = settings_module.load()
+    _settings: Settings = loading.load()
 except ConfigError as error:
     sys.exit(f"modelyard: {error}")
 

@@ -18,7 +18,7 @@ from typing import Any
 from gunicorn.app.base import BaseApplication
 
 from ..cluster.hosting.folder import HostFolder, HostLock, is_needed, noted
-from ..settings.settings import HANDED_VARIABLE
+from ..settings.loading import HANDED_VARIABLE
 from .app import create_app
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""What a service is told: parameters declared once, settings, and where their values come from."""
+"""Settings and parameters: each is declared once, and loaded from options, environment and TOML."""
 
 from __future__ import annotations
 

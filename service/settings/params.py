@@ -1,32 +1,27 @@
-"""A parameter is declared once, as a dataclass field; everything else is read off it.
+"""Parameters: each is declared once, as a dataclass field, and all uses of it derive from that.
 
     @dataclass
     class Params(ModelParams):
         n_ctx: int = param(2048, help="tokens of context a request may use", min=128, max=1_048_576)
 
-From that come the environment variable, ``--set``, the check of JSON values, and the
-ParameterDescription that DB-GPT's pages show. Types are str, int, float, bool and list[str], each
-also as ``| None``. Tags: ``fixed`` (never changed while it exists), ``privacy`` (never
-shown), ``secret`` (no option of a command line, which other users of the machine can read), ``shared`` (also
-read from ``MODELYARD_<NAME>``, for every model at once).
+The environment variable, ``--set``, the check of JSON values and the ParameterDescription of DB-GPT's pages derive
+from that. A type is str, int, float, bool or list[str], also with ``| None``. Tags: ``fixed`` (does not change while
+the model exists), ``privacy`` (never shown), ``secret`` (not an option of a command line, which other users of the
+machine can read), ``shared`` (also read from ``MODELYARD_<NAME>``, for every model at once).
 """
 
 from __future__ import annotations
 
-import difflib
 import math
-import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any
 
-from ..errors import ConfigError, FieldError, InvalidRequest
+from ..errors import FieldError, InvalidRequest
 from ..types import JSONObject
-
-T = TypeVar("T")
 
 MASK = "******"
 _WORDS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
@@ -42,7 +37,7 @@ def param(
     max: float | None = None,
     tags: Iterable[str] = (),
 ) -> Any:
-    """Declare a dataclass field as a parameter; without a default it is required.
+    """Return a dataclass field that is a parameter; without a default it is required.
 
     ``retired`` maps each former choice to a sentence that names the replacement.
     """
@@ -61,7 +56,7 @@ def param(
 
 @dataclass(frozen=True, slots=True)
 class Param:
-    """One declared parameter, as `params_of` reads it off its class."""
+    """One declared parameter: `params_of` returns those of a class."""
 
     name: str
     type: type
@@ -76,7 +71,7 @@ class Param:
     retired: Mapping[str, str] = field(default_factory=dict)
 
     def parse(self, text: str) -> Any:
-        """Return the value that ``text`` (environment, command line) stands for; ValueError says why not."""
+        """Return the value of ``text`` (environment, command line). Raises ValueError with the reason."""
         stripped = text.strip()
         if self.type is bool:
             if stripped.lower() not in _WORDS:
@@ -95,7 +90,7 @@ class Param:
         return self.check(number)
 
     def check(self, value: Any) -> Any:
-        """Return ``value`` if it fits (an int for a float becomes one); ValueError says why not."""
+        """Return ``value`` if it fits, an int for a float as float. Raises ValueError with the reason."""
         if value is None:
             if self.nullable:
                 return None
@@ -125,7 +120,7 @@ class Param:
             raise ValueError(f"{value} is more than {self.max}")
 
     def describe(self, param_class: str, value: Any) -> JSONObject:
-        """Return DB-GPT's ParameterDescription, ``value`` masked where it is private."""
+        """Return DB-GPT's ParameterDescription, with ``value`` masked if it is private."""
         ext: JSONObject = {"tags": ",".join(sorted(self.tags))} if self.tags else {}
         for bound in ("min", "max"):
             if getattr(self, bound) is not None:
@@ -144,8 +139,8 @@ class Param:
         }
 
     def shown(self, value: Any) -> Any:
-        """Return ``value`` as people may see it."""
-        if "privacy" in self.tags and value not in (None, ""):
+        """Return ``value`` as people may see it: masked if it is private and not empty, a list as text."""
+        if "privacy" in self.tags and value not in (None, "", []):
             return MASK
         return ",".join(value) if self.type is list and value is not None else value
 
@@ -162,12 +157,12 @@ def _an(kind: type) -> str:
 
 
 def params_of(cls: type) -> Mapping[str, Param]:
-    """Return the declared parameters of a dataclass, in order."""
-    return _read_off(cls)
+    """Return the declared parameters of a dataclass by name, in order."""
+    return _params_of(cls)
 
 
-@cache
-def _read_off(cls: type[Any]) -> Mapping[str, Param]:
+@cache  # Not on `params_of`: mypy does not take every class as hashable.
+def _params_of(cls: type[Any]) -> Mapping[str, Param]:
     hints = typing.get_type_hints(cls)
     declared: dict[str, Param] = {}
     for entry in fields(cls):
@@ -189,6 +184,7 @@ def _read_off(cls: type[Any]) -> Mapping[str, Param]:
 
 
 def _plain(hint: Any) -> tuple[type, bool]:
+    """Return the type of a hint without its parameters and ``None``, and whether ``None`` is allowed."""
     nullable = False
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         options = [arg for arg in typing.get_args(hint) if arg is not type(None)]
@@ -197,41 +193,14 @@ def _plain(hint: Any) -> tuple[type, bool]:
     return typing.get_origin(hint) or hint, nullable
 
 
-def from_text(cls: type[Any], values: Mapping[str, str], source: str) -> JSONObject:
-    """Return the typed values of ``{name: text}``; ConfigError names ``source`` and every fault."""
-    return _collect(cls, values, lambda p, v: p.parse(v), source)
-
-
-def from_plain(cls: type[Any], values: Mapping[str, Any], source: str) -> JSONObject:
-    """Return ``values`` (of TOML) checked; ConfigError names ``source`` and every fault."""
-    return _collect(cls, values, lambda p, v: p.check(v), source)
-
-
-def _collect(cls: type[Any], values: Mapping[str, Any], read: Any, source: str) -> JSONObject:
-    declared = params_of(cls)
-    taken: JSONObject = {}
-    faults = []
-    for name, value in values.items():
-        if name not in declared:
-            faults.append(f"{name}: no such parameter{_nearest(name, declared)}")
-            continue
-        try:
-            taken[name] = read(declared[name], value)
-        except ValueError as error:
-            faults.append(f"{name}: {error}")
-    if faults:
-        raise ConfigError(f"{source}: " + "; ".join(faults))
-    return taken
-
-
 def from_json(cls: type[Any], values: Mapping[str, Any]) -> JSONObject:
-    """Return the values of a JSON object that are parameters of ``cls``, checked.
+    """Return the checked values of a JSON object that are parameters of ``cls``.
 
-    Null means absent, unknown keys are ignored, a mask sent back means unchanged. InvalidRequest names every
-    field at fault.
+    Null means absent, unknown keys are ignored, a mask that is sent back means unchanged. Raises InvalidRequest with
+    every field at fault.
     """
     declared = params_of(cls)
-    taken: JSONObject = {}
+    checked: JSONObject = {}
     faults: list[FieldError] = []
     for name, value in values.items():
         if value is None or name not in declared:
@@ -239,85 +208,29 @@ def from_json(cls: type[Any], values: Mapping[str, Any]) -> JSONObject:
         if value == MASK and "privacy" in declared[name].tags:
             continue
         try:
-            taken[name] = declared[name].check(value)
+            checked[name] = declared[name].check(value)
         except ValueError as error:
             faults.append({"field": f"params.{name}", "message": str(error)})
     if faults:
         raise InvalidRequest.of_fields(faults)
-    return taken
-
-
-def from_environ(cls: type[Any], prefix: str, environ: Mapping[str, str]) -> JSONObject:
-    """Return what the environment says: ``PREFIX_NAME``, for shared parameters also ``MODELYARD_NAME``."""
-    return from_text(
-        cls, {n: environ[v] for n, v in variables(cls, prefix, environ).items()}, f"environment, {prefix}_*"
-    )
-
-
-def variables(cls: type[Any], prefix: str, environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the variable that says each parameter, for those that ``environ`` says at all."""
-    found: dict[str, str] = {}
-    for name, declared in params_of(cls).items():
-        names = [f"{prefix}_{name.upper()}"]
-        if "shared" in declared.tags:
-            names.append(f"MODELYARD_{name.upper()}")
-        said = [variable for variable in names if variable in environ]
-        if said:
-            found[name] = said[0]
-    return found
-
-
-def build(cls: type[T], *layers: Mapping[str, Any]) -> T:
-    """Return an instance from layers of values, the first that names a parameter wins.
-
-    ConfigError names the required parameters that no layer has.
-    """
-    merged: JSONObject = {}
-    for layer in layers:
-        for name, value in layer.items():
-            merged.setdefault(name, value)
-    missing = [p.name for p in params_of(cls).values() if p.required and p.name not in merged]
-    if missing:
-        raise ConfigError(f"missing: {', '.join(missing)}")
-    return cls(**merged)
+    return checked
 
 
 DESCRIPTION_KEYS = (
     *("param_class", "param_name", "param_type", "description"),
     *("default_value", "required", "valid_values", "ext_metadata"),
 )
-"""What a ParameterDescription has; DB-GPT's clients refuse keys that they do not know."""
+"""The keys of a ParameterDescription; DB-GPT's clients refuse others."""
 
 
 def describe(cls: type[Any], values: Any = None) -> list[JSONObject]:
     """Return the ParameterDescriptions of ``cls``, with the values of an instance as defaults if given."""
-    # DB-GPT's command line imports the class's module, and makes a class of the descriptions where it is not in there:
-    # so the module is one that every Python has.
+    # DB-GPT's command line imports the module of this class, and makes the class from the descriptions if the module
+    # does not have it: so it has to be a module of Python itself.
     name = f"builtins.{cls.__name__}"
     return [p.describe(name, p.default if values is None else getattr(values, p.name)) for p in params_of(cls).values()]
 
 
 def shown(values: Any) -> JSONObject:
-    """Return an instance's parameters as people may see them: private ones masked."""
+    """Return an instance's parameters as people may see them, private ones masked."""
     return {p.name: p.shown(getattr(values, p.name)) for p in params_of(type(values)).values()}
-
-
-def environment_prefix(model: str) -> str:
-    """Return the prefix of a model's variables: ``smollm2-135m`` has ``SMOLLM2_135M``."""
-    return re.sub(r"[^A-Z0-9]+", "_", model.upper()).strip("_")
-
-
-def refuse_shared_prefixes(models: Iterable[str]) -> None:
-    """Raise ConfigError when two of these models would read the same variables."""
-    seen: dict[str, str] = {}
-    for model in models:
-        other = seen.setdefault(environment_prefix(model), model)
-        if other != model:
-            raise ConfigError(
-                f"models {other!r} and {model!r} share the environment prefix {environment_prefix(model)}_: rename one"
-            )
-
-
-def _nearest(name: str, declared: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(declared), n=1)
-    return f" (did you mean {close[0]}?)" if close else ""

@@ -1,6 +1,6 @@
-"""From a model's name to its engine with parameters: all that is said of it, layer by layer.
+"""Finds the engine of a model, and its parameters from all layers, the strongest first.
 
-set over HTTP  >  --set  >  environment  >  configuration file or catalogue  >  the engine's defaults
+over HTTP  >  --set  >  environment  >  configuration file  >  catalogue  >  the engine's defaults
 """
 
 from __future__ import annotations
@@ -9,43 +9,81 @@ import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from ..engines import engine_class, load_class
 from ..engines.base import Engine
 from ..errors import ConfigError, FieldError, InvalidRequest, UnknownModel
 from ..models import weights
 from ..models.catalog import Catalog, CatalogEntry
-from ..settings import params
-from ..settings.settings import Settings, split_override
-from ..types import JSONObject, WorkerType
+from ..settings.layers import (
+    Faults,
+    Layer,
+    LayerName,
+    Origin,
+    build,
+    environment_prefix,
+    from_environ,
+    from_plain,
+    from_text,
+    refuse_shared_prefixes,
+)
+from ..settings.loading import Override
+from ..settings.params import from_json
+from ..settings.settings import Settings
+from ..types import WorkerType
 
 ONLY_IN_CONFIGURATION = ("worker_class",)
-"""Parameters that nobody sets over HTTP: they name code."""
+"""Parameters that are ignored over HTTP: they name code."""
+IDENTITY = ("model_name", "engine", "worker_type", "worker_class")
+"""Parameters that define a model: only its table in the configuration file sets them."""
+
+
+class Declaration(NamedTuple):
+    """A model's catalogue entry, the class of its engine, and the layers of its parameters, the strongest first."""
+
+    entry: CatalogEntry
+    engine_class: type[Engine]
+    layers: tuple[Layer, ...]
 
 
 class Declarations:
-    """The models that this host may run, and how each is built."""
+    """The models that this machine may run, and the parameters of each."""
 
-    def __init__(self, settings: Settings, catalog: Catalog, environ: Mapping[str, str] | None = None) -> None:
-        """Read the environment once, from ``environ`` or this process."""
+    def __init__(
+        self,
+        settings: Settings,
+        catalog: Catalog,
+        environ: Mapping[str, str] | None = None,
+        faults: Faults | None = None,
+    ) -> None:
+        """Read the environment once, from ``environ`` or this process, and check every ``--set``.
+
+        Raises ConfigError for one that has no model or does not fit, unless ``faults`` collects.
+        """
         self.settings = settings
         self.catalog = catalog
         self._environ = dict(os.environ if environ is None else environ)
-        self._check_overrides()
+        self.overrides: list[Override] = []
+        for item in settings.overrides:
+            with (faults or Faults()).caught():
+                self.overrides.append(self._checked(Override.parse(item)))
 
-    def _check_overrides(self) -> None:
-        for item in self.settings.overrides:
-            model = split_override(item)[0]
-            if self.entry(model) is None:
-                known = ", ".join(sorted(entry.name for entry in self.catalog.with_found()))
-                raise ConfigError(f"--set {item}: there is no model {model!r}; known are {known}")
+    def _checked(self, override: Override) -> Override:
+        entry = self.entry(override.model)
+        if entry is None:
+            names = ", ".join(sorted(entry.name for entry in self.catalog.with_files()))
+            raise ConfigError(f"{override}: there is no model {override.model!r}; known are {names}")
+        _refuse_identity(override.parameter, str(override))
+        from_text(_class_of(entry).Params, {override.parameter: override.value}, str(override))
+        return override
 
     def entry(self, name: str) -> CatalogEntry | None:
-        """Return what the catalogue says of ``name``, or a weights file of that name."""
+        """Return the entry of ``name`` in the catalogue, or of a weights file of that name."""
         entry = self.catalog.get(name)
         if entry is not None:
             return entry
-        return next((found for found in self.catalog.with_found() if found.name == name), None)
+        return self.catalog.with_files().get(name)
 
     def engine(
         self, name: str, worker_type: WorkerType | None = None, over_http: Mapping[str, object] | None = None
@@ -55,82 +93,112 @@ class Declarations:
         Raises UnknownModel without a catalogue entry and a ``model_path``, InvalidRequest for parameters set over
         HTTP that do not fit, ConfigError for all others.
         """
+        entry, engine, layers = self.declaration(name, over_http)
+        kind = _worker_type(entry, engine, worker_type)
+        identity = {"model_name": name, "engine": engine.name, "worker_type": kind.value}
+        defaults = {"limit_model_concurrency": engine.default_slots[kind]} if kind in engine.default_slots else {}
+        return engine(build(engine.Params, identity, *(layer.values for layer in layers), defaults))
+
+    def declaration(
+        self, name: str, over_http: Mapping[str, object] | None = None, faults: Faults | None = None
+    ) -> Declaration:
+        """Return what is declared of ``name``.
+
+        Raises what `engine` raises, but ConfigError for a value that does not fit only unless ``faults`` collects.
+        """
         over_http = {k: v for k, v in (over_http or {}).items() if k not in ONLY_IN_CONFIGURATION}
+        named = over_http.get("engine")
         entry = self.entry(name)
         if entry is None:
             if not over_http.get("model_path"):
+                names = ", ".join(sorted(entry.name for entry in self.catalog.with_files())) or "none"
                 raise UnknownModel(
                     f"model {name!r} is neither in the catalogue nor in the models folders, and no model_path "
-                    f"is given; there are {', '.join(sorted(e.name for e in self.catalog.with_found())) or 'none'}"
+                    f"is given; there are {names}"
                 )
-            entry = self._entry_of_path(name, str(over_http["model_path"]), over_http.get("engine"))
-        found = self.engine_class(entry, over_http.get("engine"))
-        said = self._layers(entry, found, over_http)
-        kind = self._worker_type(entry, found, worker_type)
-        fixed = {"model_name": name, "engine": found.name, "worker_type": kind.value}
-        usual = {"limit_model_concurrency": found.default_slots[kind]} if kind in found.default_slots else {}
-        return found(params.build(found.Params, fixed, *said, usual))
-
-    def engine_class(self, entry: CatalogEntry, named: object = None) -> type[Engine]:
-        """Return the class behind an entry; ``named`` is an engine of the table that a request asks for."""
-        own = _own_class(entry)
-        return own if named in (None, entry.engine, own.name) else _class_of_request(named)
-
-    def _layers(
-        self, entry: CatalogEntry, found: type[Engine], over_http: Mapping[str, object]
-    ) -> tuple[JSONObject, ...]:
-        prefix = params.environment_prefix(entry.name)
+            entry = self._entry_of_path(name, str(over_http["model_path"]), named)
+        own = _class_of(entry)
+        engine = own if named in (None, entry.engine, own.name) else _class_of_request(named)
         # Another engine than the entry's has other parameters, and other weights.
-        declared = entry.declared if found is _own_class(entry) else {}
-        return (
-            params.from_json(found.Params, over_http),
-            params.from_text(found.Params, self.settings.overrides_of(entry.name), f"--set {entry.name}"),
-            params.from_environ(found.Params, prefix, self._environ),
-            params.from_plain(found.Params, declared, f"{entry.origin}, model {entry.name!r}"),
+        declared = (self._declared(entry, own, faults),) if engine is own else ()
+        layers = (
+            Layer.of(from_json(engine.Params, over_http), LayerName.OVER_HTTP),
+            self._command_line(name, engine, faults),
+            self._environment(name, engine, faults),
+            *declared,
         )
+        return Declaration(entry, engine, layers)
+
+    def _command_line(self, name: str, engine: type[Engine], faults: Faults | None) -> Layer:
+        texts = {override.parameter: override.value for override in self.overrides if override.model == name}
+        return Layer.of(from_text(engine.Params, texts, f"--set {name}", faults), LayerName.COMMAND_LINE)
+
+    def _environment(self, name: str, engine: type[Engine], faults: Faults | None) -> Layer:
+        layer = from_environ(engine.Params, environment_prefix(name), self._environ, faults)
+        for parameter, origin in layer.origins.items():
+            with (faults or Faults()).caught():
+                _refuse_identity(parameter, f"environment, {origin.place}")
+        return layer
+
+    def _declared(self, entry: CatalogEntry, engine: type[Engine], faults: Faults | None) -> Layer:
+        """Return the values of the model's entry: of its table in the configuration file, or of the catalogue."""
+        values = from_plain(engine.Params, entry.declared, f"{entry.origin}, model {entry.name!r}", faults)
+        table = next((table for table in self.settings.model_tables if table.get("name") == entry.name), {})
+        file, catalogue = Origin(LayerName.FILE, self.settings.config or ""), Origin(LayerName.CATALOGUE)
+        return Layer(values, {name: file if name in table else catalogue for name in values})
 
     def _entry_of_path(self, name: str, path: str, engine: object) -> CatalogEntry:
-        """Return an entry for a model that only a request knows of; InvalidRequest where it can't be one."""
+        """Return an entry for a model that only a request names. Raises InvalidRequest."""
         named = engine if isinstance(engine, str) else "llama.cpp" if path.endswith(".gguf") else None
         if named is None:
             raise InvalidRequest.of_fields(
-                [{"field": "params.engine", "message": f"can't be told from {path!r}: name the engine"}]
+                [{"field": "params.engine", "message": f"is not clear from {path!r}: name the engine"}]
             )
         _class_of_request(named)
         try:
-            params.refuse_shared_prefixes([*(entry.name for entry in self.catalog.with_found()), name])
+            refuse_shared_prefixes([*(entry.name for entry in self.catalog.with_files()), name])
             return CatalogEntry(name=name, engine=named, worker_type=None, model_path=path, origin="request")
         except ConfigError as error:
             raise InvalidRequest.of_fields([{"field": "model", "message": str(error)}]) from error
 
-    @staticmethod
-    def _worker_type(entry: CatalogEntry, found: type[Engine], asked: WorkerType | None) -> WorkerType:
-        kind = asked or (WorkerType(entry.worker_type) if entry.worker_type else found.default_worker_type)
-        if kind not in found.worker_types:
-            can = ", ".join(sorted(found.worker_types))
-            fault: FieldError = {"field": "worker_type", "message": f"engine {found.name} can be {can}, not {kind}"}
-            raise InvalidRequest.of_fields([fault])
-        return kind
-
     def locate(self, engine: Engine) -> Path | None:
-        """Return the weights of an engine; BadModelFile where they are absent or out of bounds."""
+        """Return the weights of an engine, None if it needs none. Raises BadModelFile."""
         path = engine.params.model_path
-        if not path:
-            return None
-        hint = self.pull_command(self.entry(engine.params.model_name))
-        return weights.resolve(path, self.settings.models_paths, hint=hint)
+        return self.resolve(engine.params.model_name, path) if path else None
 
-    def pull_command(self, entry: CatalogEntry | None) -> str:
-        """Return the command that fetches the weights to where they are looked for here; empty where there is none."""
+    def resolve(self, name: str, path: str) -> Path:
+        """Return the weights of a model within the models folders.
+
+        Raises BadModelFile if they are absent, with the command that fetches them, or elsewhere.
+        """
+        return weights.resolve(path, self.settings.models_paths, hint=self._pull_command(self.entry(name)))
+
+    def _pull_command(self, entry: CatalogEntry | None) -> str:
         command = entry.pull_command if entry is not None else None
         if command is None or not self.settings.models_dirs:
             return command or ""
         return f"{command} --models-dirs {shlex.quote(str(self.settings.models_paths[0]))}"
 
 
-def _own_class(entry: CatalogEntry) -> type[Engine]:
-    dotted = entry.params.get("worker_class")
-    return engine_class(entry.engine) if dotted is None else load_class(str(dotted))
+def _refuse_identity(parameter: str, place: str) -> None:
+    """Raise ConfigError for a parameter that has no effect at this place."""
+    if parameter in IDENTITY:
+        raise ConfigError(f"{place}: {parameter} can only be set in a [[models]] table of the configuration file")
+
+
+def _worker_type(entry: CatalogEntry, engine: type[Engine], asked: WorkerType | None) -> WorkerType:
+    """Return the type of a model: as requested, or of its entry, or the engine's default. Raises InvalidRequest."""
+    kind = asked or (WorkerType(entry.worker_type) if entry.worker_type else engine.default_worker_type)
+    if kind not in engine.worker_types:
+        types = ", ".join(sorted(engine.worker_types))
+        fault: FieldError = {"field": "worker_type", "message": f"engine {engine.name} can be {types}, not {kind}"}
+        raise InvalidRequest.of_fields([fault])
+    return kind
+
+
+def _class_of(entry: CatalogEntry) -> type[Engine]:
+    path = entry.params.get("worker_class")
+    return engine_class(entry.engine) if path is None else load_class(str(path))
 
 
 def _class_of_request(name: object) -> type[Engine]:

@@ -1,4 +1,4 @@
-"""The models that a host may run, as `models/supports` tells them."""
+"""Lists the models that this machine may run, for `models/supports`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ log = logging.getLogger(__name__)
 
 
 def supported_models(declarations: Declarations) -> list[SupportedModel]:
-    """Return every entry of the catalogue and every weights file found, each with its parameters."""
-    return [_supported(declarations, entry) for entry in declarations.catalog.with_found()]
+    """Return every entry of the catalogue and every weights file of the models folders, with its parameters."""
+    return [_supported(declarations, entry) for entry in declarations.catalog.with_files()]
 
 
 def _supported(declarations: Declarations, entry: CatalogEntry) -> SupportedModel:

@@ -211,7 +211,7 @@ def test_a_file_that_can_not_be_read_does_not_hide_other_faults(at: Path):
     ("words", "reason"),
     [
         (["--reserve", "400"], "reserve (400) must be less than threads (256)"),
-        (["--host", "0.0.0.0"], "say --insecure"),
+        (["--host", "0.0.0.0"], "set --insecure"),
         (["--threads", "50", "-m", "echo", "-m", "echo-embed"], "no room for model 'echo-embed'"),
         (["-m", "nobody"], "there is no model 'nobody'"),
     ],

@@ -16,8 +16,8 @@ from commands import Ran, modelyard
 from modelyard.cli.options import GROUPS, SPOKEN
 from modelyard.cli.serve import environment_of
 from modelyard.settings import params
+from modelyard.settings.loading import load as load_settings
 from modelyard.settings.settings import Settings
-from modelyard.settings.settings import load as load_settings
 from running import Services, console_script, free_port, wait_until
 
 
@@ -174,16 +174,16 @@ def has_ipv6() -> bool:
         (["--set", "echo.dealy=1"], 1, "dealy: no such parameter (did you mean delay?)"),
         (["--set", "echo.delay=soon"], 1, "delay: 'soon' is not a number"),
         (["--set", "echo.delay=-1"], 1, "less than 0"),
-        (["--set", "echo.worker_type=text2vec"], 1, "only be said in a [[models]] table"),
+        (["--set", "echo.worker_type=text2vec"], 1, "only be set in a [[models]] table"),
         (["--set", "delay=1"], 1, "expected MODEL.PARAM=VALUE"),
         (["-m", "ekho"], 1, "there is no model 'ekho'"),
         (["--config", "absent.toml"], 1, "absent.toml: No such file or directory"),
         (["--config", "."], 1, "Is a directory"),
         (["--reserve", "300"], 1, "reserve (300) must be less than threads (256)"),
         (["--prefix", "api"], 1, "must start with a slash"),
-        (["--host", "0.0.0.0"], 1, "say --insecure"),
-        (["--host", "::"], 1, "say --insecure"),
-        (["--host", "127.0.0.1.example.org"], 1, "say --insecure"),
+        (["--host", "0.0.0.0"], 1, "set --insecure"),
+        (["--host", "::"], 1, "set --insecure"),
+        (["--host", "127.0.0.1.example.org"], 1, "set --insecure"),
         (["--host", "203.0.113.9", "--insecure"], 1, "203.0.113.9:8000 can't be listened on"),
         (["--host", "nowhere.invalid", "--insecure"], 1, "can't be listened on"),
         (["--set", "echo.limit_model_concurrency=4000", "-m", "echo"], 1, "it asks for 4000 slots"),
@@ -218,7 +218,7 @@ def test_what_can_not_work_is_refused_in_one_line_before_a_server_starts(
         ('[[models]]\nname = "x"\nengine = "ekho"\n', "engine 'ekho' is unknown"),
         ('[[models]]\nname = "echo"\ndelay = "soon"\n', "delay: must be a number, not a string"),
         ('[[models]]\nname = "echo"\ndealy = 1\n', "did you mean delay?"),
-        ('[[models]]\nname = "echo"\n[[models]]\nname = "echo"\n', "is there 2 times"),
+        ('[[models]]\nname = "echo"\n[[models]]\nname = "echo"\n', "is there twice"),
         ('[[models]]\nname = "ec.ho"\nengine = "echo"\n[[models]]\nname = "ec-ho"\nengine = "echo"\n', "prefix EC_HO"),
         ('[[models]]\nname = "x"\nworker_class = "no.such:Engine"\n', "can't be imported"),
     ],
@@ -235,7 +235,7 @@ def test_a_configuration_file_that_does_not_fit_is_refused_with_its_place(at: Pa
     [
         ({"MODELYARD_PORT": "http"}, "MODELYARD_PORT"),
         ({"ECHO_DELAY": "soon"}, "ECHO_DELAY"),
-        ({"ECHO_ENGINE": "llama.cpp"}, "ECHO_ENGINE: engine can only be said in a [[models]] table"),
+        ({"ECHO_ENGINE": "llama.cpp"}, "ECHO_ENGINE: engine can only be set in a [[models]] table"),
         ({"MODELYARD_SET": "echo.delay=1"}, "MODELYARD_SET"),
         ({"MODELYARD_SET": '["echo.dealy=1"]'}, "did you mean delay?"),
     ],

@@ -8,6 +8,7 @@ from modelyard.cli.values import allowed, param_of, split_pair, typed
 from modelyard.engines.echo import EchoParams
 from modelyard.engines.llama_cpp import LlamaCppParams
 from modelyard.settings import params
+from modelyard.settings.layers import build
 
 ECHO = params.describe(EchoParams)
 LLAMA = params.describe(LlamaCppParams)
@@ -92,7 +93,7 @@ def test_a_description_tells_the_whole_declaration(cls: type[Any]):
 
 
 def test_a_default_is_told_where_the_value_is_another():
-    engine = params.build(EchoParams, {"model_name": "m", "engine": "echo", "delay": 2.0})
+    engine = build(EchoParams, {"model_name": "m", "engine": "echo", "delay": 2.0})
     told = {d["param_name"]: param_of(d).default for d in params.describe(EchoParams, engine)}
     assert (told["delay"], told["max_waiting"], told["model_alias"]) == (0.0, 32, None)
 

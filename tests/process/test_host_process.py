@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 from modelyard.cluster.hosting.folder import HostLock, noted
-from modelyard.settings.settings import Settings, handed_over
+from modelyard.settings.loading import serialize
+from modelyard.settings.settings import Settings
 
 FAULTS = {
-    "settings that broke off": handed_over(Settings())[:-20],
+    "settings that broke off": serialize(Settings())[:-20],
     "settings of another version": json.dumps({"own": {"unheard_of": 1}, "models": [], "overrides": []}),
-    "a registry that is none": handed_over(Settings(role="worker", registry="nonsense:")),
+    "a registry that is none": serialize(Settings(role="worker", registry="nonsense:")),
 }
 
 

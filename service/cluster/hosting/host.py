@@ -19,7 +19,8 @@ from typing import Any
 from ...errors import ModelyardError, NotConnected
 from ...sessions.answer import Answer
 from ...sessions.transport import Transport
-from ...settings.settings import ALLOCATOR, INLINE, Settings, handed_over
+from ...settings.loading import serialize
+from ...settings.settings import ALLOCATOR, INLINE, Settings
 from ...telemetry.tracing import Tracing
 from ...types import JSONObject
 from ...worker.protocol import ServiceState
@@ -120,7 +121,7 @@ class ModelHost:
     def _compare(self, folder: HostFolder) -> None:
         """End a host that is left of an earlier run with other settings; say so where others need it as it is."""
         last = noted(folder.lock)
-        is_other = last.get("settings") != digest(handed_over(self._hosts_settings(folder)))
+        is_other = last.get("settings") != digest(serialize(self._hosts_settings(folder)))
         forgets = self._settings.fresh and last.get("run") != run_began()
         if not last.get("pid") or not (is_other or forgets):
             return
@@ -149,7 +150,7 @@ class ModelHost:
             if last.get("pid"):
                 log.warning("the model host, pid %d, has ended: another is started", last["pid"])
             settings, run = self._hosts_settings(self._folder), run_began()
-            lock.note(starts=starts + 1, since=now, settings=digest(handed_over(settings)), run=run)
+            lock.note(starts=starts + 1, since=now, settings=digest(serialize(settings)), run=run)
             # Of a run, whichever of its processes that is, the first host forgets; the others bring back what ran.
             settings.fresh = self._settings.fresh and last.get("run") != run
             self._spawn(self._folder, lock, settings)
@@ -179,7 +180,7 @@ class ModelHost:
         _children.append(child)
         assert child.stdin is not None
         with child.stdin as pipe:
-            pipe.write(handed_over(settings).encode())
+            pipe.write(serialize(settings).encode())
         log.info("the model host is started: pid %d, on %s", child.pid, folder.socket)
 
     def _hosts_settings(self, folder: HostFolder) -> Settings:

@@ -16,7 +16,7 @@ from modelyard.errors import Cancelled, EngineError
 from modelyard.server.app import create_app
 from modelyard.server.extension import KEY
 from modelyard.server.runtime import Runtime
-from modelyard.settings import settings as settings_module
+from modelyard.settings import loading
 from modelyard.streams import Cancel
 from modelyard.types import GenerateRequest
 from running import ROOT, wait_until
@@ -37,7 +37,7 @@ def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FlaskCli
     (tmp_path / "shout.toml").write_text(block("toml"), encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
     given = {"config": str(tmp_path / "shout.toml"), "state_dir": str(tmp_path / "state")}
-    app = create_app(settings_module.load(given, {}))
+    app = create_app(loading.load(given, {}))
     runtime = app.extensions[KEY]
     runtime.start()
     assert runtime.wait_loaded(30)

@@ -127,12 +127,9 @@ def test_a_source_of_ones_own_is_taken() -> None:
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ({}, 'number 1 has no name: add name = "..."'),
-        ({"name": ""}, "number 1 has no name"),
-        ({"name": 5}, "number 1 has no name"),
-        ({"name": " x", "engine": "echo"}, "name: ' x' is no name"),
-        ({"name": "x"}, 'engine: must be named, as in engine = "llama.cpp"'),
-        ({"name": "x", "model_path": "x.bin"}, "engine: must be named"),
+        ({"name": " x", "engine": "echo"}, "name: ' x' is not a valid name"),
+        ({"name": "x"}, 'engine: must be set, as in engine = "llama.cpp"'),
+        ({"name": "x", "model_path": "x.bin"}, "engine: must be set"),
         ({"name": "x", "engine": 5}, "engine: must be a string, not an integer"),
         (
             {"name": "x", "engine": "echo", "worker_type": "chat"},
@@ -155,19 +152,19 @@ def test_a_source_of_ones_own_is_taken() -> None:
         ),
         (
             {"name": "x", "model_path": "w.gguf", "source": {**SOURCE, "sha256": "abc"}},
-            "sha256: 'abc' is no SHA-256",
+            "sha256: 'abc' is not a SHA-256",
         ),
         (
             {"name": "x", "model_path": "w.gguf", "source": {**SOURCE, "package": "--index"}},
-            "no name of a package",
+            "not a valid name of a package",
         ),
         (
             {"name": "x", "model_path": "w.gguf", "source": {**SOURCE, "package": "a @ http://b"}},
-            "no name of a package",
+            "not a valid name of a package",
         ),
         (
             {"name": "x", "model_path": "w.gguf", "source": {**SOURCE, "version": ">=1"}},
-            "'>=1' is no version",
+            "'>=1' is not a valid version",
         ),
     ],
 )
@@ -178,7 +175,7 @@ def test_a_table_that_does_not_fit_is_refused_with_its_place_and_key(table: dict
 
 
 def test_two_tables_of_one_name_are_refused() -> None:
-    with pytest.raises(ConfigError, match="'mine' is there 2 times"):
+    with pytest.raises(ConfigError, match="'mine' is there twice"):
         load({"name": "mine", "engine": "echo"}, {"name": "mine", "engine": "echo"})
 
 
@@ -190,7 +187,7 @@ def test_two_models_that_share_their_variables_are_refused() -> None:
 def test_weights_that_lie_there_are_models_too(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     path = tiny_gguf.make(tmp_path / "sub" / "Tiny-Embed.F32.gguf", "embed")
-    found = entry(load(folder=tmp_path).with_found(), "tiny-embed.f32")
+    found = entry(load(folder=tmp_path).with_files(), "tiny-embed.f32")
     assert (found.engine, found.worker_type, found.enabled, found.start) == (
         "llama.cpp",
         "text2vec",
@@ -205,12 +202,12 @@ def test_weights_that_an_entry_names_are_not_found_a_second_time(tmp_path: Path)
     tiny_gguf.make(tmp_path / "SmolLM2-135M-Instruct.Q4_1.gguf")
     tiny_gguf.make(tmp_path / "mine.gguf")
     catalog = load({"name": "other", "model_path": str(tmp_path / "mine.gguf")}, folder=tmp_path)
-    assert [e.name for e in catalog.with_found()] == [e.name for e in catalog]
+    assert [e.name for e in catalog.with_files()] == [e.name for e in catalog]
 
 
 def test_a_file_that_can_not_be_run_is_listed_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "page.gguf").write_text("<html>not found</html>")
-    found = entry(load(folder=tmp_path).with_found(), "page")
+    found = entry(load(folder=tmp_path).with_files(), "page")
     assert not found.enabled
     assert "is no GGUF file (it starts with b'<htm')" in found.description
 
@@ -219,16 +216,16 @@ def test_a_file_is_read_again_once_it_has_changed(tmp_path: Path) -> None:
     path = tmp_path / "late.gguf"
     path.write_bytes(b"GGUF")
     catalog = load(folder=tmp_path)
-    assert not entry(catalog.with_found(), "late").enabled
+    assert not entry(catalog.with_files(), "late").enabled
     tiny_gguf.make(path)
-    assert entry(catalog.with_found(), "late").enabled
+    assert entry(catalog.with_files(), "late").enabled
 
 
 def test_a_found_file_whose_name_is_taken_is_listed_and_takes_nothing(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     first = tiny_gguf.make(tmp_path / "a" / "echo.gguf")
     second = tiny_gguf.make(tmp_path / "Echo.gguf")
-    catalog = load(folder=tmp_path).with_found()
+    catalog = load(folder=tmp_path).with_files()
     assert entry(catalog, "echo").engine == "echo"
     for path in (first, second):
         found = entry(catalog, str(path))
@@ -240,10 +237,10 @@ def test_a_found_file_whose_name_is_taken_is_listed_and_takes_nothing(tmp_path: 
 def test_found_files_with_names_in_other_scripts_never_break_the_catalogue(tmp_path: Path) -> None:
     for name in ("модель", "模型", "मॉडल"):
         tiny_gguf.make(tmp_path / f"{name}.gguf")
-    assert len(load(folder=tmp_path).with_found()) == 4 + 3
+    assert len(load(folder=tmp_path).with_files()) == 4 + 3
 
 
 def test_the_first_part_stands_for_a_model_in_several_files(tmp_path: Path) -> None:
     tiny_gguf.make(tmp_path / "big-00001-of-00002.gguf")
     tiny_gguf.make(tmp_path / "big-00002-of-00002.gguf")
-    assert [e.name for e in load(folder=tmp_path).with_found()][4:] == ["big"]
+    assert [e.name for e in load(folder=tmp_path).with_files()][4:] == ["big"]

@@ -1,4 +1,4 @@
-"""One declaration gives the environment variable, ``--set``, the check of JSON, and the description."""
+"""One declaration gives the reading of text, the check of JSON and TOML, and the description."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from modelyard.engines.base import ModelParams
 from modelyard.engines.echo import EchoParams
 from modelyard.engines.llama_cpp import LlamaCppParams
-from modelyard.errors import ConfigError, InvalidRequest
+from modelyard.errors import InvalidRequest
 from modelyard.settings import params
 from modelyard.settings.params import MASK, param
 from modelyard.settings.settings import Settings
@@ -30,6 +30,7 @@ class Sample:
     words: list[str] = param(["a", "b"], help="its words")
     more: list[str] | None = param(None, help="more of them")
     secret: str | None = param(None, help="a password", tags=["privacy"])
+    keys: list[str] = param([], help="some keys", tags=["privacy"])
     hidden: int = 7
 
 
@@ -154,25 +155,8 @@ def test_the_bounds_themselves_are_within():
     assert [declared("count").check(n) for n in (1, 10)] == [1, 10]
 
 
-def test_configuration_is_refused_with_its_place_and_every_fault():
-    with pytest.raises(ConfigError) as caught:
-        params.from_plain(Sample, {"count": 0, "loud": "x", "note": "fine"}, "file, model 'm'")
-    assert str(caught.value).startswith("file, model 'm': ")
-    assert "count: 0 is less than 1" in str(caught.value)
-    assert "loud: must be true or false" in str(caught.value)
-
-
-def test_a_misspelt_parameter_of_the_configuration_is_refused_with_the_nearest():
-    with pytest.raises(ConfigError, match=r"cuont: no such parameter \(did you mean count\?\)"):
-        params.from_plain(Sample, {"cuont": 1}, "file")
-    with pytest.raises(ConfigError, match=r"--set m: zzz: no such parameter$"):
-        params.from_text(Sample, {"zzz": "1"}, "--set m")
-
-
-def test_a_field_that_is_no_parameter_is_not_set_from_outside():
+def test_a_field_that_is_no_parameter_is_not_set_over_json():
     assert "hidden" not in params.params_of(Sample)
-    with pytest.raises(ConfigError, match="hidden: no such parameter"):
-        params.from_plain(Sample, {"hidden": 1}, "file")
     assert params.from_json(Sample, {"hidden": 1}) == {}
 
 
@@ -188,69 +172,6 @@ def test_json_names_every_field_at_fault():
 
 def test_a_mask_that_is_sent_back_means_unchanged():
     assert params.from_json(Sample, {"secret": MASK, "note": MASK}) == {"note": MASK}
-
-
-# The environment
-
-
-def test_the_environment_is_read_under_the_prefix_of_the_model():
-    environ = {"M_7B_COUNT": "3", "M_7B_WORDS": "x,y", "OTHER_COUNT": "9", "M_7B_UNKNOWN": "1"}
-    assert params.from_environ(Sample, "M_7B", environ) == {"count": 3, "words": ["x", "y"]}
-
-
-def test_a_shared_parameter_is_also_read_for_all_models_and_the_own_prefix_wins():
-    environ = {"MODELYARD_SHARE": "0.1", "MODELYARD_COUNT": "2"}
-    assert params.from_environ(Sample, "M", environ) == {"share": 0.1}
-    assert params.from_environ(Sample, "M", {**environ, "M_SHARE": "0.9"}) == {"share": 0.9}
-
-
-def test_a_variable_that_does_not_fit_is_refused_with_its_prefix():
-    with pytest.raises(ConfigError, match=r"environment, M_\*: count: 'x' is not an integer"):
-        params.from_environ(Sample, "M", {"M_COUNT": "x"})
-
-
-@pytest.mark.parametrize(
-    ("model", "prefix"),
-    [
-        ("smollm2-135m", "SMOLLM2_135M"),
-        ("publisher/Model.Q4", "PUBLISHER_MODEL_Q4"),
-        ("--a--", "A"),
-        ("a__b", "A_B"),
-    ],
-)
-def test_the_prefix_of_a_model_is_its_name_in_capitals(model, prefix):
-    assert params.environment_prefix(model) == prefix
-
-
-def test_two_models_with_one_prefix_are_refused_by_name():
-    params.refuse_shared_prefixes(["a-b", "a-b", "a-c"])
-    with pytest.raises(ConfigError, match=r"'a-b' and 'A\.B' share the environment prefix A_B_"):
-        params.refuse_shared_prefixes(["a-b", "c", "A.B"])
-
-
-# Layers
-
-
-def test_the_first_layer_that_names_a_parameter_wins():
-    built = params.build(Sample, {"count": 1}, {"count": 2, "share": 0.2}, {"name": "n", "share": 0.3, "loud": True})
-    assert (built.name, built.count, built.share, built.loud, built.mood) == ("n", 1, 0.2, True, "good")
-
-
-def test_a_layer_may_say_false_or_nothing():
-    built = params.build(Sample, {"loud": False, "note": None}, {"name": "n", "loud": True, "note": "x"})
-    assert built.loud is False
-    assert built.note is None
-
-
-def test_a_required_parameter_that_no_layer_has_is_named():
-    with pytest.raises(ConfigError, match="missing: name"):
-        params.build(Sample, {"count": 1})
-
-
-def test_instances_do_not_share_a_list():
-    one, other = params.build(Sample, {"name": "a"}), params.build(Sample, {"name": "b"})
-    one.words.append("c")
-    assert other.words == ["a", "b"]
 
 
 # What people see
@@ -289,8 +210,13 @@ def test_a_private_value_is_masked_wherever_it_is_shown():
     assert "hunter2" not in str(params.describe(Sample, sample)) + str(params.shown(sample))
 
 
-def test_a_private_value_that_is_not_set_is_shown_as_such():
-    assert params.shown(Sample(name="n"))["secret"] is None
+@pytest.mark.parametrize(
+    ("secret", "keys", "shown"),
+    [(None, [], (None, "")), ("", [], ("", "")), ("hunter2", ["a", "b"], (MASK, MASK))],
+)
+def test_a_private_value_is_masked_only_where_it_is_set(secret, keys, shown):
+    found = params.shown(Sample(name="n", secret=secret, keys=keys))
+    assert (found["secret"], found["keys"]) == shown
 
 
 def test_the_values_of_an_instance_are_described_as_defaults():

@@ -1,4 +1,4 @@
-"""The registry over HTTP: our calls, whole rows and many at once, and DB-GPT's calls, a view of the same table."""
+"""The registry over HTTP: our calls, with whole rows and many at once, and DB-GPT's calls on the same table."""
 
 from __future__ import annotations
 
@@ -9,19 +9,17 @@ from flask import Blueprint, Request, Response, g, request
 
 from ..cluster.registry import row_json
 from ..cluster.registry.base import ANY_GENERATION, Instance, Receipt, Registry
-from ..cluster.registry.peers import to_peer
+from ..cluster.registry.dbgpt import to_dbgpt
 from ..settings.settings import Settings
 from ..types import JSONObject, plain
 from . import controller_schemas as schemas
-from .request import guard as access
-from .request import problems as errors
+from .request import guard, problems
 from .request.bodies import json_response, read_list, read_object
 from .request.calls import log_access
 
 RegistryOf = Callable[[], Registry]
 Check = Callable[[Request, Sequence[str]], None]
 """Raises where a request may not name one of these addresses."""
-
 
 ROUTINE = ("beat_instances", "heartbeat", "instances", "models")
 """The calls that every process of a cluster makes every few seconds."""
@@ -36,83 +34,82 @@ def controller_blueprint(
 ) -> Blueprint:
     """Return the calls under ``url_prefix``; the registry is looked up at each request.
 
-    They hold no thread of the budget: a registry must be heard while every model is busy. What may be registered
-    says the guard of `access`, unless ``check_registration`` does. Raises ConfigError.
+    They hold no thread of the budget: a registry must answer while every model is busy. ``check_registration`` decides
+    what may be registered, by default the guard. Raises ConfigError.
     """
     blueprint = Blueprint(name, __name__, url_prefix=f"{url_prefix}/controller")
-    errors.install(blueprint)
+    problems.install(blueprint)
     log_access(blueprint, enabled=settings.access_log, routine=ROUTINE)
-    guard = access.install(blueprint, settings)
-    check = check_registration or guard.check_registration
+    check = check_registration or guard.install(blueprint, settings).check_registration
     _add_instances(blueprint, registry_of, settings.max_body_bytes, check)
-    _add_peers_changes(blueprint, registry_of, settings.max_body_bytes, check)
-    _add_peers_list(blueprint, registry_of)
+    _add_dbgpt_changes(blueprint, registry_of, settings.max_body_bytes, check)
+    _add_dbgpt_list(blueprint, registry_of)
     return blueprint
 
 
 def _add_instances(blueprint: Blueprint, registry_of: RegistryOf, limit: int, check: Check) -> None:
-    def named() -> list[Instance]:
+    def body_of_request() -> list[Instance]:
         instances = schemas.instances(read_list(request, limit))
         check(request, [instance.url for instance in instances])
         return instances
 
     @blueprint.post("/instances")
     def beat_instances() -> Response:
-        beaten = registry_of().beat(named())
+        beaten = registry_of().beat(body_of_request())
         return json_response({"instances": _answer(beaten.receipts), "interval": beaten.interval})
 
     @blueprint.delete("/instances")
     def deregister_instances() -> Response:
         forget = schemas.query(schemas.FORGET, request.args).get("forget", False)
-        return json_response({"instances": _answer(registry_of().deregister(named(), forget=forget))})
+        return json_response({"instances": _answer(registry_of().deregister(body_of_request(), forget=forget))})
 
     @blueprint.get("/instances")
     def instances() -> Response:
-        asked = schemas.query(schemas.ROWS_QUERY, request.args)
-        healthy = asked.get("healthy")
-        found = registry_of().instances(asked.get("key"), healthy_only=healthy is True)
+        query = schemas.query(schemas.ROWS_QUERY, request.args)
+        healthy = query.get("healthy")
+        rows = registry_of().instances(query.get("key"), healthy_only=healthy is True)
         if healthy is False:
-            found = [row for row in found if not row.healthy]
-        return json_response([row_json.row(row) for row in found])
+            rows = [row for row in rows if not row.healthy]
+        return json_response([row_json.whole(row) for row in rows])
 
 
 def _answer(receipts: list[Receipt]) -> list[JSONObject]:
     return [plain(receipt) for receipt in receipts]
 
 
-def _add_peers_changes(blueprint: Blueprint, registry_of: RegistryOf, limit: int, check: Check) -> None:
-    def named() -> Instance:
-        instance = schemas.peer_instance(read_object(request, limit))
+def _add_dbgpt_changes(blueprint: Blueprint, registry_of: RegistryOf, limit: int, check: Check) -> None:
+    def body_of_request() -> Instance:
+        instance = schemas.dbgpt_instance(read_object(request, limit))
         g.modelyard_line.model = instance.key
         check(request, [instance.url])
         return instance
 
     @blueprint.post("/models")
     def register_model() -> Response:
-        """Register anew: a client that knows no generations has the last word."""
-        registry_of().beat([named()])
+        """Register with a new generation: a client that knows none has the last word."""
+        registry_of().beat([body_of_request()])
         return json_response(True)
 
     @blueprint.post("/heartbeat")
     def heartbeat() -> Response:
         """Refresh a row as it is; register an unknown instance."""
-        registry_of().beat([replace(named(), generation=ANY_GENERATION)])
+        registry_of().beat([replace(body_of_request(), generation=ANY_GENERATION)])
         return json_response(True)
 
     @blueprint.delete("/models")
     def deregister_model() -> Response:
-        asked = schemas.query(schemas.PEER_DEREGISTRATION, request.args)
-        instance = Instance(asked["model_name"], schemas.peer_url(asked["host"], asked["port"]))
+        query = schemas.query(schemas.DBGPT_DEREGISTRATION, request.args)
+        instance = Instance(query["model_name"], schemas.dbgpt_url(query["host"], query["port"]))
         g.modelyard_line.model = instance.key
         check(request, [instance.url])
-        registry_of().deregister([instance], forget=asked.get("remove_from_registry", False))
+        registry_of().deregister([instance], forget=query.get("remove_from_registry", False))
         return json_response(True)
 
 
-def _add_peers_list(blueprint: Blueprint, registry_of: RegistryOf) -> None:
+def _add_dbgpt_list(blueprint: Blueprint, registry_of: RegistryOf) -> None:
     @blueprint.get("/models")
     def models() -> Response:
-        """Answer the rows that can be said as host and port: no others can be reached by who asks here."""
-        asked = schemas.query(schemas.PEER_QUERY, request.args)
-        found = registry_of().instances(asked.get("model_name"), healthy_only=asked.get("healthy_only", False))
-        return json_response([plain(peer) for row in found if (peer := to_peer(row)) is not None])
+        """Return the rows that have a host and a port: DB-GPT's clients can't reach others."""
+        query = schemas.query(schemas.DBGPT_QUERY, request.args)
+        rows = registry_of().instances(query.get("model_name"), healthy_only=query.get("healthy_only", False))
+        return json_response([plain(model) for row in rows if (model := to_dbgpt(row)) is not None])

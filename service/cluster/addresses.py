@@ -8,6 +8,7 @@ from urllib.parse import quote, urlsplit
 
 from ..errors import ConfigError
 from ..settings.settings import Settings
+from .registry.limits import url_fault
 
 _ANYWHERE = ("192.0.2.1", 9)
 """An address for documentation (RFC 5737): nothing is sent there, only the way to it is looked up."""
@@ -30,16 +31,16 @@ def advertised_url(settings: Settings) -> str:
 
 
 def checked(url: str, prefix: str) -> str:
-    """Return an advertised address without a slash at its end. Raises ConfigError."""
-    parts = urlsplit(url)
-    try:
-        sound = parts.scheme in ("http", "https", "http+unix") and bool(parts.hostname) and (parts.port or 1) > 0
-    except ValueError:
-        sound = False
-    if not sound or parts.query or parts.fragment or "@" in parts.netloc:
-        raise ConfigError(f"advertise {url!r} is no address: expected http://HOST:PORT/PREFIX or https://...")
-    path = parts.path.rstrip("/")
-    return f"{parts.scheme}://{parts.netloc}{path or prefix}"
+    """Return an advertised address without a slash at its end, and with ``prefix`` where it has no path.
+
+    Raises ConfigError.
+    """
+    bare = url.rstrip("/")
+    scheme, _, rest = bare.partition("://")
+    complete = bare if "/" in rest else f"{scheme}://{rest}{prefix}"
+    if fault := url_fault(complete):
+        raise ConfigError(f"advertise {url!r} is not an address: it {fault}; expected http://HOST:PORT/PREFIX")
+    return complete
 
 
 def _is_wildcard(host: str) -> bool:

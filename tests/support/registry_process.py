@@ -22,7 +22,7 @@ SHARED = Instance("shared@llm", "http://10.0.0.1:1/api")
 
 
 def own(name: str) -> list[Instance]:
-    return [Instance(f"{name}-{number}@llm", f"http://10.0.0.1:{number}/api") for number in range(5)]
+    return [Instance(f"{name}-{number}@llm", f"http://10.0.0.1:{9000 + number}/api") for number in range(5)]
 
 
 def beat(registry: Registry, name: str) -> Any:

@@ -9,10 +9,10 @@ from typing import TypeVar
 
 from ...errors import RegistryUnavailable, WorkerUnreachable
 from ...sessions.transport import Transport
-from . import rows
+from . import limits
 from .base import Beaten, Instance, Receipt
 from .controller_calls import ControllerCalls, NoSuchCall
-from .peer_calls import PeerCalls
+from .dbgpt import DbgptCalls
 from .row_json import MAX_INSTANCES
 
 log = logging.getLogger(__name__)
@@ -28,10 +28,10 @@ class _Controller:
     def __init__(self, url: str, transport: Transport) -> None:
         self.url = url
         self._ours = ControllerCalls(url, transport)
-        self._theirs = PeerCalls(self._ours)
+        self._theirs = DbgptCalls(self._ours)
         self._is_peer = False
 
-    def answer(self, call: Callable[[ControllerCalls | PeerCalls, float], T], deadline: float) -> T:
+    def answer(self, call: Callable[[ControllerCalls | DbgptCalls, float], T], deadline: float) -> T:
         """Return what it answers. WorkerUnreachable where another should be asked."""
         if not self._is_peer:
             try:
@@ -63,7 +63,7 @@ class RegistryClient:
 
     def beat(self, instances: Sequence[Instance]) -> Beaten:
         """Register or refresh all of them."""
-        rows.check_beat(instances)
+        limits.check_beat(instances)
         beaten = [self._beat(some) for some in _batches(instances)]
         return Beaten([receipt for one in beaten for receipt in one.receipts], min(one.interval for one in beaten))
 
@@ -72,7 +72,7 @@ class RegistryClient:
 
     def deregister(self, instances: Sequence[Instance], *, forget: bool = False) -> list[Receipt]:
         """Mark them unhealthy until they beat again; with ``forget`` remove their rows."""
-        rows.check_identities(instances)
+        limits.check_identities(instances)
         return [receipt for some in _batches(instances) for receipt in self._deregister(some, forget)]
 
     def _deregister(self, some: Sequence[Instance], forget: bool) -> list[Receipt]:
@@ -81,13 +81,13 @@ class RegistryClient:
     def instances(self, key: str | None = None, *, healthy_only: bool = False) -> list[Instance]:
         """Return all rows, or those of one key, ordered by key and address."""
         if key is not None:
-            rows.check_key(key)
+            limits.check_lookup(key)
         return self._ask(lambda calls, end: calls.instances(key, healthy_only, end))
 
     def close(self) -> None:
         """Do nothing: the connections are the transport's."""
 
-    def _ask(self, call: Callable[[ControllerCalls | PeerCalls, float], T]) -> T:
+    def _ask(self, call: Callable[[ControllerCalls | DbgptCalls, float], T]) -> T:
         end = time.monotonic() + self._timeout
         first, count = self._serving, len(self._controllers)
         faults = []

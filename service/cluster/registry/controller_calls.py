@@ -38,18 +38,18 @@ class ControllerCalls:
 
     def beat(self, instances: Sequence[Instance], deadline: float) -> Beaten:
         """Register or refresh."""
-        answer = self.ask("POST", "/instances", [row_json.told(one) for one in instances], {}, deadline)
+        answer = self.ask("POST", "/instances", [row_json.sent(one) for one in instances], {}, deadline)
         try:
-            return Beaten(row_json.receipts_in(answer, instances), float(answer["interval"]))
+            return Beaten(row_json.read_receipts(answer, instances), float(answer["interval"]))
         except (KeyError, TypeError, ValueError) as error:
             raise self.nonsense(error) from None
 
     def deregister(self, instances: Sequence[Instance], forget: bool, deadline: float) -> list[Receipt]:
         """Mark unhealthy, or remove."""
         query = {"forget": "true"} if forget else {}
-        answer = self.ask("DELETE", "/instances", [row_json.told(one) for one in instances], query, deadline)
+        answer = self.ask("DELETE", "/instances", [row_json.sent(one) for one in instances], query, deadline)
         try:
-            return row_json.receipts_in(answer, instances)
+            return row_json.read_receipts(answer, instances)
         except ValueError as error:
             raise self.nonsense(error) from None
 
@@ -59,7 +59,7 @@ class ControllerCalls:
         if healthy_only:
             query["healthy"] = "true"
         try:
-            return row_json.instances_in(self.ask("GET", "/instances", None, query, deadline))
+            return row_json.read_instances(self.ask("GET", "/instances", None, query, deadline))
         except ValueError as error:
             raise self.nonsense(error) from None
 

@@ -1,4 +1,4 @@
-"""A registry in this process's memory: for tests, and for a service that is alone."""
+"""A registry in the memory of one process: for tests, and for a service that works alone."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from . import rows
+from . import limits, rows
 from .base import ANY_GENERATION, HEARTBEAT_TIMEOUT, Beaten, Instance, Receipt
 from .forgetting import Forgetting
 
 
 @dataclass(slots=True)
 class Row:
-    """An instance as it was last told, and whether it was deregistered since."""
+    """An instance as its last beat described it, and whether it was deregistered since."""
 
     instance: Instance
     deregistered: bool = False
@@ -37,7 +37,7 @@ class MemoryRegistry:
         table: Table | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Keep rows in ``table`` (a new one, unless given); ``clock`` tells seconds since 1970."""
+        """Keep rows in ``table`` (a new one, unless given); ``clock`` returns seconds since 1970."""
         self.heartbeat_timeout = heartbeat_timeout
         self.table = table or Table()
         self._clock = clock
@@ -45,7 +45,7 @@ class MemoryRegistry:
 
     def beat(self, instances: Sequence[Instance]) -> Beaten:
         """Register or refresh all of them."""
-        rows.check_beat(instances)
+        limits.check_beat(instances)
         with self.table.lock:
             now = self._clock()
             receipts = [self._beat_one(instance, now) for instance in instances]
@@ -58,46 +58,45 @@ class MemoryRegistry:
         held = row.instance.generation if row else None
         generation = rows.settle(instance.generation, held, int(now * rows.MICROSECONDS))
         if generation is None:
-            return Receipt(instance.key, instance.url, held or 0, superseded=True)
-        told = row.instance if row and instance.generation == ANY_GENERATION else instance
-        kept = replace(told, capabilities=list(told.capabilities), generation=generation, last_heartbeat=now)
-        at_key[instance.url] = Row(kept)
-        return Receipt(instance.key, instance.url, generation)
+            return rows.receipt(instance, held)
+        latest = row.instance if row and instance.generation == ANY_GENERATION else instance
+        at_key[instance.url] = Row(
+            replace(latest, capabilities=list(latest.capabilities), generation=generation, last_heartbeat=now)
+        )
+        return rows.receipt(instance, generation)
 
     def deregister(self, instances: Sequence[Instance], *, forget: bool = False) -> list[Receipt]:
         """Mark them unhealthy until they beat again; with ``forget`` remove their rows."""
-        rows.check_identities(instances)
+        limits.check_identities(instances)
         with self.table.lock:
             return [self._deregister_one(instance, forget) for instance in instances]
 
     def _deregister_one(self, instance: Instance, forget: bool) -> Receipt:
         at_key = self.table.rows.get(instance.key, {})
         row = at_key.get(instance.url)
-        if row is None:
-            return Receipt(instance.key, instance.url, instance.generation or 0)
-        held = row.instance.generation or 0
-        if rows.outlives(held, instance.generation):
-            return Receipt(instance.key, instance.url, held, superseded=True)
+        receipt = rows.receipt(instance, row.instance.generation if row else None)
+        if row is None or receipt.superseded:
+            return receipt
         row.deregistered = True
         if forget:
             del at_key[instance.url]
             if not at_key:
                 del self.table.rows[instance.key]
-        return Receipt(instance.key, instance.url, held)
+        return receipt
 
     def instances(self, key: str | None = None, *, healthy_only: bool = False) -> list[Instance]:
         """Return all rows, or those of one key, ordered by key and address."""
         if key is not None:
-            rows.check_key(key)
+            limits.check_lookup(key)
         with self.table.lock:
             now = self._clock()
             groups = self.table.rows.values() if key is None else [self.table.rows.get(key, {})]
-            found = [self._read(row, now) for group in groups for row in group.values()]
-        return rows.ordered(found, healthy_only=healthy_only)
+            instances = [self._read(row, now) for group in groups for row in group.values()]
+        return rows.ordered(instances, healthy_only=healthy_only)
 
     def _read(self, row: Row, now: float) -> Instance:
         healthy = rows.is_healthy(row.instance, row.deregistered, now, self.heartbeat_timeout)
         return replace(row.instance, capabilities=list(row.instance.capabilities), healthy=healthy)
 
     def close(self) -> None:
-        """Do nothing: there is nothing to let go of."""
+        """Do nothing: there is nothing to close."""

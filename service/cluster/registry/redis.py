@@ -18,7 +18,7 @@ from redis.retry import Retry
 
 from ...errors import ConfigError, RegistryUnavailable
 from ...processes import PerProcess
-from . import rows, schema
+from . import limits, rows, schema
 from .address import StoreAddress
 from .base import ANY_GENERATION, HEARTBEAT_TIMEOUT, Beaten, Instance, Receipt
 from .forgetting import Forgetting
@@ -29,6 +29,8 @@ VERSION = 1
 """Of what lies in the store. Rows are JSON and written whole with each beat, so a new field needs no new version."""
 BATCH = 500
 """How many instances are in one script's call, and how many keys are read at once."""
+REST = ("weight", "enabled", "check_healthy", "capabilities", "load", "prompt_template")
+"""The fields of an instance that a row has as JSON."""
 T = TypeVar("T")
 
 OPEN = """
@@ -39,8 +41,8 @@ if tonumber(held) > tonumber(version) then return {held} end
 local function row_of(key, url)
     local row = redis.call('HGET', prefix .. ':instances:' .. key, url)
     if not row then return nil end
-    local generation, beaten, gone, rest = string.match(row, '^(%d+) (%d+) (%d) (.*)$')
-    return tonumber(generation), beaten, rest
+    local generation, heartbeat, gone, rest = string.match(row, '^(%d+) (%d+) (%d) (.*)$')
+    return tonumber(generation), heartbeat, rest
 end
 local receipts = {}
 """
@@ -52,15 +54,15 @@ BEAT = (
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
 for i = 3, #ARGV, 4 do
-    local key, url, said, rest = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
-    local held, beaten, kept = row_of(key, url)
+    local key, url, sent, rest = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
+    local held, heartbeat, kept = row_of(key, url)
     local generation
-    if said == '' or (said == '0' and not held) then
+    if sent == '' or (sent == '0' and not held) then
         generation = math.max(now, (held or 0) + 1)
-    elseif said == '0' then
+    elseif sent == '0' then
         generation, rest = held, kept
     else
-        generation = tonumber(said)
+        generation = tonumber(sent)
     end
     if held and generation < held then
         generation = held
@@ -80,18 +82,18 @@ DEREGISTER = (
     + """
 local forget = ARGV[3] == '1'
 for i = 4, #ARGV, 3 do
-    local key, url, said = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2])
-    local held, beaten, rest = row_of(key, url)
+    local key, url, sent = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2])
+    local held, heartbeat, rest = row_of(key, url)
     local name = prefix .. ':instances:' .. key
-    if held and (said == 0 or said >= held) then
+    if held and (sent == 0 or sent >= held) then
         if forget then
             redis.call('HDEL', name, url)
             if redis.call('EXISTS', name) == 0 then redis.call('SREM', prefix .. ':keys', key) end
         else
-            redis.call('HSET', name, url, string.format('%.0f ', held) .. beaten .. ' 1 ' .. rest)
+            redis.call('HSET', name, url, string.format('%.0f ', held) .. heartbeat .. ' 1 ' .. rest)
         end
     end
-    receipts[#receipts + 1] = string.format('%.0f', held or said)
+    receipts[#receipts + 1] = string.format('%.0f', held or sent)
 end
 return {held, receipts}
 """
@@ -112,31 +114,31 @@ class RedisRegistry:
 
     def beat(self, instances: Sequence[Instance]) -> Beaten:
         """Register or refresh all of them."""
-        rows.check_beat(instances)
+        limits.check_beat(instances)
         receipts: list[Receipt] = []
         for chosen in _batches(list(instances)):
-            told = [
+            words = [
                 word
                 for one in chosen
                 for word in (one.key, one.url, "" if one.generation is None else str(one.generation), _rest(one))
             ]
-            receipts += self._script(BEAT, chosen, told)
+            receipts += self._script(BEAT, chosen, words)
         self._forgetting.after(instances)
         return Beaten(receipts, rows.interval(self.heartbeat_timeout))
 
     def deregister(self, instances: Sequence[Instance], *, forget: bool = False) -> list[Receipt]:
         """Mark them unhealthy until they beat again; with ``forget`` remove their rows."""
-        rows.check_identities(instances)
+        limits.check_identities(instances)
         receipts: list[Receipt] = []
         for chosen in _batches(list(instances)):
-            told = [word for one in chosen for word in (one.key, one.url, str(one.generation or ANY_GENERATION))]
-            receipts += self._script(DEREGISTER, chosen, ["1" if forget else "0", *told])
+            words = [word for one in chosen for word in (one.key, one.url, str(one.generation or ANY_GENERATION))]
+            receipts += self._script(DEREGISTER, chosen, ["1" if forget else "0", *words])
         return receipts
 
     def instances(self, key: str | None = None, *, healthy_only: bool = False) -> list[Instance]:
         """Return all rows, or those of one key, ordered by key and address."""
         if key is not None:
-            rows.check_key(key)
+            limits.check_lookup(key)
         found = self._call(lambda client: self._read(client, key))
         return rows.ordered(found, healthy_only=healthy_only)
 
@@ -167,13 +169,13 @@ class RedisRegistry:
         except (ValueError, TypeError, redis.RedisError) as error:
             raise ConfigError(f"registry {self._address.shown}: {self._address.hide(error)}") from None
 
-    def _script(self, script: str, instances: Sequence[Instance], told: Sequence[str]) -> list[Receipt]:
-        held, *answer = self._call(
-            lambda client: client.register_script(script)(args=[self._prefix, VERSION, *told], client=client)
+    def _script(self, script: str, instances: Sequence[Instance], words: Sequence[str]) -> list[Receipt]:
+        version, *receipts = self._call(
+            lambda client: client.register_script(script)(args=[self._prefix, VERSION, *words], client=client)
         )
-        if not answer:
-            raise self._too_new(held)
-        return [_receipt(one, int(said)) for one, said in zip(instances, answer[0], strict=True)]
+        if not receipts:
+            raise self._too_new(version)
+        return [rows.receipt(one, int(held)) for one, held in zip(instances, receipts[0], strict=True)]
 
     def _call(self, work: Callable[[redis.Redis], Any]) -> Any:
         try:
@@ -186,7 +188,7 @@ class RedisRegistry:
     def _read(self, client: redis.Redis, key: str | None) -> list[Instance]:
         keys = [key] if key is not None else sorted(_strings(client.smembers(f"{self._prefix}:keys")))
         found: list[Instance] = []
-        # At least once, so that a store of a newer version is told from an empty one.
+        # At least once, so that a store of a newer version is recognised when it is empty otherwise.
         for start in range(0, max(1, len(keys)), BATCH):
             chosen = keys[start : start + BATCH]
             with client.pipeline(transaction=False) as pipeline:
@@ -210,40 +212,17 @@ class RedisRegistry:
 
 
 def _rest(instance: Instance) -> str:
-    """Return what a row says beside key, address, generation and times."""
-    return json.dumps(
-        {
-            "weight": instance.weight,
-            "enabled": instance.enabled,
-            "check_healthy": instance.check_healthy,
-            "capabilities": instance.capabilities,
-            "load": instance.load,
-            "prompt_template": instance.prompt_template,
-        }
-    )
+    """Return the fields of a row that follow generation, heartbeat and deregistration, as JSON."""
+    return json.dumps({name: getattr(instance, name) for name in REST})
 
 
 def _instance(key: str, url: str, row: str, now: float, heartbeat_timeout: float) -> Instance:
-    generation, beaten, deregistered, rest = row.split(" ", 3)
-    said = json.loads(rest)
-    instance = Instance(
-        key=key,
-        url=url,
-        weight=said["weight"],
-        enabled=said["enabled"],
-        check_healthy=said["check_healthy"],
-        capabilities=said["capabilities"],
-        load=said["load"],
-        prompt_template=said["prompt_template"],
-        generation=int(generation),
-        last_heartbeat=int(beaten) / rows.MICROSECONDS,
-    )
+    generation, heartbeat, deregistered, rest = row.split(" ", 3)
+    fields = {name: value for name, value in json.loads(rest).items() if name in REST}
+    last_heartbeat = int(heartbeat) / rows.MICROSECONDS
+    instance = Instance(key=key, url=url, generation=int(generation), last_heartbeat=last_heartbeat, **fields)
     instance.healthy = rows.is_healthy(instance, deregistered == "1", now, heartbeat_timeout)
     return instance
-
-
-def _receipt(instance: Instance, held: int) -> Receipt:
-    return Receipt(instance.key, instance.url, held, superseded=rows.outlives(held, instance.generation))
 
 
 def _strings(answer: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""Rows and receipts as they travel between a controller and its clients, and back."""
+"""Rows and receipts as JSON between a controller and its clients, written by the one and read by the others."""
 
 from __future__ import annotations
 
@@ -10,47 +10,47 @@ from ...types import JSONObject, known, plain
 from .base import Instance, Receipt
 
 MAX_INSTANCES = 1000
-"""How many instances a controller takes in one body."""
+"""How many instances a controller accepts in one body."""
 
-_SAID_BY_THE_STORE = ("last_heartbeat", "healthy")
+_FIELDS_OF_THE_STORE = ("last_heartbeat", "healthy")
 
 
-def row(instance: Instance) -> JSONObject:
-    """Return a row whole, for whoever asks for it."""
+def whole(instance: Instance) -> JSONObject:
+    """Return a row as a controller answers it, with all fields."""
     return {**plain(instance), "last_heartbeat": iso(instance.last_heartbeat, "Z")}
 
 
-def told(instance: Instance) -> JSONObject:
-    """Return what a client tells of an instance."""
+def sent(instance: Instance) -> JSONObject:
+    """Return an instance as a client sends it: without absent values, and without what the store sets."""
     return {
-        name: value for name, value in plain(instance).items() if value is not None and name not in _SAID_BY_THE_STORE
+        name: value for name, value in plain(instance).items() if value is not None and name not in _FIELDS_OF_THE_STORE
     }
 
 
-def instances_in(value: Any) -> list[Instance]:
-    """Return the rows of an answer, of which keys that are not known are ignored. ValueError where it has none."""
+def read_instances(value: Any) -> list[Instance]:
+    """Return the rows of an answer; unknown keys are ignored. Raises ValueError."""
     if not isinstance(value, list):
-        raise ValueError("is no list")  # noqa: TRY004 - whatever is wrong with an answer, it is one error
-    return [_instance(entry) for entry in value]
+        raise ValueError("is not a list")  # noqa: TRY004 - each fault of an answer is the same error
+    return [_read_instance(entry) for entry in value]
 
 
-def _instance(entry: Any) -> Instance:
+def _read_instance(entry: Any) -> Instance:
     try:
         fields = known(Instance, entry)
         return Instance(**{**fields, "last_heartbeat": seconds(fields.get("last_heartbeat"))})
     except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"has a row that is none: {error}") from None
+        raise ValueError(f"has a row that is not valid: {error}") from None
 
 
-def receipts_in(value: Any, wanted: Sequence[Instance]) -> list[Receipt]:
-    """Return the receipts of an answer, one each of ``wanted``. ValueError where it has others."""
+def read_receipts(value: Any, instances: Sequence[Instance]) -> list[Receipt]:
+    """Return the receipts of an answer, one for each of ``instances``. Raises ValueError where it has others."""
     try:
-        found = [Receipt(**known(Receipt, entry)) for entry in value["instances"]]
+        receipts = [Receipt(**known(Receipt, entry)) for entry in value["instances"]]
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"has no receipts: {error}") from None
-    if [(one.key, one.url) for one in found] != [(one.key, one.url) for one in wanted]:
+    if [(receipt.key, receipt.url) for receipt in receipts] != [(instance.key, instance.url) for instance in instances]:
         raise ValueError("has other receipts than those of the instances that were sent")
-    return found
+    return receipts
 
 
 def iso(at: float | None, zone: str = "") -> str | None:
@@ -59,7 +59,7 @@ def iso(at: float | None, zone: str = "") -> str | None:
 
 
 def seconds(text: str | None) -> float | None:
-    """Return ISO 8601 as seconds since 1970; without a zone it counts as UTC. ValueError where it is no time."""
+    """Return ISO 8601 as seconds since 1970; without a zone it counts as UTC. ValueError where it is not a time."""
     if text is None:
         return None
     moment = datetime.fromisoformat(text)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import logging
 import operator
 import random
@@ -26,7 +25,6 @@ from sqlalchemy import (
     Float,
     Integer,
     MetaData,
-    Row,
     Table,
     Text,
     create_engine,
@@ -44,7 +42,7 @@ from sqlalchemy.sql.dml import Insert
 
 from ...errors import ConfigError, RegistryUnavailable
 from ...processes import PerProcess
-from . import rows, schema
+from . import limits, rows, schema
 from .address import StoreAddress
 from .base import ANY_GENERATION, Beaten, Instance, Receipt
 from .dialects import Dialect
@@ -98,25 +96,25 @@ class SqlRegistry:
 
     def beat(self, instances: Sequence[Instance]) -> Beaten:
         """Register or refresh all of them."""
-        rows.check_beat(instances)
+        limits.check_beat(instances)
         receipts = self._call(lambda connection: self._beat(connection, instances)) if instances else []
         self._forgetting.after(instances)
         return Beaten(receipts, rows.interval(self.heartbeat_timeout))
 
     def deregister(self, instances: Sequence[Instance], *, forget: bool = False) -> list[Receipt]:
         """Mark them unhealthy until they beat again; with ``forget`` remove their rows."""
-        rows.check_identities(instances)
+        limits.check_identities(instances)
         return self._call(lambda connection: self._deregister(connection, instances, forget)) if instances else []
 
     def instances(self, key: str | None = None, *, healthy_only: bool = False) -> list[Instance]:
         """Return all rows, or those of one key, ordered by key and address."""
         statement = select(self._table, self._clock.label("now"))
         if key is not None:
-            rows.check_key(key)
+            limits.check_lookup(key)
             statement = statement.where(self._table.c.worker_key == key)
-        found = self._call(lambda connection: connection.execute(statement).all())
-        read = [_instance(row, self.heartbeat_timeout) for row in found]
-        return rows.ordered(read, healthy_only=healthy_only)
+        found = self._call(lambda connection: connection.execute(statement).mappings().all())
+        instances = [rows.read(row, row["now"] / rows.MICROSECONDS, self.heartbeat_timeout) for row in found]
+        return rows.ordered(instances, healthy_only=healthy_only)
 
     def close(self) -> None:
         """Close this process's connections; a later call opens them again."""
@@ -221,7 +219,7 @@ class SqlRegistry:
         for upsert, chosen in itertools.groupby(by_id.items(), lambda item: self._upsert(item[1])):
             connection.execute(upsert, [_values(row, one, now) for row, one in chosen])
         held = self._generations(connection, list(by_id))
-        return [_receipt(one, held.get(row_id(one))) for one in instances]
+        return [rows.receipt(one, held.get(row_id(one))) for one in instances]
 
     def _upsert(self, instance: Instance) -> Insert:
         if instance.generation is None:
@@ -230,7 +228,7 @@ class SqlRegistry:
 
     def _deregister(self, connection: Connection, instances: Sequence[Instance], forget: bool) -> list[Receipt]:
         held = self._generations(connection, sorted(row_id(one) for one in instances), lock=True)
-        receipts = [_receipt(one, held.get(row_id(one))) for one in instances]
+        receipts = [rows.receipt(one, held.get(row_id(one))) for one in instances]
         ids = [row_id(one) for one, receipt in zip(instances, receipts, strict=True) if not receipt.superseded]
         for chosen in _batches(ids):
             is_meant = self._table.c.id.in_(chosen)
@@ -291,44 +289,7 @@ def _tables(prefix: str) -> tuple[Table, Table]:
 
 
 def _values(row: str, instance: Instance, now: int) -> dict[str, Any]:
-    return {
-        "id": row,
-        "worker_key": instance.key,
-        "url": instance.url,
-        "weight": instance.weight,
-        "enabled": instance.enabled,
-        "check_healthy": instance.check_healthy,
-        "capabilities": json.dumps(instance.capabilities),
-        "last_load": instance.load,
-        "prompt_template": instance.prompt_template,
-        "generation": instance.generation or now,
-        "last_heartbeat": now,
-        "deregistered": False,
-    }
-
-
-def _receipt(instance: Instance, held: int | None) -> Receipt:
-    if held is None:
-        return Receipt(instance.key, instance.url, instance.generation or 0)
-    return Receipt(instance.key, instance.url, held, superseded=rows.outlives(held, instance.generation))
-
-
-def _instance(row: Row[Any], heartbeat_timeout: float) -> Instance:
-    instance = Instance(
-        key=row.worker_key,
-        url=row.url,
-        weight=row.weight,
-        enabled=row.enabled,
-        check_healthy=row.check_healthy,
-        capabilities=json.loads(row.capabilities),
-        load=row.last_load,
-        prompt_template=row.prompt_template,
-        generation=row.generation,
-        last_heartbeat=row.last_heartbeat / rows.MICROSECONDS,
-    )
-    now = row.now / rows.MICROSECONDS
-    instance.healthy = rows.is_healthy(instance, row.deregistered, now, heartbeat_timeout)
-    return instance
+    return {"id": row, **rows.columns(instance, instance.generation or now, now)}
 
 
 def _batches(ids: list[str]) -> list[list[str]]:

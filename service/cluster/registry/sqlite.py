@@ -10,7 +10,6 @@ closed; SQLite takes care of its own descriptors, and of no others.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sqlite3
 import sys
@@ -19,10 +18,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from ...errors import RegistryUnavailable
-from . import rows, schema
+from . import limits, rows, schema
 from .base import ANY_GENERATION, HEARTBEAT_TIMEOUT, Beaten, Instance, Receipt
 from .forgetting import Forgetting
 
@@ -76,15 +75,14 @@ PUT = """
     INSERT OR REPLACE INTO modelyard_instances (
         worker_key, url, weight, enabled, check_healthy, capabilities, last_load, prompt_template, generation,
         last_heartbeat, deregistered
-    ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0)
+    ) VALUES (
+        :worker_key, :url, :weight, :enabled, :check_healthy, :capabilities, :last_load, :prompt_template, :generation,
+        :last_heartbeat, :deregistered
+    )
 """
 DEREGISTER = "UPDATE modelyard_instances SET deregistered = 1 WHERE worker_key = ? AND url = ?"
 FORGET = "DELETE FROM modelyard_instances WHERE worker_key = ? AND url = ?"
-READ = """
-    SELECT worker_key, url, weight, enabled, check_healthy, capabilities, last_load, prompt_template, generation,
-        last_heartbeat, deregistered
-    FROM modelyard_instances
-"""
+READ = "SELECT * FROM modelyard_instances"
 READ_KEY = READ + " WHERE worker_key = ?"
 
 
@@ -109,25 +107,25 @@ class SqliteRegistry:
 
     def beat(self, instances: Sequence[Instance]) -> Beaten:
         """Register or refresh all of them."""
-        rows.check_beat(instances)
+        limits.check_beat(instances)
         receipts = self._write(lambda connection: _beat(connection, instances))
         self._forgetting.after(instances)
         return Beaten(receipts, rows.interval(self.heartbeat_timeout))
 
     def deregister(self, instances: Sequence[Instance], *, forget: bool = False) -> list[Receipt]:
         """Mark them unhealthy until they beat again; with ``forget`` remove their rows."""
-        rows.check_identities(instances)
+        limits.check_identities(instances)
         return self._write(lambda connection: _deregister(connection, instances, forget))
 
     def instances(self, key: str | None = None, *, healthy_only: bool = False) -> list[Instance]:
         """Return all rows, or those of one key, ordered by key and address."""
         if key is not None:
-            rows.check_key(key)
+            limits.check_lookup(key)
         statement, values = (READ, ()) if key is None else (READ_KEY, (key,))
         found = self._call(lambda connection: connection.execute(statement, values).fetchall(), _READING)
         now = time.time()
-        read = [_instance(row, now, self.heartbeat_timeout) for row in found]
-        return rows.ordered(read, healthy_only=healthy_only)
+        instances = [rows.read(row, now, self.heartbeat_timeout) for row in found]
+        return rows.ordered(instances, healthy_only=healthy_only)
 
     def close(self) -> None:
         """Do nothing: no call leaves a connection open."""
@@ -156,6 +154,7 @@ class SqliteRegistry:
             try:
                 _make(self.path)
                 connection = sqlite3.connect(self.path, timeout=self._busy_timeout, isolation_level=None)
+                connection.row_factory = sqlite3.Row
                 with contextlib.closing(connection):
                     _prepare(connection)
                     self._see_to_tables(connection)
@@ -176,60 +175,32 @@ def _beat(connection: sqlite3.Connection, instances: Sequence[Instance]) -> list
     now = time.time_ns() // 1000
     receipts = []
     for instance in instances:
-        name = (instance.key, instance.url)
         held = _held(connection, instance)
         generation = rows.settle(instance.generation, held, now)
         if generation is None:
-            receipts.append(Receipt(*name, held or 0, superseded=True))
+            receipts.append(rows.receipt(instance, held))
             continue
         if held is not None and instance.generation == ANY_GENERATION:
-            connection.execute(TOUCH, (now, *name))
+            connection.execute(TOUCH, (now, instance.key, instance.url))
         else:
-            connection.execute(PUT, (*_values(instance), generation, now))
-        receipts.append(Receipt(*name, generation))
+            connection.execute(PUT, rows.columns(instance, generation, now))
+        receipts.append(rows.receipt(instance, generation))
     return receipts
 
 
 def _deregister(connection: sqlite3.Connection, instances: Sequence[Instance], forget: bool) -> list[Receipt]:
     receipts = []
     for instance in instances:
-        name = (instance.key, instance.url)
-        held = _held(connection, instance)
-        superseded = held is not None and rows.outlives(held, instance.generation)
-        if not superseded:
-            connection.execute(FORGET if forget else DEREGISTER, name)
-        receipts.append(Receipt(*name, (instance.generation or 0) if held is None else held, superseded))
+        receipt = rows.receipt(instance, _held(connection, instance))
+        if not receipt.superseded:
+            connection.execute(FORGET if forget else DEREGISTER, (instance.key, instance.url))
+        receipts.append(receipt)
     return receipts
 
 
 def _held(connection: sqlite3.Connection, instance: Instance) -> int | None:
     row = connection.execute(GENERATION, (instance.key, instance.url)).fetchone()
     return None if row is None else int(row[0])
-
-
-def _values(instance: Instance) -> tuple[Any, ...]:
-    return (
-        *(instance.key, instance.url, instance.weight, instance.enabled, instance.check_healthy),
-        *(json.dumps(instance.capabilities), instance.load, instance.prompt_template),
-    )
-
-
-def _instance(row: Sequence[Any], now: float, heartbeat_timeout: float) -> Instance:
-    key, url, weight, enabled, check_healthy, capabilities, load, template, generation, beaten, deregistered = row
-    instance = Instance(
-        key=key,
-        url=url,
-        weight=weight,
-        enabled=bool(enabled),
-        check_healthy=bool(check_healthy),
-        capabilities=json.loads(capabilities),
-        load=load,
-        prompt_template=template,
-        generation=generation,
-        last_heartbeat=beaten / rows.MICROSECONDS,
-    )
-    instance.healthy = rows.is_healthy(instance, bool(deregistered), now, heartbeat_timeout)
-    return instance
 
 
 def _make(path: Path) -> None:

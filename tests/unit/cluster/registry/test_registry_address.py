@@ -156,7 +156,7 @@ def test_an_absent_library_is_an_error_that_names_the_extra(monkeypatch, url, li
     for name in [name for name in sys.modules if name.split(".")[0] == library]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, library, None)
-    for name in ("sql", "dialects", "postgresql", "mysql", "redis"):
+    for name in ("sql", "postgresql", "mysql", "redis"):
         monkeypatch.delitem(sys.modules, f"modelyard.cluster.registry.{name}", raising=False)
     with pytest.raises(MissingLibrary) as missing:
         open_registry(url)

@@ -161,7 +161,7 @@ def test_a_restart_amid_beats_loses_nothing(server, opened):
     faults: list[BaseException] = []
 
     def live(number: int) -> None:
-        mine = [replace(one, url=f"http://10.0.0.1:{number}/api") for one in MINE]
+        mine = [replace(one, url=f"http://10.0.0.1:{9000 + number}/api") for one in MINE]
         while not ended.is_set():
             try:
                 receipts = registries[number % 2].beat(mine).receipts
@@ -250,7 +250,7 @@ def test_a_beat_of_many_is_one_script(store_server, opened):
             return int(client.info("commandstats")["cmdstat_evalsha"]["calls"])
 
     before = scripts()
-    registry.beat([replace(MINE[0], url=f"http://10.0.0.1:{number}/api") for number in range(100)])
+    registry.beat([replace(MINE[0], url=f"http://10.0.0.1:{9000 + number}/api") for number in range(100)])
     assert scripts() - before == 1
 
 

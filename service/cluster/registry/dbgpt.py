@@ -1,0 +1,137 @@
+"""DB-GPT's controllers: an instance as they name it, by host and port, and their calls."""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from ...types import ModelInstance, known, plain
+from . import limits
+from .base import Beaten, Instance, Receipt
+from .controller_calls import ControllerCalls
+from .row_json import iso, seconds
+
+log = logging.getLogger(__name__)
+
+INTERVAL = 20.0
+"""Seconds between two heartbeats, as DB-GPT's workers send them."""
+
+PREFIX = "/api"
+"""Where DB-GPT's clients look for a worker, whatever prefix it has."""
+
+_URL = re.compile(rf"http://(?P<host>\[[^\]]+\]|[^/:]+)(:(?P<port>\d+))?{PREFIX}")
+
+
+def url_of(host: str, port: int) -> str:
+    """Return the address of a worker of DB-GPT."""
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    return f"http://[{bare}]:{port}{PREFIX}" if ":" in bare else f"http://{bare}:{port}{PREFIX}"
+
+
+def host_and_port(url: str) -> tuple[str, int] | None:
+    """Return an address as DB-GPT names it; None for TLS, another prefix and unix sockets, which it can't reach."""
+    match = _URL.fullmatch(url)
+    return None if match is None else (match["host"].strip("[]"), int(match["port"] or 80))
+
+
+def to_dbgpt(instance: Instance) -> ModelInstance | None:
+    """Return DB-GPT's form of an instance; None for an address that it can't reach, see `host_and_port`."""
+    address = host_and_port(instance.url)
+    if address is None:
+        return None
+    return ModelInstance(
+        model_name=instance.key,
+        host=address[0],
+        port=address[1],
+        weight=instance.weight,
+        check_healthy=instance.check_healthy,
+        healthy=instance.healthy,
+        enabled=instance.enabled,
+        prompt_template=instance.prompt_template,
+        last_heartbeat=iso(instance.last_heartbeat),
+    )
+
+
+def from_dbgpt(row: ModelInstance) -> Instance:
+    """Return the instance; it has no generation. ValueError where its heartbeat is not a time."""
+    return Instance(
+        key=row.model_name,
+        url=url_of(row.host, row.port),
+        weight=row.weight,
+        enabled=row.enabled,
+        check_healthy=row.check_healthy,
+        prompt_template=row.prompt_template,
+        last_heartbeat=seconds(row.last_heartbeat),
+        healthy=row.healthy,
+    )
+
+
+class DbgptCalls:
+    """The calls of `ControllerCalls` for a controller of DB-GPT: one for each instance, without generations."""
+
+    def __init__(self, calls: ControllerCalls) -> None:
+        self._calls = calls
+        self._lock = threading.Lock()
+        self._generation = 0
+        self._refused: set[tuple[str, str]] = set()
+
+    def beat(self, instances: Sequence[Instance], deadline: float) -> Beaten:
+        """Register those without a generation, refresh the others; a heartbeat changes nothing else there."""
+        receipts = []
+        for instance in instances:
+            row = self._row_of(instance)
+            if row is not None:
+                path = "/models" if instance.generation is None else "/heartbeat"
+                self._calls.ask("POST", path, plain(row), {}, deadline)
+            generation = self._next_generation() if instance.generation is None else instance.generation
+            receipts.append(Receipt(instance.key, instance.url, generation))
+        return Beaten(receipts, INTERVAL)
+
+    def deregister(self, instances: Sequence[Instance], forget: bool, deadline: float) -> list[Receipt]:
+        """Mark unhealthy, or remove."""
+        for instance in instances:
+            row = self._row_of(instance)
+            if row is not None:
+                query = {"model_name": row.model_name, "host": row.host, "port": str(row.port)}
+                if forget:
+                    query["remove_from_registry"] = "true"
+                self._calls.ask("DELETE", "/models", None, query, deadline)
+        return [Receipt(instance.key, instance.url, instance.generation or 0) for instance in instances]
+
+    def instances(self, key: str | None, healthy_only: bool, deadline: float) -> list[Instance]:
+        """Return the rows, without those that are not valid."""
+        query = {"model_name": key} if key is not None else {}
+        if healthy_only:
+            query["healthy_only"] = "true"
+        answer = self._calls.ask("GET", "/models", None, query, deadline)
+        if not isinstance(answer, list):
+            raise self._calls.nonsense(ValueError("is not a list"))
+        rows = [row for entry in answer if (row := _read(entry)) is not None]
+        return sorted(rows, key=lambda row: (row.key, row.url))
+
+    def _next_generation(self) -> int:
+        """Return a generation of this process: those controllers issue none, and compare none."""
+        with self._lock:
+            self._generation = max(self._generation + 1, time.time_ns() // 1000)
+            return self._generation
+
+    def _row_of(self, instance: Instance) -> ModelInstance | None:
+        row = to_dbgpt(instance)
+        if row is None and (instance.key, instance.url) not in self._refused:
+            self._refused.add((instance.key, instance.url))
+            text = "%s at %s can't be registered at %s: DB-GPT's controllers accept only http://HOST:PORT/api"
+            log.error(text, instance.key, instance.url, self._calls.url)
+        return row
+
+
+def _read(entry: Any) -> Instance | None:
+    """Return the instance of a row; None where it is not valid."""
+    try:
+        instance = from_dbgpt(ModelInstance(**{**known(ModelInstance, entry), "port": int(entry["port"])}))
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None
+    return None if limits.url_fault(instance.url) else instance

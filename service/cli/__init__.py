@@ -7,8 +7,7 @@ import click
 from ..version import __version__
 from .check_config import check_config
 from .failures import OneLineGroup
-from .instances import instances
-from .models import models
+from .models import instances, models
 from .pull import pull
 from .serve import serve
 from .token import token

@@ -1,4 +1,4 @@
-"""Options and a client for the commands that talk to a running service."""
+"""Options and a `Client` for the commands that talk to a running service, and the next step after each error."""
 
 from __future__ import annotations
 
@@ -9,16 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import click
+import requests
 
 from ..access.own_token import OwnToken
+from ..client.client import Client
+from ..errors import ConfigError, ModelyardError, Unauthorized
 from ..sessions.address import DEFAULT_URL, TOKEN_FILE_VARIABLE, TOKEN_VARIABLE, URL_VARIABLE
-from .client import ServiceClient
+from .failures import Failure, Misuse
 
 READ_TIMEOUT = 15.0
+"""Seconds to wait for an answer that is ready at once."""
 
 
-def talks(timeout: float) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command ``--url``, ``--timeout`` and ``--json``, and call it with a client."""
+def with_client(timeout: float) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command ``--url``, ``--timeout``, ``--token-file`` and ``--json``, and call it with a `Client`.
+
+    ``timeout`` is the default of ``--timeout``, in seconds.
+    """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @click.option(
@@ -44,14 +51,35 @@ def talks(timeout: float) -> Callable[[Callable[..., None]], Callable[..., None]
         )
         @click.option("--json", "json_wanted", is_flag=True, help="print the answer as JSON, and nothing else")
         @functools.wraps(command)
-        def run(url: str, timeout: float, token_file: Path | None, json_wanted: bool, **given: Any) -> None:
-            token = OwnToken(os.environ.get(TOKEN_VARIABLE), token_file)
-            client = ServiceClient(url, timeout, token())
-            try:
-                command(client=client, json_wanted=json_wanted, **given)
-            finally:
-                client.close()
+        def run(url: str, timeout: float, token_file: Path | None, json_wanted: bool, **words: Any) -> None:
+            with _client(url, timeout, token_file) as client:
+                try:
+                    command(client=client, json_wanted=json_wanted, **words)
+                except ModelyardError as error:
+                    raise Failure(f"{error}{_hint(error)}") from error
 
         return run
 
     return decorate
+
+
+def _client(url: str, timeout: float, token_file: Path | None) -> Client:
+    """Return a client that sends every request once, and waits ``timeout`` seconds for each answer."""
+    token = OwnToken(os.environ.get(TOKEN_VARIABLE), token_file)()
+    try:
+        return Client(url, token=token or "", read_timeout=timeout, change_timeout=timeout, retries=0)
+    except ConfigError as error:
+        raise Misuse(str(error)) from error
+
+
+def _hint(error: ModelyardError) -> str:
+    """Return the end of a message: what to do where the address, the token or the patience is at fault."""
+    if isinstance(error, Unauthorized):
+        return f" (give it with {TOKEN_VARIABLE}, or --token-file)"
+    if isinstance(error, ConfigError):
+        return f": is --url right? It ends with the prefix of the API, as in {DEFAULT_URL}"
+    if isinstance(error.__cause__, requests.ReadTimeout):
+        return ": see modelyard models list, or wait longer with --timeout"
+    if isinstance(error.__cause__, requests.RequestException):
+        return f": start one with modelyard serve, or say where it is with --url or {URL_VARIABLE}"
+    return ""

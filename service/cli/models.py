@@ -1,22 +1,22 @@
-"""``modelyard models``: what a running service hosts, and changing it, over HTTP."""
+"""``modelyard models`` and ``modelyard instances``: see and change what a running service hosts, over HTTP."""
 
 from __future__ import annotations
 
 import click
 
-from ..types import JSONObject, WorkerType
-from .client import ServiceClient
-from .connected import READ_TIMEOUT, talks
+from ..client.client import Client, ModelState
+from ..types import ApplyOutcome, JSONObject, WorkerType, plain
+from .connected import READ_TIMEOUT, with_client
 from .failures import Failure, Misuse
-from .hosted import Hosted
+from .hosted import rows, supported_models
 from .tables import as_json, table, terminal_width
 from .target import Target
 from .values import allowed, param_of, tags_of
 
-TELLING = 0.05
-"""Seconds from which on it is said how long something took."""
 CHANGE_TIMEOUT = 600.0
-"""Seconds for an answer that waits for a model to load."""
+"""Seconds to wait for an answer that comes when a model has loaded."""
+SLOW = 0.05
+"""Seconds: the time that a change took is printed where it took longer."""
 
 
 @click.group(short_help="See and change the models of a running service.")
@@ -42,26 +42,28 @@ _type = click.option(
 
 @models.command("list", short_help="List the models and their states.")
 @click.option("--supported", is_flag=True, help="also those that could be started there")
-@talks(READ_TIMEOUT)
-def list_models(client: ServiceClient, supported: bool, json_wanted: bool) -> None:
+@with_client(READ_TIMEOUT)
+def list_models(client: Client, supported: bool, json_wanted: bool) -> None:
     """List the models that the service hosts, with their states and why they are in them."""
-    hosted = Hosted.of(client)
-    rows = hosted.rows if supported else [row for row in hosted.rows if row.state is not None]
+    status = client.status()
+    listed = rows(map(ModelState.of, status["models"]), supported_models(client))
+    if not supported:
+        listed = [row for row in listed if row.state is not None]
+    ready, reason = bool(status.get("ready")), status.get("reason")
     if json_wanted:
-        found = [row.plain() for row in rows]
-        click.echo(as_json({"ready": hosted.ready, "reason": hosted.reason, "models": found}))
+        click.echo(as_json({"ready": ready, "reason": reason, "models": [plain(row) for row in listed]}))
         return
-    if not rows:
+    if not listed:
         click.echo("no model is hosted there; those that could be started: modelyard models list --supported")
     elif supported:
         heads = ("NAME", "TYPE", "STATE", "WEIGHTS", "PATH", "REASON")
-        whole = [(row.name, row.type, row.state, row.weights, row.path, row.reason) for row in rows]
+        whole = [(row.name, row.type, row.state, row.weights, row.path, row.reason) for row in listed]
         click.echo(table(heads, whole, terminal_width()))
     else:
-        lines = [(row.name, row.type, row.state, row.weights, row.reason) for row in rows]
+        lines = [(row.name, row.type, row.state, row.weights, row.reason) for row in listed]
         click.echo(table(("NAME", "TYPE", "STATE", "WEIGHTS", "REASON"), lines, terminal_width()))
-    if not hosted.ready:
-        click.echo(f"not ready: {hosted.reason}")
+    if not ready:
+        click.echo(f"not ready: {reason}")
 
 
 @models.command(short_help="Start a model.")
@@ -70,9 +72,9 @@ def list_models(client: ServiceClient, supported: bool, json_wanted: bool) -> No
 @_type
 @_at
 @_all
-@talks(CHANGE_TIMEOUT)
+@with_client(CHANGE_TIMEOUT)
 def start(
-    client: ServiceClient,
+    client: Client,
     name: str | None,
     *,
     pairs: tuple[str, ...],
@@ -90,7 +92,7 @@ def start(
     Values that are set here are kept: the model has them again after a restart of the service.
     """  # noqa: D301 - click's mark for lines that stay lines
     target = Target(client, name, worker_type, every=every, pairs=pairs, at=at)
-    _say(target.start(), json_wanted)
+    _print_outcome(target.start(), json_wanted)
 
 
 @models.command(short_help="Stop a model.")
@@ -99,9 +101,9 @@ def start(
 @_at
 @_all
 @click.option("--forget", is_flag=True, help="forget it too, with the parameters that were set over HTTP")
-@talks(CHANGE_TIMEOUT)
+@with_client(CHANGE_TIMEOUT)
 def stop(
-    client: ServiceClient,
+    client: Client,
     name: str | None,
     *,
     worker_type: str | None,
@@ -119,7 +121,7 @@ def stop(
     if at and not forget:
         raise Misuse("--at goes with --forget; a stop without it is one of all instances")
     target = Target(client, name, worker_type, every=every, at=at)
-    _say(target.forget() if forget else target.apply("stop"), json_wanted)
+    _print_outcome(target.forget() if forget else target.apply("stop"), json_wanted)
 
 
 @models.command(short_help="Stop a model and start it again.")
@@ -127,9 +129,9 @@ def stop(
 @_pairs
 @_type
 @_all
-@talks(CHANGE_TIMEOUT)
+@with_client(CHANGE_TIMEOUT)
 def restart(
-    client: ServiceClient,
+    client: Client,
     name: str | None,
     *,
     pairs: tuple[str, ...],
@@ -139,30 +141,28 @@ def restart(
 ) -> None:
     """Stop a model and start it again, with other values where PARAM=VALUE are given."""
     target = Target(client, name, worker_type, every=every, pairs=pairs)
-    _say(target.apply("restart"), json_wanted)
+    _print_outcome(target.apply("restart"), json_wanted)
 
 
 @models.command(short_help="Change parameters of a model.")
 @_name
 @click.argument("pairs", nargs=-1, required=True, metavar="PARAM=VALUE...")
 @_type
-@talks(CHANGE_TIMEOUT)
-def update(
-    client: ServiceClient, name: str, *, pairs: tuple[str, ...], worker_type: str | None, json_wanted: bool
-) -> None:
+@with_client(CHANGE_TIMEOUT)
+def update(client: Client, name: str, *, pairs: tuple[str, ...], worker_type: str | None, json_wanted: bool) -> None:
     """Change parameters of a model. One that runs is restarted if a value really changes, a stopped one stays stopped.
 
     Where it does not start with the new values, it runs on with the old ones.
     """
     target = Target(client, name, worker_type, pairs=pairs)
-    _say(target.apply("update_params"), json_wanted)
+    _print_outcome(target.apply("update_params"), json_wanted)
 
 
 @models.command(short_help="Show the parameters of a model.")
 @_name
 @_type
-@talks(READ_TIMEOUT)
-def params(client: ServiceClient, name: str, worker_type: str | None, json_wanted: bool) -> None:
+@with_client(READ_TIMEOUT)
+def params(client: Client, name: str, worker_type: str | None, json_wanted: bool) -> None:
     """Show the parameters of a model with their values; private ones are masked.
 
     Tags: a fixed one can't be changed while the model exists, a shared one can also be set for all models at once.
@@ -181,14 +181,42 @@ def params(client: ServiceClient, name: str, worker_type: str | None, json_wante
     click.echo(table(("NAME", "VALUE", "TYPE", "DEFAULT", "ALLOWED", "TAGS", "HELP"), lines, terminal_width()))
 
 
-def _say(outcome: JSONObject, json_wanted: bool) -> None:
-    """Print an outcome of `apply`; one without success is the exit status as well."""
+def _print_outcome(outcome: ApplyOutcome, json_wanted: bool) -> None:
+    """Print what came of a change; the exit status is 1 where it failed."""
     if json_wanted:
-        click.echo(as_json(outcome))
-        if not outcome["success"]:
+        click.echo(as_json(outcome.to_dict()))
+        if not outcome.success:
             raise click.exceptions.Exit(1)
-    elif outcome["success"]:
-        took = f" ({outcome['timecost']:.1f} s)" if outcome["timecost"] >= TELLING else ""
-        click.echo(outcome["message"] + took)
+    elif outcome.success:
+        duration = f" ({outcome.timecost:.1f} s)" if outcome.timecost >= SLOW else ""
+        click.echo(outcome.message + duration)
     else:
-        raise Failure(outcome["message"])
+        raise Failure(outcome.message)
+
+
+@click.command(short_help="List what is registered at a controller.")
+@click.argument("name", required=False)
+@click.option("--healthy", is_flag=True, help="only those that are healthy")
+@with_client(READ_TIMEOUT)
+def instances(client: Client, name: str | None, healthy: bool, json_wanted: bool) -> None:
+    """List the instances of all models, or of NAME (a model, or name@type), as a controller sees them.
+
+    WorkerManager@service is a worker service itself: models can be started there (modelyard models start --at).
+    """
+    listed = [row for row in client.instances() if _is_named(row, name) and (row["healthy"] or not healthy)]
+    if json_wanted:
+        click.echo(as_json(listed))
+        return
+    if not listed:
+        click.echo(f"nothing is registered{f' as {name}' if name else ''}")
+        return
+    heads = ("KEY", "ADDRESS", "HEALTHY", "LAST HEARTBEAT", "LOAD", "WEIGHT", "NOTE")
+    columns = ("key", "url", "healthy", "last_heartbeat", "load", "weight")
+    lines = [
+        (*(row.get(column) for column in columns), None if row.get("enabled", True) else "disabled") for row in listed
+    ]
+    click.echo(table(heads, lines, terminal_width()))
+
+
+def _is_named(row: JSONObject, name: str | None) -> bool:
+    return name is None or name in (row["key"], row["key"].rpartition("@")[0])

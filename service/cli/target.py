@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
-from ..errors import Conflict
-from ..types import JSONObject, split_worker_key
+from ..client.client import Client
+from ..errors import Conflict, ModelyardError, UnknownModel
+from ..types import ApplyOutcome, JSONObject, split_worker_key
 from ..worker.protocol import EVERY_MODEL
-from .client import Refusal, ServiceClient, are_objects
 from .failures import Failure, Misuse
-from .hosted import registered_name, supported_models, value_of
+from .hosted import name_of, supported_models, value_of
 from .values import split_pair, typed
 
-_NOT_HERE = {
+T = TypeVar("T")
+
+_NOT_PAIRS = {
     "model_name": "NAME says it",
     "worker_type": "say --type",
     "worker_class": "only the configuration file of the service may name code",
 }
+"""Parameters that PARAM=VALUE does not set, with the reason."""
 
 
 class Target:
-    """What a command is about. Every call may raise Refusal or Failure."""
+    """The model that a command is about. Its methods raise the errors of `Client`, and Failure."""
 
     def __init__(
         self,
-        client: ServiceClient,
+        client: Client,
         name: str | None,
         worker_type: str | None = None,
         *,
@@ -34,109 +37,104 @@ class Target:
         pairs: Sequence[str] = (),
         at: str | None = None,
     ) -> None:
-        """Read the words: NAME or ``--all``, ``name@type``, ``PARAM=VALUE``, ``HOST:PORT``. Raises Failure (usage)."""
+        """Parse NAME or ``--all``, ``NAME@TYPE``, ``PARAM=VALUE`` and ``HOST:PORT``. Raises Misuse."""
         self._client = client
-        self._at = {} if at is None else _host_and_port(at)
+        self._place: JSONObject = {} if at is None else _host_and_port(at)
         self.name, self.worker_type = _named(name, worker_type, every, pairs)
         self._pairs = dict(split_pair(pair) for pair in pairs)
         for param in self._pairs:
-            if param in _NOT_HERE:
-                raise Misuse(f"{param} can't be set here: {_NOT_HERE[param]}")
+            if param in _NOT_PAIRS:
+                raise Misuse(f"{param} can't be set here: {_NOT_PAIRS[param]}")
 
-    def apply(self, apply_type: str) -> JSONObject:
-        """Start, stop, restart or change what is hosted; return the outcome."""
-        body = {"apply_type": apply_type, "worker_type": self.worker_type, "params": self.params()}
-        outcome = self._at_its_name("apply", body)
-        if not are_objects([outcome], "message", "success", "timecost"):
-            raise self._client.stranger()
-        told: JSONObject = outcome
-        return told
+    def apply(self, apply_type: str) -> ApplyOutcome:
+        """Start, stop, restart or change a model that is hosted; return the outcome."""
+        params = self.params()
+        return self._at_its_name(lambda name: self._client.apply(name, apply_type, self.worker_type, params))
 
-    def start(self) -> JSONObject:
-        """Start what is hosted, or host it; return an outcome like that of `apply`."""
+    def start(self) -> ApplyOutcome:
+        """Start a model that is hosted, or else host it; return the outcome."""
         if self.name == EVERY_MODEL:
             return self.apply("start")
-        if not self._pairs and not self._at:
+        if not self._pairs and not self._place:
             try:
                 return self.apply("start")
-            except Refusal as error:
-                if not error.says_unknown:
-                    raise
-        return self._startup(self.params())
+            except UnknownModel:
+                pass  # one that is not hosted yet
+        return self._start_new(self.params())
 
-    def forget(self) -> JSONObject:
-        """Stop the model and forget it; return an outcome like that of `apply`."""
+    def forget(self) -> ApplyOutcome:
+        """Stop the model and forget it; return the outcome."""
         began = time.monotonic()
-        if self._at_its_name("models/shutdown", {"worker_type": self.worker_type, **self._at}) is not None:
-            raise self._client.stranger()
-        return _outcome(f"model {self.name} stopped and forgotten", began)
-
-    def descriptions(self) -> list[JSONObject]:
-        """Return the ParameterDescriptions of the model."""
-        found = self._client.get("parameter/descriptions", model=self.name, worker_type=self.worker_type)
-        if not are_objects(found, "param_name"):
-            raise self._client.stranger()
-        told: list[JSONObject] = found
-        return told
+        self._at_its_name(lambda name: self._client.stop(name, self.worker_type, forget=True, **self._place))
+        return _success(f"model {self.name} stopped and forgotten", began)
 
     def params(self) -> JSONObject:
-        """Return the pairs with their values typed by the service's descriptions."""
+        """Return the pairs, their values typed by the service's descriptions."""
         if not self._pairs:
             return {}
         try:
-            descriptions = self._of_engine() or self.descriptions()
-        except Refusal as error:
-            if not error.says_unknown or "model_path" not in self._pairs:
+            descriptions = self._descriptions_of_engine() or self.descriptions()
+        except UnknownModel:
+            if "model_path" not in self._pairs:
                 raise
             descriptions = []
         return typed(self._pairs, descriptions, self.name)
 
-    def _of_engine(self) -> list[JSONObject]:
-        """Return the descriptions of any model of the engine that the pairs ask for: this one may be new there."""
+    def descriptions(self) -> list[JSONObject]:
+        """Return the ParameterDescriptions of the model."""
+        return self._client.parameter_descriptions(self.name, self.worker_type)
+
+    def _descriptions_of_engine(self) -> list[JSONObject]:
+        """Return the descriptions of any model of the engine that the pairs name: this model may be new there."""
         engine = self._pairs.get("engine")
         if engine is None and self._pairs.get("model_path", "").endswith(".gguf"):
             engine = "llama.cpp"
         if engine is None:
             return []
-        same = (model["params"] for model in supported_models(self._client) if value_of(model, "engine") == engine)
+        same = (model.params for model in supported_models(self._client) if value_of(model, "engine") == engine)
         return next(same, [])
 
-    def _startup(self, params: JSONObject) -> JSONObject:
+    def _start_new(self, params: JSONObject) -> ApplyOutcome:
         began = time.monotonic()
-        body = {"model": self.name, "worker_type": self.worker_type, "params": params, **self._at}
         try:
-            if self._client.post("models/startup", body) is not None:
-                raise self._client.stranger()
-        except Refusal as error:
-            if error.code == Conflict.code and " already" in str(error) and self._pairs:
-                words = " ".join(f"{name}={value}" for name, value in self._pairs.items())
-                raise Failure(f"{error}: modelyard models restart {self.name} {words}") from error
-            if not error.says_unknown or not self._pairs:
+            self._client.start(self.name, self.worker_type, **self._place, **params)
+        except Conflict as error:
+            if not params or not self._runs():
                 raise
-            return self._restarted(error)
-        return _outcome(f"model {self.name} started", began)
+            words = " ".join(f"{name}={value}" for name, value in self._pairs.items())
+            raise Failure(f"{error}: modelyard models restart {self.name} {words}") from error
+        except UnknownModel as error:
+            if not params:
+                raise
+            return self._restart_unlisted(error)
+        return _success(f"model {self.name} started", began)
 
-    def _restarted(self, unknown: Refusal) -> JSONObject:
-        """Start one that is hosted under a name that is in no catalogue: an alias, or one started over HTTP."""
+    def _runs(self) -> bool:
+        """Return whether the service hosts the model in a state other than stopped or failed."""
+        states = [model.state for model in self._client.models() if model.name == self.name]
+        return any(state not in ("stopped", "failed") for state in states)
+
+    def _restart_unlisted(self, unknown: UnknownModel) -> ApplyOutcome:
+        """Start a model that is hosted under a name of no catalogue: an alias, or one that was started over HTTP."""
         try:
             return self.apply("restart")
-        except Refusal:
+        except ModelyardError:
             raise unknown from None
 
-    def _at_its_name(self, path: str, body: JSONObject) -> Any:
-        """Post about the model; where it is hosted under an alias, and its own name was given, at the alias."""
+    def _at_its_name(self, call: Callable[[str], T]) -> T:
+        """Call with the name of the model; where it is hosted under an alias, and its own name was given, the alias."""
         try:
-            return self._client.post(path, {"model": self.name, **body})
-        except Refusal as error:
-            alias = self._alias() if error.says_unknown else None
+            return call(self.name)
+        except UnknownModel:
+            alias = self._alias()
             if alias is None:
                 raise
-        return self._client.post(path, {"model": alias, **body})
+        return call(alias)
 
     def _alias(self) -> str | None:
-        named = (model for model in supported_models(self._client) if model["model"] == self.name)
-        found = next((registered_name(model) for model in named), self.name)
-        return found if found != self.name else None
+        names = (name_of(model) for model in supported_models(self._client) if model.model == self.name)
+        name = next(names, self.name)
+        return name if name != self.name else None
 
 
 def _named(name: str | None, worker_type: str | None, every: bool, pairs: Sequence[str]) -> tuple[str, str | None]:
@@ -147,7 +145,7 @@ def _named(name: str | None, worker_type: str | None, every: bool, pairs: Sequen
     if name is None or name == EVERY_MODEL:
         raise Misuse("name a model, or say --all")
     if "=" in name:
-        raise Misuse(f"{name!r} is no name of a model: NAME stands before PARAM=VALUE")
+        raise Misuse(f"{name!r} is not the name of a model: NAME stands before PARAM=VALUE")
     try:
         short, kind = split_worker_key(name)
     except ValueError:
@@ -164,5 +162,5 @@ def _host_and_port(at: str) -> JSONObject:
     return {"host": host.strip("[]"), "port": int(port)}
 
 
-def _outcome(message: str, began: float) -> JSONObject:
-    return {"message": message, "success": True, "timecost": round(time.monotonic() - began, 3)}
+def _success(message: str, began: float) -> ApplyOutcome:
+    return ApplyOutcome(message, success=True, timecost=round(time.monotonic() - began, 3))

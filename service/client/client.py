@@ -17,6 +17,7 @@ from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
+from urllib.parse import urlencode
 
 import requests
 
@@ -32,7 +33,7 @@ from ..errors import (
 )
 from ..sessions.address import DEFAULT_URL, TOKEN_FILE_VARIABLE, TOKEN_VARIABLE, URL_VARIABLE, parse_address
 from ..sessions.client_session import never_connected, new_session, reason_of
-from ..types import ApplyOutcome, GenerateRequest, JSONObject, ModelOutput, known
+from ..types import ApplyOutcome, GenerateRequest, HostModels, JSONObject, ModelOutput, SupportedModel, known
 from ..version import __version__
 from ..wire.errors import error_of_document
 from ..wire.messages import PEER_ROLES, text_of_content
@@ -59,6 +60,13 @@ class ModelState(NamedTuple):
     state: str
     reason: str | None
 
+    @classmethod
+    def of(cls, model: Mapping[str, Any]) -> ModelState:
+        """Return one of the ``models`` of a `Client.status` as a value."""
+        name, at, worker_type = str(model["model"]).rpartition("@")
+        state, reason = str(model["state"]), model.get("reason")
+        return cls(name, worker_type, state, reason) if at else cls(worker_type, None, state, reason)
+
 
 class Client:
     """The models of one service. `close` it, or use it in a ``with``.
@@ -81,23 +89,25 @@ class Client:
         token: str | None = None,
         connect_timeout: float = 5.0,
         read_timeout: float = 60.0,
+        change_timeout: float = CHANGE_TIMEOUT,
         retries: int = 2,
         retry_seconds: float = 20.0,
         ca: str | None = None,
     ) -> None:
-        """Connect to nothing yet.
+        """Store the address and the limits; connect to nothing yet.
 
-        ``url`` is ``http://``, ``https://`` or ``http+unix://%2Fpath%2Fof.sock``; without a path ``/api`` is meant.
-        Default: ``MODELYARD_URL``, or this machine's port 8000. ``token`` defaults to ``MODELYARD_TOKEN``, or what the
-        file ``MODELYARD_TOKEN_FILE`` holds; an empty one means none. ``read_timeout`` are seconds of silence, not of a
-        whole answer. A call is sent ``retries`` times more at most, within ``retry_seconds``. https is checked against
-        ``ca``, a file or folder. Proxies, .netrc and other variables of the environment are not looked at.
-        Raises ConfigError.
+        ``url`` is ``http://``, ``https://`` or ``http+unix://%2Fpath%2Fof.sock``, by default ``MODELYARD_URL``, or port
+        8000 of this machine; without a path it gets ``/api``. ``token`` defaults to ``MODELYARD_TOKEN``, or the content
+        of the file ``MODELYARD_TOKEN_FILE``; an empty one sends none. All limits are in seconds: ``read_timeout`` is
+        one of silence, not of a whole answer; ``change_timeout`` is that of `start`, `stop` and `apply`. A call is
+        repeated ``retries`` times at most, within ``retry_seconds``. https is checked against ``ca``, a file or folder.
+        Proxy variables, ``.netrc`` and other variables of the environment are ignored. Raises ConfigError.
         """
         self._address = parse_address(url or os.environ.get(URL_VARIABLE) or DEFAULT_URL)
         self.url = self._address.shown
         """Where it talks to, with the API's prefix."""
         self._times = (connect_timeout, read_timeout)
+        self._change_timeout = change_timeout
         self._retries = retries
         self._retry_seconds = retry_seconds
         self._ca = ca
@@ -208,38 +218,108 @@ class Client:
 
     def models(self) -> list[ModelState]:
         """Return the models that the service has, ready or not."""
-        for base in self._address.parents():
+        return [ModelState.of(model) for model in self.status()["models"]]
+
+    def status(self) -> JSONObject:
+        """Return the status of the service, ready or not: what its ``/readyz`` answers.
+
+        It has ``ready``, the ``reason`` where that is false, and ``models``, a list of objects with ``model``
+        (``name@type``), ``state`` and ``reason``. Raises ConfigError where the address has no ``/readyz`` of modelyard.
+        """
+        for base in self._address.parents():  # it stands at the root, in an application below its prefix
             response = self._send("GET", f"{base}/readyz", accepted=(200, 404, 503))
             if response.status_code == requests.codes.not_found:
                 response.close()
                 continue
             status = self._value(response)
-            if isinstance(status, dict) and isinstance(status.get("models"), list):
-                return [_state(model) for model in status["models"]]
-        raise ConfigError(f"no /readyz of modelyard answers at {self.url} or above it: is the url right?")
+            if isinstance(status, dict) and _are_objects(status.get("models"), "model", "state"):
+                return status
+        raise ConfigError(f"no /readyz of modelyard answers at {self.url} or above it")
+
+    def supported_models(self) -> list[HostModels]:
+        """Return the models that the service can start, by host, running or not; a gateway answers for several hosts.
+
+        Each has its ``path``, whether that exists (``path_exist``), whether it can run there (``enabled``) and its
+        ``params``, as `parameter_descriptions` returns them.
+        """
+        hosts = self._value(self._send("GET", "models/supports"))
+        try:
+            return [HostModels(host["host"], host["port"], [_supported(m) for m in host["models"]]) for host in hosts]
+        except (TypeError, LookupError, AttributeError):  # an answer of another shape
+            raise self._stranger() from None
+
+    def parameter_descriptions(self, model: str, worker_type: str | None = None) -> list[JSONObject]:
+        """Return the parameters of a model that the service has, or can start.
+
+        Each has ``param_name``, ``param_type``, ``default_value`` (the current value; private ones are masked),
+        ``required``, ``valid_values``, ``description``, and in ``ext_metadata`` its range and tags.
+        Raises UnknownModel.
+        """
+        query = urlencode({"model": model, **({"worker_type": worker_type} if worker_type else {})})
+        descriptions: list[JSONObject] = self._value(self._send("GET", f"parameter/descriptions?{query}"))
+        if not _are_objects(descriptions, "param_name"):
+            raise self._stranger()
+        return descriptions
+
+    def instances(self) -> list[JSONObject]:
+        """Return the rows of the registry, where the service is a controller.
+
+        Each has ``key`` (``name@type``), ``url``, ``healthy``, ``enabled``, ``weight``, ``load`` and
+        ``last_heartbeat`` (ISO 8601, UTC). Raises ConfigError where the service is not a controller.
+        """
+        response = self._send("GET", f"{self._address.base}/controller/instances", accepted=(200, 404))
+        if response.status_code == requests.codes.not_found:
+            response.close()
+            raise ConfigError(f"{self.url} is not a controller")
+        rows: list[JSONObject] = self._value(response)
+        if not _are_objects(rows, "key", "url", "healthy"):
+            raise self._stranger()
+        return rows
 
     def start(
-        self, model: str, worker_type: str | None = None, *, timeout: float = CHANGE_TIMEOUT, **params: Any
+        self,
+        model: str,
+        worker_type: str | None = None,
+        *,
+        host: str | None = None,
+        port: int | None = None,
+        timeout: float | None = None,
+        **params: Any,
     ) -> None:
         """Start a model and return when it is ready; one that is ready already is left as it is.
 
-        ``params`` are for one that is not hosted yet. Raises UnknownModel, Conflict, StartFailed, InvalidRequest.
+        ``params`` are for one that is not hosted yet. ``host`` and ``port`` name the host to start it on, where the
+        service is a gateway for several. ``timeout`` in seconds defaults to ``change_timeout``.
+        Raises UnknownModel, Conflict, StartFailed, InvalidRequest.
         """
-        if not params:
+        if not params and host is None:
             try:
                 return self._succeed(self.apply(model, "start", worker_type, timeout=timeout), StartFailed)
             except UnknownModel:
                 pass  # known perhaps, but not hosted
-        body = {"model": model, "worker_type": worker_type, "params": params}
-        self._change("models/startup", body, timeout)
-        return None
+        body = {"model": model, "worker_type": worker_type, "params": params, **_place(host, port)}
+        return self._change_silently("models/startup", body, timeout)
 
     def stop(
-        self, model: str, worker_type: str | None = None, *, forget: bool = False, timeout: float = CHANGE_TIMEOUT
+        self,
+        model: str,
+        worker_type: str | None = None,
+        *,
+        forget: bool = False,
+        host: str | None = None,
+        port: int | None = None,
+        timeout: float | None = None,
     ) -> None:
-        """Stop a model; it stays known, and stopped, unless ``forget``. Raises UnknownModel."""
+        """Stop a model on all of its hosts; it stays known, and stopped.
+
+        With ``forget`` it is forgotten too, on the one host that ``host`` and ``port`` name where there are several.
+        ``timeout`` in seconds defaults to ``change_timeout``. Raises UnknownModel.
+        """
         if forget:
-            self._change("models/shutdown", {"model": model, "worker_type": worker_type}, timeout)
+            body = {"model": model, "worker_type": worker_type, **_place(host, port)}
+            self._change_silently("models/shutdown", body, timeout)
+        elif host is not None:
+            raise TypeError("host goes with forget=True: a stop without it is one of all instances")
         else:
             self._succeed(self.apply(model, "stop", worker_type, timeout=timeout), EngineError)
 
@@ -250,17 +330,18 @@ class Client:
         worker_type: str | None = None,
         params: Mapping[str, Any] | None = None,
         *,
-        timeout: float = CHANGE_TIMEOUT,
+        timeout: float | None = None,
     ) -> ApplyOutcome:
-        """Do ``start``, ``stop``, ``restart`` or ``update_params`` with a model, or with all: ``"*"``.
+        """Apply ``start``, ``stop``, ``restart`` or ``update_params`` to a model, or to all: ``"*"``.
 
-        Return what came of it, which may be no ``success``. Raises UnknownModel, InvalidRequest.
+        Return the outcome: ``success``, ``message`` and ``timecost`` in seconds; a failure is not raised. ``timeout``
+        in seconds defaults to ``change_timeout``. Raises UnknownModel, InvalidRequest.
         """
         body = {"model": model, "apply_type": apply_type, "worker_type": worker_type, "params": dict(params or {})}
-        said = self._change("apply", body, timeout)
-        if not isinstance(said, dict) or "success" not in said:
+        outcome = self._change("apply", body, timeout)
+        if not isinstance(outcome, dict) or "success" not in outcome:
             raise self._stranger()
-        return ApplyOutcome(**{"message": "", "timecost": 0.0, **known(ApplyOutcome, said)})
+        return ApplyOutcome(**{"message": "", "timecost": 0.0, **known(ApplyOutcome, outcome)})
 
     @staticmethod
     def _succeed(outcome: ApplyOutcome, kind: type[ModelyardError]) -> None:
@@ -285,10 +366,16 @@ class Client:
 
     # HTTP
 
-    def _change(self, path: str, body: JSONObject, timeout: float) -> Any:
+    def _change_silently(self, path: str, body: JSONObject, timeout: float | None) -> None:
+        """Send a change whose answer is null where it worked."""
+        if self._change(path, body, timeout) is not None:
+            raise self._stranger()
+
+    def _change(self, path: str, body: JSONObject, timeout: float | None) -> Any:
         # On a connection of its own: one that was kept may be closed just now, and this is never sent twice.
         with self._new_session() as session:
-            return self._value(self._send("POST", path, body, read_timeout=timeout, changes=session))
+            limit = self._change_timeout if timeout is None else timeout
+            return self._value(self._send("POST", path, body, read_timeout=limit, changes=session))
 
     def _send(
         self,
@@ -380,7 +467,7 @@ class Client:
         return WorkerUnreachable(f"no service answers at {self.url} ({reason_of(error)})")
 
     def _stranger(self) -> ConfigError:
-        return ConfigError(f"{self.url} answers, but not like a worker: is the url right?")
+        return ConfigError(f"{self.url} answers, but not like a worker")
 
     # The end
 
@@ -440,10 +527,20 @@ def _encoded(body: JSONObject) -> bytes:
         raise InvalidRequest(f"the request can't be sent: {error}") from None
 
 
-def _state(model: Any) -> ModelState:
-    key = str(model.get("model"))
-    name, at, kind = key.rpartition("@")
-    return ModelState(name if at else key, kind if at else None, str(model.get("state")), model.get("reason"))
+def _supported(model: Mapping[str, Any]) -> SupportedModel:
+    if not _are_objects(model["params"], "param_name"):
+        raise TypeError("params are a list of ParameterDescriptions")
+    optional = {"path": "", "path_exist": False, "proxy": False}
+    return SupportedModel(**{**optional, **known(SupportedModel, model)})
+
+
+def _place(host: str | None, port: int | None) -> JSONObject:
+    return {} if host is None else {"host": host, "port": port}
+
+
+def _are_objects(value: Any, *keys: str) -> bool:
+    """Return whether ``value`` is a list of objects that have these keys."""
+    return isinstance(value, list) and all(isinstance(item, dict) and set(keys) <= item.keys() for item in value)
 
 
 def _are_rows(rows: Any) -> bool:

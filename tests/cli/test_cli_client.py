@@ -1,4 +1,4 @@
-"""What the models commands say when no service of ours answers, or something else does."""
+"""What the models commands print when no service of ours answers, or something else does."""
 
 from __future__ import annotations
 
@@ -147,12 +147,15 @@ def test_a_redirect_is_not_followed():
         assert len(asked) == 1
 
 
-@pytest.mark.parametrize("status", [200, 404, 502])
-def test_a_page_of_something_else_is_no_answer(status: int):
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [(200, "is --url right?"), (404, "is --url right?"), (500, "answers with status 500"), (502, "status 502")],
+)
+def test_a_page_of_something_else_is_no_answer(status: int, reason: str):
     with stranger(lambda path: (status, "text/html", b"<h1>hello</h1>", {})) as (url, _):
         ran = modelyard("models", "list", "--url", f"{url}/api")
         assert ran.status == 1
-        assert "is --url right?" in ran.complaint
+        assert reason in ran.complaint
 
 
 COMMANDS = [

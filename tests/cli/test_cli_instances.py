@@ -53,7 +53,7 @@ def test_a_worker_is_no_controller(tmp_path):
     with service(tmp_path, role="worker") as worker:
         ran = modelyard("instances", "--url", url_of(worker))
     assert ran.status == 1
-    assert "is no controller" in ran.err
+    assert "is not a controller: is --url right?" in ran.err
 
 
 def test_a_model_is_started_and_forgotten_on_the_host_that_is_named(controller, tmp_path):

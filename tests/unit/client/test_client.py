@@ -30,6 +30,7 @@ from faulty import (
     whole,
 )
 from modelyard import Client, errors
+from modelyard.types import SupportedModel
 from running import free_port, wait_until
 
 READY = whole(200, {"ready": True, "models": [{"model": "m@llm", "state": "ready", "reason": None}]})
@@ -385,6 +386,92 @@ def test_an_outcome_without_success_is_an_error_of_start_and_stop_and_a_result_o
         with pytest.raises(errors.EngineError, match="no room"):
             client.stop("m")
         assert client.apply("*", "restart").success is False
+
+
+def test_a_host_is_named_for_a_model_that_is_new_there_or_forgotten() -> None:
+    with faulty(says(whole(200, None))) as server, client_of(server) as client:
+        client.start("m", host="10.0.0.1", port=8001)
+        client.start("m", "llm", host="10.0.0.1", port=8001, n_ctx=64)
+        client.stop("m", forget=True, host="10.0.0.1", port=8001)
+        place = {"host": "10.0.0.1", "port": 8001}
+        assert [(request.path.removeprefix("/api/worker/"), request.json()) for request in server.requests] == [
+            ("models/startup", {"model": "m", "worker_type": None, "params": {}, **place}),
+            ("models/startup", {"model": "m", "worker_type": "llm", "params": {"n_ctx": 64}, **place}),
+            ("models/shutdown", {"model": "m", "worker_type": None, **place}),
+        ]
+        with pytest.raises(TypeError, match="forget=True"):
+            client.stop("m", host="10.0.0.1", port=8001)
+
+
+@pytest.mark.parametrize("limits", [({"change_timeout": 0.2}, {}), ({}, {"timeout": 0.2})], ids=["of all", "of one"])
+def test_a_change_has_a_limit_of_its_own(limits: tuple[dict[str, float], dict[str, float]]) -> None:
+    with faulty(stalls()) as server, client_of(server, **limits[0]) as client:
+        for change in (client.start, client.stop, lambda model, **limit: client.apply(model, "restart", **limit)):
+            with pytest.raises(errors.WorkerUnreachable, match=r"did not answer within 0\.2 s"):
+                change("m", **limits[1])
+
+
+# What a service can tell of itself
+
+SUPPORTED = {"model": "m", "path": "m.gguf", "worker_type": "llm", "path_exist": True, "proxy": False, "enabled": True}
+PARAM = {"param_name": "n_ctx", "param_type": "int", "default_value": 2048}
+
+
+def test_the_status_is_what_readyz_answers_whole_also_where_it_is_not_ready() -> None:
+    models = [{"model": "broken", "state": "failed"}]
+    status = {"ready": False, "reason": "draining", "models": models, "cluster": {"role": "worker"}}
+    with faulty(says(whole(503, status))) as server, client_of(server) as client:
+        assert client.status() == status
+        assert client.models() == [("broken", None, "failed", None)]
+
+
+def test_supported_models_are_values_by_host_and_absent_keys_have_defaults() -> None:
+    peers = {name: SUPPORTED[name] for name in ("model", "worker_type", "enabled")}
+    hosts = [{"host": "h", "port": 1, "models": [{**SUPPORTED, "params": [PARAM]}, {**peers, "params": [], "new": 1}]}]
+    with faulty(says(whole(200, hosts))) as server, client_of(server) as client:
+        (host,) = client.supported_models()
+        assert (host.host, host.port) == ("h", 1)
+        assert host.models[0] == SupportedModel(**SUPPORTED, params=[PARAM])
+        assert host.models[1] == SupportedModel("m", "", "llm", False, False, True, [])
+
+
+def test_parameter_descriptions_are_asked_for_by_name_and_type() -> None:
+    with faulty(says(whole(200, [PARAM]))) as server, client_of(server) as client:
+        assert client.parameter_descriptions("a model", "llm") == [PARAM]
+        assert client.parameter_descriptions("m&n") == [PARAM]
+        assert [request.path.partition("?")[2] for request in server.requests] == [
+            "model=a+model&worker_type=llm",
+            "model=m%26n",
+        ]
+
+
+def test_instances_are_the_rows_of_a_controller_and_of_no_other_service() -> None:
+    rows = [{"key": "m@llm", "url": "http://h/api", "healthy": True, "load": None}]
+    with faulty(in_turn(says(whole(200, rows)), says(whole(404, {"title": "Not Found"})))) as server:
+        with client_of(server) as client:
+            assert client.instances() == rows
+            with pytest.raises(errors.ConfigError, match="is not a controller"):
+                client.instances()
+        assert server.requests[0].path == "/api/controller/instances"
+
+
+@pytest.mark.parametrize("shape", [{"a": 1}, [1], [{"models": [1]}], [{"host": "h", "port": 1, "models": [{}]}], None])
+def test_an_answer_of_another_shape_is_that_of_something_else(shape: Any) -> None:
+    with faulty(says(whole(200, shape))) as server, client_of(server) as client:
+        calls = [client.status, client.supported_models, client.instances, lambda: client.parameter_descriptions("m")]
+        for call in calls:
+            with pytest.raises(errors.ConfigError):
+                call()
+        for change in (client.start, client.stop, lambda model: client.apply(model, "restart")):
+            with pytest.raises(errors.ConfigError, match="not like a worker"):
+                change("m")
+
+
+def test_only_null_says_that_a_model_was_started_or_forgotten() -> None:
+    with faulty(says(whole(200, {"hello": 1}))) as server, client_of(server) as client:
+        for call in (lambda: client.start("m", n_ctx=1), lambda: client.stop("m", forget=True)):
+            with pytest.raises(errors.ConfigError, match="not like a worker"):
+                call()
 
 
 # Vectors

@@ -19,20 +19,23 @@ from types import TracebackType
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
-import requests
+from requests.utils import DEFAULT_CA_BUNDLE_PATH
 
 from ..errors import (
     ConfigError,
     EngineError,
     InvalidRequest,
     ModelyardError,
+    NotConnected,
     StartFailed,
     Unavailable,
     UnknownModel,
     WorkerUnreachable,
 )
 from ..sessions.address import DEFAULT_URL, TOKEN_FILE_VARIABLE, TOKEN_VARIABLE, URL_VARIABLE, parse_address
-from ..sessions.client_session import never_connected, new_session, reason_of
+from ..sessions.faults import Silent, reason_of
+from ..sessions.response import Response
+from ..sessions.session import Session
 from ..types import ApplyOutcome, GenerateRequest, HostModels, JSONObject, ModelOutput, SupportedModel, known
 from ..version import __version__
 from ..wire.errors import error_of_document
@@ -46,8 +49,9 @@ FIRST_PAUSE = 0.2
 LONGEST_PAUSE = 5.0
 """Seconds before a request is sent again that found nobody; what a 503 says in Retry-After counts if it is longer."""
 
-_STREAM = {"Accept": "application/x-model-output-delta", "Connection": "close"}
-"""A stream's connection is nobody else's: so ending it, from any thread, ends no other request."""
+_STREAM = {"Accept": "application/x-model-output-delta"}
+_NOT_FOUND, _UNAVAILABLE = 404, 503
+_REDIRECTS = (301, 302, 303, 307, 308)
 _OPTIONS = frozenset(field.name for field in fields(GenerateRequest)) - {"model", "messages", "prompt"}
 
 
@@ -103,18 +107,20 @@ class Client:
         repeated ``retries`` times at most, within ``retry_seconds``. https is checked against ``ca``, a file or folder.
         Proxy variables, ``.netrc`` and other variables of the environment are ignored. Raises ConfigError.
         """
-        self._address = parse_address(url or os.environ.get(URL_VARIABLE) or DEFAULT_URL)
-        self.url = self._address.shown
+        self._address = address = parse_address(url or os.environ.get(URL_VARIABLE) or DEFAULT_URL)
+        self.url = address.base
         """Where it talks to, with the API's prefix."""
         self._times = (connect_timeout, read_timeout)
         self._change_timeout = change_timeout
         self._retries = retries
         self._retry_seconds = retry_seconds
-        self._ca = ca
-        self._headers = {"User-Agent": f"modelyard-client/{__version__}", "Accept-Encoding": "identity"}
+        headers = {"User-Agent": f"modelyard-client/{__version__}"}
         if secret := _own_token() if token is None else token:
-            self._headers["Authorization"] = f"Bearer {secret}"
-        self._sessions: dict[int, requests.Session] = {}
+            headers["Authorization"] = f"Bearer {secret}"
+        if address.authorization is not None:
+            headers["Authorization"] = address.authorization
+        trusted = ca or (DEFAULT_CA_BUNDLE_PATH if address.is_tls else None)
+        self._session = Session(connect_timeout, read_timeout, headers=headers, ca=trusted)
         self._only: dict[tuple[str, ...], str] = {}
 
     def __repr__(self) -> str:
@@ -228,7 +234,7 @@ class Client:
         """
         for base in self._address.parents():  # it stands at the root, in an application below its prefix
             response = self._send("GET", f"{base}/readyz", accepted=(200, 404, 503))
-            if response.status_code == requests.codes.not_found:
+            if response.status_code == _NOT_FOUND:
                 response.close()
                 continue
             status = self._value(response)
@@ -268,7 +274,7 @@ class Client:
         ``last_heartbeat`` (ISO 8601, UTC). Raises ConfigError where the service is not a controller.
         """
         response = self._send("GET", f"{self._address.base}/controller/instances", accepted=(200, 404))
-        if response.status_code == requests.codes.not_found:
+        if response.status_code == _NOT_FOUND:
             response.close()
             raise ConfigError(f"{self.url} is not a controller")
         rows: list[JSONObject] = self._value(response)
@@ -372,10 +378,8 @@ class Client:
             raise self._stranger()
 
     def _change(self, path: str, body: JSONObject, timeout: float | None) -> Any:
-        # On a connection of its own: one that was kept may be closed just now, and this is never sent twice.
-        with self._new_session() as session:
-            limit = self._change_timeout if timeout is None else timeout
-            return self._value(self._send("POST", path, body, read_timeout=limit, changes=session))
+        limit = self._change_timeout if timeout is None else timeout
+        return self._value(self._send("POST", path, body, read_timeout=limit, changes=True))
 
     def _send(
         self,
@@ -386,32 +390,31 @@ class Client:
         headers: Mapping[str, str] | None = None,
         read_timeout: float | None = None,
         accepted: tuple[int, ...] = (200,),
-        changes: requests.Session | None = None,
-    ) -> requests.Response:
-        """Return an answer of which the headers have come, and with it the duty to read or close it.
+        changes: bool = False,
+    ) -> Response:
+        """Return a response of which the headers have come; read it or close it.
 
-        With ``changes``, a session for this call alone, it is only sent again where no connection could be made.
+        One that ``changes`` something has a connection of its own: one that was kept may be closed just now. It is only
+        sent again where no connection could be made.
         """
         url = path if "://" in path else f"{self._address.base}/worker/{path}"
         data = None if body is None else _encoded(body)
-        sent = {**(headers or {}), **({} if data is None else {"Content-Type": "application/json"})}
         times = (self._times[0], self._times[1] if read_timeout is None else read_timeout)
         ends = time.monotonic() + self._retry_seconds
         pause = FIRST_PAUSE
         for left in range(self._retries, -1, -1):
-            cause: requests.RequestException | None = None
+            cause: WorkerUnreachable | None = None
             try:
-                session = changes or self._session
-                response = session.request(
-                    method, url, data=data, headers=sent, timeout=times, stream=True, allow_redirects=False
+                response = self._session.request(
+                    method, url, body=data, headers=headers, timeout=times, reuse=not changes
                 )
                 if response.status_code in accepted and not _is_a_proxys(response):
                     return response
                 error = self._refusal(response)
-                again = response.status_code == requests.codes.unavailable and changes is None
-            except requests.RequestException as caught:
+                again = response.status_code == _UNAVAILABLE and not changes
+            except WorkerUnreachable as caught:
                 cause, error = caught, self._unreachable(caught, times)
-                again = never_connected(caught) or (changes is None and _broke_off(caught))
+                again = isinstance(caught, NotConnected) or not (changes or isinstance(caught, Silent))
             wait = max(_jittered(pause), error.retry_after if isinstance(error, Unavailable) and cause is None else 0)
             if not again or not left or time.monotonic() + wait > ends:
                 break
@@ -421,28 +424,17 @@ class Client:
             self._only.clear()
         raise error from cause
 
-    @property
-    def _session(self) -> requests.Session:
-        """The session of this process. One that was inherited is left alone: its connections are the parent's."""
-        pid = os.getpid()
-        if (session := self._sessions.get(pid)) is None:
-            session = self._sessions.setdefault(pid, self._new_session())
-        return session
-
-    def _new_session(self) -> requests.Session:
-        return new_session(self._address, self._headers, self._ca)
-
-    def _value(self, response: requests.Response) -> Any:
+    def _value(self, response: Response) -> Any:
         try:
             return json.loads(response.content)
-        except requests.RequestException as error:
+        except WorkerUnreachable as error:
             raise WorkerUnreachable(f"{self.url} broke off its answer: {reason_of(error)}") from error
         except ValueError:
             raise self._stranger() from None
         finally:
             response.close()
 
-    def _refusal(self, response: requests.Response) -> ModelyardError:
+    def _refusal(self, response: Response) -> ModelyardError:
         """Return the error that an answer means; read and close it."""
         with response:
             body = response.content
@@ -453,16 +445,16 @@ class Client:
         if not isinstance(document, dict):
             document = {"detail": body[:200].decode("utf-8", "replace")}
         status, location = response.status_code, response.headers.get("Location")
-        if location is not None and response.is_redirect:
+        if location is not None and status in _REDIRECTS:
             return ConfigError(f"{self.url} redirects to {location[:200]}: where that is right, give it as the url")
         if status in (404, 405) and not str(document.get("type")).startswith("urn:"):
             return ConfigError(f"{self.url} answers {status}: is the url right? It ends with the prefix of the API")
         return error_of_document(status, response.headers, document, self.url)
 
-    def _unreachable(self, error: requests.RequestException, times: tuple[float, float]) -> WorkerUnreachable:
-        if isinstance(error, requests.ReadTimeout):
+    def _unreachable(self, error: WorkerUnreachable, times: tuple[float, float]) -> WorkerUnreachable:
+        if isinstance(error, Silent):
             return WorkerUnreachable(f"{self.url} did not answer within {times[1]:g} s, and may still be at it")
-        if isinstance(error, requests.ConnectTimeout):
+        if isinstance(error, NotConnected) and isinstance(error.__cause__, TimeoutError):
             return WorkerUnreachable(f"{self.url} did not accept a connection within {times[0]:g} s")
         return WorkerUnreachable(f"no service answers at {self.url} ({reason_of(error)})")
 
@@ -473,8 +465,7 @@ class Client:
 
     def close(self) -> None:
         """Close the connections of this process; streams that are under way have their own."""
-        if (session := self._sessions.pop(os.getpid(), None)) is not None:
-            session.close()
+        self._session.close()
 
     def __enter__(self) -> Client:
         return self
@@ -547,14 +538,9 @@ def _are_rows(rows: Any) -> bool:
     return isinstance(rows, list) and all(isinstance(row, list) for row in rows)
 
 
-def _broke_off(error: requests.RequestException) -> bool:
-    """Return whether the connection ended before a byte of an answer had come: where it was silent, it did not."""
-    return isinstance(error, requests.ConnectionError) and not isinstance(error, requests.exceptions.SSLError)
-
-
-def _is_a_proxys(response: requests.Response) -> bool:
+def _is_a_proxys(response: Response) -> bool:
     """Return whether a 503 is that of a proxy which finds no service, and no status of a service that is not ready."""
-    is_refusal = response.status_code == requests.codes.unavailable
+    is_refusal = response.status_code == _UNAVAILABLE
     return is_refusal and "json" not in response.headers.get("Content-Type", "")
 
 

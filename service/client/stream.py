@@ -9,11 +9,9 @@ from collections import deque
 from types import TracebackType
 from typing import Any
 
-import requests
-from urllib3.exceptions import HTTPError, ReadTimeoutError
-
 from ..errors import EngineError, ModelyardError, WorkerLost, WorkerUnreachable
-from ..sessions.client_session import hang_up, reason_of, socket_of
+from ..sessions.faults import Silent, reason_of
+from ..sessions.response import Response
 from ..types import JSONObject, ModelOutput
 from ..wire.errors import error_of_output
 from ..wire.messages import output_from_wire
@@ -21,7 +19,6 @@ from ..wire.whole_text import WholeText
 
 MAX_CHUNK = 64 * 1024 * 1024
 """Bytes of one chunk: more is no answer."""
-_RECEIVE_SIZE = 64 * 1024
 
 
 class TextStream:
@@ -35,10 +32,9 @@ class TextStream:
     once the loop has ended the whole answer.
     """
 
-    def __init__(self, response: requests.Response, where: str) -> None:
+    def __init__(self, response: Response, where: str) -> None:
         """Read ``response``, whose status is 200; ``where`` names the service, for people."""
         self._response = response
-        self._socket = socket_of(response)
         self._pid = os.getpid()
         self._where = where
         self._reading = threading.Lock()
@@ -112,16 +108,20 @@ class TextStream:
 
     def _read(self) -> None:
         try:
-            # `iter_content` would wait until it has as many bytes as it was asked for.
-            data: bytes = self._response.raw.read1(_RECEIVE_SIZE)
+            while (data := self._response.read1()) is None:
+                pass
+        except WorkerUnreachable as error:
+            self._fail(self._broken(error))
+            return
+        try:
             if data:
                 self._take(data)
             else:
                 self._finish()
+        except ValueError as error:
+            self._fail(self._broken(error))
         except ModelyardError as error:
             self._fail(error)
-        except (OSError, HTTPError, ValueError) as error:
-            self._fail(self._broken(error))
 
     def _take(self, data: bytes) -> None:
         *chunks, self._rest = (self._rest + data).split(b"\0")
@@ -158,7 +158,7 @@ class TextStream:
 
     def _broken(self, error: Exception) -> ModelyardError:
         kind = WorkerLost if self._pieces or self._ready else WorkerUnreachable
-        if isinstance(error, ReadTimeoutError):
+        if isinstance(error, Silent):
             return kind(f"{self._where} fell silent in the middle of its answer")
         return kind(f"{self._where} broke off its answer: {reason_of(error)}")
 
@@ -171,7 +171,7 @@ class TextStream:
             return
         self._ended = True
         if self._pid == os.getpid():  # in a process that was forked since, it would end that of the other
-            hang_up(self._socket)
+            self._response.hang_up()
         if self._reading.acquire(blocking=False):
             try:
                 self._response.close()

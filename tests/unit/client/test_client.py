@@ -63,8 +63,10 @@ def test_importing_it_loads_requests_and_of_the_package_only_what_it_is_made_of(
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
     loaded = set(ran.stdout.split())
     assert {name.partition(".")[2] for name in loaded if name.startswith("modelyard")} == {
-        *("", "version", "errors", "types", "wire", "wire.messages", "wire.errors", "wire.whole_text"),
-        *("client", "client.client", "client.stream", "sessions", "sessions.address", "sessions.client_session"),
+        *("", "version", "errors", "types", "streams", "processes", "sockets"),
+        *("wire", "wire.messages", "wire.errors", "wire.whole_text", "client", "client.client", "client.stream"),
+        *("sessions", "sessions.address", "sessions.adapters", "sessions.calls", "sessions.connections"),
+        *("sessions.faults", "sessions.response", "sessions.session"),
     }
     foreign = {"flask", "werkzeug", "gunicorn", "gevent", "marshmallow", "orjson", "click", "sqlite3", "numpy"}
     assert "requests" in loaded

@@ -1,0 +1,134 @@
+"""Adapter: what mounts pools of our connections into a session of requests."""
+
+from __future__ import annotations
+
+import queue
+import ssl
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from http.cookiejar import DefaultCookiePolicy
+from typing import Any
+
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3 import HTTPConnectionPool
+
+from .address import Origin, origin_of
+from .calls import current_call
+from .connections import Connection, TLSConnection
+
+IDLE_LIMIT = 30.0
+"""Seconds that a connection is kept for another request; our servers keep theirs longer."""
+
+
+class _Idle:
+    """The idle connections of one pool, the newest on top; as many as there were calls at once.
+
+    A connection that urllib3 gives back belongs to no call any more: so what ends a call never hits another.
+    """
+
+    def __init__(self) -> None:
+        self._connections: deque[Connection] = deque()
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Connection:
+        """Return one. ``queue.Empty`` where there is none, or the call wants a fresh one: then urllib3 makes one."""
+        call = current_call()
+        if call is None or not call.fresh:
+            with suppress(IndexError):
+                return self._connections.pop()
+        raise queue.Empty
+
+    def put(self, connection: Connection | None, block: bool = True, timeout: float | None = None) -> None:
+        """Keep one, if another call may go over it. None is what urllib3 fills a queue with."""
+        if connection is None:
+            return
+        if connection.finish_call():
+            self._connections.append(connection)
+        else:
+            connection.close()
+
+    def close_older(self, since: float) -> None:
+        """Close those that are idle since before ``since``, by the monotonic clock."""
+        with suppress(IndexError):  # another thread may take the last one
+            while self._connections[0].idle_since < since:
+                self._connections.popleft().close()
+
+
+class _Pool(HTTPConnectionPool):
+    """The connections to one server."""
+
+    ConnectionCls = Connection
+
+    def __init__(self, host: str, port: int | None, **options: Any) -> None:
+        self.idle = _Idle()
+        self.QueueCls: Any = lambda _maxsize: self.idle
+        super().__init__(host, port, **options)
+
+
+class _TLSPool(_Pool):
+    scheme = "https"
+    ConnectionCls = TLSConnection
+
+
+class _Adapter(HTTPAdapter):
+    """Sends requests over our connections."""
+
+    def __init__(self, tls: Callable[[], ssl.SSLContext]) -> None:
+        """Check certificates by what ``tls`` returns."""
+        super().__init__()
+        self._tls = tls
+        self._pools: dict[Origin, _Pool] = {}
+        self._swept = time.monotonic()
+
+    def get_connection_with_tls_context(
+        self, request: requests.PreparedRequest, verify: Any, proxies: Any = None, cert: Any = None
+    ) -> HTTPConnectionPool:
+        """Return the pool of a request's server."""
+        self._sweep(time.monotonic() - IDLE_LIMIT)
+        origin = origin_of(request.url or "")
+        pool = self._pools.get(origin)
+        return pool if pool is not None else self._pools.setdefault(origin, self._new_pool(origin))
+
+    def _new_pool(self, origin: Origin) -> _Pool:
+        if origin.scheme == "https":
+            return _TLSPool(origin.host, origin.port, origin=origin, tls=self._tls())
+        if origin.scheme == "http":
+            return _Pool(origin.host, origin.port, origin=origin)
+        return _Pool("localhost", None, origin=origin)
+
+    def _sweep(self, since: float) -> None:
+        """Close what is idle since before ``since``, of all servers, where that was not done since then."""
+        if self._swept < since:
+            self._swept = time.monotonic()
+            for pool in list(self._pools.values()):
+                pool.idle.close_older(since)
+
+    def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
+        """Leave the pool as it is: it has its certificates."""
+
+    def close(self) -> None:
+        """Close the idle connections; those in use are closed when their responses are."""
+        for pool in list(self._pools.values()):
+            pool.close()
+        super().close()
+
+
+class _RequestsSession(requests.Session):
+    """A session that takes nothing from the environment, keeps no cookie and follows no redirect."""
+
+    def __init__(self, adapter: HTTPAdapter) -> None:
+        super().__init__()
+        self.trust_env = False
+        self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+        for scheme in ("http://", "https://", "http+unix://"):
+            self.mount(scheme, adapter)
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """Return that a response leads nowhere else."""
+
+
+def new_requests_session(tls: Callable[[], ssl.SSLContext]) -> requests.Session:
+    """Return a session whose connections can be shut down; https is checked by what ``tls`` returns."""
+    return _RequestsSession(_Adapter(tls))

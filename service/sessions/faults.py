@@ -1,0 +1,92 @@
+"""What goes wrong with a request, in our errors: each exception of sockets, TLS, urllib3 and requests is read here."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+
+import requests
+from urllib3.exceptions import HTTPError, InvalidHeader, ReadTimeoutError
+
+from ..errors import NotConnected, WorkerUnreachable
+from .calls import Call
+
+FOREIGN = (requests.RequestException, HTTPError, http.client.HTTPException, OSError)
+"""What a request may raise beside errors of ours."""
+
+
+class Silent(WorkerUnreachable):
+    """Nothing came for as long as the server may be silent: it may still be at work."""
+
+
+def why_not_connected(error: Exception, timeout: float) -> str:
+    """Return why there is no connection, as the end of a sentence that begins with the server."""
+    match error:
+        case ssl.SSLCertVerificationError():
+            return f"shows a certificate that is not trusted: {error.verify_message}"
+        case ssl.SSLError():
+            return f"does not speak TLS as expected: {error.reason or error}"
+        case TimeoutError():
+            return f"did not accept a connection within {timeout:g} s (connect_timeout)"
+        case ConnectionRefusedError():
+            return "refused the connection"
+        case socket.gaierror() | UnicodeError():
+            return f"has a name that can't be looked up: {error}"
+        case _:
+            return f"can't be connected to: {error}"
+
+
+def fault_of(error: Exception, call: Call) -> WorkerUnreachable:
+    """Return the error that stands for what requests or urllib3 raised; ``call`` says how far the request got."""
+    origin, causes = call.origin, list(_causes(error))
+    if isinstance(error, requests.ConnectTimeout):
+        return NotConnected(f"{origin} did not accept a connection")
+    if _is_one(causes, TimeoutError, requests.ReadTimeout, ReadTimeoutError):
+        if call.until is not None and time.monotonic() >= call.until:
+            return Silent(f"{origin} did not answer in time")
+        if call.incoming is None and not _is_one(causes, requests.ReadTimeout, ReadTimeoutError):
+            return Silent(f"{origin} did not take the request: nothing of it for {call.read_timeout:g} s")
+        return Silent(f"{origin} was silent for {call.read_timeout:g} s")
+    if call.incoming is None or call.incoming.source.is_in_head:
+        if call.received == 0 and _is_one(causes, ConnectionError, ssl.SSLError):
+            return WorkerUnreachable(f"{origin} closed the connection before its answer")
+        if _is_one(causes, http.client.HTTPException, InvalidHeader):
+            return WorkerUnreachable(f"{origin} does not answer with HTTP: {_words(causes)}")
+    return WorkerUnreachable(f"{origin} broke off its answer: {_words(causes)}")
+
+
+def _is_one(causes: list[BaseException], *kinds: type[BaseException]) -> bool:
+    return any(isinstance(cause, kinds) for cause in causes)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield ``error`` and what it stands for: requests and urllib3 hide that in arguments, reasons and causes."""
+    seen: list[BaseException] = []
+    inner: BaseException | None = error
+    while inner is not None and inner not in seen:
+        seen.append(inner)
+        yield inner
+        found = [*inner.args, getattr(inner, "reason", None)]
+        inner = next((a for a in found if isinstance(a, BaseException)), inner.__cause__ or inner.__context__)
+
+
+def _words(causes: list[BaseException]) -> str:
+    return str(causes[-1])[:200] or type(causes[-1]).__name__
+
+
+def reason_of(error: BaseException) -> str:
+    """Return what the operating system said went wrong, which requests hides four exceptions deep."""
+    causes = list(_causes(error))
+    for cause in causes:
+        match cause:
+            case ssl.SSLCertVerificationError():
+                return f"its certificate is not trusted: {cause.verify_message}"
+            case ssl.SSLError():  # whose errno is none of the operating system's
+                return f"it does not speak TLS as expected: {cause.reason or cause}"
+            case OSError(errno=int(number)) if number:
+                return os.strerror(number) if number > 0 else str(cause.strerror)
+    return _words(causes)

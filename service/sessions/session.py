@@ -1,0 +1,156 @@
+"""Session: HTTP requests to other processes, over pooled sessions of requests."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable, Mapping
+from functools import cache, lru_cache
+from pathlib import Path
+
+import requests
+
+from ..errors import ConfigError, WorkerUnreachable
+from ..processes import PerProcess
+from ..streams import Cancel
+from ..version import __version__
+from .adapters import new_requests_session
+from .address import origin_of
+from .calls import Call
+from .faults import FOREIGN, Silent, fault_of
+from .response import Response
+
+_PREPARED = 1024
+"""Requests that are kept prepared, by method and URL: to prepare one costs 100 microseconds."""
+
+
+def _no_headers() -> Mapping[str, str]:
+    return {}
+
+
+class Session:
+    """Sends requests over TCP, TLS and unix sockets; safe to use from many threads, and made before a fork.
+
+    Nothing comes from the environment: no proxy, no password. No redirect is followed, no cookie kept. A request of
+    which the server has not answered a byte is sent once more, on a new connection, where it went over a kept one that
+    the server had closed.
+    """
+
+    def __init__(
+        self,
+        connect_timeout: float = 3.0,
+        read_timeout: float = 60.0,
+        *,
+        headers: Mapping[str, str] | None = None,
+        ca: str | None = None,
+        token: str | Callable[[], str | None] | None = None,
+        current_headers: Callable[[], Mapping[str, str]] = _no_headers,
+    ) -> None:
+        """Send ``headers`` and ``token`` with every request, and what ``current_headers`` and ``token`` return then.
+
+        ``read_timeout`` is seconds of silence. ``ca`` is a file or folder of certificates that https is checked
+        against; default: the system's. Raises ConfigError.
+        """
+        self.connect_timeout = connect_timeout
+        self.read_timeout = read_timeout
+        self._headers = {"User-Agent": f"modelyard/{__version__}", "Accept-Encoding": "identity", **(headers or {})}
+        self._token = token if callable(token) else None
+        if isinstance(token, str):
+            self._headers["Authorization"] = f"Bearer {token}"
+        self._current_headers = current_headers
+        try:
+            "".join(self._headers.values()).encode("latin-1")
+            self._prepare("GET", "http://localhost/")
+        except ValueError as error:
+            raise ConfigError(f"remote headers: {error}") from None
+        context = cache(ssl.create_default_context) if ca is None else _trusting(ca)
+        self._sessions = PerProcess(lambda: new_requests_session(context))
+        self._prepared = lru_cache(_PREPARED)(self._prepare)
+
+    def request(
+        self,
+        method: str,
+        url: str,
+        *,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout: tuple[float, float] | None = None,
+        until: float | None = None,
+        cancel: Cancel | None = None,
+        reuse: bool = True,
+    ) -> Response:
+        """Return the response as soon as its headers are there; read it to its end or close it.
+
+        ``body`` is JSON. ``timeout`` is seconds to connect, and seconds of silence; ``until`` is when the response must
+        be whole, by the monotonic clock. Without ``reuse`` the request goes over a connection of its own, and is never
+        sent twice. Raises WorkerUnreachable (NotConnected where the server has seen nothing of it), the error of
+        ``cancel`` once that is set, and ValueError for a header that can't be sent.
+        """
+        try:
+            origin = origin_of(url)
+            prepared = self._prepared(method, url).copy()
+        except ValueError as error:
+            raise WorkerUnreachable(str(error)) from None
+        connect_timeout, read_timeout = timeout or (self.connect_timeout, self.read_timeout)
+        fields = prepared.headers
+        fields.update(self._current_headers())
+        if self._token is not None and (token := self._token()) is not None:
+            fields["Authorization"] = f"Bearer {token}"
+        if body is not None:
+            prepared.body = body
+            fields["Content-Type"] = "application/json"
+            fields["Content-Length"] = str(len(body))
+        if not reuse:
+            fields["Connection"] = "close"
+        fields.update(headers or {})
+        call = Call(origin, read_timeout, until, fresh=not reuse, keep=reuse)
+        try:
+            return self._send(prepared, connect_timeout, call, cancel)
+        except WorkerUnreachable as error:
+            if not call.was_kept or call.received or isinstance(error, Silent):
+                raise
+        return self._send(prepared, connect_timeout, Call(origin, read_timeout, until, fresh=True), cancel)
+
+    def _send(
+        self, prepared: requests.PreparedRequest, connect_timeout: float, call: Call, cancel: Cancel | None
+    ) -> Response:
+        if cancel is not None:
+            cancel.on_set(call.end)
+        try:
+            with call.sent_here():
+                response = self._sessions.get().send(
+                    prepared,
+                    stream=True,
+                    timeout=(connect_timeout, call.read_timeout),
+                    allow_redirects=False,
+                    proxies={},
+                )
+            return Response(response, call, cancel)
+        except BaseException as error:
+            call.let_go()
+            if cancel is not None:
+                cancel.forget(call.end)
+                if cancel.is_set():
+                    raise cancel.error from error
+            if isinstance(error, FOREIGN):
+                raise fault_of(error, call) from error
+            raise
+
+    def _prepare(self, method: str, url: str) -> requests.PreparedRequest:
+        return requests.Request(method, url, headers=self._headers).prepare()
+
+    def close(self) -> None:
+        """Close the idle connections of this process; those in use are closed when their responses are.
+
+        A second call does nothing; a later request makes new ones.
+        """
+        if (session := self._sessions.pop()) is not None:
+            session.close()
+
+
+def _trusting(ca: str) -> Callable[[], ssl.SSLContext]:
+    folder = Path(ca).is_dir()
+    try:
+        context = ssl.create_default_context(cafile=None if folder else ca, capath=ca if folder else None)
+    except OSError as error:
+        raise ConfigError(f"{ca} has no certificates that can be read: {error}") from error
+    return lambda: context

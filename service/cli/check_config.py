@@ -18,7 +18,7 @@ from ..settings.settings import ROLES, Settings
 from ..types import JSONObject
 from .examine import examine
 from .failures import Failure, complain
-from .options import SettingCommand, service_options, spoken
+from .options import SettingCommand, given_settings, service_options
 from .tables import as_json, table, terminal_width
 
 
@@ -34,7 +34,7 @@ def check_config(
     Takes the options of modelyard serve, and starts nothing. Exit status 1 if something is wrong: a value that does
     not fit, an unknown name, missing weights.
     """
-    found = examine(spoken(options, model, role), overrides, os.environ)
+    found = examine(given_settings(options, model, role), overrides, os.environ)
     faults = [*found.faults]
     try:
         found.settings.refuse_open_door()

@@ -1,4 +1,4 @@
-"""How a command fails: one line on standard error, and an exit status. 1: it did not work; 2: it was called wrongly."""
+"""How a command fails: one line on standard error, and a status: 1 if it did not work, 2 if it was called wrongly."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .tables import printable
 
 
 class Failure(click.ClickException):
-    """What went wrong, in one line."""
+    """An error that ends the command with one line on standard error."""
 
     exit_code = 1
 
@@ -27,7 +27,7 @@ class Misuse(Failure):
 
 
 class Interrupted(Failure):
-    """Somebody pressed Ctrl-C."""
+    """The user pressed Ctrl-C."""
 
     exit_code = 130
 
@@ -38,29 +38,29 @@ def complain(message: str) -> None:
 
 
 class OneLineGroup(click.Group):
-    """The top of the command line: whatever fails below it fails in one line."""
+    """The top of the command line: turns every error of its commands into one line."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
-        """Parse what stands before the command."""
+        """Parse the options before the command."""
         try:
             return super().make_context(*args, **kwargs)
         except click.UsageError as error:
-            raise _shorter(error) from error
+            raise _in_one_line(error) from error
 
     def invoke(self, ctx: click.Context) -> Any:
         """Parse and run the command."""
         try:
             return super().invoke(ctx)
         except click.UsageError as error:
-            raise _shorter(error) from error
+            raise _in_one_line(error) from error
         except ModelyardError as error:
             raise Failure(str(error)) from error
         except KeyboardInterrupt:
             raise Interrupted("interrupted") from None
 
 
-def _shorter(error: click.UsageError) -> click.ClickException:
+def _in_one_line(error: click.UsageError) -> click.ClickException:
     if type(error).__name__ == "NoArgsIsHelpError":
-        return error  # It is the help, not a failure. click has this class since 8.2.
+        return error  # it prints the help; click has this class since 8.2
     hint = f" (see {error.ctx.command_path} --help)" if error.ctx is not None else ""
     return Misuse(error.format_message().rstrip(".") + hint)

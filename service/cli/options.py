@@ -1,4 +1,4 @@
-"""The settings as options of a command: one each, in groups, checked by their own declaration."""
+"""The settings as options of a command: one option each, in groups, checked by the declaration of the setting."""
 
 from __future__ import annotations
 
@@ -43,33 +43,41 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "Log": ("log_level", "log_file", "access_log"),
     "Tracing": ("tracing", "tracing_content", "tracing_sample"),
 }
-"""Headings of the help, and what stands below each; what is named nowhere stands last."""
+"""Headings of the help with the settings below each; settings that are not listed come last."""
 
-SPOKEN = tuple(
+SERVE_SETTINGS = tuple(
     name for name, declared in params.params_of(Settings).items() if name != "role" and "secret" not in declared.tags
 )
-"""The settings that are options of ``serve``. ROLE is an argument; other users of a machine read its command lines."""
+"""The settings that are options of ``serve``: not ROLE, an argument, nor secrets: others can read a command line."""
 
-_METAVARS = {"config": "FILE", "log_file": "FILE", "state_dir": "FOLDER", "models_dirs": "FOLDER[,...]"}
-_METAVARS |= {
-    "models": "NAME[,...]",
-    "instance": "NAME",
+_METAVARS: Mapping[str, str] = {
+    "advertise": "URL",
+    "allowed_networks": "NETWORK[,...]",
+    "config": "FILE",
     "host": "ADDRESS",
+    "instance": "NAME",
+    "log_file": "FILE",
+    "models": "NAME[,...]",
+    "models_dirs": "FOLDER[,...]",
     "prefix": "PATH",
     "registry": "URL",
-    "advertise": "URL",
+    "remote_ca": "FILE",
+    "remote_headers": "NAME=VALUE[,...]",
+    "state_dir": "FOLDER",
+    "token_file": "FILE",
+    "tokens": "ENTRY[,...]",
+    "tokens_file": "FILE",
+    "tracing": "WHERE",
+    "tracing_sample": "SHARE",
+    "trusted_networks": "NETWORK=SCOPES[,...]",
 }
-_METAVARS |= {"tracing": "WHERE", "tracing_sample": "SHARE"}
-_METAVARS |= {"remote_headers": "NAME=VALUE[,...]", "remote_ca": "FILE"}
-_METAVARS |= {"tokens_file": "FILE", "token_file": "FILE", "tokens": "ENTRY[,...]"}
-_METAVARS |= {"trusted_networks": "NETWORK=SCOPES[,...]", "allowed_networks": "NETWORK[,...]"}
 
 
 class SettingCommand(click.Command):
     """A command whose options are settings: its help has them in groups."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write a section a group."""
+        """Write one section for each group."""
         records = {
             param.name: record
             for param in self.get_params(ctx)
@@ -86,18 +94,18 @@ class SettingCommand(click.Command):
 
 
 def service_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command what ``serve`` takes, except for the role: settings, ``--model``, ``--set``."""
+    """Give a command the options of ``serve``: settings, ``--model``, ``--set``."""
     override = "set a parameter of a model, as in smollm2-135m.n_ctx=4096; may be repeated"
     single = "start this model; may be repeated; none: those of the configuration"
     command = click.option("--set", "overrides", multiple=True, metavar="MODEL.PARAM=VALUE", help=override)(command)
-    command = setting_options(*SPOKEN)(command)
+    command = setting_options(*SERVE_SETTINGS)(command)
     return click.option(
         "-m", "--model", "model", multiple=True, metavar="NAME", help=single, shell_complete=complete_model
     )(command)
 
 
 def setting_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command one option for each of these settings."""
+    """Give a command one option for each of the settings ``names``."""
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
         for name in reversed(names):
@@ -128,7 +136,7 @@ def _option(declared: Param) -> Callable[[Callable[..., Any]], Callable[..., Any
 
 
 def _checked_by(declared: Param) -> Callable[[click.Context, click.Parameter, str | None], str | None]:
-    """Return a callback that lets text pass that the declaration accepts; it stays text, for the environment."""
+    """Return a callback that refuses text which the declaration does not accept; it returns the text unchanged."""
 
     def check(ctx: click.Context, param: click.Parameter, text: str | None) -> str | None:
         try:
@@ -160,18 +168,18 @@ def _metavar(declared: Param) -> str:
     return {int: "N", float: "NUMBER"}.get(declared.type, declared.type.__name__.upper())
 
 
-def spoken(options: Mapping[str, Any], models: tuple[str, ...] = (), role: str | None = None) -> dict[str, str]:
-    """Return what the command line says of the settings, as text; ``models`` are added to ``--models``."""
-    said = {name: str(value) for name, value in options.items() if value is not None}
+def given_settings(options: Mapping[str, Any], models: tuple[str, ...] = (), role: str | None = None) -> dict[str, str]:
+    """Return the settings that the command line gives, as text; ``models`` are added to ``--models``."""
+    given = {name: str(value) for name, value in options.items() if value is not None}
     if models:
-        said["models"] = ",".join([*models, *([said["models"]] if "models" in said else [])])
+        given["models"] = ",".join([*models, *([given["models"]] if "models" in given else [])])
     if role is not None:
-        said["role"] = role
-    return said
+        given["role"] = role
+    return given
 
 
 def complete_model(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Return the names of the catalogue that begin like ``incomplete``, for the shell."""
+    """Complete the name of a model: return those of the catalogue that begin with ``incomplete``."""
     try:
         return [entry.name for entry in Catalog.load() if entry.name.startswith(incomplete)]
     except ConfigError:

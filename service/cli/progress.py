@@ -1,4 +1,4 @@
-"""How far a pull has come: one line drawn again and again on a terminal, a line at every tenth elsewhere."""
+"""Progress of a pull: one line that is redrawn on a terminal, one line for every tenth elsewhere."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from ..models.pull_progress import CHECKING, DOWNLOADING, WAITING
 from .tables import size
 
 REDRAW = 0.1
-"""Seconds between two drawings."""
+"""Seconds between two redraws."""
 
 _WORDS = {WAITING: "waiting for another pull"}
 
 
 class PullProgress:
-    """Tells of the pull of one model; give it to `pull` as its progress, and `close` it."""
+    """Prints the progress of pulling one model; pass it to `pull` as ``progress``, and `close` it."""
 
     def __init__(self, name: str, out: TextIO | None = None) -> None:
         """Write to ``out``, or to standard error."""
@@ -32,7 +32,7 @@ class PullProgress:
         """Whether anything was downloaded."""
 
     def __call__(self, stage: str, done: int, total: int | None) -> None:
-        """Take note of ``done`` bytes of ``total``, in a stage."""
+        """Print that ``done`` bytes of ``total`` are through a stage."""
         self.fetched = self.fetched or stage == DOWNLOADING
         entered = stage != self._stage
         if entered:
@@ -40,12 +40,12 @@ class PullProgress:
         if self._redraws:
             self._draw(stage, done, total, at_once=entered)
         elif entered and stage != CHECKING:
-            self._line(stage, f" {size(total)}" if total else "")
+            self._print_line(stage, f" {size(total)}" if total else "")
         if not self._redraws and total and stage != CHECKING:
-            self._tell_tenths(stage, min(10, 10 * done // total))
+            self._print_tenth(stage, min(10, 10 * done // total))
 
     def close(self) -> None:
-        """Remove the line that was drawn."""
+        """Erase the line that was drawn."""
         if self._drawn:
             self._write("\r" + " " * len(self._drawn) + "\r")
             self._drawn = ""
@@ -62,12 +62,12 @@ class PullProgress:
         self._write("\r" + text.ljust(len(self._drawn)))
         self._drawn = text
 
-    def _tell_tenths(self, stage: str, tenth: int) -> None:
+    def _print_tenth(self, stage: str, tenth: int) -> None:
         if tenth > self._tenth:
             self._tenth = tenth
-            self._line(stage, f" {10 * tenth} %")
+            self._print_line(stage, f" {10 * tenth} %")
 
-    def _line(self, stage: str, rest: str) -> None:
+    def _print_line(self, stage: str, rest: str) -> None:
         self._write(f"{self._name}: {_WORDS.get(stage, stage)}{rest}\n")
 
     def _write(self, text: str) -> None:

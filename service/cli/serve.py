@@ -1,4 +1,4 @@
-"""``modelyard serve``: gunicorn with our settings, from a checkout or an installed wheel."""
+"""``modelyard serve``: run gunicorn with the settings of modelyard."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from ..errors import ConfigError, MissingLibrary
 from ..settings.loading import ENVIRONMENT_PREFIX, SET_VARIABLE
 from ..settings.settings import ALLOCATOR, ROLES, Settings
 from .examine import examine
-from .options import SettingCommand, service_options, spoken
+from .options import SettingCommand, given_settings, service_options
 
 
 @click.command(cls=SettingCommand, short_help="Run a service.")
 @click.argument("role", required=False, type=click.Choice(ROLES))
 @service_options
 def serve(role: str | None, model: tuple[str, ...], overrides: tuple[str, ...], **options: Any) -> None:
-    """Run a service in ROLE (default: standalone) under gunicorn, until it is told to stop.
+    """Run a service in ROLE (default: standalone) under gunicorn, until it receives SIGTERM or Ctrl-C.
 
     \b
     modelyard serve
     modelyard serve --port 9000 -m smollm2-135m --set smollm2-135m.n_ctx=4096
 
-    An option may also be said in the environment (MODELYARD_PORT=9000) or in the configuration file (port = 9000 below
-    [service]); the command line wins over the environment, and that over the file. What all three come to, and what
-    is wrong with it: modelyard check-config.
+    An option may also be given in the environment (MODELYARD_PORT=9000) or in the configuration file (port = 9000 below
+    [service]). The command line wins over the environment, the environment over the file. modelyard check-config shows
+    the result, and every fault in it.
     """  # noqa: D301 - click's mark for lines that stay lines
-    said = spoken(options, model, role)
-    report = examine(said, overrides, os.environ, kept=False)
+    given = given_settings(options, model, role)
+    report = examine(given, overrides, os.environ, kept=False)
     if report.faults:
         more = len(report.faults) - 1
         raise ConfigError(report.faults[0] + (f" (and {more} more: see modelyard check-config)" if more else ""))
@@ -47,20 +47,20 @@ def serve(role: str | None, model: tuple[str, ...], overrides: tuple[str, ...], 
     click.echo(f"modelyard: {settings.role} on http://{settings.address}{settings.prefix}", err=True)
     command = [sys.executable, "-m", "gunicorn", "-c", "python:modelyard.server.gunicorn", "modelyard.server.wsgi:app"]
     sys.stderr.flush()
-    environ = {**ALLOCATOR, **os.environ, **environment_of(said, overrides)}
+    environ = {**ALLOCATOR, **os.environ, **environment_of(given, overrides)}
     os.execve(command[0], command, environ)  # noqa: S606 - our own interpreter
 
 
-def environment_of(said: Mapping[str, str], overrides: Sequence[str]) -> dict[str, str]:
-    """Return the variables that hand the command line on to the processes of gunicorn."""
-    handed = {f"{ENVIRONMENT_PREFIX}_{name.upper()}": text for name, text in said.items()}
+def environment_of(given: Mapping[str, str], overrides: Sequence[str]) -> dict[str, str]:
+    """Return the environment variables that pass the command line on to the processes of gunicorn."""
+    variables = {f"{ENVIRONMENT_PREFIX}_{name.upper()}": text for name, text in given.items()}
     if overrides:
-        handed[SET_VARIABLE] = json.dumps(overrides)
-    return handed
+        variables[SET_VARIABLE] = json.dumps(overrides)
+    return variables
 
 
 def check_port(settings: Settings) -> None:
-    """Raise ConfigError when the address can't be listened on, which gunicorn would try for five seconds."""
+    """Raise ConfigError when the address can't be listened on; gunicorn would retry for five seconds."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -68,6 +68,6 @@ def check_port(settings: Settings) -> None:
             probe.bind((settings.host.strip("[]"), settings.port))
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
-                hint = f"choose another with --port, or see who has it: ss -ltnp 'sport = :{settings.port}'"
+                hint = f"choose another with --port, or see which process has it: ss -ltnp 'sport = :{settings.port}'"
                 raise ConfigError(f"port {settings.port} of {settings.host} is in use: {hint}") from error
             raise ConfigError(f"{settings.address} can't be listened on: {error.strerror}") from error

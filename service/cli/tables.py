@@ -1,4 +1,4 @@
-"""Tables, and text that is safe to print: for a terminal's width, or for a pipe, where nothing is cut or wrapped."""
+"""Tables and printable text, for the width of a terminal, or for a pipe, where nothing is cut or wrapped."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 GAP = 2
-"""Blanks between two columns."""
+"""Spaces between two columns."""
 NARROWEST = 8
-"""Columns are not made narrower than this, however small the terminal is."""
+"""The least width of a column, however narrow the terminal is."""
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[Any]], width: int | None = None) -> str:
-    """Return a table; with ``width``, wide columns are wrapped so that a line has at most so many cells.
+    """Return a table; with ``width``, wide columns are wrapped so that a line has at most that many cells.
 
     None is shown as ``-``. A last column without a value is left out.
     """
@@ -31,17 +31,17 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[Any]], width: int | N
 
 
 def terminal_width() -> int | None:
-    """Return the width of the terminal that standard output is, or None where it is none."""
+    """Return the width of the terminal; None if standard output is not a terminal."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def as_json(value: Any) -> str:
-    """Return ``value`` for machines that read and people who look."""
+    """Return ``value`` as indented JSON."""
     return json.dumps(value, ensure_ascii=False, indent=2)
 
 
 def shown(value: Any) -> str:
-    """Return a value as people read it."""
+    """Return a value as text for people."""
     if value is None:
         return "-"
     if isinstance(value, bool):
@@ -54,12 +54,12 @@ def shown(value: Any) -> str:
 
 
 def printable(text: str) -> str:
-    """Return ``text`` on one line, without what would move a terminal's cursor or change its colours."""
+    """Return ``text`` on one line, without characters that move a terminal's cursor or change its colours."""
     return "".join(char if char.isprintable() else " " if char.isspace() else "\ufffd" for char in text)
 
 
 def size(count: int) -> str:
-    """Return a number of bytes as people read it."""
+    """Return a number of bytes as text for people, as in 98.4 MB."""
     value, unit = float(count), "B"
     for larger in ("kB", "MB", "GB", "TB"):
         if value < 1000:
@@ -79,7 +79,7 @@ def _cells(char: str) -> int:
 
 
 def _narrowed(widths: list[int], width: int) -> list[int]:
-    """Take from the widest columns, one cell after the other, until all fit."""
+    """Narrow the widest columns, one cell at a time, until all fit."""
     widths = list(widths)
     excess = sum(widths) + GAP * (len(widths) - 1) - width
     while excess > 0:
@@ -100,7 +100,7 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> Iterable[str]:
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    """Break ``text`` at blanks; a word that is too long is broken anywhere."""
+    """Break ``text`` at spaces; a word that is too long is broken anywhere."""
     lines = [""]
     for word in text.split(" "):
         joined = f"{lines[-1]} {word}" if lines[-1] else word

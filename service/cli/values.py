@@ -1,4 +1,4 @@
-"""``PARAM=VALUE`` on the command line, typed by what the service says of the parameter."""
+"""``PARAM=VALUE`` on the command line, typed by the service's description of the parameter."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def split_pair(text: str) -> tuple[str, str]:
 
 
 def typed(pairs: Mapping[str, str], descriptions: Sequence[JSONObject], model: str) -> JSONObject:
-    """Return the values that ``pairs`` stand for; without ``descriptions``, what they look like.
+    """Return the values of ``pairs``, typed by ``descriptions``; without any, by what the texts look like.
 
-    Raises Misuse for a parameter that the model does not have (the service would ignore it), or a value that does
-    not fit.
+    Raises Misuse for a parameter that the model does not have (the service would ignore it), and for a value that
+    does not fit.
     """
     declared = {str(description.get("param_name")): description for description in descriptions}
     values: JSONObject = {}
@@ -48,7 +48,7 @@ def typed(pairs: Mapping[str, str], descriptions: Sequence[JSONObject], model: s
 
 
 def param_of(description: JSONObject) -> Param:
-    """Return the declaration that a ParameterDescription tells of."""
+    """Return the declaration of a parameter from its ParameterDescription."""
     ext = description.get("ext_metadata") or {}
     choices = description.get("valid_values")
     return Param(
@@ -72,7 +72,7 @@ def tags_of(description: JSONObject) -> list[str]:
 
 
 def allowed(declared: Param) -> str | None:
-    """Return the values that a parameter takes, for people; None where any will do."""
+    """Return the values that a parameter takes, as text for people; None where it takes any."""
     if declared.choices:
         return " | ".join(declared.choices)
     if declared.min is not None and declared.max is not None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from commands import Ran, modelyard
-from modelyard.cli.options import GROUPS, SPOKEN
+from modelyard.cli.options import GROUPS, SERVE_SETTINGS
 from modelyard.cli.serve import environment_of
 from modelyard.settings import params
 from modelyard.settings.loading import load as load_settings
@@ -72,11 +72,11 @@ def test_help_names_every_setting_once_below_a_heading():
 def test_every_setting_stands_in_one_group():
     grouped = [name for names in GROUPS.values() for name in names]
     assert len(grouped) == len(set(grouped))
-    assert set(grouped) == {*SPOKEN, "model", "overrides"}
+    assert set(grouped) == {*SERVE_SETTINGS, "model", "overrides"}
 
 
 def test_a_secret_is_no_option_which_other_users_of_the_machine_could_read():
-    assert set(params.params_of(Settings)) - set(SPOKEN) == {"role", "token"}
+    assert set(params.params_of(Settings)) - set(SERVE_SETTINGS) == {"role", "token"}
     ran = modelyard("serve", "--token", "hunter2")
     assert (ran.status, "hunter2" in ran.err) == (2, False)
 

@@ -1,7 +1,7 @@
-"""The guard in front of a blueprint: which call needs which scope, and who has it.
+"""The guard of a blueprint: the scopes that each call needs, and those that a request has.
 
-A scope comes with a token, or with the address that the request comes straight from. One that came through a proxy
-(it says so in its headers), or that a web page of elsewhere made a browser send, has no address that counts.
+A request has the scopes of its token and of the address that it comes from directly. The address does not count for a
+request through a proxy (which its headers tell), or from a web page of another machine.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from urllib.parse import urlsplit
 
 from flask import Blueprint, Request, g, request
 
-from ...access.networks import Address, Resolver, TrustedNetworks, address_of, is_of_this_machine, parse_networks
-from ...access.token_store import Tokens
-from ...access.tokens import ADMIN, INFER, SCOPES, WORKER, Token, spoken
+from ...access.networks import IPAddress, Resolver, TrustedNetworks, address_of, is_of_this_machine, parse_networks
+from ...access.token_store import TokenStore
+from ...access.tokens import ADMIN, INFER, SCOPES, WORKER, Token, join_scopes
 from ...errors import Forbidden, InvalidRequest, Unauthorized
 from ...settings.settings import Settings
 
@@ -38,7 +38,7 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
     "POST /controller/instances": (WORKER,),
     "DELETE /controller/instances": (WORKER,),
 }
-"""The scopes of each call below the API's prefix, any of which will do. What is not here needs admin."""
+"""The scopes of each call below the API's prefix; any of them is enough. Other calls need admin."""
 
 FORWARDED = frozenset(
     f"HTTP_{name}"
@@ -48,33 +48,33 @@ FORWARDED = frozenset(
         *("CF_CONNECTING_IP", "TRUE_CLIENT_IP", "FLY_CLIENT_IP"),
     )
 )
-"""What proxies add, as it stands in the environ."""
+"""Headers that proxies add, as keys of the environ."""
 
 _UNIX_PEERS = ("", "<local>")
-"""How servers write the address of a client on a unix socket."""
+"""The addresses that servers give to clients on a unix socket."""
 _LOOPBACK = address_of("127.0.0.1")
 _EVERYTHING = frozenset(SCOPES)
 _NOTHING: frozenset[str] = frozenset()
 _ADDRESSES_KEPT = 4096
 _WHAT_TO_DO = (
-    "make tokens (modelyard token new --scope SCOPE --file FILE, and --tokens-file FILE here), name the addresses that "
-    "may come without one in trusted_networks, or say --insecure"
+    "make tokens (modelyard token new --scope SCOPE --file FILE, and --tokens-file FILE for this service), put the "
+    "addresses that need none into trusted_networks, or set --insecure"
 )
 
 
 class _Granted(NamedTuple):
-    """What an address may do: when the request comes straight from it, and when it is that of a proxy."""
+    """The scopes of an address: of requests directly from it, and of those that it forwards as a proxy."""
 
     direct: frozenset[str]
     forwarded: frozenset[str]
 
 
 class Guard:
-    """Decides for one service. Safe to use from many threads."""
+    """Checks the requests of one service. Safe to use from many threads."""
 
     def __init__(self, settings: Settings) -> None:
         """Read tokens and networks. Raises ConfigError."""
-        self._tokens = Tokens.of(settings)
+        self._tokens = TokenStore(settings.tokens, settings.tokens_file)
         self._trusted = TrustedNetworks(settings.trusted_networks)
         self._allowed = parse_networks(settings.allowed_networks, "allowed_networks")
         self._is_open = settings.insecure and not self._tokens.configured and not self._trusted
@@ -86,7 +86,7 @@ class Guard:
     # Each request
 
     def check(self, request: Request) -> Token | None:
-        """Raise Unauthorized or Forbidden unless the call is allowed; return the token that it took, if any."""
+        """Return the token that allows the call, None if none is needed. Raises Unauthorized or Forbidden."""
         call = request.method, request.url_rule.rule if request.url_rule is not None else ""
         try:
             needed = self._needs[call]
@@ -109,7 +109,7 @@ class Guard:
 
     def _by_address(self, environ: Mapping[str, Any]) -> frozenset[str]:
         granted = self._granted(environ.get("REMOTE_ADDR"))
-        return granted.direct if _is_straight(environ) else granted.forwarded
+        return granted.direct if _is_direct(environ) else granted.forwarded
 
     def _granted_to(self, peer: str | None) -> _Granted:
         if self._is_open:
@@ -123,35 +123,40 @@ class Guard:
         return _Granted(scopes, _NOTHING)
 
     def _refusal(
-        self, needed: frozenset[str], token: Token | None, said: bool, by_address: frozenset[str], request: Request
+        self,
+        needed: frozenset[str],
+        token: Token | None,
+        is_sent: bool,
+        by_address: frozenset[str],
+        request: Request,
     ) -> Unauthorized | Forbidden:
         wanted = " or ".join(scope for scope in SCOPES if scope in needed and (scope != ADMIN or len(needed) == 1))
         call = f"this call needs the scope {wanted}"
         if token is not None:
-            return Forbidden(f"{call}; the token {token.name} has {spoken(token.scopes)}")
+            return Forbidden(f"{call}; the token {token.name} has {join_scopes(token.scopes)}")
         if not self._tokens.configured:
             who = f"{request.environ.get('REMOTE_ADDR') or 'a unix socket'}"
-            if not _is_straight(request.environ):
+            if not _is_direct(request.environ):
                 who = f"a request through a proxy or from a web page (it came from {who})"
-            has = f"has only {spoken(by_address)}" if by_address else "has none"
-            return Forbidden(f"{call}; {who} {has} here: {_WHAT_TO_DO}")
-        if said:
-            return Unauthorized(f"{call}; the token that came is not known here: revoked, or of another service")
+            has = f"has only {join_scopes(by_address)}" if by_address else "has none"
+            return Forbidden(f"{call}; {who} {has}: {_WHAT_TO_DO}")
+        if is_sent:
+            return Unauthorized(f"{call}; the token is not known here: revoked, or of another service")
         return Unauthorized(f"{call}: send a token that has it, as in Authorization: Bearer TOKEN")
 
     # Registrations
 
     def check_registration(self, request: Request, urls: Iterable[str]) -> None:
-        """Raise Forbidden unless who asks may register these addresses; InvalidRequest where one is no address.
+        """Check that the caller may register these addresses. Raises Forbidden, or InvalidRequest for a bad address.
 
-        With a token that has ``worker``: every host, or if they are set those in ``allowed_networks``. Without: the
-        address that the request comes from; from this machine all of its addresses.
+        A token with ``worker`` may register every host, or those in ``allowed_networks`` if that is set. Without a
+        token: only the address that the request comes from; from this machine, all of its addresses.
         """
         environ = request.environ
         secret = _secret_in(environ)
         token = self._tokens.find(secret) if secret is not None else None
         has_token = token is not None and WORKER in token.scopes
-        caller = _address_of_peer(environ.get("REMOTE_ADDR")) if _is_straight(environ) else None
+        caller = _address_of_peer(environ.get("REMOTE_ADDR")) if _is_direct(environ) else None
         for url in dict.fromkeys(urls):
             host = _host_of(url)
             if host is None:
@@ -161,37 +166,37 @@ class Guard:
             elif self._allowed:
                 self._check_allowed(url, host)
 
-    def _check_socket(self, url: str, caller: Address | None) -> None:
+    def _check_socket(self, url: str, caller: IPAddress | None) -> None:
         if caller is None or not is_of_this_machine(caller):
-            raise Forbidden(f"{url} can't be registered: a unix socket can only be named by who is on this machine")
+            raise Forbidden(f"{url} can't be registered: a unix socket can only be registered from this machine")
 
-    def _check_own(self, url: str, host: str, caller: Address | None) -> None:
+    def _check_own(self, url: str, host: str, caller: IPAddress | None) -> None:
         if caller is None:
             raise Forbidden(
-                f"{url} can't be registered: the request came through a proxy, so nobody knows whose address that is: "
-                "send a token with the scope worker"
+                f"{url} can't be registered: the request came through a proxy, so the address of the caller is "
+                "unknown: send a token with the scope worker"
             )
-        here = is_of_this_machine(caller)
-        strange = [a for a in self._resolver.addresses(host) if a != caller and not (here and is_of_this_machine(a))]
-        if strange:
-            own = "the addresses of this machine" if here else f"its own address, {caller},"
+        is_local = is_of_this_machine(caller)
+        others = [a for a in self._resolver.addresses(host) if a != caller and not (is_local and is_of_this_machine(a))]
+        if others:
+            own = "the addresses of this machine" if is_local else f"its own address, {caller},"
             raise Forbidden(
-                f"{url} can't be registered: without a token {caller} may name {own} only, and not "
-                f"{_listed(host, strange)}: advertise that (--advertise), or send a token with the scope worker"
+                f"{url} can't be registered: without a token {caller} may register {own} only, and not "
+                f"{_listed(host, others)}: advertise that (--advertise), or send a token with the scope worker"
             )
 
     def _check_allowed(self, url: str, host: str) -> None:
-        strange = [a for a in self._resolver.addresses(host) if not any(a in network for network in self._allowed)]
-        if strange:
+        others = [a for a in self._resolver.addresses(host) if not any(a in network for network in self._allowed)]
+        if others:
             networks = ", ".join(str(network) for network in self._allowed)
             raise Forbidden(
-                f"{url} can't be registered: {_listed(host, strange)} lies in none of allowed_networks ({networks}): "
-                "advertise an address within them (--advertise), or add its network there"
+                f"{url} can't be registered: {_listed(host, others)} is in none of allowed_networks ({networks}): "
+                "advertise an address in one of them (--advertise), or add its network"
             )
 
 
 def install(blueprint: Blueprint, settings: Settings) -> Guard:
-    """Put a guard before every view of a blueprint, before a body is read, and return it. Raises ConfigError."""
+    """Guard every view of a blueprint, before a body is read; return the guard. Raises ConfigError."""
     guard = Guard(settings)
 
     @blueprint.before_request
@@ -209,8 +214,8 @@ def _secret_in(environ: Mapping[str, Any]) -> str | None:
     return secret.strip() or None if scheme.lower() == "bearer" else None
 
 
-def _is_straight(environ: Mapping[str, Any]) -> bool:
-    """Return whether a request came straight from its peer, and not from a page that is none of this machine's."""
+def _is_direct(environ: Mapping[str, Any]) -> bool:
+    """Return whether a request comes directly from its peer, and not from a web page of another machine."""
     if not environ.keys().isdisjoint(FORWARDED):
         return False
     origin = environ.get("HTTP_ORIGIN")
@@ -218,7 +223,7 @@ def _is_straight(environ: Mapping[str, Any]) -> bool:
 
 
 def _is_local_page(origin: str) -> bool:
-    # Else any page that somebody reads here could start and stop models with a form, or under a name of its own.
+    # Otherwise any page that a browser on this machine shows could start and stop models.
     try:
         host = urlsplit(origin).hostname or ""
     except ValueError:
@@ -227,8 +232,8 @@ def _is_local_page(origin: str) -> bool:
     return host == "localhost" or (address is not None and address.is_loopback)
 
 
-def _address_of_peer(peer: str | None) -> Address | None:
-    """Return the address of a peer, loopback for a unix socket; None where nobody knows."""
+def _address_of_peer(peer: str | None) -> IPAddress | None:
+    """Return the address of a peer, loopback for a unix socket; None if unknown."""
     if peer is None:
         return None
     return _LOOPBACK if peer in _UNIX_PEERS else address_of(peer)
@@ -244,10 +249,12 @@ def _host_of(url: str) -> str | None:
     except ValueError:
         host = None
     if not host or parts.scheme not in ("http", "https"):
-        raise InvalidRequest(f"{url!r} is no address of a worker: expected something like http://10.0.0.7:8001/api")
+        raise InvalidRequest(
+            f"{url!r} is not a valid address of a worker: expected something like http://10.0.0.7:8001/api"
+        )
     return host
 
 
-def _listed(host: str, addresses: Iterable[Address]) -> str:
+def _listed(host: str, addresses: Iterable[IPAddress]) -> str:
     found = ", ".join(sorted(str(address) for address in addresses))
     return found if found == host else f"{host} ({found})"

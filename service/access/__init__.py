@@ -1,1 +1,1 @@
-"""Who may do what: tokens, and networks whose addresses need none."""
+"""Access control: tokens with scopes, and networks whose addresses need no token."""

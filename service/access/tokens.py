@@ -1,8 +1,7 @@
-"""Tokens: secrets with scopes, of which only the hash is kept.
+"""Tokens: secrets with scopes, of which only the hash is stored.
 
-A token is ``modelyard_`` and 256 random bits. A plain SHA-256 is enough to keep such a secret: salt and a slow hash
-protect what a person can think of, and nobody tries out 2**256. For the same reason only tokens made here
-(`new_secret`) should be hashed so.
+A token is ``modelyard_`` and 256 random bits. A plain SHA-256 is enough for such a secret: salt and a slow hash protect
+passwords that can be guessed, and nobody can try 2**256. So use it only for tokens of `new_secret`.
 
 An entry is one line, ``NAME SCOPE[+SCOPE...] SHA256``, in a file or as an item of the setting ``tokens``.
 """
@@ -25,10 +24,10 @@ from ..files import write_atomically
 
 INFER, WORKER, ADMIN = "infer", "worker", "admin"
 SCOPES = (INFER, WORKER, ADMIN)
-"""Asking models; registering them; starting, stopping and changing them, which includes the other two."""
+"""To use models; to register them; to start, stop and change them, which includes the other two."""
 
 PREFIX = "modelyard_"
-"""So that a person, or a search for leaked secrets, knows one when it sees one."""
+"""Makes a token recognizable, for people and for scanners of leaked secrets."""
 
 LARGEST_FILE = 4 * 1024 * 1024
 
@@ -38,7 +37,7 @@ _HASH = re.compile(r"[0-9a-fA-F]{64}")
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """What is known of a token: not the secret itself."""
+    """A token without its secret."""
 
     name: str
     scopes: frozenset[str]
@@ -47,42 +46,42 @@ class Token:
     @property
     def line(self) -> str:
         """The entry that `parse` reads."""
-        return f"{self.name} {spoken(self.scopes)} {self.digest.hex()}"
+        return f"{self.name} {join_scopes(self.scopes)} {self.digest.hex()}"
 
 
 def new_secret() -> str:
-    """Return a new token. It is nowhere else: show it once."""
+    """Return a new token. It is not stored: show it once."""
     return PREFIX + secrets.token_urlsafe(32)
 
 
 def digest_of(secret: str) -> bytes:
-    """Return what is kept of a secret."""
+    """Return the hash of a secret, which is stored."""
     return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
 
 
 def parse_scopes(text: str) -> frozenset[str]:
-    """Return the scopes in ``infer+worker``; with admin, all of them. ValueError says which is none."""
+    """Return the scopes of a text such as ``infer+worker``; admin includes all. Raises ValueError."""
     named = [name.strip() for name in text.split("+")]
     for name in named:
         if name not in SCOPES:
-            raise ValueError(f"{name!r} is no scope: there are {', '.join(SCOPES)}")
+            raise ValueError(f"{name!r} is not a scope: there are {', '.join(SCOPES)}")
     return with_implied(named)
 
 
 def with_implied(named: Iterable[str]) -> frozenset[str]:
-    """Return these scopes with those that they include: admin includes all."""
-    found = frozenset(named)
-    return frozenset(SCOPES) if ADMIN in found else found
+    """Return scopes with those that they include: admin includes all."""
+    scopes = frozenset(named)
+    return frozenset(SCOPES) if ADMIN in scopes else scopes
 
 
-def spoken(scopes: Iterable[str]) -> str:
-    """Return scopes as they are written: ``infer+worker``, and for all of them ``admin``."""
-    found = frozenset(scopes)
-    return ADMIN if ADMIN in found else "+".join(scope for scope in SCOPES if scope in found)
+def join_scopes(scopes: Iterable[str]) -> str:
+    """Return scopes as `parse_scopes` reads them: ``infer+worker``, or ``admin`` for all."""
+    present = frozenset(scopes)
+    return ADMIN if ADMIN in present else "+".join(scope for scope in SCOPES if scope in present)
 
 
 def parse(entry: str) -> Token:
-    """Return the token of one entry. ValueError says what is wrong with it, without repeating it."""
+    """Return the token of one entry. Raises ValueError with the reason, without the text of the entry."""
     parts = entry.split()
     if len(parts) != 3:
         raise ValueError(f"expected NAME SCOPES SHA256, there are {len(parts)} words")
@@ -90,37 +89,37 @@ def parse(entry: str) -> Token:
     if not _NAME.fullmatch(name):
         raise ValueError("the name may have letters, digits, dot, dash, underscore and @, 64 at most")
     if not _HASH.fullmatch(digest):
-        raise ValueError(f"token {name}: the third word is no SHA-256 in 64 hexadecimal digits")
+        raise ValueError(f"token {name}: the third word is not a SHA-256 in 64 hexadecimal digits")
     return Token(name, parse_scopes(scopes), bytes.fromhex(digest))
 
 
 def parse_all(entries: Iterable[tuple[str, str]]) -> list[Token]:
-    """Return the tokens of ``(place, entry)``. ConfigError names the place of each that does not fit."""
-    found: dict[str, Token] = {}
+    """Return the tokens of ``(place, entry)``. Raises ConfigError with the place of each that is not valid."""
+    tokens: dict[str, Token] = {}
     faults = []
     for place, entry in entries:
         try:
             token = parse(entry)
-            if token.name in found:
+            if token.name in tokens:
                 raise ValueError(f"there are two tokens named {token.name}")
-            if any(other.digest == token.digest for other in found.values()):
+            if any(other.digest == token.digest for other in tokens.values()):
                 raise ValueError(f"token {token.name} is the same secret as another")
         except ValueError as error:
             faults.append(f"{place}: {error}")
         else:
-            found[token.name] = token
+            tokens[token.name] = token
     if faults:
         raise ConfigError("; ".join(faults))
-    return list(found.values())
+    return list(tokens.values())
 
 
 # The file
 
 
 def read_file(path: Path) -> list[Token]:
-    """Return the tokens of a file: an entry a line, ``#`` begins a comment.
+    """Return the tokens of a file with one entry a line; ``#`` begins a comment.
 
-    Raises ConfigError, also where others than its owner may write it: they could let themselves in.
+    Raises ConfigError, also if others than its owner may write the file: they could add tokens.
     """
     try:
         mode = path.stat().st_mode
@@ -135,13 +134,13 @@ def read_file(path: Path) -> list[Token]:
         hint = "" if path.exists() else f": make it with modelyard token new --file {path}"
         raise ConfigError(f"tokens_file {path}: {error.strerror}{hint}") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"tokens_file {path}: is no text") from error
+        raise ConfigError(f"tokens_file {path}: is not text") from error
     entries = ((f"tokens_file {path}, line {n}", _entry(line)) for n, line in enumerate(lines, 1))
     return parse_all((place, entry) for place, entry in entries if entry)
 
 
 def add_to_file(path: Path, token: Token) -> None:
-    """Add a token to a file, which is made where it is not there. ConfigError where its name is taken."""
+    """Add a token to a file, which is created if missing. Raises ConfigError if the name is taken."""
     with _changing(path) as lines:
         if any(_name_in(line) == token.name for line in lines):
             raise ConfigError(f"{path} has a token named {token.name} already: give this one another --name")
@@ -149,12 +148,12 @@ def add_to_file(path: Path, token: Token) -> None:
 
 
 def remove_from_file(path: Path, name: str) -> None:
-    """Remove a token from a file. ConfigError where it is not there."""
+    """Remove a token from a file. Raises ConfigError if it is missing."""
     with _changing(path) as lines:
         kept = [line for line in lines if _name_in(line) != name]
         if len(kept) == len(lines):
-            there = ", ".join(token.name for token in read_file(path)) or "none"
-            raise ConfigError(f"{path} has no token named {name}; there are: {there}")
+            names = ", ".join(token.name for token in read_file(path)) or "none"
+            raise ConfigError(f"{path} has no token named {name}; there are: {names}")
         lines[:] = kept
 
 
@@ -168,7 +167,7 @@ def _name_in(line: str) -> str:
 
 @contextlib.contextmanager
 def _changing(path: Path) -> Iterator[list[str]]:
-    """Give the lines of a file, and write it anew, whole or not at all; mode and owner stay, a new one has 0600."""
+    """Yield the lines of a file, then replace it atomically; mode and owner stay, a new file has 0600."""
     path = path.resolve()  # A link stays one.
     try:
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from ..access.own_token import OwnToken
+from ..access.token_store import OutgoingToken
 from ..client.client import Client
 from ..errors import ConfigError, ModelyardError, Unauthorized, WorkerUnreachable
 from ..sessions.address import DEFAULT_URL, TOKEN_FILE_VARIABLE, TOKEN_VARIABLE, URL_VARIABLE
@@ -65,7 +65,7 @@ def with_client(timeout: float) -> Callable[[Callable[..., None]], Callable[...,
 
 def _client(url: str, timeout: float, token_file: Path | None) -> Client:
     """Return a client that sends every request once, and waits ``timeout`` seconds for each answer."""
-    token = OwnToken(os.environ.get(TOKEN_VARIABLE), token_file)()
+    token = OutgoingToken(os.environ.get(TOKEN_VARIABLE), token_file)()
     try:
         return Client(url, token=token or "", read_timeout=timeout, change_timeout=timeout, retries=0)
     except ConfigError as error:

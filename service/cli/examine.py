@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..access.networks import TrustedNetworks, parse_networks
-from ..access.token_store import Tokens
+from ..access.token_store import TokenStore
 from ..cluster.membership import check_registry
 from ..errors import BadModelFile
 from ..models.catalog import Catalog
@@ -73,7 +73,7 @@ def examine(
 
 def _check_parts(settings: Settings, faults: Faults) -> None:
     for check in (
-        Tokens.of,
+        lambda settings: TokenStore(settings.tokens, settings.tokens_file),
         check_registry,
         lambda settings: TrustedNetworks(settings.trusted_networks),
         lambda settings: parse_networks(settings.allowed_networks, "allowed_networks"),

@@ -13,11 +13,11 @@ from ..access.tokens import (
     Token,
     add_to_file,
     digest_of,
+    join_scopes,
     new_secret,
     parse,
     read_file,
     remove_from_file,
-    spoken,
     with_implied,
 )
 from .failures import Misuse
@@ -64,7 +64,7 @@ def new(scopes: tuple[str, ...], name: str | None, file: Path | None, json_wante
     """  # noqa: D301 - click's mark for lines that stay lines
     granted = with_implied(scopes or (INFER,))
     secret = new_secret()
-    made = Token(name or f"{spoken(granted).replace('+', '-')}-{secrets.token_hex(3)}", granted, digest_of(secret))
+    made = Token(name or f"{join_scopes(granted).replace('+', '-')}-{secrets.token_hex(3)}", granted, digest_of(secret))
     try:
         parse(made.line)
     except ValueError as error:
@@ -76,7 +76,9 @@ def new(scopes: tuple[str, ...], name: str | None, file: Path | None, json_wante
         return
     click.echo(secret)
     if file is not None:
-        click.echo(f"modelyard: {made.name} ({spoken(granted)}) is in {file}; the token is not shown again", err=True)
+        click.echo(
+            f"modelyard: {made.name} ({join_scopes(granted)}) is in {file}; the token is not shown again", err=True
+        )
     else:
         click.echo(f"modelyard: no --file, so nothing is kept; a service knows it by this line:\n{made.line}", err=True)
 
@@ -92,7 +94,7 @@ def list_tokens(file: Path | None, json_wanted: bool) -> None:
     elif not found:
         click.echo("no token is there; make one: modelyard token new --file FILE")
     else:
-        rows = [(one.name, spoken(one.scopes), one.digest.hex()[:12]) for one in found]
+        rows = [(one.name, join_scopes(one.scopes), one.digest.hex()[:12]) for one in found]
         click.echo(table(("NAME", "SCOPES", "SHA256"), rows, terminal_width()))
 
 

@@ -6,7 +6,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Sequence
 
-from ..access.own_token import OwnToken
+from ..access.token_store import OutgoingToken
 from ..errors import ConfigError, ModelyardError
 from ..files import state_folder
 from ..sessions.transport import Transport
@@ -207,7 +207,7 @@ def transport_options(settings: Settings) -> JSONObject:
         "read_timeout": settings.read_timeout,
         "headers": headers,
         "ca": settings.remote_ca,
-        "token": OwnToken.of(settings),
+        "token": OutgoingToken(settings.token, settings.token_file),
     }
 
 

@@ -30,7 +30,7 @@ if _settings.http_threads == "gevent":
     monkey.patch_all()
 
 from modelyard.access.networks import TrustedNetworks, parse_networks
-from modelyard.access.token_store import Tokens
+from modelyard.access.token_store import TokenStore
 from modelyard.cluster.membership import check_registry
 from modelyard.server.runtime import Runtime
 
@@ -74,7 +74,7 @@ def on_starting(server: Any) -> None:
     if told:
         _tell(server.app, told)
     try:
-        Tokens.of(_settings)
+        TokenStore(_settings.tokens, _settings.tokens_file)
         check_registry(_settings)
         TrustedNetworks(_settings.trusted_networks)
         parse_networks(_settings.allowed_networks, "allowed_networks")

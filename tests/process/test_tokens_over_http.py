@@ -185,7 +185,7 @@ def test_a_file_that_breaks_locks_nobody_out(guarded: Guarded) -> None:
         wait_until(
             lambda: (
                 guarded.ask(call, body, guarded.secrets["infer"]).status == 200
-                and "tokens that were known before stay" in guarded.service.log()
+                and "tokens read before stay accepted" in guarded.service.log()
             ),
             "the fault is in the log",
             10,
@@ -228,8 +228,8 @@ def test_tokens_may_stand_in_the_environment(run: Services) -> None:
     ("settings", "why"),
     [
         ({"tokens_file": "/nonexistent/tokens"}, "/nonexistent/tokens: No such file"),
-        ({"tokens": "ci infer hunter2"}, "tokens, item 1: token ci: the third word is no SHA-256"),
-        ({"trusted_networks": "10.0.0.0/8"}, "names no scopes"),
+        ({"tokens": "ci infer hunter2"}, "tokens, item 1: token ci: the third word is not a SHA-256"),
+        ({"trusted_networks": "10.0.0.0/8"}, "has no scopes"),
         ({"allowed_networks": "everywhere"}, "allowed_networks"),
         ({"token_file": "/nonexistent/token"}, "/nonexistent/token: No such file"),
         ({"token": "own", "remote_headers": "authorization=Basic eHk="}, "remote_headers: Authorization is what"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,7 @@ from typing import Any
 import pytest
 from flask import Flask, request
 from flask.testing import FlaskClient
-from modelyard.access import networks, tokens, watched_file
-from modelyard.access.networks import Resolver, TrustedNetworks, address_of, is_of_this_machine, parse_networks
+from modelyard.access import token_store, tokens
 from modelyard.access.tokens import Token, digest_of, parse_scopes
 from modelyard.blueprints.controller import controller_blueprint
 from modelyard.blueprints.request import problems as errors
@@ -268,7 +266,7 @@ def test_head_is_asked_like_get_and_options_of_everybody(serve):
 
 
 def test_the_file_of_tokens_is_read_anew(serve, tmp_path, monkeypatch):
-    monkeypatch.setattr(watched_file, "LOOK_AGAIN", 0.0)
+    monkeypatch.setattr(token_store, "LOOK_AGAIN", 0.0)
     file = tmp_path / "tokens"
     tokens.add_to_file(file, tokens.parse(TOKENS[0]))
     client = serve(tokens_file=str(file))
@@ -365,7 +363,7 @@ def test_a_network_that_is_not_enough_is_403_without_tokens_and_401_with_them(se
     networks = ["10.0.0.0/8=infer"]
     response = asked(serve(trusted_networks=networks), "POST /worker/apply", "10.0.0.1")
     assert response.status_code == 403
-    assert "10.0.0.1 has only infer here" in response.json["detail"]
+    assert "10.0.0.1 has only infer:" in response.json["detail"]
     client = serve(trusted_networks=networks, tokens=TOKENS)
     assert asked(client, "POST /worker/apply", "10.0.0.1").status_code == 401
     assert allowed(client, "10.0.0.1", headers=bearer("admin-secret")) == set(CALLS)
@@ -406,8 +404,8 @@ def test_the_name_of_a_token_is_in_the_access_line_and_nothing_more_of_it(serve,
     [
         ({"tokens": ["ci"]}, "tokens, item 1: expected NAME SCOPES SHA256"),
         ({"tokens_file": "/nonexistent/tokens"}, "/nonexistent/tokens: No such file"),
-        ({"trusted_networks": ["10.0.0.0/8"]}, "trusted_networks: '10.0.0.0/8' names no scopes"),
-        ({"trusted_networks": ["10.0.0.0/8=root"]}, "'root' is no scope"),
+        ({"trusted_networks": ["10.0.0.0/8"]}, "trusted_networks: '10.0.0.0/8' has no scopes"),
+        ({"trusted_networks": ["10.0.0.0/8=root"]}, "'root' is not a scope"),
         ({"trusted_networks": ["10.0.0.0/33=infer"]}, "trusted_networks: '10.0.0.0/33' does not appear"),
         ({"trusted_networks": ["10.0.0.5/8=infer"]}, "has host bits set"),
         ({"trusted_networks": ["worker.example=infer"]}, "worker.example"),
@@ -482,7 +480,7 @@ def test_with_a_token_the_allowed_networks_may_be_registered_and_nothing_else():
     settings = {"tokens": TOKENS, "allowed_networks": ["10.0.0.0/8", "fd00::/8", "127.0.0.0/8", "::1"]}
     for host in ("10.9.9.9", "[fd00::7]", "localhost", "[::ffff:10.0.0.1]"):
         registering(f"http://{host}:8001/api", ELSEWHERE, token="worker-secret", **settings)
-    with pytest.raises(Forbidden, match="lies in none of allowed_networks") as caught:
+    with pytest.raises(Forbidden, match="is in none of allowed_networks") as caught:
         registering(f"http://{ELSEWHERE}:8001/api", ELSEWHERE, token="worker-secret", **settings)
     for word in (ELSEWHERE, "10.0.0.0/8, fd00::/8", "--advertise"):
         assert word in str(caught.value)
@@ -510,7 +508,7 @@ def test_a_unix_socket_can_only_be_registered_on_this_machine():
     "url", ["", "127.0.0.1:8001", "ftp://127.0.0.1/x", "http:///api", "http://[::1/api", "file:///x"]
 )
 def test_what_is_no_address_of_a_worker_is_refused_as_such(url):
-    with pytest.raises(InvalidRequest, match="is no address of a worker"):
+    with pytest.raises(InvalidRequest, match="is not a valid address of a worker"):
         registering(url)
 
 
@@ -529,7 +527,7 @@ def test_a_name_is_what_it_resolves_to_and_all_of_it(monkeypatch):
 
 
 def test_a_name_that_has_no_address_is_refused_with_the_reason():
-    with pytest.raises(Forbidden, match=r"address of nowhere\.invalid is not known here"):
+    with pytest.raises(Forbidden, match=r"address of nowhere\.invalid is unknown"):
         registering("http://nowhere.invalid:8001/api")
 
 
@@ -545,72 +543,6 @@ def test_a_refused_registration_is_403_and_says_why_over_http(serve):
     many = asked(client, "POST /controller/instances", json=[{"key": "m@llm", "url": f"http://{ELSEWHERE}:8001/api"}])
     assert many.status_code == 403
     assert asked(client, "GET /controller/instances").json == []
-
-
-# Addresses
-
-
-def test_an_address_is_read_in_every_form():
-    assert str(address_of("10.0.0.1")) == "10.0.0.1"
-    assert str(address_of("::ffff:10.0.0.1")) == "10.0.0.1"
-    assert str(address_of("[fe80::1%eth0]")) == "fe80::1"
-    assert address_of("localhost") is None
-    assert address_of("010.0.0.1") is None
-
-
-def test_this_machine_knows_its_own_addresses(own_address):
-    for text in ("127.0.0.1", "127.1.2.3", "::1", own_address):
-        assert is_of_this_machine(address_of(text)), text
-    for text in (ELSEWHERE, "2001:db8::7", "224.0.0.1", "255.255.255.255"):
-        assert not is_of_this_machine(address_of(text)), text
-
-
-def test_networks_are_read_or_named():
-    assert [str(network) for network in parse_networks([" 10.0.0.0/8 ", "::1"], "x")] == ["10.0.0.0/8", "::1/128"]
-    with pytest.raises(ConfigError, match="x: "):
-        parse_networks(["y"], "x")
-    assert not TrustedNetworks([])
-    assert TrustedNetworks(["0.0.0.0/0=infer"]).scopes_of(address_of(ELSEWHERE)) == {"infer"}
-
-
-def test_a_name_server_that_does_not_answer_is_given_up(monkeypatch):
-    answered: list[str] = []
-    held = threading.Event()
-
-    def getaddrinfo(host: str, *args: object, **options: object) -> list[Any]:
-        held.wait(20)
-        answered.append(host)
-        return []
-
-    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-    resolver = Resolver(timeout=0.05)
-    try:
-        for number in range(networks.RESOLVING_AT_ONCE):
-            with pytest.raises(Forbidden, match="no answer within"):
-                resolver.addresses(f"slow{number}")
-        with pytest.raises(Forbidden, match="others are being asked"):
-            resolver.addresses("one more")
-        assert answered == []
-        assert str(*resolver.addresses("10.0.0.1")) == "10.0.0.1", "an address needs no asking"
-    finally:
-        held.set()
-
-
-def test_what_a_name_resolved_to_is_kept_for_a_while(monkeypatch):
-    asked_for: list[str] = []
-
-    def getaddrinfo(host: str, *args: object, **options: object) -> list[Any]:
-        asked_for.append(host)
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("10.0.0.1", 0))]
-
-    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-    resolver = Resolver()
-    assert resolver.addresses("worker") == resolver.addresses("worker")
-    assert asked_for == ["worker"]
-    monkeypatch.setattr(networks, "RESOLVED_FOR", -1.0)
-    resolver.addresses("other")
-    resolver.addresses("other")
-    assert asked_for == ["worker", "other", "other"]
 
 
 def test_an_error_of_ours_says_who_must_log_in():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,8 @@ from stores import StoreServers
 # A missing part skips a test on a laptop; where changes are judged it fails the run.
 IN_CI = os.environ.get("CI") == "true"
 _skipped: list[str] = []
+LOG_SHOWN = 6000
+"""Characters of a service's log that the report of a failed test shows."""
 
 
 def pytest_configure() -> None:
@@ -40,6 +42,17 @@ def _note_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
     if report.skipped and not hasattr(report, "wasxfail"):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
         _skipped.append(f"{report.nodeid}: {reason}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add the ends of the services' logs to the report of a failed test."""
+    report = yield
+    if report.failed:
+        arguments = getattr(item, "funcargs", {})
+        for made in {id(made): made for made in arguments.values() if isinstance(made, Services)}.values():
+            report.sections += [(f"log of {name}", log[-LOG_SHOWN:]) for name, log in made.logs().items()]
+    return report
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

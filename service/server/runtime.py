@@ -27,7 +27,7 @@ from .recovery import Recovery
 log = logging.getLogger(__name__)
 
 LOADER_TIMEOUT = 5.0
-"""Seconds that a stop waits for a model that is just loading."""
+"""Seconds that a stop waits for models that are just loading."""
 
 HOST_INTERVAL = 0.2
 """Seconds between two looks whether a model host has started its models."""
@@ -236,14 +236,19 @@ class Runtime:
             self._stopped = True
         self._draining.set()
         self._halt.set()
+        deadline = time.monotonic() + LOADER_TIMEOUT
+
+        def remaining() -> float:
+            return max(0.0, deadline - time.monotonic())
+
         steps: list[tuple[str, Callable[[], object]]] = []
         if (loader := self._loader) is not None:
-            steps.append(("loader", lambda: loader.join(LOADER_TIMEOUT)))
+            steps.append(("loader", lambda: loader.join(remaining())))
         if self.cluster is not None:
             steps.append(("cluster", self.cluster.stop))
         if self.host is not None:
             steps.append(("host", self.host.stop))
-        steps += [("models", self.local.models.stop), ("watcher", self.watcher.stop)]
+        steps += [("models", lambda: self.local.models.stop(timeout=remaining())), ("watcher", self.watcher.stop)]
         steps += [("state", self._recovery.end), ("tracing", self.tracing.stop)]
         for name, step in steps:
             try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from .worker import STOP_TIMEOUT, ModelWorker, State
 log = logging.getLogger(__name__)
 
 LIFECYCLE_TIMEOUT = 5.0
-"""Seconds that the stop of all models waits for one that is just starting."""
+"""Seconds that the stop of all models waits, over all of them, for those that are just starting."""
 
 
 @dataclass
@@ -195,12 +196,16 @@ class LocalModels:
         if failures and not ignore_errors:
             raise failures[0]
 
-    def stop(self, *, ignore_errors: bool = True) -> None:
-        """Stop every model, the last added first; without ``ignore_errors`` raise the first error at the end."""
+    def stop(self, *, ignore_errors: bool = True, timeout: float = LIFECYCLE_TIMEOUT) -> None:
+        """Stop every model, the last added first; without ``ignore_errors`` raise the first error at the end.
+
+        A model that is not let go of within ``timeout`` seconds, which all models share, is left as it is.
+        """
+        deadline = time.monotonic() + timeout
         failures: list[Exception] = []
         for model in reversed(self.all()):
             try:
-                with model.alone(LIFECYCLE_TIMEOUT):
+                with model.alone(max(0.0, deadline - time.monotonic())):
                     model.worker.stop()
             except ModelyardError as error:
                 log.warning("model %s did not stop: %s", model.worker.key, error)

@@ -251,7 +251,6 @@ def test_two_applications_in_one_process_have_models_of_their_own(run: Services,
 def test_it_ends_when_it_is_told_to(run: Services, worker_class: str, number: int) -> None:
     service = start(run, worker_class)
     assert service.post("/ml/api/worker/generate", {"model": "echo", "prompt": "x"}).status_code == 200
-    service.session.close()
     service.signal(number)
     assert service.wait_ended(20) == 0
 
@@ -287,7 +286,6 @@ def test_a_real_model_answers_in_it(models_dir: Path) -> None:
         wanted = {"model": "smollm2-135m", "prompt": "The capital of France is", "temperature": 0, "max_new_tokens": 4}
         answer = service.post("/ml/api/worker/generate", wanted)
         assert answer.json()["text"].startswith(" Paris")
-        service.session.close()
         service.signal(signal.SIGTERM)
         assert service.wait_ended(30) == 0
         assert "terminate called" not in service.log()

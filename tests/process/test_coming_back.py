@@ -28,7 +28,6 @@ def kill_worker(service: Service) -> None:
 
 def restart(run: Services, service: Service, tables: str = TABLES, *arguments: str, **options: Any) -> Service:
     """End the service as a person would, and start it again on the same port and state."""
-    service.session.close()
     service.signal(signal.SIGTERM)
     service.wait_ended(20)
     return run.start(tables, *arguments, folder=service.folder, port=service.port, **options)

@@ -134,12 +134,10 @@ def test_nothing_is_left_behind(service: Service) -> None:
     pid = service.worker_pid()
     crowd(service)
     wait_until(lambda: is_idle(service), "all slots free")
-    service.session.close()
     files, threads = wait_until(lambda: settled(pid), "the connections to close")
     for _ in range(2):
         crowd(service)
         wait_until(lambda: is_idle(service), "all slots free")
-        service.session.close()
         # A slot is free when its answer is computed; the budget, when it has been sent, or nobody took it in time.
         wait_until(lambda: settled(pid), "the connections to close")
         wait_until(lambda: open_files(pid) <= files, f"{files} open files, as before")

@@ -148,7 +148,6 @@ def our_own(run: Services, *arguments: str, **options: Any) -> Service:
     folder = run.folder()
     tables = TABLES.format(journal=journal_of(folder), slots=2)
     service = run.start(tables, *arguments, folder=folder, **options)
-    service.session.headers["Connection"] = "close"
     return service
 
 
@@ -293,7 +292,7 @@ def test_without_hooks_it_starts_with_the_first_request_and_ends_with_the_proces
         wait="nothing",
         environ={"SHOP_MODELS": "script,vectors", "SHOP_IMPORTS": str(folder / "imports")},
     )
-    service.session.headers.update({"Shop-Login": "bob", "Connection": "close"})
+    service.session.headers["Shop-Login"] = "bob"
     wait_until(lambda: (folder / "imports").exists(), "its application")
     assert not (folder / "state").exists()
     wait_until(lambda: service.answers("/") is not None, "an answer")
@@ -390,7 +389,6 @@ def test_what_was_said_over_http_is_forgotten_once_a_run_if_that_is_wanted(run: 
     first.signal(signal.SIGTERM)
     assert first.wait_ended(20) == 0
     second = run.start(tables, "--workers", "2", "--fresh", folder=folder, port=first.port)
-    second.session.headers["Connection"] = "close"
     assert flavour(second) == "plain"
     change(second, "new")
     kill(*host_processes(folder))

@@ -59,7 +59,7 @@ def monolith(
         environ={"SHOP_MODELS": models, "SHOP_IMPORTS": str(folder / "imports"), **(environ or {})},
         **options,
     )
-    service.session.headers.update({**LOGIN, "Connection": "close"})
+    service.session.headers.update(LOGIN)
     return service
 
 

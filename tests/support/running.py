@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -52,9 +53,24 @@ def seconds_until(condition: Callable[[], object], timeout: float = 20.0, interv
     return time.monotonic() - began
 
 
+RESERVED_PORTS = 256
+_reserved: deque[int] = deque()
+
+
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
+    """Return a port of the loopback, and keep a socket bound to it, so that no other program is given it.
+
+    The socket never listens: a connection to the port is refused until a server listens there. The last
+    `RESERVED_PORTS` ports stay reserved.
+    """
+    holder = socket.socket()
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.bind(("127.0.0.1", 0))
+    port = int(holder.getsockname()[1])
+    _reserved.append(holder.detach())
+    if len(_reserved) > RESERVED_PORTS:
+        os.close(_reserved.popleft())
+    return port
 
 
 class DidNotStart(Exception):
@@ -82,6 +98,8 @@ class Service:
         """Whether a traceback in the log is what the test provokes."""
         self.session = requests.Session()
         self.session.trust_env = False
+        # A service that ends waits a while for connections that are kept.
+        self.session.headers["Connection"] = "close"
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
                 command,
@@ -242,30 +260,26 @@ class Services:
         (folder / "tmp").mkdir(exist_ok=True)
         config = folder / "config.toml"
         config.write_text(tables)
-        own_port = port is None
-        for attempt in range(3):
-            number = free_port() if port is None else port
-            given = {
-                "config": config,
-                "models_dirs": self._models_dir or folder / "models",
-                "state_dir": folder / "state",
-                "port": number,
-                **settings,
-            }
-            spoken = {f"MODELYARD_{name.upper()}": str(value) for name, value in given.items()}
-            surroundings = {**surroundings_of(folder), **spoken, **_choose(worker_class), **(environ or {})}
-            line = [part.format(port=number) for part in command] or [console_script("modelyard"), "serve"]
-            service = Service([*line, *arguments], number, folder, surroundings, cwd or folder, probes)
-            self._running.append(service)
-            try:
-                if wait == "ready":
-                    return service.wait_ready()
-                return service.wait_up() if wait == "up" else service
-            except DidNotStart as error:
-                # Somebody else took the port between our look and gunicorn's.
-                if not own_port or attempt == 2 or "in use" not in str(error):
-                    raise
-        raise AssertionError("unreachable")
+        port = port or free_port()
+        given = {
+            "config": config,
+            "models_dirs": self._models_dir or folder / "models",
+            "state_dir": folder / "state",
+            "port": port,
+            **settings,
+        }
+        variables = {f"MODELYARD_{name.upper()}": str(value) for name, value in given.items()}
+        variables = {**surroundings_of(folder), **variables, **_choose(worker_class), **(environ or {})}
+        line = [part.format(port=port) for part in command] or [console_script("modelyard"), "serve"]
+        service = Service([*line, *arguments], port, folder, variables, cwd or folder, probes)
+        self._running.append(service)
+        if wait == "ready":
+            return service.wait_ready()
+        return service.wait_up() if wait == "up" else service
+
+    def logs(self) -> dict[str, str]:
+        """Return the log of each service, by its port and folder."""
+        return {f"port {service.port}, {service.folder}": service.log() for service in self._running}
 
     def close(self) -> None:
         """End every service, remove every folder; fail where a log has a traceback that nobody provoked."""

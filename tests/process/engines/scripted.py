@@ -30,9 +30,10 @@ class ScriptedParams(ModelParams):
 
 
 class Scripted(Engine):
-    """A prompt is JSON: ``name``, ``before``, ``each`` and ``burn`` (seconds), ``pieces``, ``size``, ``fail_at``.
+    """Follows the prompt, which is JSON: ``name``, ``pieces``, ``size`` and ``fail_at``, and what it waits for.
 
     It waits ``before`` the first piece and before ``each``, and computes for ``burn`` seconds without waiting.
+    The last piece comes when the file ``until`` is there.
     """
 
     name = "scripted"
@@ -65,6 +66,8 @@ class Scripted(Engine):
             yield from _pause(plan.get("before", 0), cancel)
             for number in range(pieces):
                 yield from _pause(plan.get("each", 0), cancel)
+                if number == pieces - 1:
+                    yield from _wait_for(plan.get("until"), cancel)
                 _burn(plan.get("burn", 0))
                 if cancel.is_set():
                     return
@@ -125,6 +128,11 @@ def _plan(text: str) -> dict[str, Any]:
 def _pause(seconds: float, cancel: CancelEvent) -> Iterator[None]:
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0 and not cancel.wait(min(left, 0.5)):
+        yield None
+
+
+def _wait_for(path: str | None, cancel: CancelEvent) -> Iterator[None]:
+    while path is not None and not _is_there(path) and not cancel.wait(0.02):
         yield None
 
 

@@ -534,8 +534,8 @@ def test_each_step_of_the_stop_is_guarded(loaded, monkeypatch, caplog):
     runtime = loaded(table("a"))
     stop = runtime.local.models.stop
 
-    def fail() -> None:
-        stop()
+    def fail(*, timeout: float) -> None:
+        stop(timeout=timeout)
         raise RuntimeError("odd")
 
     monkeypatch.setattr(runtime.local.models, "stop", fail)

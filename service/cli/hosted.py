@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..client.client import Client, ModelState
+from ..client.answers import ModelState
+from ..client.client import Client
 from ..types import SupportedModel
 
 

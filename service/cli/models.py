@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from ..client.client import Client, ModelState
+from ..client.answers import ModelState
+from ..client.client import Client
 from ..types import ApplyOutcome, JSONObject, WorkerType, plain
 from .connected import READ_TIMEOUT, with_client
 from .failures import Failure, Misuse

@@ -64,7 +64,8 @@ def test_importing_it_loads_requests_and_of_the_package_only_what_it_is_made_of(
     loaded = set(ran.stdout.split())
     assert {name.partition(".")[2] for name in loaded if name.startswith("modelyard")} == {
         *("", "version", "errors", "types", "streams", "processes", "sockets"),
-        *("wire", "wire.messages", "wire.errors", "wire.whole_text", "client", "client.client", "client.stream"),
+        *("wire", "wire.messages", "wire.errors", "wire.whole_text"),
+        *("client", "client.answers", "client.calls", "client.client", "client.stream"),
         *("sessions", "sessions.address", "sessions.adapters", "sessions.calls", "sessions.connections"),
         *("sessions.faults", "sessions.response", "sessions.session"),
     }
@@ -343,7 +344,7 @@ def test_what_changes_something_is_sent_again_where_nobody_can_have_seen_it(
         came.append(Faulty(says(done), path))
         return 0.0
 
-    monkeypatch.setattr("modelyard.client.client._jittered", pause)
+    monkeypatch.setattr("modelyard.client.calls._jittered", pause)
     try:
         with Client(f"http+unix://{quote(str(path), safe='')}", retries=1) as client:
             client.stop("m")

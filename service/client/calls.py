@@ -1,0 +1,203 @@
+"""ServiceCalls: the HTTP calls of one service. It repeats them where that is safe, and turns failures into errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from requests.utils import DEFAULT_CA_BUNDLE_PATH
+
+from ..errors import ConfigError, InvalidRequest, ModelyardError, NotConnected, Unavailable, WorkerUnreachable
+from ..sessions.address import TOKEN_FILE_VARIABLE, TOKEN_VARIABLE, parse_address
+from ..sessions.faults import Silent, reason_of
+from ..sessions.response import Response
+from ..sessions.session import Session
+from ..types import JSONObject
+from ..version import __version__
+from ..wire.errors import error_of_document
+
+T = TypeVar("T")
+
+FIRST_PAUSE = 0.2
+LONGEST_PAUSE = 5.0
+"""Seconds before a call is repeated, at first and at most; the Retry-After of a 503 counts if it is longer."""
+
+_NOT_FOUND, _NOT_ALLOWED, _UNAVAILABLE = 404, 405, 503
+_REDIRECTS = (301, 302, 303, 307, 308)
+
+
+class ServiceCalls:
+    """Sends calls to one service; safe to use from many threads, and made before a fork.
+
+    A call is repeated where nothing of an answer has come, and the service has computed nothing: a connection failed,
+    or the answer is 503. One that ``changes`` something is repeated only where no connection could be made.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: str | None,
+        connect_timeout: float,
+        read_timeout: float,
+        retries: int,
+        retry_seconds: float,
+        ca: str | None,
+    ) -> None:
+        """Take the arguments of `Client`. Raises ConfigError."""
+        self._address = address = parse_address(url)
+        self.url = address.base
+        """The address of the API, for people too."""
+        self._connect_timeout = connect_timeout
+        self._read_timeout = read_timeout
+        self._retries = retries
+        self._retry_seconds = retry_seconds
+        headers = {"User-Agent": f"modelyard-client/{__version__}"}
+        if secret := _token_of_environment() if token is None else token:
+            headers["Authorization"] = f"Bearer {secret}"
+        if address.authorization is not None:
+            headers["Authorization"] = address.authorization
+        trusted = ca or (DEFAULT_CA_BUNDLE_PATH if address.is_tls else None)
+        self._session = Session(connect_timeout, read_timeout, headers=headers, ca=trusted)
+
+    def value(
+        self,
+        method: str,
+        path: str,
+        read: Callable[[Any], T],
+        body: JSONObject | None = None,
+        *,
+        base: str | None = None,
+        timeout: float | None = None,
+        accepted: tuple[int, ...] = (200,),
+        changes: bool = False,
+    ) -> T:
+        """Return what ``read`` makes of the JSON that answers a call: of None for a 404 that is ``accepted``.
+
+        ConfigError is raised where the answer is not JSON, or ``read`` raises ValueError. The rest is that of `send`.
+        """
+        response = self.send(method, path, body, base=base, timeout=timeout, accepted=accepted, changes=changes)
+        with response:
+            if response.status_code == _NOT_FOUND:
+                return read(None)
+            try:
+                return read(json.loads(response.content))
+            except WorkerUnreachable as error:
+                raise WorkerUnreachable(f"{self.url} broke off its answer: {reason_of(error)}") from error
+            except ValueError:
+                raise self.not_a_worker() from None
+
+    def send(
+        self,
+        method: str,
+        path: str,
+        body: JSONObject | None = None,
+        *,
+        base: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+        accepted: tuple[int, ...] = (200,),
+        changes: bool = False,
+    ) -> Response:
+        """Return a response of which the headers have come; read it or close it.
+
+        ``path`` is below ``base``, by default the API's prefix. ``timeout`` is seconds of silence, by default
+        ``read_timeout``. A status that is not ``accepted`` is raised as the error that it means.
+        """
+        url = f"{base or self.url}/{path}"
+        data = None if body is None else _encoded(body)
+        times = (self._connect_timeout, self._read_timeout if timeout is None else timeout)
+        ends = time.monotonic() + self._retry_seconds
+        pause = FIRST_PAUSE
+        for left in range(self._retries, -1, -1):
+            cause: WorkerUnreachable | None = None
+            try:
+                # A change has a connection of its own: a kept one may be closed just now.
+                response = self._session.request(
+                    method, url, body=data, headers=headers, timeout=times, reuse=not changes
+                )
+                if response.status_code in accepted and not _is_of_proxy(response):
+                    return response
+                error = self._refusal(response)
+                again = response.status_code == _UNAVAILABLE and not changes
+            except WorkerUnreachable as fault:
+                cause, error = fault, self._unreachable(fault, times)
+                again = isinstance(fault, NotConnected) or not (changes or isinstance(fault, Silent))
+            wait = max(_jittered(pause), error.retry_after if isinstance(error, Unavailable) and cause is None else 0)
+            if not again or not left or time.monotonic() + wait > ends:
+                break
+            time.sleep(wait)
+            pause = min(2 * pause, LONGEST_PAUSE)
+        raise error from cause
+
+    def bases(self) -> Iterator[str]:
+        """Yield the address of the API and then each that it stands under, up to the root."""
+        return self._address.parents()
+
+    def not_a_worker(self) -> ConfigError:
+        """Return the error for an answer of another shape than a worker's."""
+        return ConfigError(f"{self.url} answers, but not like a worker")
+
+    def close(self) -> None:
+        """Close the connections of this process that no response uses."""
+        self._session.close()
+
+    def _refusal(self, response: Response) -> ModelyardError:
+        """Return the error that a response means; read and close it."""
+        with response:
+            body = response.content
+        try:
+            document = json.loads(body.rstrip(b"\0"))
+        except ValueError:
+            document = None
+        if not isinstance(document, dict):
+            document = {"detail": body[:200].decode("utf-8", "replace")}
+        status, location = response.status_code, response.headers.get("Location")
+        if location is not None and status in _REDIRECTS:
+            return ConfigError(f"{self.url} redirects to {location[:200]}, which is not followed")
+        if status in (_NOT_FOUND, _NOT_ALLOWED) and not str(document.get("type")).startswith("urn:"):
+            return ConfigError(f"{self.url} answers with status {status}, and not like a worker")
+        return error_of_document(status, response.headers, document, self.url)
+
+    def _unreachable(self, fault: WorkerUnreachable, times: tuple[float, float]) -> WorkerUnreachable:
+        """Return the error for a call without an answer; its text names the service."""
+        connect_timeout, read_timeout = times
+        if isinstance(fault, Silent):
+            return WorkerUnreachable(f"{self.url} did not answer within {read_timeout:g} s, and may still be at work")
+        if not isinstance(fault, NotConnected):
+            return WorkerUnreachable(f"no service answers at {self.url} ({reason_of(fault)})")
+        if isinstance(fault.__cause__, TimeoutError):
+            return NotConnected(f"{self.url} did not accept a connection within {connect_timeout:g} s")
+        return NotConnected(f"no service answers at {self.url} ({reason_of(fault)})")
+
+
+def _token_of_environment() -> str | None:
+    if token := os.environ.get(TOKEN_VARIABLE):
+        return token
+    if not (file := os.environ.get(TOKEN_FILE_VARIABLE)):
+        return None
+    try:
+        return Path(file).expanduser().read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{TOKEN_FILE_VARIABLE}: {file} can't be read: {error}") from error
+
+
+def _encoded(body: JSONObject) -> bytes:
+    try:
+        return json.dumps(body, allow_nan=False).encode()
+    except ValueError as error:
+        raise InvalidRequest(f"the request can't be sent: {error}") from None
+
+
+def _is_of_proxy(response: Response) -> bool:
+    """Return whether a response is the 503 of a proxy that finds no service, and not the status of a service."""
+    return response.status_code == _UNAVAILABLE and "json" not in response.headers.get("Content-Type", "")
+
+
+def _jittered(pause: float) -> float:
+    return pause * random.uniform(0.5, 1.0)  # noqa: S311 - no secret

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 from pymysql.constants import ER
-from sqlalchemy import ColumnElement, Connection, Engine, Table, func, literal_column, select
+from sqlalchemy import ColumnElement, Connection, Table, func, literal_column, select
 from sqlalchemy.dialects.mysql import insert as insert_into
 from sqlalchemy.sql.dml import Insert
 
 from . import schema
-from .address import StoreAddress
-from .base import HEARTBEAT_TIMEOUT
-from .dialects import ANSWER_TIMEOUT, CONNECT_TIMEOUT, LOCK_TIMEOUT, of_row
-from .sql import SqlRegistry
+from .sql import ANSWER_TIMEOUT, CONNECT_TIMEOUT, LOCK_TIMEOUT, SqlRegistry, of_row
 
 ONE: ColumnElement[int] = literal_column("1")
 """Not a parameter: the driver joins many rows into one statement only where all parameters are values of rows."""
 
 
-class MySQL:
-    """MySQL and MariaDB by PyMySQL."""
+class MysqlRegistry(SqlRegistry):
+    """A registry in MySQL or MariaDB."""
 
     driver = "mysql+pymysql"
+    migrations = schema.MYSQL
     clock = "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6))"
-    connect_args: Mapping[str, Any] = MappingProxyType(
+    connect_args = MappingProxyType(
         {
             "charset": "utf8mb4",
             "connect_timeout": CONNECT_TIMEOUT,
@@ -36,21 +33,15 @@ class MySQL:
         }
     )
 
-    def prepare(self, engine: Engine) -> None:
-        """Do nothing: the driver's timeouts bound every read and write."""
-
-    def relax(self, connection: Connection) -> None:
-        """Do nothing: there is no such switch for one transaction."""
-
-    def register(self, table: Table) -> Insert:
-        """Return the upsert of those that get a new generation."""
+    def registering(self, table: Table) -> Insert:
+        """Return the upsert of instances that are issued a new generation."""
         insert = insert_into(table)
         new: dict[str, Any] = {name: insert.inserted[name] for name in of_row(table)}
         new["generation"] = func.greatest(table.c.generation + ONE, insert.inserted.generation)
         return insert.on_duplicate_key_update(new)
 
-    def refresh(self, table: Table) -> Insert:
-        """Return the upsert of those that have a generation."""
+    def refreshing(self, table: Table) -> Insert:
+        """Return the upsert of instances that have a generation."""
         insert = insert_into(table)
         older = table.c.generation <= insert.inserted.generation
         # Assigned from left to right: the generation comes last, since the others compare with the old one.
@@ -59,8 +50,8 @@ class MySQL:
             [(name, func.if_(older, insert.inserted[name], table.c[name])) for name in names]
         )
 
-    def touch(self, table: Table) -> Insert:
-        """Return the upsert of a heartbeat and nothing else."""
+    def touching(self, table: Table) -> Insert:
+        """Return the upsert of a heartbeat alone."""
         insert = insert_into(table)
         return insert.on_duplicate_key_update(
             {name: insert.inserted[name] for name in ("last_heartbeat", "deregistered")}
@@ -78,31 +69,17 @@ class MySQL:
         connection.execute(select(func.release_lock(digest)))
 
     def is_retryable(self, error: BaseException | None) -> bool:
-        """Whether the same transaction may succeed when it is run again."""
+        """Return whether the same transaction may succeed when it is run again."""
         return bool(_number(error) in (ER.CHECKREAD, ER.LOCK_DEADLOCK))
 
     def is_table_missing(self, error: BaseException | None) -> bool:
-        """Whether the tables have gone."""
+        """Return whether the tables have gone."""
         return bool(_number(error) == ER.NO_SUCH_TABLE)
 
     def is_done_already(self, error: BaseException | None) -> bool:
-        """Whether a migration's statement had been run."""
+        """Return whether a migration's statement had been run."""
         return bool(_number(error) in (ER.TABLE_EXISTS_ERROR, ER.DUP_FIELDNAME, ER.DUP_KEYNAME))
 
 
 def _number(error: BaseException | None) -> object:
     return error.args[0] if error is not None and error.args else None
-
-
-class MysqlRegistry(SqlRegistry):
-    """A registry in MySQL or MariaDB."""
-
-    def __init__(
-        self,
-        address: StoreAddress,
-        heartbeat_timeout: float = HEARTBEAT_TIMEOUT,
-        *,
-        migrations: Sequence[schema.Migration] = schema.MYSQL,
-    ) -> None:
-        """Use the database at ``address``; nothing is connected yet. Raises ConfigError."""
-        super().__init__(address, MySQL(), heartbeat_timeout, migrations)

@@ -2,8 +2,7 @@
 
 Each worker key is a hash, `PREFIX:instances:KEY`, from address to row; `PREFIX:keys` is the set of worker keys. A row
 is generation, last heartbeat in microseconds, whether it was deregistered, and the rest as JSON, with blanks between.
-The server's clock is the store's. A beat is one script, and so is a deregistration: one round trip, and nothing comes
-between.
+The server's clock is the store's. A beat is one script, and so is a deregistration: one round trip, and atomic.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from .forgetting import Forgetting
 CONNECT_TIMEOUT = 2.0
 ANSWER_TIMEOUT = 4.0
 VERSION = 1
-"""Of what lies in the store. Rows are JSON and written whole with each beat, so a new field needs no new version."""
+"""The version of the stored keys. Rows are written whole with each beat, so a new field needs no new version."""
 BATCH = 500
 """How many instances are in one script's call, and how many keys are read at once."""
 REST = ("weight", "enabled", "check_healthy", "capabilities", "load", "prompt_template")
@@ -46,7 +45,7 @@ local function row_of(key, url)
 end
 local receipts = {}
 """
-"""The start of both scripts: refuses a store of a newer version by answering it, and reads rows."""
+"""The start of both scripts. Of a store of a newer version it returns that version, and changes nothing."""
 
 BEAT = (
     OPEN
@@ -119,8 +118,13 @@ class RedisRegistry:
         for chosen in _batches(list(instances)):
             words = [
                 word
-                for one in chosen
-                for word in (one.key, one.url, "" if one.generation is None else str(one.generation), _rest(one))
+                for instance in chosen
+                for word in (
+                    instance.key,
+                    instance.url,
+                    "" if instance.generation is None else str(instance.generation),
+                    _rest(instance),
+                )
             ]
             receipts += self._script(BEAT, chosen, words)
         self._forgetting.after(instances)
@@ -131,7 +135,11 @@ class RedisRegistry:
         limits.check_identities(instances)
         receipts: list[Receipt] = []
         for chosen in _batches(list(instances)):
-            words = [word for one in chosen for word in (one.key, one.url, str(one.generation or ANY_GENERATION))]
+            words = [
+                word
+                for instance in chosen
+                for word in (instance.key, instance.url, str(instance.generation or ANY_GENERATION))
+            ]
             receipts += self._script(DEREGISTER, chosen, ["1" if forget else "0", *words])
         return receipts
 
@@ -139,8 +147,8 @@ class RedisRegistry:
         """Return all rows, or those of one key, ordered by key and address."""
         if key is not None:
             limits.check_lookup(key)
-        found = self._call(lambda client: self._read(client, key))
-        return rows.ordered(found, healthy_only=healthy_only)
+        instances = self._call(lambda client: self._read(client, key))
+        return rows.ordered(instances, healthy_only=healthy_only)
 
     def close(self) -> None:
         """Close this process's connections; a later call opens them again."""
@@ -153,7 +161,7 @@ class RedisRegistry:
             decode_responses=True,
             socket_connect_timeout=CONNECT_TIMEOUT,
             socket_timeout=ANSWER_TIMEOUT,
-            # Once: a connection of the pool may be stale. A server that says nothing is not asked twice.
+            # Once: a connection of the pool may be stale. A silent server is not tried twice.
             retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
         )
 
@@ -161,7 +169,7 @@ class RedisRegistry:
         path = self._address.url.partition("?")[0].split("://", 1)[-1].partition("/")[2]
         if not self._address.url.split(":", 1)[1].startswith("//") or not (path == "" or path.isdecimal()):
             raise ConfigError(
-                f"registry {self._address.shown}: no address of a Redis, as in redis://:PASSWORD@host:6379/0; what "
+                f"registry {self._address.shown}: not an address of a Redis, as in redis://:PASSWORD@host:6379/0; what "
                 "follows the slash is the number of a database"
             )
         try:
@@ -175,7 +183,7 @@ class RedisRegistry:
         )
         if not receipts:
             raise self._too_new(version)
-        return [rows.receipt(one, int(held)) for one, held in zip(instances, receipts[0], strict=True)]
+        return [rows.receipt(instance, int(held)) for instance, held in zip(instances, receipts[0], strict=True)]
 
     def _call(self, work: Callable[[redis.Redis], Any]) -> Any:
         try:
@@ -187,25 +195,25 @@ class RedisRegistry:
 
     def _read(self, client: redis.Redis, key: str | None) -> list[Instance]:
         keys = [key] if key is not None else sorted(_strings(client.smembers(f"{self._prefix}:keys")))
-        found: list[Instance] = []
-        # At least once, so that a store of a newer version is recognised when it is empty otherwise.
+        instances: list[Instance] = []
+        # At least once, so that a store of a newer version is refused even where it has no keys.
         for start in range(0, max(1, len(keys)), BATCH):
             chosen = keys[start : start + BATCH]
             with client.pipeline(transaction=False) as pipeline:
                 pipeline.time()
                 pipeline.get(f"{self._prefix}:schema")
-                for one in chosen:
-                    pipeline.hgetall(f"{self._prefix}:instances:{one}")
+                for name in chosen:
+                    pipeline.hgetall(f"{self._prefix}:instances:{name}")
                 (seconds, microseconds), held, *hashes = pipeline.execute()
             if held is not None and int(held) > VERSION:
                 raise self._too_new(held)
             now = seconds + microseconds / rows.MICROSECONDS
-            found += [
-                _instance(one, url, row, now, self.heartbeat_timeout)
-                for one, fields in zip(chosen, hashes, strict=True)
+            instances += [
+                _instance(name, url, row, now, self.heartbeat_timeout)
+                for name, fields in zip(chosen, hashes, strict=True)
                 for url, row in fields.items()
             ]
-        return found
+        return instances
 
     def _too_new(self, held: str) -> ConfigError:
         return schema.too_new(int(held), VERSION, self._address.shown)

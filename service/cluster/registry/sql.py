@@ -1,7 +1,7 @@
 """A registry in PostgreSQL, MySQL or MariaDB, by SQLAlchemy: for controllers on many machines.
 
-The server's clock is the store's. A row is found by the SHA-256 of key and address: they are longer than MySQL indexes,
-and not every collation tells all names apart.
+The server's clock is the store's. A row's id is the SHA-256 of key and address: they are longer than MySQL can index,
+and some collations take different names for the same.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import logging
 import operator
 import random
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
 
 from sqlalchemy import (
     URL,
@@ -44,13 +45,16 @@ from ...errors import ConfigError, RegistryUnavailable
 from ...processes import PerProcess
 from . import limits, rows, schema
 from .address import StoreAddress
-from .base import ANY_GENERATION, Beaten, Instance, Receipt
-from .dialects import Dialect
+from .base import ANY_GENERATION, HEARTBEAT_TIMEOUT, Beaten, Instance, Receipt
 from .forgetting import Forgetting
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+CONNECT_TIMEOUT = 2
+ANSWER_TIMEOUT = 4
+LOCK_TIMEOUT = 3
+"""Seconds, as integers: the drivers accept no others."""
 POOL_SIZE = 5
 POOL_OVERFLOW = 15
 POOL_TIMEOUT = 5.0
@@ -62,37 +66,87 @@ BATCH = 500
 
 
 class _Process:
-    """The engine of one process, and whether it has seen to the tables."""
+    """The engine of one process, and whether it has made or checked the tables."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.has_tables = False
 
 
-class SqlRegistry:
-    """A registry that the processes of many machines share through a database server."""
+class SqlRegistry(ABC):
+    """A registry that the processes of many machines share through a database server.
+
+    A subclass has the differences between databases: the clock, the upserts, locks, and the meaning of errors.
+    """
+
+    driver: ClassVar[str]
+    """Dialect and driver, as SQLAlchemy names them."""
+    clock: ClassVar[str]
+    """The server's clock, in microseconds since 1970, as an expression."""
+    connect_args: ClassVar[Mapping[str, Any]]
+    migrations: ClassVar[Sequence[schema.Migration]]
 
     def __init__(
         self,
         address: StoreAddress,
-        dialect: Dialect,
-        heartbeat_timeout: float,
-        migrations: Sequence[schema.Migration],
+        heartbeat_timeout: float = HEARTBEAT_TIMEOUT,
+        *,
+        migrations: Sequence[schema.Migration] | None = None,
     ) -> None:
         """Use the database at ``address``; nothing is connected yet. Raises ConfigError."""
         self.heartbeat_timeout = heartbeat_timeout
         self._address = address
-        self._dialect = dialect
-        self._url = _driver_url(address, dialect)
-        self._migrations = migrations
+        self._url = _driver_url(address, self.driver)
+        self._migrations = self.migrations if migrations is None else migrations
         self._prefix = address.prefix or schema.PREFIX
         self._table, self._schema = _tables(self._prefix)
-        self._register = dialect.register(self._table)
-        self._touch = dialect.touch(self._table)
-        self._refresh = dialect.refresh(self._table)
-        self._clock = literal_column(dialect.clock, BigInteger)
+        self._registering = self.registering(self._table)
+        self._refreshing = self.refreshing(self._table)
+        self._touching = self.touching(self._table)
+        self._clock = literal_column(self.clock, BigInteger)
         self._forgetting = Forgetting(self)
         self._processes = PerProcess(lambda: _Process(self._make_engine()))
+
+    # The differences between databases
+
+    def prepare(self, engine: Engine) -> None:  # noqa: B027 - optional
+        """Bound the time of each call on ``engine``, where the driver's timeouts do not."""
+
+    def relax(self, connection: Connection) -> None:  # noqa: B027 - optional
+        """Let this transaction be lost when the server's machine dies: the next heartbeat brings it back."""
+
+    @abstractmethod
+    def registering(self, table: Table) -> Insert:
+        """Return the upsert of instances that are issued a new generation."""
+
+    @abstractmethod
+    def refreshing(self, table: Table) -> Insert:
+        """Return the upsert of instances that have a generation: a row with a newer one stays as it is."""
+
+    @abstractmethod
+    def touching(self, table: Table) -> Insert:
+        """Return the upsert that changes nothing but the heartbeat of a row."""
+
+    @abstractmethod
+    def lock_schema(self, connection: Connection, name: str) -> bool:
+        """Take the lock of the migrations. Return False where it was not free in time."""
+
+    def unlock_schema(self, connection: Connection, name: str) -> None:  # noqa: B027 - optional
+        """Give the lock back, where it does not end with the transaction."""
+
+    @abstractmethod
+    def is_retryable(self, error: BaseException | None) -> bool:
+        """Return whether the same transaction may succeed when it is run again."""
+
+    @abstractmethod
+    def is_table_missing(self, error: BaseException | None) -> bool:
+        """Return whether the tables have gone."""
+
+    def is_done_already(self, error: BaseException | None) -> bool:
+        """Return whether a migration's statement failed because it had been run before."""
+        return False
+
+    # The registry
 
     def beat(self, instances: Sequence[Instance]) -> Beaten:
         """Register or refresh all of them."""
@@ -112,8 +166,8 @@ class SqlRegistry:
         if key is not None:
             limits.check_lookup(key)
             statement = statement.where(self._table.c.worker_key == key)
-        found = self._call(lambda connection: connection.execute(statement).mappings().all())
-        instances = [rows.read(row, row["now"] / rows.MICROSECONDS, self.heartbeat_timeout) for row in found]
+        held = self._call(lambda connection: connection.execute(statement).mappings().all())
+        instances = [rows.read(row, row["now"] / rows.MICROSECONDS, self.heartbeat_timeout) for row in held]
         return rows.ordered(instances, healthy_only=healthy_only)
 
     def close(self) -> None:
@@ -124,7 +178,7 @@ class SqlRegistry:
     def _make_engine(self) -> Engine:
         engine = create_engine(
             self._url,
-            connect_args=dict(self._dialect.connect_args),
+            connect_args=dict(self.connect_args),
             isolation_level="READ COMMITTED",
             hide_parameters=True,
             pool_size=POOL_SIZE,
@@ -133,11 +187,11 @@ class SqlRegistry:
             pool_pre_ping=True,
             pool_recycle=RECYCLE_AFTER,
         )
-        self._dialect.prepare(engine)
+        self.prepare(engine)
         return engine
 
     def _call(self, work: Callable[[Connection], T]) -> T:
-        """Return what ``work`` makes of a transaction; another after a deadlock, or where the tables had gone."""
+        """Return the result of ``work`` in a transaction, repeated after a deadlock or where tables had gone."""
         process = self._processes.get()
         deadline = time.monotonic() + RETRY_FOR
         pause = 0.005
@@ -149,10 +203,10 @@ class SqlRegistry:
                 with process.engine.begin() as connection:
                     return work(connection)
             except faults.DBAPIError as error:
-                is_emptied = process.has_tables and self._dialect.is_table_missing(error.orig)
+                is_emptied = process.has_tables and self.is_table_missing(error.orig)
                 if is_emptied:
                     process.has_tables = False
-                if not (is_emptied or self._dialect.is_retryable(error.orig)) or time.monotonic() > deadline:
+                if not (is_emptied or self.is_retryable(error.orig)) or time.monotonic() > deadline:
                     raise self._unavailable(error.orig) from error
             except faults.SQLAlchemyError as error:
                 raise self._unavailable(error) from error
@@ -161,8 +215,8 @@ class SqlRegistry:
 
     def _unavailable(self, error: BaseException | None) -> RegistryUnavailable:
         # MySQL's errors are a number and a text.
-        said = error.args[1] if error is not None and len(error.args) == 2 else error
-        return RegistryUnavailable(f"the registry {self._address.shown} can't be used: {self._address.hide(said)}")
+        message = error.args[1] if error is not None and len(error.args) == 2 else error
+        return RegistryUnavailable(f"the registry {self._address.shown} can't be used: {self._address.hide(message)}")
 
     # Tables
 
@@ -172,17 +226,17 @@ class SqlRegistry:
             if not self._outstanding(self._version(connection)):
                 return
         with engine.begin() as connection:
-            # Two that start at once stand in line here; the second finds everything done.
+            # Processes that start at once wait here for the first; the others find everything done.
             lock = f"{self._prefix}_schema"
-            if not self._dialect.lock_schema(connection, lock):
+            if not self.lock_schema(connection, lock):
                 raise RegistryUnavailable(f"the registry {self._address.shown}: another process is making its tables")
             try:
                 self._migrate_locked(connection)
             except BaseException:
-                # Its end is the lock's, which MySQL would leave to whoever gets this connection next.
+                # Ends the lock too, which MySQL would leave to the next user of this connection.
                 connection.invalidate()
                 raise
-            self._dialect.unlock_schema(connection, lock)
+            self.unlock_schema(connection, lock)
 
     def _migrate_locked(self, connection: Connection) -> None:
         connection.execute(text(f"CREATE TABLE IF NOT EXISTS {self._schema.name} (version INTEGER NOT NULL)"))
@@ -197,7 +251,7 @@ class SqlRegistry:
         try:
             connection.execute(text(statement))
         except faults.DBAPIError as error:
-            if not self._dialect.is_done_already(error.orig):
+            if not self.is_done_already(error.orig):
                 raise
 
     def _outstanding(self, held: int | None) -> list[tuple[int, list[str]]]:
@@ -211,25 +265,27 @@ class SqlRegistry:
     # Rows
 
     def _beat(self, connection: Connection, instances: Sequence[Instance]) -> list[Receipt]:
-        if all(one.generation is not None for one in instances):
-            self._dialect.relax(connection)
+        if all(instance.generation is not None for instance in instances):
+            self.relax(connection)
         now = connection.execute(select(self._clock)).scalar_one()
-        # Everybody locks rows in this order, also where one beat needs several statements.
-        by_id = dict(sorted(((row_id(one), one) for one in instances), key=operator.itemgetter(0)))
+        # All transactions lock rows in this order, also where a beat needs several statements.
+        by_id = dict(sorted(((row_id(instance), instance) for instance in instances), key=operator.itemgetter(0)))
         for upsert, chosen in itertools.groupby(by_id.items(), lambda item: self._upsert(item[1])):
-            connection.execute(upsert, [_values(row, one, now) for row, one in chosen])
+            connection.execute(upsert, [_values(row, instance, now) for row, instance in chosen])
         held = self._generations(connection, list(by_id))
-        return [rows.receipt(one, held.get(row_id(one))) for one in instances]
+        return [rows.receipt(instance, held.get(row_id(instance))) for instance in instances]
 
     def _upsert(self, instance: Instance) -> Insert:
         if instance.generation is None:
-            return self._register
-        return self._touch if instance.generation == ANY_GENERATION else self._refresh
+            return self._registering
+        return self._touching if instance.generation == ANY_GENERATION else self._refreshing
 
     def _deregister(self, connection: Connection, instances: Sequence[Instance], forget: bool) -> list[Receipt]:
-        held = self._generations(connection, sorted(row_id(one) for one in instances), lock=True)
-        receipts = [rows.receipt(one, held.get(row_id(one))) for one in instances]
-        ids = [row_id(one) for one, receipt in zip(instances, receipts, strict=True) if not receipt.superseded]
+        held = self._generations(connection, sorted(row_id(instance) for instance in instances), lock=True)
+        receipts = [rows.receipt(instance, held.get(row_id(instance))) for instance in instances]
+        ids = [
+            row_id(instance) for instance, receipt in zip(instances, receipts, strict=True) if not receipt.superseded
+        ]
         for chosen in _batches(ids):
             is_meant = self._table.c.id.in_(chosen)
             if forget:
@@ -239,14 +295,19 @@ class SqlRegistry:
         return receipts
 
     def _generations(self, connection: Connection, ids: list[str], *, lock: bool = False) -> dict[str, int]:
-        """Return what the rows that are there have; with ``lock`` nobody changes them until the transaction ends."""
-        found: dict[str, int] = {}
+        """Return the generations of the rows that exist; with ``lock`` they stay until the transaction ends."""
+        generations: dict[str, int] = {}
         for chosen in _batches(ids):
             statement = select(self._table.c.id, self._table.c.generation).where(self._table.c.id.in_(chosen))
             if lock:
                 statement = statement.order_by(self._table.c.id).with_for_update()
-            found.update((row.id, row.generation) for row in connection.execute(statement))
-        return found
+            generations.update((row.id, row.generation) for row in connection.execute(statement))
+        return generations
+
+
+def of_row(table: Table) -> list[str]:
+    """Return the names of the columns that a beat writes, without the generation."""
+    return [column.name for column in table.columns if column.name not in ("id", "generation")]
 
 
 def row_id(instance: Instance) -> str:
@@ -254,12 +315,12 @@ def row_id(instance: Instance) -> str:
     return hashlib.sha256(f"{instance.key}\0{instance.url}".encode()).hexdigest()
 
 
-def _driver_url(address: StoreAddress, dialect: Dialect) -> URL:
+def _driver_url(address: StoreAddress, driver: str) -> URL:
     try:
-        url = make_url(address.url).set(drivername=dialect.driver)
+        url = make_url(address.url).set(drivername=driver)
     except (faults.ArgumentError, ValueError):
         # The text of the error quotes the address, password and all.
-        raise ConfigError(f"registry {address.shown}: no valid address of a database") from None
+        raise ConfigError(f"registry {address.shown}: not a valid address of a database") from None
     if not url.database:
         raise ConfigError(
             f"registry {address.shown}: names no database, as in {url.get_backend_name()}://host/modelyard"

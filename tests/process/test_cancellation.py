@@ -12,7 +12,8 @@ from uuid import uuid4
 
 import pytest
 from clients import DELTA, NO_WAIT, Connection, request_bytes
-from running import WORKER_CLASSES, Service, Services, resident_bytes, seconds_until, wait_until
+from processes import resident_bytes
+from running import WORKER_CLASSES, Service, Services, seconds_until, wait_until
 
 MODELS = """
 [[models]]

@@ -12,8 +12,9 @@ import pytest
 import requests
 from clients import DELTA, NO_WAIT, Connection, outputs
 from faulty_proxy import Proxy
+from processes import children
 from real_clusters import MANAGER, SCRIPT, TABLES, Cluster, api, echo, journal, port_of, script
-from running import Service, Services, children, free_port, wait_until
+from running import Service, Services, free_port, wait_until
 
 PEERS_KEYS = {
     *("model_name", "host", "port", "weight", "check_healthy", "healthy", "enabled", "prompt_template"),

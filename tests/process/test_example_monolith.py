@@ -28,7 +28,7 @@ def run_example(run: Services) -> Service:
         folder=folder,
         cwd=home,
         command=[console_script("gunicorn"), "wsgi:app", "--bind", "127.0.0.1:{port}"],
-        environ={"NOTEBOOK_MODEL": "echo", "ECHO_REPLY": "prompt", "ECHO_DELAY": "0.02"},
+        environ={"NOTEBOOK_MODEL": "echo", "ECHO_REPLY": "prompt", "ECHO_DELAY": "0.01"},
         probes="/ml/api",
     )
 

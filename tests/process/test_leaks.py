@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import requests
 from clients import NO_WAIT, Connection
-from running import WORKER_CLASSES, Service, Services, open_files, threads_of, wait_until
+from processes import open_files, threads_of
+from running import WORKER_CLASSES, Service, Services, wait_until
 
 TABLES = """
 [[models]]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from clients import Connection
-from running import WORKER_CLASSES, Service, Services, wait_until
+from running import Service, Services, wait_until
 
 MARKER = "marker7f3a"
 """What no log may hold: it stands in prompts, answers and texts."""
@@ -32,11 +32,9 @@ worker_type = "text2vec"
 """
 
 
-@pytest.fixture(scope="module", params=WORKER_CLASSES)
-def service(request: pytest.FixtureRequest, run_module: Services) -> Iterator[Service]:
-    service = run_module.start(TABLES, worker_class=request.param, log_level="debug", first_output_timeout=0.2)
-    yield service
-    service.kill()
+@pytest.fixture(scope="module")
+def service(run_module: Services) -> Service:
+    return run_module.start(TABLES, log_level="debug", first_output_timeout=0.2)
 
 
 def prompt(model: str = "echo", **more: Any) -> dict[str, Any]:
@@ -95,16 +93,17 @@ def test_a_line_says_how_much_was_answered(service: Service) -> None:
     assert 0 <= lines[0]["first_ms"] <= lines[0]["ms"]
 
 
-def test_a_line_is_written_when_the_stream_has_ended_and_not_before(service: Service) -> None:
+def test_a_line_is_written_when_the_stream_has_ended_and_not_before(service: Service, tmp_path: Path) -> None:
     before = len(service.access_lines())
     with Connection(service.port) as client:
-        client.send("POST", "generate_stream", script(pieces=20, each=0.05))
+        client.send("POST", "generate_stream", script(pieces=4, each=0.05, until=str(tmp_path / "go")))
         head = client.read_head()
         client.read_http_chunk()
         assert len(service.access_lines()) == before
+        (tmp_path / "go").touch()
         client.read_body(head)
     [line] = new_lines(service, before, 1)
-    assert line["ms"] >= 20 * 0.05 * 1000
+    assert line["ms"] >= 4 * 0.05 * 1000
 
 
 def test_a_line_comes_also_for_who_hangs_up_and_who_is_refused(service: Service) -> None:

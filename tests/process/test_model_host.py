@@ -32,7 +32,8 @@ from hosted import (
     wait_workers,
     web_pids,
 )
-from running import ROOT, Service, Services, console_script, processes_of, wait_until
+from processes import processes_of
+from running import ROOT, Service, Services, console_script, wait_until
 
 SERVERS = {
     "gthread": ("gthread", []),

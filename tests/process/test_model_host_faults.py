@@ -30,13 +30,13 @@ from hosted import (
     monolith,
     only,
     script,
-    state_of,
     wait_gone,
     wait_host,
     wait_workers,
     web_pids,
 )
-from running import Service, Services, children, is_alive, processes_of, wait_until
+from processes import children, is_alive, processes_of, state_of
+from running import Service, Services, wait_until
 
 QUARANTINED = """
 [[models]]

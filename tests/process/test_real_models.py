@@ -18,7 +18,8 @@ import pytest
 import requests
 import tiny_gguf
 from clients import DELTA, NO_WAIT, Connection, chunks_of, outputs
-from running import Service, Services, is_alive, seconds_until, services, wait_until
+from processes import is_alive
+from running import Service, Services, seconds_until, services, wait_until
 
 TABLES = """
 [[models]]

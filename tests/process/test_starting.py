@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from running import ROOT, Services, console_script, free_port, is_alive, surroundings_of, wait_until
+from processes import is_alive
+from running import ROOT, Services, console_script, free_port, surroundings_of, wait_until
 
 ECHO = '[[models]]\nname = "echo"\n'
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import requests
 from clients import DELTA, Connection, chunks_of
-from running import WORKER_CLASSES, Service, Services, children, is_alive, wait_until
+from processes import children, is_alive
+from running import WORKER_CLASSES, Service, Services, wait_until
 
 TABLES = """
 [[models]]

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import pytest
 import requests
 from modelyard.access.tokens import Token, add_to_file, digest_of, new_secret, parse_scopes, remove_from_file
-from running import ROOT, WORKER_CLASSES, Service, Services, children, console_script, wait_until
+from processes import children
+from running import ROOT, Service, Services, console_script, wait_until
 
 ECHO = '[[models]]\nname = "echo"\n'
 SCOPES = ("infer", "worker", "admin")
@@ -95,11 +96,9 @@ def guarded_by(run: Services, **settings: Any) -> Guarded:
     return Guarded(service, secrets, file)
 
 
-@pytest.fixture(scope="module", params=WORKER_CLASSES)
-def guarded(request: pytest.FixtureRequest, run_module: Services) -> Iterator[Guarded]:
-    made = guarded_by(run_module, worker_class=request.param, trusted_networks=f"{TRUSTED}=infer")
-    yield made
-    made.service.kill()
+@pytest.fixture(scope="module")
+def guarded(run_module: Services) -> Guarded:
+    return guarded_by(run_module, trusted_networks=f"{TRUSTED}=infer")
 
 
 @pytest.mark.parametrize("call", CALLS)

@@ -70,12 +70,16 @@ def spans_of(path: Path, trace: str, last: str) -> list[dict[str, Any]]:
     return wait_until(found, f"{last} in {path.name}")
 
 
-@pytest.fixture(scope="module", params=WORKER_CLASSES)
+each_class = pytest.mark.parametrize("service", WORKER_CLASSES, indirect=True)
+"""For what depends on threads: a span's context is theirs, or greenlets'."""
+
+
+@pytest.fixture(scope="module")
 def service(request: pytest.FixtureRequest, run_module: Services) -> Iterator[Service]:
     folder = run_module.folder()
     service = run_module.start(
         TABLES,
-        worker_class=request.param,
+        worker_class=getattr(request, "param", "gthread"),
         folder=folder,
         tracing=f"file:{folder}/trace.jsonl",
         remote_headers="K=hunter2",
@@ -88,6 +92,7 @@ def file_of(service: Service) -> Path:
     return service.folder / "trace.jsonl"
 
 
+@each_class
 def test_a_streamed_answer_is_one_tree(service: Service) -> None:
     trace, headers = trace_of(1)
     with service.post("generate_stream", script(pieces=5, each=0.02), headers=headers, stream=True) as answer:
@@ -105,6 +110,7 @@ def test_a_streamed_answer_is_one_tree(service: Service) -> None:
     assert server["pid"] == service.worker_pid()
 
 
+@each_class
 def test_threads_do_not_mix_their_requests(service: Service) -> None:
     def ask(number: int) -> None:
         _, headers = trace_of(100 + number)
@@ -136,6 +142,7 @@ def test_a_failure_in_the_middle_of_a_stream_is_on_its_spans(service: Service) -
     assert "the script says so" not in json.dumps(spans)
 
 
+@each_class
 @pytest.mark.parametrize("plan", [{"before": 60}, {"pieces": 600, "each": 0.1}])
 def test_a_hang_up_ends_every_span(service: Service, plan: dict[str, Any]) -> None:
     trace, headers = trace_of(10 + len(plan))

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from clients import Connection, Head
-from running import ROOT, Service, Services, children, console_script, processes_of, wait_until
+from processes import children, processes_of, state_of
+from running import ROOT, Service, Services, console_script, wait_until
 
 SHOP = ROOT / "tests" / "monolith" / "shop"
 LOGIN = {"Shop-Login": "bob"}
@@ -113,11 +114,6 @@ def only(service: Service, pid: int) -> Iterator[None]:
         for other in others:
             with suppress(ProcessLookupError):
                 os.kill(other, signal.SIGCONT)
-
-
-def state_of(pid: int) -> str:
-    """Return the letter of a process's state."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def ask(

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import requests
+from processes import children, processes_of
 
 ROOT = Path(__file__).resolve().parents[2]
 ENGINES = ROOT / "tests" / "process" / "engines"
@@ -339,55 +340,3 @@ def _choose(worker_class: str | None) -> dict[str, str]:
 def console_script(name: str) -> str:
     """Return the path of a command that is installed beside this interpreter."""
     return str(Path(sys.executable).with_name(name))
-
-
-def children(pid: int) -> list[int]:
-    """Return the processes that ``pid`` started and that are no zombies."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
-        except OSError:
-            continue
-        if int(parent) == pid and state != "Z":
-            found.append(int(stat.parent.name))
-    return found
-
-
-def processes_of(folder: Path, name: str = "") -> list[int]:
-    """Return the processes that a service in ``folder`` has brought about, those with ``name`` on their line."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            surroundings = (process / "environ").read_bytes().split(b"\0")
-            line = (process / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if (
-            f"TMPDIR={folder / 'tmp'}".encode() in surroundings
-            and name.encode() in line
-            and is_alive(int(process.name))
-        ):
-            found.append(int(process.name))
-    return sorted(found)
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state != "Z"
-
-
-def open_files(pid: int) -> int:
-    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
-
-
-def threads_of(pid: int) -> int:
-    return len(list(Path(f"/proc/{pid}/task").iterdir()))
-
-
-def resident_bytes(pid: int) -> int:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS:"))

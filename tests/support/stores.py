@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running import children, free_port, wait_until
+from processes import children
+from running import free_port, wait_until
 
 USER = "modelyard"
 PASSWORD = "p@ss:w/rd-%41"

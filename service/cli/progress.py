@@ -7,13 +7,13 @@ import sys
 import time
 from typing import TextIO
 
-from ..models.pull_progress import CHECKING, DOWNLOADING, WAITING
+from ..models.progress import Stage
 from .tables import size
 
 REDRAW = 0.1
 """Seconds between two redraws."""
 
-_WORDS = {WAITING: "waiting for another pull"}
+_WORDS: dict[str, str] = {Stage.WAITING: "waiting for another pull"}
 
 
 class PullProgress:
@@ -33,15 +33,15 @@ class PullProgress:
 
     def __call__(self, stage: str, done: int, total: int | None) -> None:
         """Print that ``done`` bytes of ``total`` are through a stage."""
-        self.fetched = self.fetched or stage == DOWNLOADING
+        self.fetched = self.fetched or stage == Stage.DOWNLOADING
         entered = stage != self._stage
         if entered:
             self._stage, self._tenth = stage, 0
         if self._redraws:
             self._draw(stage, done, total, at_once=entered)
-        elif entered and stage != CHECKING:
+        elif entered and stage != Stage.CHECKING:
             self._print_line(stage, f" {size(total)}" if total else "")
-        if not self._redraws and total and stage != CHECKING:
+        if not self._redraws and total and stage != Stage.CHECKING:
             self._print_tenth(stage, min(10, 10 * done // total))
 
     def close(self) -> None:

@@ -1,1 +1,1 @@
-"""Which models there are, and their files."""
+"""The catalogue of models, and their files: weights, their headers, and how they are pulled."""

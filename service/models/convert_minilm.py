@@ -1,8 +1,8 @@
-"""Makes a GGUF file of all-MiniLM-L6-v2, a BERT of sentence-transformers, for llama.cpp.
+"""Converts all-MiniLM-L6-v2, a BERT of sentence-transformers, to GGUF for llama.cpp.
 
-The tensors are those of the original, its matrices rounded to 16 bits. The same input gives the same
-bytes, also with other versions of the ``gguf`` package (0.18 and 0.19 were compared), so the catalogue can
-hold a checksum of the result. Imports numpy and gguf: import this module only to convert.
+The tensors are those of the original, with matrices rounded to 16 bits. The same input gives the same bytes, also with
+other versions of the ``gguf`` package (0.18 and 0.19 were compared), so the catalogue has a checksum of the result.
+Importing this module imports numpy and gguf: do it only to convert.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _LAYER = {
 
 
 class _Tensor(NamedTuple):
-    """A tensor of the original: its shape, where its bytes lie in the file, and its name in GGUF."""
+    """A tensor of the original: its name in GGUF, its shape, and the position of its bytes in the file."""
 
     name: str
     shape: tuple[int, ...]
@@ -58,9 +58,9 @@ class _Tensor(NamedTuple):
 
 
 def convert(weights: Path, vocabulary: Path, made: Path, progress: Callable[[int, int], None]) -> None:
-    """Write ``made`` from a safetensors file and its word list; ``progress`` gets bytes and all bytes.
+    """Write ``made`` from a safetensors file and its word list; ``progress`` gets the bytes done and all bytes.
 
-    Raises ValueError when the files are not those of this model, OSError when they can't be read or written.
+    Raises ValueError if the files are not those of this model, OSError if they can't be read or written.
     """
     with weights.open("rb") as file:
         tensors = list(_tensors(_index(file)))
@@ -96,7 +96,7 @@ def _index(file: BinaryIO) -> dict[str, Any]:
 
 
 def _tensors(index: dict[str, Any]) -> Iterator[_Tensor]:
-    """Yield the tensors in the order that they get in the GGUF file."""
+    """Yield the tensors in the order of the GGUF file."""
     names = dict(_INPUT)
     for layer in range(LAYERS):
         names |= {f"encoder.layer.{layer}.{old}": f"blk.{layer}.{new}" for old, new in _LAYER.items()}
@@ -154,7 +154,7 @@ def _is_bracketed(word: str) -> bool:
 
 
 def _token(word: str) -> str:
-    """Return a word of BERT's list as llama.cpp has it: it marks where words start, not where they go on."""
+    """Return a word of BERT's list in llama.cpp's form, which marks the start of words, not their continuation."""
     if _is_bracketed(word):
         return word
     return word.removeprefix("##") if word.startswith("##") and word != "##" else WORD_START + word
@@ -167,7 +167,7 @@ def _token_type(word: str) -> gguf.TokenType:
 
 
 def _copy(file: BinaryIO, tensors: list[_Tensor], out: BinaryIO, progress: Callable[[int, int], None]) -> None:
-    """Append the tensors, one at a time in memory, each where the header says that it begins."""
+    """Append the tensors, one at a time in memory, each at the position in the header."""
     total = sum(tensor.size for tensor in tensors)
     done = 0
     for tensor in tensors:

@@ -1,7 +1,4 @@
-"""What a GGUF file says about itself, without any library and without the weights.
-
-`gguf_reader` reads the bytes; here is what they mean.
-"""
+"""The meaning of a GGUF file's header, without a library and without reading the weights; `gguf_reader` reads it."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..types import WorkerType
-from .gguf_reader import Omitted, Value, read_raw
+from .gguf_reader import Value, read_raw
 
 POOLINGS = {0: "none", 1: "mean", 2: "cls", 3: "last", 4: "rank"}
 """llama.cpp's ``enum llama_pooling_type``."""
@@ -30,12 +27,12 @@ EMBEDDERS = frozenset(
         "t5encoder",
     }
 )
-"""Architectures that only ever embed, whatever their file says about pooling."""
+"""Architectures that only compute embeddings, whatever pooling their file has."""
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """The metadata of one GGUF file, and what follows from it."""
+    """The metadata of one GGUF file, and values derived from it."""
 
     path: Path
     file_size: int
@@ -45,44 +42,38 @@ class Header:
 
     @property
     def architecture(self) -> str:
-        """The kind of network, ``llama`` or ``bert`` for example; empty where the file does not say."""
+        """The kind of network, such as ``llama`` or ``bert``; empty if the file has none."""
         return self.text("general.architecture") or ""
 
     @property
     def name(self) -> str | None:
-        """The model's own name, for people."""
+        """The name of the model, for people."""
         return self.text("general.name")
 
     @property
     def context_length(self) -> int | None:
-        """Tokens that the model was trained to see at once."""
+        """Tokens of context that the model was trained with."""
         return self.number(f"{self.architecture}.context_length")
 
     @property
     def embedding_length(self) -> int | None:
-        """Floats of one embedding."""
+        """Numbers of one embedding."""
         return self.number(f"{self.architecture}.embedding_length")
 
     @property
     def pooling_type(self) -> str | None:
-        """One of ``POOLINGS``: how token vectors become one vector, or one score (``rank``)."""
+        """One of ``POOLINGS``: how the vectors of tokens become one vector, or one score (``rank``)."""
         number = self.number(f"{self.architecture}.pooling_type")
         return None if number is None else POOLINGS.get(number, str(number))
 
     @property
     def chat_template(self) -> str | None:
-        """The template (Jinja) that makes a prompt of messages."""
+        """The Jinja template that makes a prompt from messages."""
         return self.text("tokenizer.chat_template")
 
     @property
-    def vocabulary_size(self) -> int | None:
-        """Tokens that the tokenizer knows."""
-        tokens = self.metadata.get("tokenizer.ggml.tokens")
-        return tokens.count if isinstance(tokens, Omitted) else None
-
-    @property
     def unusable_because(self) -> str | None:
-        """Why this file is no model by itself; None where it is one."""
+        """The reason why this file is not a model by itself, or None."""
         kind = self.text("general.type") or "model"
         if self.architecture == "clip" or kind == "mmproj":
             return "it only projects images or sound for another model"
@@ -93,7 +84,7 @@ class Header:
         return None
 
     def guess_worker_type(self) -> WorkerType:
-        """Return what the model is for, as far as its header tells."""
+        """Return the type of the model, derived from its header."""
         if self.pooling_type == "rank":
             return WorkerType.RERANKER
         if self.architecture in EMBEDDERS or self.pooling_type in ("mean", "cls", "last"):
@@ -101,12 +92,12 @@ class Header:
         return WorkerType.LLM
 
     def text(self, key: str) -> str | None:
-        """Return the text under ``key``; None where there is none, or something else."""
+        """Return the text of ``key``; None if it is missing or of another type."""
         value = self.metadata.get(key)
         return value if isinstance(value, str) else None
 
     def number(self, key: str) -> int | None:
-        """Return the whole number under ``key``; None where there is none, or something else."""
+        """Return the integer of ``key``; None if it is missing or of another type."""
         value = self.metadata.get(key)
         return value if isinstance(value, int) and not isinstance(value, bool) else None
 
@@ -114,7 +105,7 @@ class Header:
 def read(path: Path) -> Header:
     """Return the header of the GGUF file at ``path``, a regular file.
 
-    Raises BadModelFile, which says what is wrong: no GGUF, another version, cut short, damaged. All
-    weights that the header lists are there when this returns; whether they are the right ones it can't tell.
+    Raises BadModelFile with the reason: not GGUF, another version, truncated, damaged. The file is long enough for all
+    weights in the header; their values are not checked.
     """
     return Header(path, *read_raw(path))

@@ -1,7 +1,7 @@
-"""Reads the header of a GGUF file, byte by byte, and believes nothing in it.
+"""Reads the header of a GGUF file, byte by byte, and trusts nothing in it.
 
-The file may be hostile or cut short: every length is compared with the file's size first, nothing
-that grows with the vocabulary is built, and the work is bounded. The format is ggml's:
+The file may be hostile or truncated: every length is compared with the file's size first, memory does not grow with the
+vocabulary, and the work is bounded. The format is ggml's:
 https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
@@ -21,7 +21,7 @@ MAX_ENTRIES = 65_536
 MAX_STRINGS = 4_000_000
 """Strings in all arrays: the largest vocabularies have a few hundred thousand, and as many merges."""
 MAX_TEXT = 1 << 20
-"""Bytes of a text that is kept; a longer one (a whole tokenizer, say) is left out."""
+"""Bytes of a text that is kept; a longer one (such as a whole tokenizer) is left out."""
 MAX_TEXTS = 8 << 20
 """Bytes of all texts that are kept, names of tensors included."""
 MAX_DIMENSIONS = 4
@@ -39,12 +39,12 @@ _TENSOR_TYPES = {
     22: (256, 82), 23: (256, 136), 24: (1, 1), 25: (1, 2), 26: (1, 4), 27: (1, 8), 28: (1, 8),
     29: (256, 56), 30: (1, 2), 34: (256, 54), 35: (256, 66), 39: (32, 17),
 }  # fmt: skip
-"""Weights and bytes of a block of each ``enum ggml_type``; of a newer type only the place is checked."""
+"""Weights and bytes of a block of each ``enum ggml_type``; for a newer type only the start of its data is checked."""
 
 
 @dataclass(frozen=True, slots=True)
 class Omitted:
-    """Stands for a value that was skipped: an array, or a very long text."""
+    """The place of a value that was skipped: an array, or a very long text."""
 
     kind: str
     count: int
@@ -54,7 +54,7 @@ Value: TypeAlias = str | int | float | bool | Omitted
 
 
 class RawHeader(NamedTuple):
-    """What the header says, not yet understood; ``file_size`` in bytes."""
+    """The values of a header; ``file_size`` is in bytes."""
 
     file_size: int
     version: int
@@ -63,7 +63,7 @@ class RawHeader(NamedTuple):
 
 
 def read_raw(path: Path) -> RawHeader:
-    """Return the header of the file at ``path``; raises BadModelFile, which says what is wrong with it."""
+    """Return the header of the file at ``path``. Raises BadModelFile with the reason."""
     try:
         with path.open("rb", buffering=1 << 18) as file:
             size = file.seek(0, 2)
@@ -74,7 +74,7 @@ def read_raw(path: Path) -> RawHeader:
 
 
 class _Reader:
-    """A place in the file that only moves forward, and never behind its end."""
+    """A position in the file that only moves forward, and never past its end."""
 
     def __init__(self, path: Path, file: BinaryIO, size: int) -> None:
         self._path = path
@@ -85,7 +85,7 @@ class _Reader:
         self._texts_left = MAX_TEXTS
 
     def read(self) -> RawHeader:
-        """Return the header, after all that it says about the file was checked."""
+        """Return the header, checked against the file."""
         version = self._version()
         tensors = self._entries("tensors")
         keys = self._entries("keys")
@@ -97,7 +97,7 @@ class _Reader:
         start = self._file.read(4)
         if start != MAGIC:
             begins = f"it starts with {start!r}" if start else "it is empty"
-            raise BadModelFile(f"{self._path} is no GGUF file ({begins})")
+            raise BadModelFile(f"{self._path} is not a GGUF file ({begins})")
         self._left -= 4
         version = self._number("<I")
         if version & 0xFFFF == 0 and version:
@@ -145,7 +145,7 @@ class _Reader:
         if kind == _STRING:
             self._skip_strings(count)
             return Omitted("array of strings", count)
-        if kind == _ARRAY:  # The format allows it; no model has it, and llama.cpp refuses it too.
+        if kind == _ARRAY:  # The format allows it, but no model has it, and llama.cpp refuses it.
             raise self._damaged("an array in its header holds arrays")
         self._skip(count * struct.calcsize(self._scalar(kind)))
         return Omitted("array", count)
@@ -178,12 +178,12 @@ class _Reader:
         end += start + -start % alignment
         if count and end > self._size:
             raise BadModelFile(
-                f"{self._path} is cut short: its header says {count} tensors that end at byte {end}, "
+                f"{self._path} is truncated: its header has {count} tensors that end at byte {end}, "
                 f"the file has {self._size} bytes: fetch it again"
             )
 
     def _tensor(self) -> int:
-        """Return where the next tensor's weights end, in bytes from where the first begin."""
+        """Return the end of the next tensor's weights, in bytes from the start of the first."""
         self._string()
         dimensions = self._number("<I")
         if dimensions > MAX_DIMENSIONS:
@@ -205,7 +205,7 @@ class _Reader:
         if length > self._left:
             raise self._short()
         data = self._file.read(length)
-        if len(data) < length:  # It shrank while it was read.
+        if len(data) < length:  # The file shrank meanwhile.
             raise self._short()
         self._left -= length
         return data
@@ -218,7 +218,7 @@ class _Reader:
 
     def _short(self) -> BadModelFile:
         return BadModelFile(
-            f"{self._path} is cut short or damaged: its header goes on behind the end of the file "
+            f"{self._path} is truncated or damaged: its header continues after the end of the file "
             f"({self._size} bytes): fetch it again"
         )
 

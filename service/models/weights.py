@@ -1,4 +1,4 @@
-"""Where weights are: always within one of the models folders, whatever a path or a link says."""
+"""Finds weights: always within one of the models folders, whatever the path or a link leads to."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from ..errors import BadModelFile
 
 SUFFIX = ".gguf"
 MAX_DEPTH = 3
-"""Levels that are searched: a folder, its folders, and theirs (``publisher/model/file``)."""
+"""Levels of folders that are searched (``publisher/model/file``)."""
 MAX_FILES = 1000
 MAX_ENTRIES = 20_000
-"""Directory entries that a search looks at, for a models folder that is somebody's home."""
+"""Directory entries that a search reads: a models folder may be a whole home folder."""
 
 _LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
 
 
 def resolve(path: str, models_dirs: Sequence[Path], hint: str | None = None) -> Path:
-    """Return the file that ``path`` names, absolute and with its links resolved.
+    """Return the file at ``path``, absolute and with its links resolved.
 
-    A relative path is looked for in each of ``models_dirs`` in order. Raises BadModelFile when there is no
-    such file (the text offers ``hint``, a command that fetches it), when it lies outside of the folders or
-    a link leads out of them, and when it is a folder, no regular file, or unreadable. What lies outside is
-    not even looked at.
+    A relative path is looked up in each of ``models_dirs``, in order. Files outside of them are never opened.
+
+    Raises BadModelFile if there is no such file (the message has ``hint``, a command that fetches it), if it is outside
+    of the folders or a link leads out of them, and if it is not a regular file or unreadable.
     """
     if not path or "\0" in path or not _is_unicode(path):
-        raise BadModelFile(f"{path!r} is no path of a model file")
+        raise BadModelFile(f"{path!r} is not a valid path of a model file")
     roots = [_real(folder) for folder in models_dirs]
-    outside = None
+    outside: Path | None = None
     for candidate in [folder / path for folder in models_dirs]:
         found = _real(candidate)
         if not any(found.is_relative_to(root) for root in roots):
@@ -41,30 +41,30 @@ def resolve(path: str, models_dirs: Sequence[Path], hint: str | None = None) -> 
     folders = ", ".join(str(folder) for folder in models_dirs) or "none is set"
     if outside is not None:
         raise BadModelFile(
-            f"model_path {path} lies outside of the models folders ({folders}), at {outside}: "
+            f"model_path {path} is outside of the models folders ({folders}), at {outside}: "
             "move the file into one of them, or add its folder to models_dirs"
         )
-    step = f"fetch it with: {hint}" if hint else "put it there, or correct model_path"
+    step = f"fetch it with: {hint}" if hint else "add it, or correct model_path"
     where = "" if Path(path).is_absolute() else f"; looked in {folders}"
     raise BadModelFile(f"there is no model file {path}{where}: {step}")
 
 
 def scan(models_dirs: Sequence[Path]) -> list[Path]:
-    """Return the GGUF files within the folders, absolute and with links resolved, each once, in order.
+    """Return the GGUF files in the folders, absolute and with links resolved, each once, in order.
 
-    Folders that can't be read count as empty. Left out are hidden folders and files, links to folders,
-    links that lead out, names that are no Unicode, and all parts but the first of a model in several files.
+    Folders that can't be read count as empty. Hidden folders and files, links to folders, links that lead out, names
+    that are not Unicode, and all parts but the first of a model in several files are left out.
     """
     roots = [_real(folder) for folder in models_dirs]
-    found: dict[Path, None] = {}
+    files: dict[Path, None] = {}
     budget = [MAX_ENTRIES]
     for root in roots:
         for path in _walk(root, MAX_DEPTH, budget):
             if path.is_file() and any((real := path.resolve()).is_relative_to(other) for other in roots):
-                found[real] = None
-            if len(found) >= MAX_FILES:
-                return list(found)
-    return list(found)
+                files[real] = None
+            if len(files) >= MAX_FILES:
+                return list(files)
+    return list(files)
 
 
 def _walk(folder: Path, depth: int, budget: list[int]) -> Iterator[Path]:
@@ -103,7 +103,7 @@ def _is_unicode(name: str) -> bool:
 def _real(path: Path) -> Path:
     try:
         return path.resolve()
-    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, before Python 3.13.
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13.
         raise BadModelFile(f"{path} can't be followed: {error}") from error
 
 
@@ -113,7 +113,7 @@ def _exists(path: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:
-        raise BadModelFile(f"{path} can't be looked at: {error.strerror}") from error
+        raise BadModelFile(f"{path} can't be accessed: {error.strerror}") from error
     return True
 
 
@@ -121,8 +121,8 @@ def _readable(path: Path, named: Path) -> Path:
     mode = path.lstat().st_mode
     if stat.S_ISDIR(mode):
         raise BadModelFile(f"{named} is a folder: model_path must name a file in it")
-    if not stat.S_ISREG(mode):  # Opening a pipe would wait for ever.
-        raise BadModelFile(f"{named} is no regular file")
+    if not stat.S_ISREG(mode):  # Opening a pipe would block.
+        raise BadModelFile(f"{named} is not a regular file")
     try:
         path.open("rb").close()
     except OSError as error:

@@ -209,7 +209,7 @@ def test_a_file_that_can_not_be_run_is_listed_with_the_reason(tmp_path: Path) ->
     (tmp_path / "page.gguf").write_text("<html>not found</html>")
     found = entry(load(folder=tmp_path).with_files(), "page")
     assert not found.enabled
-    assert "is no GGUF file (it starts with b'<htm')" in found.description
+    assert "is not a GGUF file (it starts with b'<htm')" in found.description
 
 
 def test_a_file_is_read_again_once_it_has_changed(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 import tiny_gguf
 from modelyard.errors import BadModelFile
 from modelyard.models import gguf_header
+from modelyard.models.gguf_reader import Omitted
 from modelyard.types import WorkerType
 
 UINT32, STRING, ARRAY = 4, 8, 9
@@ -73,7 +74,7 @@ def test_only_a_chat_model_has_a_template_and_every_model_a_vocabulary(tmp_path:
     embed = gguf_header.read(tiny_gguf.make(tmp_path / "b.gguf", "embed"))
     assert llama.chat_template is not None
     assert "<|im_start|>" in llama.chat_template
-    assert llama.vocabulary_size == 259
+    assert llama.metadata["tokenizer.ggml.tokens"] == Omitted("array of strings", 259)
     assert embed.chat_template is None
 
 
@@ -125,7 +126,7 @@ def test_values_of_the_wrong_type_count_as_absent(file_of: FileOf) -> None:
         )
     )
     found = gguf_header.read(path)
-    assert (found.name, found.context_length, found.vocabulary_size) == (None, None, None)
+    assert (found.name, found.context_length) == (None, None)
 
 
 def test_bytes_that_are_no_unicode_do_no_harm(file_of: FileOf) -> None:
@@ -136,33 +137,33 @@ def test_bytes_that_are_no_unicode_do_no_harm(file_of: FileOf) -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", r"no GGUF file \(it is empty\)"),
-        (b"PK\x03\x04rest", r"no GGUF file \(it starts with b'PK\\x03\\x04'\)"),
-        (b"GG", r"no GGUF file \(it starts with b'GG'\)"),
-        (b"GGUF", "cut short"),
+        (b"", r"not a GGUF file \(it is empty\)"),
+        (b"PK\x03\x04rest", r"not a GGUF file \(it starts with b'PK\\x03\\x04'\)"),
+        (b"GG", r"not a GGUF file \(it starts with b'GG'\)"),
+        (b"GGUF", "truncated"),
         (header(version=1), "version 1, not 2 or 3"),
         (header(version=99), "version 99"),
         (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "big-endian"),
         (header(keys=2**63), "announces 9223372036854775808 keys"),
         (header(tensors=2**40), "announces 1099511627776 tensors"),
-        (header(keys=5), "cut short or damaged"),
-        (header(struct.pack("<Q", 2**62)), "cut short or damaged"),
-        (header(pair(b"k", STRING, struct.pack("<Q", 2**64 - 1))), "cut short or damaged"),
+        (header(keys=5), "truncated or damaged"),
+        (header(struct.pack("<Q", 2**62)), "truncated or damaged"),
+        (header(pair(b"k", STRING, struct.pack("<Q", 2**64 - 1))), "truncated or damaged"),
         (header(pair(b"k", 77, b"")), "unknown type 77"),
-        (header(pair(b"k", ARRAY, struct.pack("<IQ", UINT32, 2**62))), "cut short or damaged"),
+        (header(pair(b"k", ARRAY, struct.pack("<IQ", UINT32, 2**62))), "truncated or damaged"),
         (header(pair(b"k", ARRAY, struct.pack("<IQ", STRING, 2**62))), "strings in one array"),
-        (header(pair(b"k", ARRAY, struct.pack("<IQ", STRING, 2) + text(b"a"))), "cut short or damaged"),
-        (header(pair(b"k", ARRAY, struct.pack("<IQQ", STRING, 1, 2**62))), "cut short or damaged"),
+        (header(pair(b"k", ARRAY, struct.pack("<IQ", STRING, 2) + text(b"a"))), "truncated or damaged"),
+        (header(pair(b"k", ARRAY, struct.pack("<IQQ", STRING, 1, 2**62))), "truncated or damaged"),
         (header(pair(b"k", ARRAY, struct.pack("<IQ", ARRAY, 1))), "holds arrays"),
         (header(pair(b"general.alignment", UINT32, struct.pack("<I", 0))), "aligned to 0 bytes"),
         (header(pair(b"general.alignment", UINT32, struct.pack("<I", 33))), "aligned to 33 bytes"),
         (header(tensor(b"t", (1, 1, 1, 1, 1)), tensors=1, keys=0), "a tensor has 5 dimensions"),
-        (header(tensor(b"t", (2**64 - 1,) * 4), tensors=1, keys=0), "cut short: its header says 1 tensors"),
+        (header(tensor(b"t", (2**64 - 1,) * 4), tensors=1, keys=0), "truncated: its header has 1 tensors"),
         (
             header(tensor(b"t", (1,), offset=2**64 - 1), tensors=1, keys=0),
-            "cut short: its header says 1 tensors",
+            "truncated: its header has 1 tensors",
         ),
-        (header(tensor(b"t", (1,), kind=9999, offset=64), tensors=1, keys=0), "cut short: its header says 1"),
+        (header(tensor(b"t", (1,), kind=9999, offset=64), tensors=1, keys=0), "truncated: its header has 1"),
     ],
 )
 def test_a_hostile_or_broken_file_is_refused_with_the_reason(file_of: FileOf, content: bytes, reason: str) -> None:
@@ -181,7 +182,7 @@ def test_weights_that_were_cut_off_are_found_without_loading_them(tmp_path: Path
         file.truncate(size - 1000)
     with pytest.raises(BadModelFile) as refused:
         gguf_header.read(path)
-    assert f"cut short: its header says 21 tensors that end at byte {size}" in str(refused.value)
+    assert f"truncated: its header has 21 tensors that end at byte {size}" in str(refused.value)
     assert f"the file has {size - 1000} bytes" in str(refused.value)
 
 
@@ -215,7 +216,7 @@ def test_a_huge_vocabulary_is_skipped_in_little_time_and_memory(file_of: FileOf)
     started = time.monotonic()
     found = gguf_header.read(path)
     assert time.monotonic() - started < 2
-    assert found.vocabulary_size == 300_000
+    assert found.metadata["tokenizer.ggml.tokens"] == Omitted("array of strings", 300_000)
     assert found.number("x") == 5
 
 

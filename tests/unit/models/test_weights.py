@@ -43,14 +43,14 @@ def test_a_missing_file_names_where_it_was_looked_for_and_the_next_step(folders:
         weights.resolve("a.gguf", folders, hint="modelyard pull a")
     assert f"looked in {folders[0]}, {folders[1]}" in str(refused.value)
     assert str(refused.value).endswith("fetch it with: modelyard pull a")
-    with pytest.raises(BadModelFile, match="put it there, or correct model_path"):
+    with pytest.raises(BadModelFile, match="add it, or correct model_path"):
         weights.resolve("a.gguf", folders)
 
 
 @pytest.mark.parametrize("path", ["../secret.gguf", "x/../../secret.gguf", "/etc/passwd", "/", ".."])
 def test_a_path_out_of_the_folders_is_refused_whether_or_not_it_exists(folders: Folders, path: str) -> None:
     (folders[0].parent / "secret.gguf").touch()
-    with pytest.raises(BadModelFile, match="lies outside of the models folders"):
+    with pytest.raises(BadModelFile, match="is outside of the models folders"):
         weights.resolve(path, folders)
 
 
@@ -60,7 +60,7 @@ def test_a_link_that_leads_out_is_refused_and_one_that_stays_is_followed(folders
     (folders[0] / "out.gguf").symlink_to(outside)
     (folders[1] / "real.gguf").touch()
     (folders[0] / "in.gguf").symlink_to(folders[1] / "real.gguf")
-    with pytest.raises(BadModelFile, match=r"lies outside .* at .*secret\.gguf"):
+    with pytest.raises(BadModelFile, match=r"is outside .* at .*secret\.gguf"):
         weights.resolve("out.gguf", folders)
     assert weights.resolve("in.gguf", folders) == folders[1] / "real.gguf"
 
@@ -77,7 +77,7 @@ def test_a_folder_beside_with_the_same_beginning_is_outside(folders: Folders) ->
     twin = folders[0].with_name("first-secret")
     twin.mkdir()
     (twin / "a.gguf").touch()
-    with pytest.raises(BadModelFile, match="lies outside"):
+    with pytest.raises(BadModelFile, match="is outside"):
         weights.resolve(str(twin / "a.gguf"), folders)
 
 
@@ -90,7 +90,7 @@ def test_a_folder_is_no_model_file(folders: Folders) -> None:
 
 def test_a_pipe_is_refused_and_never_opened(folders: Folders) -> None:
     os.mkfifo(folders[0] / "pipe.gguf")
-    with pytest.raises(BadModelFile, match="no regular file"):
+    with pytest.raises(BadModelFile, match="not a regular file"):
         weights.resolve("pipe.gguf", folders)
 
 

@@ -1,4 +1,4 @@
-"""Options and a `Client` for the commands that talk to a running service, and the next step after each error."""
+"""Options and a `Client` for the commands that talk to a running service, and hints for their errors."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _client(url: str, timeout: float, token_file: Path | None) -> Client:
 
 
 def _hint(error: ModelyardError) -> str:
-    """Return the end of a message: what to do where the address, the token or the patience is at fault."""
+    """Return what to append to the message of an error: the option that may help."""
     if isinstance(error, Unauthorized):
         return f" (give it with {TOKEN_VARIABLE}, or --token-file)"
     if isinstance(error, ConfigError):

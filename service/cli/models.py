@@ -24,8 +24,8 @@ SLOW = 0.05
 def models() -> None:
     """See and change the models of a running service, over HTTP.
 
-    Which one: --url, or MODELYARD_URL in the environment. NAME is the name of a model, or name@type where two types
-    share it.
+    --url, or MODELYARD_URL in the environment, is the address of the service. NAME is the name of a model, or name@type
+    where two types share the name.
     """
 
 
@@ -34,7 +34,9 @@ _name_or_all = click.argument("name", required=False)
 _pairs = click.argument("pairs", nargs=-1, metavar="[PARAM=VALUE]...")
 _all = click.option("--all", "every", is_flag=True, help="every model that the service hosts")
 _at = click.option(
-    "--at", metavar="HOST:PORT", help="the host to do it on, where the service stands for several (modelyard instances)"
+    "--at",
+    metavar="HOST:PORT",
+    help="the host to use, where the service is a gateway for several",
 )
 _type = click.option(
     "--type", "worker_type", type=click.Choice([t.value for t in WorkerType]), help="what the model is for"
@@ -42,10 +44,10 @@ _type = click.option(
 
 
 @models.command("list", short_help="List the models and their states.")
-@click.option("--supported", is_flag=True, help="also those that could be started there")
+@click.option("--supported", is_flag=True, help="list the models that could be started too")
 @with_client(READ_TIMEOUT)
 def list_models(client: Client, supported: bool, json_wanted: bool) -> None:
-    """List the models that the service hosts, with their states and why they are in them."""
+    """List the models that the service hosts, with their states and the reasons."""
     status = client.status()
     listed = rows(map(ModelState.of, status["models"]), supported_models(client))
     if not supported:
@@ -84,7 +86,7 @@ def start(
     every: bool,
     json_wanted: bool,
 ) -> None:
-    """Start a model that is stopped, or one that the service could host: from its catalogue, or a file in its folders.
+    """Start a model that is stopped, or one that the service can host: of its catalogue, or a file in its folders.
 
     \b
     modelyard models start echo delay=0.1
@@ -101,7 +103,7 @@ def start(
 @_type
 @_at
 @_all
-@click.option("--forget", is_flag=True, help="forget it too, with the parameters that were set over HTTP")
+@click.option("--forget", is_flag=True, help="remove it from the list too, with the parameters that were set over HTTP")
 @with_client(CHANGE_TIMEOUT)
 def stop(
     client: Client,
@@ -113,9 +115,9 @@ def stop(
     forget: bool,
     json_wanted: bool,
 ) -> None:
-    """Stop a model: its answers are cut off, its memory is freed.
+    """Stop a model: its running answers end with an error, its memory is freed.
 
-    It stays listed, and stays stopped when the service is restarted.
+    It stays listed, and stays stopped after a restart of the service.
     """
     if forget and every:
         raise Misuse("--forget takes a NAME, not --all")
@@ -140,7 +142,7 @@ def restart(
     every: bool,
     json_wanted: bool,
 ) -> None:
-    """Stop a model and start it again, with other values where PARAM=VALUE are given."""
+    """Stop a model and start it again, with the values that are given."""
     target = Target(client, name, worker_type, every=every, pairs=pairs)
     _print_outcome(target.apply("restart"), json_wanted)
 
@@ -151,9 +153,9 @@ def restart(
 @_type
 @with_client(CHANGE_TIMEOUT)
 def update(client: Client, name: str, *, pairs: tuple[str, ...], worker_type: str | None, json_wanted: bool) -> None:
-    """Change parameters of a model. One that runs is restarted if a value really changes, a stopped one stays stopped.
+    """Change parameters of a model. One that runs is restarted if a value changes, a stopped one stays stopped.
 
-    Where it does not start with the new values, it runs on with the old ones.
+    If it does not start with the new values, it runs on with the old ones.
     """
     target = Target(client, name, worker_type, pairs=pairs)
     _print_outcome(target.apply("update_params"), json_wanted)

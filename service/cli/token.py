@@ -1,4 +1,4 @@
-"""``modelyard token``: makes, lists and revokes the tokens in a file. A service reads it anew when it has changed."""
+"""``modelyard token``: make, list and revoke the tokens in a file that services read."""
 
 from __future__ import annotations
 
@@ -38,17 +38,21 @@ _json = click.option("--json", "json_wanted", is_flag=True, help="print JSON, an
 
 @click.group("token", short_help="Make and revoke tokens.")
 def token() -> None:
-    """Make, list and revoke tokens, by which a service knows who may do what.
+    """Make, list and revoke tokens, which say what a caller of a service may do.
 
-    A service is told of the file by --tokens-file, and reads it anew within about a second after a change.
+    Start a service with --tokens-file FILE; it reads the file again within about a second after a change.
     """
 
 
 @token.command(short_help="Make a token, and show it once.")
 @click.option(
-    "--scope", "scopes", multiple=True, type=click.Choice(SCOPES), help="what it is good for; may be repeated  [infer]"
+    "--scope",
+    "scopes",
+    multiple=True,
+    type=click.Choice(SCOPES),
+    help="what it allows; may be repeated  [infer]",
 )
-@click.option("--name", metavar="NAME", help="what it is listed and revoked by; default: made up")
+@click.option("--name", metavar="NAME", help="name to list and revoke it by; default: generated")
 @_file
 @_json
 def new(scopes: tuple[str, ...], name: str | None, file: Path | None, json_wanted: bool) -> None:
@@ -58,9 +62,9 @@ def new(scopes: tuple[str, ...], name: str | None, file: Path | None, json_wante
     modelyard token new --scope infer --name shop --file tokens
     modelyard token new --scope worker --scope infer --name gpu-1 --file tokens
 
-    infer asks models, worker registers them with a controller, admin starts, stops and changes them and includes the
-    other two. The token is shown this once and kept nowhere. Without a file, the line that belongs in one (or in
-    MODELYARD_TOKENS) is printed to standard error.
+    The scope infer is for asking models, worker for registering them with a controller, admin for starting, stopping
+    and changing them; admin includes the other two. The token is shown this once and stored nowhere. Without --file,
+    the line for a file (or for MODELYARD_TOKENS) is printed to standard error.
     """  # noqa: D301 - click's mark for lines that stay lines
     granted = with_implied(scopes or (INFER,))
     secret = new_secret()
@@ -80,21 +84,21 @@ def new(scopes: tuple[str, ...], name: str | None, file: Path | None, json_wante
             f"modelyard: {made.name} ({join_scopes(granted)}) is in {file}; the token is not shown again", err=True
         )
     else:
-        click.echo(f"modelyard: no --file, so nothing is kept; a service knows it by this line:\n{made.line}", err=True)
+        click.echo(f"modelyard: no --file, so nothing is stored; a service needs this line:\n{made.line}", err=True)
 
 
 @token.command("list", short_help="List the tokens in a file.")
 @_file
 @_json
 def list_tokens(file: Path | None, json_wanted: bool) -> None:
-    """List names, scopes and the first digits of the hashes. Nobody can read the tokens themselves out of a file."""
-    found = read_file(_needed(file))
+    """List names, scopes and the first digits of the hashes. The tokens themselves are not in the file."""
+    tokens = read_file(_required(file))
     if json_wanted:
-        click.echo(as_json([_plain(one) for one in found]))
-    elif not found:
-        click.echo("no token is there; make one: modelyard token new --file FILE")
+        click.echo(as_json([_plain(entry) for entry in tokens]))
+    elif not tokens:
+        click.echo("the file has no tokens; make one: modelyard token new --file FILE")
     else:
-        rows = [(one.name, join_scopes(one.scopes), one.digest.hex()[:12]) for one in found]
+        rows = [(entry.name, join_scopes(entry.scopes), entry.digest.hex()[:12]) for entry in tokens]
         click.echo(table(("NAME", "SCOPES", "SHA256"), rows, terminal_width()))
 
 
@@ -103,17 +107,17 @@ def list_tokens(file: Path | None, json_wanted: bool) -> None:
 @_file
 @_json
 def revoke(name: str, file: Path | None, json_wanted: bool) -> None:
-    """Remove the token NAME from the file. Services that read it refuse the token after about a second."""
-    path = _needed(file)
+    """Remove the token NAME from the file. Services that read the file refuse it after about a second."""
+    path = _required(file)
     remove_from_file(path, name)
     click.echo(as_json({"name": name, "revoked": True}) if json_wanted else f"{name} is revoked")
 
 
-def _needed(file: Path | None) -> Path:
+def _required(file: Path | None) -> Path:
     if file is None:
-        raise Misuse(f"say which file: --file, or {FILE_VARIABLE}")
+        raise Misuse(f"name the file: --file, or {FILE_VARIABLE}")
     return file
 
 
-def _plain(made: Token) -> dict[str, object]:
-    return {"name": made.name, "scopes": sorted(made.scopes), "sha256": made.digest.hex()}
+def _plain(token: Token) -> dict[str, object]:
+    return {"name": token.name, "scopes": sorted(token.scopes), "sha256": token.digest.hex()}

@@ -1,9 +1,9 @@
-"""Client: the models of a service, called from anywhere: a script, cron, a Celery task, another application.
+"""Client: call the models of a service from a script, cron, a Celery task or another application.
 
     with modelyard.Client("http://127.0.0.1:8000") as client:
         print(client.chat("Why is the sky blue?"))
 
-It needs requests, and of this package only the error tree and plain values: no web framework, no engine.
+It needs requests, but no web framework and no engine.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Client:
         prompt: str | None = None,
         **options: Any,
     ) -> str:
-        """Return the text of an answer; takes what `stream` takes."""
+        """Return the text of an answer. Takes the arguments of `stream`."""
         return self.generate(messages, model=model, prompt=prompt, **options).text
 
     def generate(
@@ -107,8 +107,8 @@ class Client:
         prompt: str | None = None,
         **options: Any,
     ) -> ModelOutput:
-        """Return a whole answer: ``text``, ``finish_reason``, ``usage``, ``metrics``. Takes what `stream` takes."""
-        # As a stream, so that the timeout is one of silence, and a break in the middle is seen.
+        """Return a whole answer: ``text``, ``finish_reason``, ``usage``, ``metrics``. Arguments as for `stream`."""
+        # As a stream, so that the timeout is one of silence, and an answer that breaks off is an error.
         with self.stream(messages, model=model, prompt=prompt, **options) as stream:
             for _ in stream:
                 pass
@@ -183,8 +183,8 @@ class Client:
     def status(self) -> JSONObject:
         """Return the status of the service, ready or not: what its ``/readyz`` answers.
 
-        It has ``ready``, the ``reason`` where that is false, and ``models``, a list of objects with ``model``
-        (``name@type``), ``state`` and ``reason``. Raises ConfigError where the address has no ``/readyz`` of modelyard.
+        It has ``ready``, the ``state`` of the service with its ``reason``, and ``models``, a list of objects with
+        ``model`` (``name@type``), ``state`` and ``reason``. Raises ConfigError where no such ``/readyz`` answers.
         """
         for base in self._calls.bases():  # it stands at the root; in an application, below its prefix
             status = self._calls.value("GET", "readyz", answers.status, base=base, accepted=(200, 404, 503))
@@ -256,16 +256,16 @@ class Client:
         port: int | None = None,
         timeout: float | None = None,
     ) -> None:
-        """Stop a model on all of its hosts; it stays known, and stopped.
+        """Stop a model on all of its hosts; it stays listed, and stopped.
 
-        With ``forget`` it is forgotten too, on the one host that ``host`` and ``port`` name where there are several.
+        With ``forget`` it is removed from the list too; of several hosts, on the one that ``host`` and ``port`` name.
         ``timeout`` in seconds defaults to ``change_timeout``. Raises UnknownModel.
         """
         if forget:
             body = {"model": model, "worker_type": worker_type, **_place(host, port)}
             self._change("models/shutdown", body, timeout, answers.nothing)
         elif host is not None:
-            raise TypeError("host goes with forget=True: a stop without it is one of all instances")
+            raise TypeError("host goes with forget=True: a stop without it stops all instances")
         else:
             self._succeed(self.apply(model, "stop", worker_type, timeout=timeout), EngineError)
 
@@ -307,7 +307,7 @@ class Client:
             self._only.clear()
             raise
 
-    # The end
+    # Closing
 
     def close(self) -> None:
         """Close the connections of this process, but those of streams, which close their own."""

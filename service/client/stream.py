@@ -1,4 +1,4 @@
-"""TextStream: an answer as it comes from a service, piece by piece."""
+"""TextStream: an answer of a service, piece by piece as it comes."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from ..wire.messages import output_from_wire
 from ..wire.whole_text import WholeText
 
 MAX_CHUNK = 64 * 1024 * 1024
-"""Bytes of one chunk: more is no answer."""
+"""Bytes of one chunk at most."""
 
 
 class TextStream:
-    """An iterator of pieces of text, which one thread reads; none of them is empty.
+    """An iterator over the pieces of an answer, for one thread; no piece is empty.
 
     Read it to its end, use it in a ``with``, or `close` it: that ends the connection, and the service stops computing.
-    `close` may come from any thread; the reader's loop then ends. One that nobody refers to any more is closed too.
+    Any thread may call `close`; the reader's loop then ends. A stream without references is closed too.
 
-    It raises what the service says went wrong midway, WorkerLost where the answer breaks off, WorkerUnreachable where
-    it does before a piece of it has come. What had come was given out before. `output` is what there is so far, and
-    once the loop has ended the whole answer.
+    It raises the error that the service reports, WorkerLost where the answer breaks off, and WorkerUnreachable where it
+    breaks off before its first piece; the pieces before the error are returned first. `output` is the answer so far,
+    and after the loop the whole answer.
     """
 
     def __init__(self, response: Response, where: str) -> None:
-        """Read ``response``, whose status is 200; ``where`` names the service, for people."""
+        """Read ``response``, whose status is 200; ``where`` is the address of the service, for messages."""
         self._response = response
         self._pid = os.getpid()
         self._where = where
@@ -47,11 +47,11 @@ class TextStream:
         self._pieces: list[str] = []
         self._last = ModelOutput()
 
-    # What came
+    # The answer so far
 
     @property
     def output(self) -> ModelOutput:
-        """The answer: ``text``, and at its end ``finish_reason``, ``usage`` and, if asked for, ``metrics``."""
+        """The answer: ``text``, and at its end ``finish_reason``, ``usage`` and, if requested, ``metrics``."""
         last = self._last
         return ModelOutput(
             "".join(self._pieces), finish_reason=last.finish_reason, usage=last.usage, metrics=last.metrics
@@ -59,7 +59,7 @@ class TextStream:
 
     @property
     def text(self) -> str:
-        """All pieces that were given out, as one."""
+        """The pieces that were returned, joined."""
         return "".join(self._pieces)
 
     @property
@@ -72,7 +72,7 @@ class TextStream:
         """``prompt_tokens``, ``completion_tokens`` and ``total_tokens``; None until it has ended."""
         return self._last.usage
 
-    # How it comes
+    # Reading
 
     def __iter__(self) -> TextStream:
         return self
@@ -92,18 +92,18 @@ class TextStream:
                 return piece
 
     def begin(self) -> None:
-        """Wait for the first sign of an answer, which may still be without a piece. Raises a refusal."""
+        """Wait for the first bytes of the answer, which may be without a piece. Raises the refusal of the service."""
         self._wait()
         if self._failure is not None and not self._ready:
             raise self._failure
 
     def _wait(self) -> None:
-        """Take what comes next, unless it has ended."""
+        """Read what comes next, unless the answer has ended."""
         if self._ended:
             return
         with self._reading:
             self._read()
-        if self._ended:  # also by a thread that could not close it while this one was reading
+        if self._ended:  # or another thread called `close` while this one was reading
             self._response.close()
 
     def _read(self) -> None:
@@ -132,7 +132,7 @@ class TextStream:
 
     def _note(self, chunk: Any) -> None:
         if not isinstance(chunk, dict):
-            raise ValueError("a chunk is no JSON object")  # noqa: TRY004 - the data is at fault, not the caller
+            raise ValueError("a chunk is not a JSON object")  # noqa: TRY004 - the data is at fault, not the caller
         self._chunks += 1
         if chunk.get("error_code"):
             raise error_of_output(chunk, self._response.headers)
@@ -151,7 +151,7 @@ class TextStream:
         self._ended = True
 
     def _fail(self, error: ModelyardError) -> None:
-        # What another thread's `close` breaks off is an end like any other.
+        # Where another thread's `close` breaks it off, it has just ended.
         if not self._ended:
             self._failure = error
             self._ended = True
@@ -165,12 +165,12 @@ class TextStream:
     # The end
 
     def close(self) -> None:
-        """End it wherever it is, and the connection with it. A second call does nothing."""
+        """End the answer, wherever it is, and its connection. A second call does nothing."""
         self._ready.clear()
         if self._ended:
             return
         self._ended = True
-        if self._pid == os.getpid():  # in a process that was forked since, it would end that of the other
+        if self._pid == os.getpid():  # a forked process would end the connection of its parent
             self._response.hang_up()
         if self._reading.acquire(blocking=False):
             try:
@@ -187,6 +187,6 @@ class TextStream:
         self.close()
 
     def __del__(self) -> None:
-        # For loops that were left early, without a `with`.
+        # A loop may be left early, without a `with`.
         if not getattr(self, "_ended", True):
             self.close()

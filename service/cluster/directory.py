@@ -51,7 +51,7 @@ class Directory:
 
     def all_anew(self, key: str) -> list[Instance]:
         """The same, after the registry was asked once more."""
-        self._view.look_anew()
+        self._view.refresh_now()
         return self.all_of(key)
 
     def is_own(self, instance: Instance) -> bool:
@@ -68,7 +68,7 @@ class Directory:
         keys = [worker_key(model, kind) for kind in kinds]
         found = self._first_known(keys)
         if found is None and (self._local is None or not self._local.models.has(model, None)):
-            self._view.look_anew(MISS_INTERVAL)
+            self._view.refresh_now(MISS_INTERVAL)
             found = self._first_known(keys)
         if found is not None:
             return found

@@ -60,7 +60,7 @@ class Hosts:
     ) -> None:
         """Start a model on a host."""
         if self._local is None or host or port:
-            self._view.look_anew()
+            self._view.refresh_now()
         urls = self._managers()
         if not urls:
             raise NotReady(f"no host is there that could start model {model!r}: no worker service is registered")
@@ -73,7 +73,7 @@ class Hosts:
 
     def model_shutdown(self, model: str, worker_type: WorkerType | None, *, host: str | None, port: int | None) -> None:
         """Stop a model on a host and forget it there."""
-        self._view.look_anew()
+        self._view.refresh_now()
         urls = self._having(model, worker_type)
         if not urls:
             raise self._unknown(model, worker_type)
@@ -88,7 +88,7 @@ class Hosts:
         self, model: str, apply_type: str, worker_type: WorkerType | None, params: Mapping[str, Any]
     ) -> ApplyOutcome:
         """Do something to all instances of a name, on all hosts at once; a host that does not know it is left out."""
-        self._view.look_anew()
+        self._view.refresh_now()
         urls = self._managers() if model == EVERY_MODEL else self._having(model, worker_type)
         unknown: list[UnknownModel] = []
         invalid: list[InvalidRequest] = []
@@ -130,7 +130,7 @@ class Hosts:
 
     def parameter_descriptions(self, model: str, worker_type: WorkerType | None) -> list[JSONObject]:
         """Return the parameters of a model: of one that runs, or as some host's catalogue has it."""
-        self._view.look_anew()
+        self._view.refresh_now()
         failures: list[ModelyardError] = []
         having = self._having(model, worker_type)
         for url in dict.fromkeys([*having, *self._managers()]):
@@ -147,7 +147,7 @@ class Hosts:
 
     def supported_models(self) -> list[HostModels]:
         """Return the models that may run on each host; one that does not answer has none, and says why."""
-        self._view.look_anew()
+        self._view.refresh_now()
         urls = self._managers()
         found: dict[str, list[HostModels]] = {}
 

@@ -93,7 +93,7 @@ class Cluster:
     def wait_heard(self) -> None:
         """Block until all that is ready is registered, or can't be for now: a few seconds at most."""
         if self.heartbeat is not None:
-            self.heartbeat.wait_heard(HEARD_TIMEOUT)
+            self.heartbeat.wait_settled(HEARD_TIMEOUT)
 
     def leave(self) -> None:
         """Deregister everything: the last word to the registry. A second call does nothing."""

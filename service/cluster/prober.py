@@ -1,12 +1,12 @@
-"""Prober: the thread that asks addresses that failed whether they are back."""
+"""Prober: the thread that finds out whether addresses that failed answer again."""
 
 from __future__ import annotations
 
 import logging
-import threading
 
 from ..errors import ModelyardError
 from ..sessions.transport import Transport
+from ..threads import BackgroundThread
 from .routing import Routes
 
 log = logging.getLogger(__name__)
@@ -14,45 +14,23 @@ log = logging.getLogger(__name__)
 PROBE_TIMEOUT = (1.0, 2.0)
 """Seconds to connect, and of silence."""
 
-STOP_TIMEOUT = 5.0
 
-
-class Prober:
-    """`start` it, `stop` it; both twice are fine. `Routes` says which addresses are due, and hears what came of it."""
+class Prober(BackgroundThread):
+    """Probes the addresses of `Routes` that are due, and notes the results there. Woken when an address has failed."""
 
     def __init__(self, routes: Routes, transport: Transport) -> None:
+        """Probe by ``transport``, which stays the caller's."""
+        super().__init__("modelyard-probe", self._probe_due)
         self._routes = routes
         self._transport = transport
-        self._ended = threading.Event()
-        self._failed = threading.Event()
-        self._thread: threading.Thread | None = None
 
-    def start(self) -> None:
-        """Start the thread."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="modelyard-probe", daemon=True)
-            self._thread.start()
-
-    def stop(self) -> None:
-        """End it."""
-        self._ended.set()
-        self._failed.set()
-        if self._thread is not None:
-            self._thread.join(STOP_TIMEOUT)
-
-    def wake(self) -> None:
-        """Tell that an address may have failed just now."""
-        self._failed.set()
-
-    def _run(self) -> None:
-        while not self._ended.is_set():
-            self._failed.clear()
-            for url in self._routes.to_probe():
-                self._routes.probed(url, self._probe(url))
-            self._failed.wait(self._routes.next_probe_in())
+    def _probe_due(self) -> float | None:
+        for url in self._routes.to_probe():
+            self._routes.probed(url, self._probe(url))
+        return self._routes.next_probe_in()
 
     def _probe(self, url: str) -> str:
-        """Return why an address does not answer; empty where it does, with whatever status."""
+        """Return why an address does not answer; empty where it does, with any status below 500."""
         try:
             response = self._transport.request("GET", f"{url}/health", timeout=PROBE_TIMEOUT)
         except ModelyardError as error:

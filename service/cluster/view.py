@@ -1,4 +1,4 @@
-"""The registry as this process last saw it: looked at in the background, kept while nobody answers."""
+"""The registry as this process last saw it: read in the background, kept while the registry does not answer."""
 
 from __future__ import annotations
 
@@ -8,96 +8,96 @@ import time
 from collections.abc import Callable, Sequence
 
 from ..errors import ModelyardError
+from ..threads import BackgroundThread
 from .registry.base import MANAGER_KEY, Instance, Registry
 
 log = logging.getLogger(__name__)
 
 MISS_INTERVAL = 0.25
-"""Seconds between two looks that are made at once because a key is not in view."""
+"""Seconds between two reads because a key is not in view, or because instances fail."""
 
-ANEW_INTERVAL = 0.05
-"""Seconds between two looks that are made at once because what is in view can't be used."""
+NOW_INTERVAL = 0.05
+"""Seconds between two reads by `RegistryView.refresh_now`."""
 
 KEPT_FOR = 30.0
-"""Seconds that a worker stays in view as it was which a store has lost, or has not heard of since it came back: longer
+"""Seconds that a worker is kept as it was after a store has lost it, or came back without a new heartbeat of it: longer
 than the longest interval between two heartbeats."""
-
-STOP_TIMEOUT = 5.0
 
 
 class RegistryView:
-    """All instances, by key. `start` it, `stop` it; both twice are fine."""
+    """All instances, by key. `start` it, `stop` it; both may be called twice."""
 
     def __init__(
         self, registry: Registry, interval: float, seen: Callable[[Sequence[Instance]], None] = lambda rows: None
     ) -> None:
-        """Look every ``interval`` seconds; tell ``seen`` all that is there."""
+        """Read ``registry`` every ``interval`` seconds; ``seen`` is called with all rows."""
         self._registry = registry
         self._interval = interval
         self._seen = seen
         self._by_key: dict[str, list[Instance]] = {}
-        self._looking = threading.Lock()
-        self._began = self._looked = float("-inf")
-        self._beats: dict[str, float] = {}
+        self._reading = threading.Lock()
+        self._began = self._read = float("-inf")
+        self._heartbeats: dict[str, float] = {}
         self._unheard: dict[str, tuple[float | None, float]] = {}
-        self._wake = threading.Event()
-        self._ended = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._thread = BackgroundThread("modelyard-registry-view", self._work)
         self.complete = False
         """Whether the registry has answered at least once."""
         self.error = ""
-        """Why the last look failed; empty where it did not."""
+        """Why the last read failed; empty where it did not."""
 
     def start(self) -> None:
-        """Start the thread that looks."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="modelyard-registry-view", daemon=True)
-            self._thread.start()
+        """Start the thread that reads."""
+        self._thread.start()
 
     def stop(self) -> None:
         """End the thread."""
-        self._ended.set()
-        self._wake.set()
-        if self._thread is not None:
-            self._thread.join(STOP_TIMEOUT)
+        self._thread.stop()
 
     def refresh_soon(self) -> None:
-        """Look again now, in the background: what was seen has turned out wrong."""
-        self._wake.set()
+        """Read again in the background, at once: what was seen has turned out wrong."""
+        self._thread.wake()
 
     def instances(self, key: str) -> list[Instance]:
-        """Return the instances of a worker key, healthy or not. One not in view is looked for at once, now and then."""
-        found = self._by_key.get(key)
-        if not found:
-            self.look(MISS_INTERVAL)
-            found = self._by_key.get(key, [])
-        return found
+        """Return the instances of a worker key, healthy or not. For a key that is not in view the registry is read."""
+        rows = self._by_key.get(key)
+        if not rows:
+            self.refresh(MISS_INTERVAL)
+            rows = self._by_key.get(key, [])
+        return rows
 
     def all(self) -> list[Instance]:
         """Return all instances."""
         if not self.complete:
-            self.look(MISS_INTERVAL)
-        return [one for those in self._by_key.values() for one in those]
+            self.refresh(MISS_INTERVAL)
+        return [row for rows in self._by_key.values() for row in rows]
 
-    def look(self, max_age: float = 0.0) -> None:
-        """Look now, unless somebody has within ``max_age`` seconds. A registry that does not answer changes nothing."""
-        with self._looking:
-            if time.monotonic() - self._looked >= max_age:
-                self._look()
+    def refresh(self, max_age: float = 0.0) -> None:
+        """Read, unless the last read is at most ``max_age`` seconds old. One that fails keeps what was seen."""
+        with self._reading:
+            if time.monotonic() - self._read >= max_age:
+                self._refresh()
 
-    def look_anew(self, interval: float = ANEW_INTERVAL) -> None:
-        """Return after a look that began after this call, so that what was registered before it is in view.
+    def refresh_now(self, interval: float = NOW_INTERVAL) -> None:
+        """Return after a read that began after this call, so that what was registered before the call is in view.
 
-        Many who ask at once share a look; two are ``interval`` seconds apart. Of one that failed all share the failure.
+        Callers at the same time share a read; two reads are ``interval`` seconds apart. All share one that failed.
         """
-        asked = time.monotonic()
-        with self._looking:
-            if self._began >= asked or (self.error and self._looked >= asked):
+        called = time.monotonic()
+        with self._reading:
+            if self._began >= called or (self.error and self._read >= called):
                 return
-            self._ended.wait(max(0.0, self._began + interval - time.monotonic()))
-            self._look()
+            self._thread.pause(max(0.0, self._began + interval - time.monotonic()))
+            self._refresh()
 
-    def _look(self) -> None:
+    def _work(self) -> float:
+        """Read, but not at once after the last time: many failures together are one reason. Return the pause."""
+        left = self._read + min(MISS_INTERVAL, self._interval) - time.monotonic()
+        if left > 0:
+            return left
+        self.refresh()
+        return self._interval
+
+    def _refresh(self) -> None:
         self._began = time.monotonic()
         try:
             rows = self._registry.instances()
@@ -105,26 +105,26 @@ class RegistryView:
             self._failed(error)
         else:
             self._update(self._with_unheard(rows))
-        self._looked = time.monotonic()
+        self._read = time.monotonic()
 
     def _with_unheard(self, rows: list[Instance]) -> list[Instance]:
-        """Return the rows; of workers that the store has lost, or not heard of since it was away, as they were before.
+        """Return the rows; of workers that a store has lost, or not heard of since it was away, the rows of before.
 
-        Their heartbeats had nowhere to go, and the next will tell. Who left was deregistered, not forgotten; who has
-        died meanwhile is found out by the first request.
+        Their heartbeats could not reach it; the next ones decide. A worker that ended in order is deregistered, not
+        forgotten; one that has died meanwhile fails its first request.
         """
-        beats = {row.url: row.last_heartbeat or 0.0 for row in rows if row.key == MANAGER_KEY}
-        for url, beat in self._beats.items():
-            if url not in beats or (self.error and beats[url] <= beat):
-                self._unheard[url] = beats.get(url), self._began
-        self._beats = beats
+        heartbeats = {row.url: row.last_heartbeat or 0.0 for row in rows if row.key == MANAGER_KEY}
+        for url, last in self._heartbeats.items():
+            if url not in heartbeats or (self.error and heartbeats[url] <= last):
+                self._unheard[url] = heartbeats.get(url), self._began
+        self._heartbeats = heartbeats
         self._unheard = {
-            url: (beat, since)
-            for url, (beat, since) in self._unheard.items()
-            if beats.get(url) == beat and self._began - since < KEPT_FOR
+            url: (last, since)
+            for url, (last, since) in self._unheard.items()
+            if heartbeats.get(url) == last and self._began - since < KEPT_FOR
         }
-        known = (row for those in self._by_key.values() for row in those if row.url in self._unheard)
-        return [*(row for row in rows if row.url not in self._unheard), *known]
+        previous = (row for kept in self._by_key.values() for row in kept if row.url in self._unheard)
+        return [*(row for row in rows if row.url not in self._unheard), *previous]
 
     def _update(self, rows: list[Instance]) -> None:
         by_key: dict[str, list[Instance]] = {}
@@ -138,17 +138,5 @@ class RegistryView:
 
     def _failed(self, error: ModelyardError) -> None:
         if not self.error:
-            log.warning("the registry can't be read, what was seen last stays valid: %s", error)
+            log.warning("the registry can't be read; its last answer stays in use: %s", error)
         self.error = str(error)
-
-    def _run(self) -> None:
-        while not self._ended.is_set():
-            self._wake.clear()
-            try:
-                self.look()
-            except Exception:
-                log.exception("the registry view failed")
-            self._wake.wait(self._interval)
-            if self._wake.is_set():
-                # Many failures at once are one reason to look.
-                self._ended.wait(min(MISS_INTERVAL, self._interval))

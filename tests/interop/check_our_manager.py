@@ -182,7 +182,7 @@ def check_a_model_is_started_used_and_shut_down_on_its_host(manager, ours):
     place = {"host": "127.0.0.1", "port": ours.worker.port}
     manager.model_startup("second", WorkerType.LLM, STARTUP, **place)
     assert "second@llm" in keys_at(ours.controller, ours.worker)
-    manager.view.look()
+    manager.view.refresh()
     request = GenerateRequest("second", [{"role": "human", "content": "a"}], max_new_tokens=1)
     assert manager.generate(request).text == " token"
     outcome = manager.worker_apply("second", "start", WorkerType.LLM, {})
@@ -194,7 +194,7 @@ def check_a_model_is_started_used_and_shut_down_on_its_host(manager, ours):
 def check_a_restart_fails_as_it_does_there_and_says_where(manager, ours):
     """It stops the model, forgets it, and finds nothing to start."""
     manager.model_startup("third", WorkerType.LLM, {**STARTUP, "name": "third"})
-    manager.view.look()
+    manager.view.refresh()
     outcome = manager.worker_apply("third", "restart", WorkerType.LLM, {})
     assert outcome.success is False
     assert f"http://127.0.0.1:{ours.worker.port}/api answers with status 500" in outcome.message

@@ -105,15 +105,18 @@ class Settled(SettledLoad):
         self._view = view
 
     def _settle(self) -> None:
+        cluster = self._worker.cluster
+        assert cluster is not None and cluster.heartbeat is not None
+        cluster.heartbeat.wait_settled(10)
         wait_until(self._is_told, "the registry knows what runs", 10, 0.002)
-        self._view.look()
+        self._view.refresh()
 
     def _is_told(self) -> bool:
         cluster = self._worker.cluster
-        assert cluster is not None and cluster.heartbeat is not None
+        assert cluster is not None
         ready = {w.key for w in self._worker.local.models.workers() if w.state.value == "ready"}
         healthy = {one.key for one in cluster.registry.instances(healthy_only=True)}
-        return healthy == ready | {"WorkerManager@service"} and not cluster.heartbeat.is_behind()
+        return healthy == ready | {"WorkerManager@service"}
 
 
 @contextmanager

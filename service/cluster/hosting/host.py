@@ -10,7 +10,6 @@ import logging
 import os
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from ...sessions.transport import Transport
 from ...settings.loading import serialize
 from ...settings.settings import ALLOCATOR, INLINE, Settings
 from ...telemetry.tracing import Tracing
+from ...threads import BackgroundThread
 from ...types import JSONObject
 from ...worker.protocol import ServiceState
 from ..addresses import advertised_url
@@ -35,7 +35,6 @@ LOOK_INTERVAL = 0.5
 """Seconds between two looks whether the host is there."""
 THREADS = 256
 """Threads of a host, at least: it answers for all web processes together."""
-STOP_TIMEOUT = 5.0
 SILENCE = 600.0
 """Seconds until a host that says nothing is given up: that it has died shows at once, and what it computes may last."""
 IN_A_ROW = 60.0
@@ -66,8 +65,7 @@ class ModelHost:
         """The address of the web side, as the host registers it; known once that listens."""
         self._folder: HostFolder | None = None
         self._life: LifeLine | None = None
-        self._ended = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._thread = BackgroundThread("modelyard-host", self._work)
         self.error = ""
         """Why there can't be a host; empty where there can."""
 
@@ -75,24 +73,20 @@ class ModelHost:
 
     def start(self) -> None:
         """Hold the life line, and start the thread that sees to it that there is a host."""
-        if self._thread is None:
-            self.url = advertised_url(self._settings)
-            self._look_after()
-            self._thread = threading.Thread(target=self._run, name="modelyard-host", daemon=True)
-            self._thread.start()
+        self.url = advertised_url(self._settings)
+        self._look_after()
+        self._thread.start()
 
     def stop(self) -> None:
         """Let go of the host; without others it ends. A second call does nothing."""
-        self._ended.set()
-        if self._thread is not None:
-            self._thread.join(STOP_TIMEOUT)
+        self._thread.stop()
         if self._life is not None:
             self._life.release()
         self._socket.close()
 
-    def _run(self) -> None:
-        while not self._ended.wait(LOOK_INTERVAL):
-            self._look_after()
+    def _work(self) -> float:
+        self._look_after()
+        return LOOK_INTERVAL
 
     def _look_after(self) -> None:
         try:

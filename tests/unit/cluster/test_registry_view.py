@@ -24,7 +24,7 @@ class Store:
     def __init__(self) -> None:
         self.now = 1000.0
         self.away = False
-        self.looks = 0
+        self.reads = 0
         self.held: threading.Event | None = None
         self.table = Table()
         self._registry = MemoryRegistry(60.0, self.table, lambda: self.now)
@@ -40,7 +40,7 @@ class Store:
         return self._registry.deregister(instances, forget=forget)
 
     def instances(self, key: str | None = None, *, healthy_only: bool = False) -> list[Instance]:
-        self.looks += 1
+        self.reads += 1
         if self.held is not None:
             self.held.wait(10)
         if self.away:
@@ -67,9 +67,9 @@ def healthy(view: RegistryView, key: str = KEY) -> list[str]:
 
 def test_while_the_registry_is_away_what_was_seen_last_stays(view: RegistryView, store: Store) -> None:
     store.worker(ONE, KEY)
-    view.look()
+    view.refresh()
     store.away = True
-    view.look()
+    view.refresh()
     assert healthy(view) == [ONE]
     assert (view.complete, view.error) == (True, "away")
 
@@ -79,33 +79,33 @@ def test_after_it_was_away_nobody_is_unhealthy_whose_heartbeats_had_nowhere_to_g
 ) -> None:
     store.worker(ONE, KEY)
     store.worker(TWO, KEY)
-    view.look()
+    view.refresh()
     store.away = True
-    view.look()
+    view.refresh()
     store.now += 100
     store.away = False
     for _ in range(3):
-        view.look()
+        view.refresh()
         assert healthy(view) == [ONE, TWO]
     # One is heard of again, and what it says counts: its model has gone.
     store.worker(ONE)
     store.deregister([Instance(KEY, ONE)])
-    view.look()
+    view.refresh()
     assert healthy(view) == [TWO]
     assert healthy(view, MANAGER_KEY) == [ONE, TWO]
-    view.look()
+    view.refresh()
     assert healthy(view) == [TWO]
 
 
 def test_what_a_worker_said_before_the_first_look_counts(view: RegistryView, store: Store) -> None:
     store.worker(ONE, KEY)
-    view.look()
+    view.refresh()
     store.away = True
-    view.look()
+    view.refresh()
     store.away, store.now = False, store.now + 100
     store.worker(ONE, KEY)
     store.deregister([Instance(KEY, ONE)])
-    view.look()
+    view.refresh()
     assert healthy(view) == []
     assert healthy(view, MANAGER_KEY) == [ONE]
 
@@ -118,12 +118,12 @@ def test_a_store_that_came_back_with_older_heartbeats_has_not_heard_of_anybody(
     store.now += 10
     store.table.rows = {}
     store.worker(ONE, KEY)
-    view.look()
+    view.refresh()
     store.away = True
-    view.look()
+    view.refresh()
     store.away, store.now, store.table.rows = False, store.now + 100, written
     for _ in range(2):
-        view.look()
+        view.refresh()
         assert healthy(view) == [ONE]
 
 
@@ -131,38 +131,38 @@ def test_one_that_is_not_heard_of_after_all_is_unhealthy(
     view: RegistryView, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.worker(ONE, KEY)
-    view.look()
+    view.refresh()
     store.away = True
-    view.look()
+    view.refresh()
     store.away, store.now = False, store.now + 100
-    view.look()
+    view.refresh()
     assert healthy(view) == [ONE]
     monkeypatch.setattr(registry_view, "KEPT_FOR", 0.0)
-    view.look()
+    view.refresh()
     assert healthy(view) == []
 
 
 def test_one_that_was_unhealthy_before_stays_so(view: RegistryView, store: Store) -> None:
     store.worker(ONE, KEY)
     store.deregister([Instance(KEY, ONE)])
-    view.look()
+    view.refresh()
     store.away = True
-    view.look()
+    view.refresh()
     store.away = False
-    view.look()
+    view.refresh()
     assert healthy(view) == []
 
 
 def test_what_an_emptied_store_has_lost_stays_until_it_is_registered_again(view: RegistryView, store: Store) -> None:
     store.worker(ONE, KEY)
     store.worker(TWO, KEY)
-    view.look()
+    view.refresh()
     store.table.rows.clear()
     for _ in range(2):
-        view.look()
+        view.refresh()
         assert healthy(view) == [ONE, TWO]
     store.worker(ONE, "b@llm")
-    view.look()
+    view.refresh()
     assert healthy(view) == [TWO], "what a worker says of itself counts"
     assert healthy(view, "b@llm") == [ONE]
 
@@ -171,26 +171,26 @@ def test_what_is_lost_for_good_is_gone_after_a_while(
     view: RegistryView, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.worker(ONE, KEY)
-    view.look()
+    view.refresh()
     store.table.rows.clear()
-    view.look()
+    view.refresh()
     monkeypatch.setattr(registry_view, "KEPT_FOR", 0.0)
-    view.look()
+    view.refresh()
     assert view.all() == []
 
 
 def test_a_model_that_was_forgotten_is_gone_at_once(view: RegistryView, store: Store) -> None:
     store.worker(ONE, KEY)
-    view.look()
+    view.refresh()
     store.deregister([Instance(KEY, ONE)], forget=True)
-    view.look()
+    view.refresh()
     assert [one.key for one in view.all()] == [MANAGER_KEY]
 
 
-def test_a_look_anew_sees_what_was_registered_before_it(view: RegistryView, store: Store) -> None:
-    view.look()
+def test_a_refresh_now_sees_what_was_registered_before_it(view: RegistryView, store: Store) -> None:
+    view.refresh()
     store.worker(ONE, KEY)
-    view.look_anew()
+    view.refresh_now()
     assert healthy(view) == [ONE]
 
 
@@ -209,16 +209,16 @@ class Crowded:
         self._lock.release()
 
 
-@pytest.mark.parametrize(("away", "looks"), [(False, 2), (True, 1)])
-def test_many_who_look_anew_at_once_share_a_look(view: RegistryView, store: Store, away: bool, looks: int) -> None:
-    """Who came while it looked has one more look, together with the others; a failure they share."""
+@pytest.mark.parametrize(("away", "reads"), [(False, 2), (True, 1)])
+def test_many_that_refresh_now_together_share_a_read(view: RegistryView, store: Store, away: bool, reads: int) -> None:
+    """Those that came during a read share one more; a failure they share with it."""
     store.held, store.away = threading.Event(), away
     crowd = Crowded()
-    view._looking = crowd  # type: ignore[assignment]
-    threads = [threading.Thread(target=view.look_anew) for _ in range(20)]
+    view._reading = crowd  # type: ignore[assignment]
+    threads = [threading.Thread(target=view.refresh_now) for _ in range(20)]
     try:
         threads[0].start()
-        wait_until(lambda: store.looks, "the first looks")
+        wait_until(lambda: store.reads, "the first reads")
         for thread in threads[1:]:
             thread.start()
         wait_until(lambda: crowd.came == 20, "all have come")
@@ -226,4 +226,4 @@ def test_many_who_look_anew_at_once_share_a_look(view: RegistryView, store: Stor
         store.held.set()
         for thread in threads:
             thread.join(10)
-    assert store.looks == looks
+    assert store.reads == reads

@@ -60,7 +60,7 @@ class Yard:
         return self.stack.enter_context(service(self.folder / name, TABLES, role="worker", registry=self.registry))
 
     def healthy(self, key: str) -> list[str]:
-        self.manager.view.look()
+        self.manager.view.refresh()
         return [one.url for one in self.manager.view.instances(key) if one.healthy]
 
     def hold_both(self) -> list[object]:

@@ -1,0 +1,75 @@
+"""A thread in the background that does one thing again and again: it can be woken, and ends when it is told to."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+log = logging.getLogger(__name__)
+
+STOP_TIMEOUT = 5.0
+"""Seconds that `BackgroundThread.stop` waits for a call that is under way."""
+FAILURE_PAUSE = 1.0
+"""Seconds until the next call after one that raised."""
+
+
+class BackgroundThread:
+    """A daemon thread that calls ``work`` until it is stopped. Objects only, until `start`."""
+
+    def __init__(self, name: str, work: Callable[[], float | None], last: Callable[[], object] | None = None) -> None:
+        """Call ``work``, which returns the seconds until its next call; None: not before `wake`.
+
+        ``last`` is called in the same thread in the end. What they raise is logged.
+        """
+        self._name = name
+        self._work = work
+        self._last = last
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Start the thread; a second call, or one after `stop`, does nothing."""
+        with self._lock:
+            if self._thread is None and not self._stopping.is_set():
+                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                self._thread.start()
+
+    def wake(self) -> None:
+        """Call ``work`` now, or once more after the call that is under way."""
+        self._wake.set()
+
+    def stop(self, timeout: float = STOP_TIMEOUT) -> bool:
+        """End the thread. Return whether it has ended within ``timeout`` seconds; True where it never ran."""
+        with self._lock:
+            self._stopping.set()
+            self._wake.set()
+            thread = self._thread
+        if thread is None:
+            return True
+        thread.join(timeout)
+        return not thread.is_alive()
+
+    def pause(self, seconds: float) -> None:
+        """Wait in any thread, until `stop` at most."""
+        self._stopping.wait(seconds)
+
+    def _run(self) -> None:
+        while True:
+            # In this order: a stop that comes between the two lines is seen by the second.
+            self._wake.clear()
+            if self._stopping.is_set():
+                break
+            try:
+                seconds = self._work()
+            except Exception:
+                log.exception("%s: a call failed", self._name)
+                seconds = FAILURE_PAUSE
+            self._wake.wait(seconds)
+        if self._last is not None:
+            try:
+                self._last()
+            except Exception:
+                log.exception("%s: the last call failed", self._name)

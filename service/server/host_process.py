@@ -115,7 +115,8 @@ def _watch(folder: HostFolder, lock: HostLock, runtime: Any) -> None:
         elif time.monotonic() - needed >= LINGER:
             log.info("the model host ends: no process is left that needs it")
             break
-    os.kill(master if os.getppid() == master else os.getpid(), signal.SIGTERM)
+    # gunicorn's quick end: nothing is left to answer, and its graceful one waits for connections without a request too.
+    os.kill(master if os.getppid() == master else os.getpid(), signal.SIGQUIT)
 
 
 if __name__ == "__main__":

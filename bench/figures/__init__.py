@@ -21,6 +21,7 @@ from . import (
     requests,
     saturated,
     smollm2,
+    tracing,
     uneven,
     unpaced,
 )
@@ -53,4 +54,5 @@ FIGURES: tuple[Figure, ...] = (
     hosted,
     copies,
     saturated,
+    tracing,
 )

@@ -1,23 +1,29 @@
-"""The span of an HTTP call: from its arrival until the last byte of its answer, whoever sends that."""
+"""Put a span over an HTTP call: from its arrival until the last byte of its answer was handed over."""
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextvars import Token
 from typing import Any, Protocol
 
 from flask import Request
+from opentelemetry.context import Context, attach, detach
+from opentelemetry.trace import INVALID_SPAN, Span, SpanKind
 
-from ...telemetry.dbgpt import Caller, caller_in_body, caller_in_headers
-from ...telemetry.spans import NOTHING, Span
-from ...telemetry.tracing import Tracing
+from ...telemetry import dbgpt
+from ...telemetry.tracing import Tracing, end, has_span, present
 
 _WITH_BODY = ("POST", "PUT", "PATCH")
+_MAX_HEADER = 1024
+_STATE_KEY = r"(?:[a-z][_0-9a-z*/-]{0,255}|[a-z0-9][_0-9a-z*/-]{0,240}@[a-z][_0-9a-z*/-]{0,13})"
+_STATE_MEMBER = _STATE_KEY + r"=[\x20-\x2b\x2d-\x3c\x3e-\x7e]{0,255}[\x21-\x2b\x2d-\x3c\x3e-\x7e]"
+_STATE = re.compile(rf"[ \t]*{_STATE_MEMBER}(?:[ \t]*,[ \t]*{_STATE_MEMBER}){{0,31}}[ \t]*")
 
 
 class Ended(Protocol):
-    """What an access line knows of an answer that has ended."""
+    """What an access line holds of an answer that has ended."""
 
     status: int
     bytes: int
@@ -27,12 +33,12 @@ class Ended(Protocol):
 
 
 class CallTrace:
-    """One call's span, and its place as the thread's current one while the view runs."""
+    """One call's span, which is the thread's current one while the view runs."""
 
-    __slots__ = ("_active", "_attributes", "_began", "_name", "_tracing", "span")
+    __slots__ = ("_attributes", "_began", "_name", "_span", "_token", "_tracing")
 
     def __init__(self, tracing: Tracing, call: Request) -> None:
-        """Note when it came, and what it asks for."""
+        """Note when the call came, and what it asks for."""
         rule = call.path if call.url_rule is None else call.url_rule.rule
         self._tracing = tracing
         self._began = time.time_ns()
@@ -44,56 +50,74 @@ class CallTrace:
             "url.scheme": call.scheme,
             "client.address": call.remote_addr,
         }
-        self._active: AbstractContextManager[Any] | None = None
-        self.span: Span = NOTHING
+        self._token: Token[Context] | None = None
+        self._span: Span = INVALID_SPAN
 
-    def begin(self, caller: Caller | None) -> None:
-        """Begin the span, below the caller's if that is known, and make it the current one."""
-        if self._active is None:
-            self.span = self._tracing.arrived(self._name, self._attributes, caller, self._began)
-            self._active = self.span.active()
-            self._active.__enter__()
+    def begin(self, context: Context) -> None:
+        """Begin the span, below that of ``context``, and make it the current one. A second call does nothing."""
+        if self._token is not None:
+            return
+        received = dbgpt.received_id(context)
+        attributes = {**self._attributes, "modelyard.dbgpt.span_id": received.text if received else None}
+        self._span = self._tracing.span(
+            self._name, attributes, SpanKind.SERVER, context=context, start_time=self._began
+        )
+        self._token = attach(self._tracing.context_of(self._span, context))
 
     def leave(self) -> None:
-        """Give the thread back: the view has ended, the answer perhaps not yet."""
+        """Take the span from the thread: the view has returned, the answer may still be on its way."""
         # A call that was refused before its body was read has not begun.
-        self.begin(None)
-        assert self._active is not None
-        self._active.__exit__(None, None, None)
+        self.begin(self._tracing.context_of_call({}))
+        assert self._token is not None
+        detach(self._token)
 
     def end(self, line: Ended) -> None:
-        """End the span with what the access line says."""
-        if self.span.recording:
-            self.span.set(
-                {
-                    "http.response.status_code": line.status or None,
-                    "http.response.body.size": line.bytes,
-                    "gen_ai.request.model": line.model,
-                    "modelyard.pieces": line.pieces,
-                }
+        """End the span with what the access line holds."""
+        if self._span.is_recording():
+            self._span.set_attributes(
+                present(
+                    {
+                        "http.response.status_code": line.status or None,
+                        "http.response.body.size": line.bytes,
+                        "gen_ai.request.model": line.model,
+                        "modelyard.pieces": line.pieces,
+                    }
+                )
             )
-        self.span.end(line.error or (str(line.status) if line.status >= 500 else None))
+        end(self._span, line.error or (str(line.status) if line.status >= 500 else None))
 
 
 def arrived(tracing: Tracing, call: Request) -> CallTrace | None:
-    """Return the trace of a call; None where nothing is traced, and the headers say of no span to pass on."""
-    caller = caller_in_headers(call.environ)
-    if caller is None and not tracing.on:
+    """Return the trace of a call; None where nothing is traced, and no header names a span to pass on."""
+    headers = _headers(call.environ)
+    if not headers and not tracing.on:
         return None
     trace = CallTrace(tracing, call)
-    if caller is not None or call.method not in _WITH_BODY:
-        trace.begin(caller)
+    context = tracing.context_of_call(headers)
+    # Otherwise the body may name the caller's span.
+    if has_span(context) or call.method not in _WITH_BODY:
+        trace.begin(context)
     return trace
 
 
 def read_body(tracing: Tracing, call: Request, trace: CallTrace | None, body: Mapping[str, object]) -> CallTrace | None:
-    """Return the trace of a call whose body is here, which may say whose work it is where no header has."""
-    if trace is None and "span_id" not in body:
+    """Return the trace of a call whose body has been read, and may name the caller's span where no header does."""
+    span_id = body.get("span_id")
+    if trace is None and dbgpt.ids_of(span_id) is None:
         return None
-    caller = caller_in_body(body.get("span_id"))
-    if trace is None:
-        if caller is None:
-            return None
-        trace = CallTrace(tracing, call)
-    trace.begin(caller)
+    trace = trace or CallTrace(tracing, call)
+    trace.begin(tracing.context_of_call({dbgpt.HEADER: span_id} if isinstance(span_id, str) else {}))
     return trace
+
+
+def _headers(environ: Mapping[str, Any]) -> dict[str, str]:
+    """Return the headers that may name a span, without those that OpenTelemetry's propagator logs as invalid."""
+    headers: dict[str, str] = {}
+    if (text := environ.get("HTTP_TRACEPARENT")) and len(text) <= _MAX_HEADER // 2:
+        headers["traceparent"] = text
+        state = environ.get("HTTP_TRACESTATE")
+        if state and len(state) <= _MAX_HEADER and _STATE.fullmatch(state):
+            headers["tracestate"] = state
+    if text := environ.get("HTTP_DB_GPT_TRACE_SPAN_ID"):
+        headers[dbgpt.HEADER] = text
+    return headers

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from opentelemetry.context import get_current
+
 from ..errors import (
     Forbidden,
     ModelyardError,
@@ -21,7 +23,7 @@ from ..errors import (
     WorkerUnreachable,
 )
 from ..streams import Cancel, OutputStream
-from ..telemetry.spans import current
+from ..telemetry.tracing import attached
 from ..types import Burst
 from .registry.base import Instance
 from .routing import Routes
@@ -164,7 +166,7 @@ class RoutedAnswer:
         self._attempts = attempts
         self._ask = ask
         self._cancel = cancel
-        self._span = current()
+        self._context = get_current()
         self._inner: OutputStream | None = None
         self._answering = False
         self.outer: OutputStream | None = None
@@ -178,7 +180,7 @@ class RoutedAnswer:
             try:
                 if self._inner is None:
                     instance, wait = self._attempts.next()
-                    with self._span.active():
+                    with attached(self._context):
                         self._inner = self._ask(instance, self._cancel_of_one(), wait)
                 burst = next(self._inner)
             except StopIteration:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from ..engines.base import Vectors
 from ..sessions.transport import Transport
 from ..streams import Cancel, OutputStream
-from ..telemetry.tracing import Tracing, spanned
+from ..telemetry.tracing import Tracing
 from ..types import (
     ApplyOutcome,
     GenerateRequest,
@@ -25,6 +25,7 @@ from ..types import (
 )
 from ..worker.manager import LocalWorkerManager
 from ..worker.shared_calls import SharedCalls
+from ..worker.spans import spanned
 from .attempts import Attempts, RoutedAnswer
 from .directory import Directory
 from .hosts import Hosts

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 from urllib.parse import unquote, urlencode, urlsplit
 
 import orjson
+from opentelemetry.trace import Span, SpanKind
 
 from ..engines.base import Vectors
 from ..errors import EngineError, InvalidRequest
@@ -14,7 +17,8 @@ from ..sessions.answer import Answer
 from ..sessions.transport import Transport
 from ..settings.params import DESCRIPTION_KEYS
 from ..streams import Cancel, OutputStream, whole_answer
-from ..telemetry.spans import CLIENT, NOTHING, Span, current
+from ..telemetry import dbgpt
+from ..telemetry.tracing import attached, current_tracing, end
 from ..types import (
     ApplyOutcome,
     GenerateRequest,
@@ -64,17 +68,18 @@ class RemoteModelWorker:
         The stream raises WorkerUnreachable, WorkerLost, Cancelled, and what the worker says.
         """
         span = _span("POST", self._base, "generate_stream", self.key)
+        context = current_tracing().context_of(span)
 
         def send() -> Answer:
             headers = _STREAM if wait else _STREAM_AT_ONCE
             url = f"{self._base}/generate_stream"
-            with span.active():
+            with attached(context):
                 return self._transport.send("POST", url, body=_prompt(request), headers=headers, cancel=cancel)
 
         bursts = RemoteAnswer(f"{self.key} at {self.url}", send, cancel, self._note_load)
         bursts.stream = OutputStream(bursts, cancel, lambda: None)
-        if span is not NOTHING:
-            bursts.stream.when_closed(span.end)
+        if span.is_recording():
+            bursts.stream.when_closed(partial(end, span))
         return bursts.stream
 
     def generate(self, request: GenerateRequest, cancel: Cancel, *, wait: bool = True) -> ModelOutput:
@@ -127,8 +132,8 @@ class RemoteModelWorker:
         self, path: str, body: JSONObject, headers: Mapping[str, str] = _LOCAL, cancel: Cancel | None = None
     ) -> Any:
         url = f"{self._base}/{path}"
-        with _span("POST", self._base, path, self.key) as span:
-            if (span_id := span.span_id()) is not None:
+        with _running("POST", self._base, path, self.key):
+            if (span_id := dbgpt.span_id()) is not None:
                 body["span_id"] = span_id
             with self._transport.request("POST", url, body=_encoded(body), headers=headers, cancel=cancel) as answer:
                 if load := answer.headers.get("modelyard-load"):
@@ -201,7 +206,7 @@ class RemoteHost:
         times = (self._transport.connect_timeout, max(timeout, self._transport.read_timeout))
         url = f"{self._base}/{path}"
         with (
-            _span("POST", self._base, path),
+            _running("POST", self._base, path),
             self._transport.request(
                 "POST", url, body=_encoded(body), headers=_LOCAL, timeout=times, reuse=False
             ) as answer,
@@ -224,25 +229,29 @@ class RemoteHost:
 
     def _get(self, path: str) -> Any:
         url = f"{self._base}/{path}"
-        with _span("GET", self._base, path), self._transport.request("GET", url, headers=_LOCAL) as answer:
+        with _running("GET", self._base, path), self._transport.request("GET", url, headers=_LOCAL) as answer:
             return _value(answer, self.url)
 
 
+def _running(method: str, base: str, path: str, key: str | None = None) -> AbstractContextManager[Span]:
+    """Return a context for a call to ``path`` below ``base``, in which the span of that call is the current one."""
+    return current_tracing().running(_span(method, base, path, key))
+
+
 def _span(method: str, base: str, path: str, key: str | None = None) -> Span:
-    """Return the span of a call to ``path`` below ``base``, for whatever this thread works for."""
-    here = current()
-    path = path.partition("?")[0]
-    if not here.recording:
-        return here.child(f"{method} /worker/{path}", kind=CLIENT)
-    parts = urlsplit(base)
-    said = {
-        "http.request.method": method,
-        "server.address": unquote(parts.hostname or ""),
-        "server.port": parts.port,
-        "url.full": f"{base}/{path}",
-        "modelyard.model": key,
-    }
-    return here.child(f"{method} /worker/{path}", said, CLIENT)
+    """Return the span of a call to ``path`` below ``base``, below the current span."""
+    tracing, path = current_tracing(), path.partition("?")[0]
+    attributes: JSONObject = {}
+    if tracing.on:
+        parts = urlsplit(base)
+        attributes = {
+            "http.request.method": method,
+            "server.address": unquote(parts.hostname or ""),
+            "server.port": parts.port,
+            "url.full": f"{base}/{path}",
+            "modelyard.model": key,
+        }
+    return tracing.span(f"{method} /worker/{path}", attributes, SpanKind.CLIENT)
 
 
 def _prompt(request: GenerateRequest) -> bytes:
@@ -261,8 +270,7 @@ def _prompt(request: GenerateRequest) -> bytes:
             {"role": PEER_ROLES.get(said["role"], said["role"]), "content": text_of_content(said["content"])}
             for said in request.messages
         ]
-    span_id = current().span_id()
-    if span_id is not None:
+    if (span_id := dbgpt.span_id()) is not None:
         body["span_id"] = span_id
     return _encoded(body)
 

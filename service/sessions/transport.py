@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ..errors import ConfigError, WorkerUnreachable
 from ..streams import Cancel
-from ..telemetry.spans import outgoing_headers
+from ..telemetry.tracing import outgoing_headers
 from ..version import __version__
 from .answer import Answer, Request
 from .connection import Origin, parse_url

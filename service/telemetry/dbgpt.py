@@ -1,132 +1,123 @@
-"""What a caller says of its trace, and what the next hop is told: W3C's ``traceparent``, and DB-GPT's ids.
+"""Propagate DB-GPT's span ids beside W3C's: a propagator of OpenTelemetry for DB-GPT's header.
 
-DB-GPT says ``<trace>:<span>``, in a header or in the body's ``span_id``. 0.8's are W3C's digits already, 0.5's were
-uuids: those, and whatever else comes, become W3C's ids by a rule, the same at every hop, so that it stays one trace.
+DB-GPT writes ``<trace>:<span>``, in the header or as ``span_id`` in a body. Version 0.8 writes W3C's digits, version
+0.5 wrote uuids. A uuid, and any other text, becomes W3C's ids by one rule, the same at every hop: it stays one trace.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any
 
-TRACEPARENT = "traceparent"
-TRACESTATE = "tracestate"
-DBGPT_HEADER = "DB-GPT-Trace-Span-Id"
+from opentelemetry import trace
+from opentelemetry.context import Context, create_key, get_value, set_value
+from opentelemetry.propagators.textmap import (
+    CarrierT,
+    Getter,
+    Setter,
+    TextMapPropagator,
+    default_getter,
+    default_setter,
+)
+from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
+
+HEADER = "DB-GPT-Trace-Span-Id"
 NO_SPAN = "empty_span"
-"""What DB-GPT says where it does not trace."""
+"""What DB-GPT writes in place of an id where it does not trace."""
 
-SAMPLED = 1
-_MAX_STATE = 1024
-_W3C = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
-_DBGPT = re.compile(r"([A-Za-z0-9._-]{1,128}):([A-Za-z0-9._-]{1,128})")
-_MAX_MEMBERS = 32
-_STATE_KEY = r"(?:[a-z][_0-9a-z*/-]{0,255}|[a-z0-9][_0-9a-z*/-]{0,240}@[a-z][_0-9a-z*/-]{0,13})"
-_STATE_MEMBER = re.compile(_STATE_KEY + r"=[\x20-\x2b\x2d-\x3c\x3e-\x7e]{0,255}[\x21-\x2b\x2d-\x3c\x3e-\x7e]")
+_PAIR = re.compile(r"([A-Za-z0-9._-]{1,128}):([A-Za-z0-9._-]{1,128})")
+_DIGITS = re.compile(r"[0-9a-fA-F]+")
+_RECEIVED = create_key("modelyard-dbgpt-span")
 
 
 @dataclass(frozen=True, slots=True)
-class Caller:
-    """The span of whoever asks, as it was said. At least one of ``traceparent`` and ``dbgpt`` is there."""
+class ReceivedId:
+    """DB-GPT's id of a caller's span, as it came."""
 
-    traceparent: str | None = None
-    """Valid, and of version 00."""
-    tracestate: str | None = None
-    dbgpt: str | None = None
+    text: str
     """``<trace>:<span>``."""
+    trace_id: int
+    """The number that the rule makes of the trace."""
+    parent: SpanContext
+    """The span that the headers name as the caller's: this id, or that of a ``traceparent`` beside it."""
 
-    def ids(self) -> tuple[int, int]:
-        """Return trace and span in W3C's numbers; ``traceparent`` wins."""
-        if self.traceparent is not None:
-            _, trace, span, _ = self.traceparent.split("-")
-            return int(trace, 16), int(span, 16)
-        assert self.dbgpt is not None
-        return numbers_of(self.dbgpt)
+
+class DBGPTPropagator(TextMapPropagator):
+    """Reads and writes DB-GPT's header. Compose it after W3C's propagator: a valid ``traceparent`` has precedence."""
+
+    def __init__(self, sample: float = 1.0) -> None:
+        """Let a share ``sample`` of the traces count as recorded: DB-GPT does not tell whether it records them."""
+        self._bound = round(sample * 2**64)
+
+    def extract(
+        self,
+        carrier: CarrierT,
+        context: Context | None = None,
+        getter: Getter[CarrierT] = default_getter,
+    ) -> Context:
+        """Return ``context`` with the caller's id, and the caller's span where it has none. Ignores an invalid id."""
+        context = Context() if context is None else context
+        values = getter.get(carrier, HEADER)
+        if not values or (ids := ids_of(values[0])) is None:
+            return context
+        parent = trace.get_current_span(context).get_span_context()
+        if not parent.is_valid:
+            is_kept = (ids[0] & (2**64 - 1)) < self._bound
+            flags = TraceFlags(TraceFlags.SAMPLED if is_kept else TraceFlags.DEFAULT)
+            parent = SpanContext(*ids, is_remote=True, trace_flags=flags)
+            context = trace.set_span_in_context(NonRecordingSpan(parent), context)
+        return set_value(_RECEIVED, ReceivedId(values[0], ids[0], parent), context)
+
+    def inject(
+        self,
+        carrier: CarrierT,
+        context: Context | None = None,
+        setter: Setter[CarrierT] = default_setter,
+    ) -> None:
+        """Write the span of ``context`` into ``carrier``, where it has a valid one."""
+        if (text := span_id(context)) is not None:
+            setter.set(carrier, HEADER, text)
 
     @property
-    def flags(self) -> int | None:
-        """W3C's flags, of which 1 means that the caller's span is recorded; None where only DB-GPT's id came."""
-        return None if self.traceparent is None else int(self.traceparent[-2:], 16)
-
-    @property
-    def trace_name(self) -> str | None:
-        """The trace as DB-GPT calls it, where that is the same trace."""
-        if self.dbgpt is None or numbers_of(self.dbgpt)[0] != self.ids()[0]:
-            return None
-        return self.dbgpt.partition(":")[0]
-
-    def headers(self) -> dict[str, str]:
-        """Return what a hop that does not trace itself tells the next one: the same."""
-        dbgpt = self.dbgpt
-        if self.traceparent is None:
-            return {DBGPT_HEADER: dbgpt or ""}
-        told = {TRACEPARENT: self.traceparent, DBGPT_HEADER: dbgpt or dbgpt_id(*self.ids())}
-        if self.tracestate:
-            told[TRACESTATE] = self.tracestate
-        return told
+    def fields(self) -> set[str]:
+        """Return the header that `inject` writes."""
+        return {HEADER}
 
 
-def caller_in_headers(environ: Mapping[str, Any]) -> Caller | None:
-    """Return what the headers of a WSGI request say; None where they say nothing that can be read."""
-    parent, dbgpt = environ.get("HTTP_TRACEPARENT"), environ.get("HTTP_DB_GPT_TRACE_SPAN_ID")
-    if parent is None and dbgpt is None:
+def span_id(context: Context | None = None) -> str | None:
+    """Return the span of ``context`` (default: the current one) as ``<trace>:<span>``; None without a valid span.
+
+    The trace keeps the name that DB-GPT gave it. A caller's own span, passed on, is the text that came.
+    """
+    current = trace.get_current_span(context).get_span_context()
+    if not current.is_valid:
         return None
-    said = _read_dbgpt(dbgpt)
-    valid = _read_traceparent(parent)
-    if valid is None:
-        return None if said is None else Caller(dbgpt=said)
-    return Caller(valid, _read_tracestate(environ.get("HTTP_TRACESTATE")), said)
+    received = received_id(context)
+    if received is not None and received.parent == current:
+        return received.text
+    if received is not None and received.trace_id == current.trace_id:
+        return f"{received.text.partition(':')[0]}:{current.span_id:016x}"
+    return f"{current.trace_id:032x}:{current.span_id:016x}"
 
 
-def caller_in_body(span_id: object) -> Caller | None:
-    """Return what the body's ``span_id`` says; None where it says nothing that can be read."""
-    said = _read_dbgpt(span_id)
-    return None if said is None else Caller(dbgpt=said)
+def received_id(context: Context | None = None) -> ReceivedId | None:
+    """Return DB-GPT's id that `DBGPTPropagator.extract` has put into ``context`` (default: the current one)."""
+    received = get_value(_RECEIVED, context)
+    return received if isinstance(received, ReceivedId) else None
 
 
-def _read_traceparent(text: object) -> str | None:
-    found = _W3C.fullmatch(text.strip()) if isinstance(text, str) else None
-    if found is None:
+def ids_of(text: object) -> tuple[int, int] | None:
+    """Return W3C's trace id and span id for ``<trace>:<span>``; None for any other value, and for ``empty_span``."""
+    match = _PAIR.fullmatch(text) if isinstance(text, str) else None
+    if match is None or NO_SPAN in match.groups():
         return None
-    version, trace, span, flags, more = found.groups()
-    if version == "ff" or (version == "00" and more) or int(trace, 16) == 0 or int(span, 16) == 0:
-        return None
-    # A version to come is told on as the one that is known here, as the specification asks.
-    return f"00-{trace}-{span}-{flags}"
-
-
-def _read_tracestate(text: object) -> str | None:
-    """Return the state where all of it fits; OpenTelemetry would log, unasked, what a client sends instead."""
-    if not isinstance(text, str) or len(text) > _MAX_STATE:
-        return None
-    members = [member.strip(" \t") for member in text.split(",")]
-    keys = {member.partition("=")[0] for member in members}
-    if len(keys) < len(members) or len(keys) > _MAX_MEMBERS or not all(map(_STATE_MEMBER.fullmatch, members)):
-        return None
-    return ",".join(members)
-
-
-def _read_dbgpt(text: object) -> str | None:
-    found = _DBGPT.fullmatch(text) if isinstance(text, str) else None
-    return None if found is None or NO_SPAN in found.groups() else found[0]
-
-
-def numbers_of(dbgpt: str) -> tuple[int, int]:
-    """Return W3C's trace and span of ``<trace>:<span>``."""
-    trace, _, span = dbgpt.partition(":")
-    return _number(trace, 32), _number(span, 16)
+    return _number(match[1], 32), _number(match[2], 16)
 
 
 def _number(text: str, digits: int) -> int:
-    """Return the number that ``text`` is, where it has just as many digits (dashes aside), else one made of it."""
+    """Return the number that ``text`` is where it has just as many digits, dashes aside; otherwise a hash of it."""
     plain = text.replace("-", "")
-    if len(plain) == digits and re.fullmatch("[0-9a-fA-F]+", plain) and (number := int(plain, 16)):
+    if len(plain) == digits and _DIGITS.fullmatch(plain) and (number := int(plain, 16)):
         return number
     return int.from_bytes(blake2b(text.encode(), digest_size=digits // 2).digest(), "big") or 1
-
-
-def dbgpt_id(trace: int, span: int, trace_name: str | None = None) -> str:
-    """Return ``<trace>:<span>``, the trace under the name that DB-GPT gave it, if it did."""
-    return f"{trace_name or format(trace, '032x')}:{span:016x}"

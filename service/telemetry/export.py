@@ -1,6 +1,7 @@
-"""Where spans go, by OpenTelemetry's SDK: a file of JSON lines, a collector, a class of the operator's.
+"""Export spans by OpenTelemetry's SDK: to a file of JSON lines, a collector, or a class of the operator's.
 
-A thread writes them in batches. A request never waits for it: what finds the queue full is dropped, counted and said.
+The SDK's BatchSpanProcessor exports in a thread of its own. A request never waits for it: where its queue is full,
+spans are dropped, and the SDK logs that.
 """
 
 from __future__ import annotations
@@ -10,17 +11,16 @@ import logging
 import os
 import socket
 import threading
-import time
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import orjson
 import requests
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 
 from ..settings.settings import Settings
@@ -32,34 +32,118 @@ log = logging.getLogger(__name__)
 INTERVAL = 1.0
 """Seconds between two batches."""
 BATCH = 512
+"""Spans of a batch; as many leave before the interval has passed."""
 QUEUE = 4096
 STOP_TIMEOUT = 5.0
-MAX_TEXT = 64 * 1024
-"""Letters of one attribute; only prompts and answers are ever that long."""
 TRACES_PATH = "/v1/traces"
 
 
-def provider(settings: Settings, exporter: type[SpanExporter] | None = None) -> TracerProvider:
-    """Return what makes spans and sends them where the setting says, or to a new ``exporter``. Shut it down.
+class SpanExport:
+    """A provider of spans, and their way out of the process. `stop` it. It does not become the global provider."""
 
-    The process's own provider stays what it is. Raises whatever the exporter raises.
-    """
-    made = TracerProvider(
-        sampler=ParentBased(TraceIdRatioBased(settings.tracing_sample)),
-        resource=_resource(settings),
-        shutdown_on_exit=False,
-        span_limits=SpanLimits(max_span_attribute_length=MAX_TEXT),
-    )
-    made.add_span_processor(Batches(_exporter(settings, exporter)))
-    return made
+    def __init__(
+        self, settings: Settings, exporter_class: type[SpanExporter] | None = None, *, interval: float = INTERVAL
+    ) -> None:
+        """Export to what the setting names, or to a new ``exporter_class``, every ``interval`` seconds.
+
+        Raises what the exporter raises.
+        """
+        self._exporter = _exporter(settings, exporter_class)
+        self._stopped = False
+        self.provider = TracerProvider(
+            sampler=ParentBased(TraceIdRatioBased(settings.tracing_sample)),
+            resource=_resource(settings),
+            shutdown_on_exit=False,
+        )
+        self.provider.add_span_processor(
+            BatchSpanProcessor(
+                self._exporter,
+                max_queue_size=QUEUE,
+                schedule_delay_millis=interval * 1000,
+                max_export_batch_size=BATCH,
+            )
+        )
+
+    def flush(self) -> bool:
+        """Export the ended spans now, and return whether that worked."""
+        return self.provider.force_flush() and not self._exporter.is_failing
+
+    def stop(self, timeout: float = STOP_TIMEOUT) -> None:
+        """Export the spans that are left, within ``timeout`` seconds, and end. A second call does nothing."""
+        if self._stopped:
+            return
+        self._stopped = True
+        # In a thread: the SDK waits for a collector that does not answer as long as its exporter does.
+        thread = threading.Thread(target=self.provider.shutdown, name="modelyard-tracing-stop", daemon=True)
+        thread.start()
+        thread.join(timeout)
+        if thread.is_alive():
+            self._exporter.shutdown()
+            log.warning("the last spans are lost: they were not sent within %g s", timeout)
+
+
+class GuardedExporter(SpanExporter):
+    """Passes batches on to an exporter. Logs a failure once, until it works again, and never raises it."""
+
+    def __init__(self, exporter: SpanExporter, reason: Callable[[], str] = lambda: "") -> None:
+        """Stand before ``exporter``; ``reason`` returns why its last export failed, where it does not raise that."""
+        self._exporter = exporter
+        self._reason = reason
+        self._shutdown = threading.Lock()
+        self._lost = 0
+        self.is_failing = False
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Export a batch. The spans of one that fails are lost, and counted."""
+        try:
+            result = self._exporter.export(spans)
+            reason = self._reason() or "the exporter reports a failure"
+        except Exception as error:  # noqa: BLE001 - an exporter may raise anything; it is logged below
+            result, reason = SpanExportResult.FAILURE, str(error) or type(error).__name__
+        if result is SpanExportResult.SUCCESS:
+            if self.is_failing:
+                log.warning("spans are sent again; %d were lost", self._lost)
+            self.is_failing, self._lost = False, 0
+            return result
+        if not self.is_failing:
+            log.error("spans can't be sent: %s; this is logged once, until it works again", reason)
+        self.is_failing = True
+        self._lost += len(spans)
+        return result
+
+    def shutdown(self) -> None:
+        """End the exporter, which ends its retries. A second call does nothing."""
+        if self._shutdown.acquire(blocking=False):
+            self._exporter.shutdown()
+            if self.is_failing:
+                log.warning("%d spans were lost", self._lost)
+
+
+class CollectorSession(requests.Session):
+    """The HTTP session of OpenTelemetry's exporter: without proxies, and it keeps why the last request failed."""
+
+    def __init__(self) -> None:
+        """Use nothing of the environment."""
+        super().__init__()
+        self.trust_env = False
+        self.failure = ""
+
+    def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
+        """Send a request, and note its failure. Raises RequestException."""
+        try:
+            response = super().send(request, **options)
+        except requests.RequestException as error:
+            self.failure = str(error)
+            raise
+        self.failure = "" if response.ok else f"{response.url} answers with {response.status_code} {response.reason}"
+        return response
 
 
 def _resource(settings: Settings) -> Resource:
-    # What OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME say is taken in by `create`, and wins.
-    said = os.environ.get("OTEL_SERVICE_NAME") or "modelyard"
+    # `create` adds what OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME give, which has precedence.
     return Resource.create(
         {
-            "service.name": said,
+            "service.name": os.environ.get("OTEL_SERVICE_NAME") or "modelyard",
             "service.version": __version__,
             "service.instance.id": settings.instance_name,
             "host.name": socket.gethostname(),
@@ -68,58 +152,58 @@ def _resource(settings: Settings) -> Resource:
     )
 
 
-def _exporter(settings: Settings, named: type[SpanExporter] | None) -> SpanExporter:
-    if named is not None:
-        return named()
-    kind, _, where = (settings.tracing or "").partition(":")
+def _exporter(settings: Settings, exporter_class: type[SpanExporter] | None) -> GuardedExporter:
+    if exporter_class is not None:
+        return GuardedExporter(exporter_class())
+    kind, _, target = (settings.tracing or "").partition(":")
     if kind == "file":
-        return JsonLines(Path(where).expanduser())
+        return GuardedExporter(JsonLines(Path(target).expanduser()))
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415 - a file needs none
 
-    session = requests.Session()
-    session.trust_env = False
-    return OTLPSpanExporter(endpoint=_traces_of(where) if where else None, session=session)
+    session = CollectorSession()
+    exporter = OTLPSpanExporter(endpoint=traces_url(target) if target else None, session=session)
+    return GuardedExporter(exporter, lambda: session.failure)
 
 
-def _traces_of(url: str) -> str:
+def traces_url(url: str) -> str:
     """Return a collector's address with the path for spans, unless it has a path."""
     scheme, _, rest = url.partition("://")
     return url if rest.partition("/")[2] else f"{scheme}://{rest.rstrip('/')}{TRACES_PATH}"
 
 
 class JsonLines(SpanExporter):
-    """Appends one JSON object a span to a file, which is opened anew for each batch: it may be moved away."""
+    """Appends one JSON object a span to a file, which is opened for each batch: so it may be moved away."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Write the spans at once, so that several processes may share the file. Raises OSError."""
+        """Write a batch at once, so that several processes may share the file. Raises OSError."""
         data = b"".join(_line(span) for span in spans)
-        number = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fileno = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             while data:
-                data = data[os.write(number, data) :]
+                data = data[os.write(fileno, data) :]
         finally:
-            os.close(number)
+            os.close(fileno)
         return SpanExportResult.SUCCESS
 
 
 def _line(span: ReadableSpan) -> bytes:
-    plain = as_plain(span)
+    row = as_row(span)
     try:
-        return orjson.dumps(plain) + b"\n"
+        return orjson.dumps(row) + b"\n"
     except TypeError:
-        # A lone surrogate, which is no text in UTF-8; or what a host application's own sampler put in.
-        return json.dumps(plain, default=str).encode() + b"\n"
+        # A lone surrogate, which UTF-8 does not have; or what a host application's own sampler put in.
+        return json.dumps(row, default=str).encode() + b"\n"
 
 
-def as_plain(span: ReadableSpan) -> JSONObject:
-    """Return what a line of the file says of a span."""
-    own, began, ended = span.get_span_context(), span.start_time or 0, span.end_time or 0
+def as_row(span: ReadableSpan) -> JSONObject:
+    """Return what a line of the file holds of a span."""
+    ids, began, ended = span.get_span_context(), span.start_time or 0, span.end_time or 0
     return {
-        "trace_id": format(own.trace_id if own else 0, "032x"),
-        "span_id": format(own.span_id if own else 0, "016x"),
+        "trace_id": format(ids.trace_id if ids else 0, "032x"),
+        "span_id": format(ids.span_id if ids else 0, "016x"),
         "parent_id": format(span.parent.span_id, "016x") if span.parent else None,
         "name": span.name,
         "kind": span.kind.name.lower(),
@@ -138,117 +222,3 @@ def as_plain(span: ReadableSpan) -> JSONObject:
 
 def _time(nanoseconds: int) -> str:
     return datetime.fromtimestamp(nanoseconds / 1e9, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-
-
-class Batches(SpanProcessor):
-    """Hands ended spans to an exporter, from a thread of its own; a failure is said once, until it works again."""
-
-    def __init__(self, exporter: SpanExporter, interval: float = INTERVAL, queue: int = QUEUE) -> None:
-        """Start the thread."""
-        self._exporter = exporter
-        self._interval = interval
-        self._limit = queue
-        self._queue: deque[ReadableSpan] = deque()
-        self._wake = threading.Event()
-        self._ended = threading.Event()
-        self._exporting = threading.Lock()
-        self.dropped = 0
-        """Spans that found the queue full, or could not be sent, since the last time that was said."""
-        self._failing = False
-        self._said_at = 0.0
-        self._thread = threading.Thread(target=self._run, name="modelyard-tracing", daemon=True)
-        self._words = _LastWords(self._thread)
-        self._thread.start()
-
-    def on_end(self, span: ReadableSpan) -> None:
-        """Take a span in; never blocks."""
-        own = span.get_span_context()
-        if own is None or not own.trace_flags.sampled:
-            return
-        if len(self._queue) >= self._limit or self._ended.is_set():
-            self.dropped += 1
-            return
-        self._queue.append(span)
-        if len(self._queue) == BATCH:
-            self._wake.set()
-
-    def _run(self) -> None:
-        while not self._ended.is_set():
-            self._wake.wait(self._interval)
-            self._wake.clear()
-            self._export_all()
-            self._say_dropped()
-
-    def _export_all(self) -> None:
-        with self._exporting:
-            while self._queue:
-                batch = [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
-                self._export(batch)
-
-    def _export(self, batch: list[ReadableSpan]) -> None:
-        self._words.text = ""
-        try:
-            why = "" if self._exporter.export(batch) is SpanExportResult.SUCCESS else "the exporter says no more"
-        except Exception as error:  # noqa: BLE001 - an exporter may raise anything; it is said below
-            why = str(error) or type(error).__name__
-        if why:
-            self.dropped += len(batch)
-            if not self._failing:
-                log.error("spans can't be sent: %s; this is said once, until it works again", self._words.text or why)
-        elif self._failing:
-            log.info("spans are sent again")
-        self._failing = bool(why)
-
-    def _say_dropped(self) -> None:
-        now = time.monotonic()
-        if self.dropped and not self._failing and (self._ended.is_set() or now - self._said_at >= 60):
-            dropped, self.dropped, self._said_at = self.dropped, 0, now
-            log.warning("%d spans were dropped", dropped)
-
-    def force_flush(self, timeout_millis: int = 30000) -> bool:
-        """Send what is there, now."""
-        self._export_all()
-        return not self._failing
-
-    def shutdown(self) -> None:
-        """Send what is left, and end the thread, within a few seconds. A second call does nothing."""
-        if self._ended.is_set():
-            return
-        self._ended.set()
-        self._wake.set()
-        self._thread.join(STOP_TIMEOUT)
-        try:
-            # A collector that does not answer is waited for no longer.
-            self._exporter.shutdown()
-        finally:
-            self._words.leave()
-        self._thread.join(1.0)
-        if self._thread.is_alive() or self._failing:
-            log.warning("%d spans are lost", self.dropped + len(self._queue))
-
-
-class _LastWords(logging.Filter):
-    """Keeps what OpenTelemetry's exporter logs of each failed try out of the log, and the last of it as the reason."""
-
-    def __init__(self, thread: threading.Thread) -> None:
-        super().__init__()
-        self.text = ""
-        self._thread = thread
-        self._loggers = [
-            logging.getLogger(f"opentelemetry.exporter.otlp.{name}")
-            for name in ("proto.http.trace_exporter", "common.http")
-        ]
-        for logger in self._loggers:
-            logger.addFilter(self)
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Let pass what another thread says, about another exporter."""
-        if record.thread != self._thread.ident:
-            return True
-        self.text = record.getMessage()
-        return False
-
-    def leave(self) -> None:
-        """Filter no more."""
-        for logger in self._loggers:
-            logger.removeFilter(self)

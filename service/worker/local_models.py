@@ -16,7 +16,7 @@ from ..types import JSONObject, WorkerType, worker_key
 from .admission import Budget
 from .declarations import Declarations
 from .protocol import EventKind, ModelEvent
-from .spans import facts_of
+from .spans import start_span
 from .worker import STOP_TIMEOUT, ModelWorker, State
 
 log = logging.getLogger(__name__)
@@ -266,16 +266,9 @@ class LocalModels:
         if model.worker.state is State.READY:
             return
         self.tell("starting", model)
-        span = self._tracing.span("model.start")
-        if span.recording:
-            span.set(facts_of(model.worker.params))
         try:
-            with span:
-                try:
-                    model.worker.start()
-                except ModelyardError as error:
-                    span.set({"modelyard.reason": str(error)})
-                    raise
+            with start_span(self._tracing, model.worker.params):
+                model.worker.start()
         except BaseException:
             self.tell("failed", model)
             raise

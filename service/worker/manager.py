@@ -12,7 +12,7 @@ from ..engines.base import Vectors
 from ..errors import Conflict, InvalidRequest, UnknownModel
 from ..settings import params as parameters
 from ..streams import Cancel, OutputStream
-from ..telemetry.tracing import Tracing, spanned
+from ..telemetry.tracing import Tracing
 from ..types import ApplyOutcome, GenerateRequest, HostModels, JSONObject, ModelInstance, ModelMetadata, WorkerType
 from ..types import worker_key as key_of
 from .admission import Budget
@@ -22,6 +22,7 @@ from .local_models import LocalModels
 from .outcomes import in_parallel, merged
 from .protocol import APPLY_TYPES, EVERY_MODEL
 from .shared_calls import SharedCalls
+from .spans import spanned
 from .supported import supported_models
 from .worker import State
 

@@ -8,8 +8,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from opentelemetry.context import get_current
+
 from ..errors import ModelyardError
-from ..telemetry.spans import current
+from ..telemetry.tracing import attached
 from ..types import ApplyOutcome
 
 T = TypeVar("T")
@@ -19,10 +21,10 @@ log = logging.getLogger(__name__)
 def in_parallel(targets: Sequence[T], operation: Callable[[T], str], name: Callable[[T], str]) -> list[ApplyOutcome]:
     """Run ``operation`` on each target in a thread of its own; what it returns or raises becomes the message."""
     outcomes = [ApplyOutcome("did not run", False, 0.0) for _ in targets]
-    here = current()
+    context = get_current()
 
     def run(index: int, target: T) -> None:
-        with here.active():
+        with attached(context):
             outcomes[index] = timed(lambda: operation(target))
 
     threads = [

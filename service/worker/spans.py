@@ -1,67 +1,189 @@
-"""What the span over an engine's work says, in OpenTelemetry's names for generative models, where it has any.
+"""Put spans over the calls of managers, models and engines.
 
-Prompts and answers stand in it only where the span may have them (`tracing_content`).
+Names are OpenTelemetry's for generative models, where it has them. Prompts and answers are put into the span of an
+engine only where `tracing_content` allows it.
 """
 
 from __future__ import annotations
 
+import functools
+import json
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from types import TracebackType
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import orjson
+from opentelemetry.trace import INVALID_SPAN, Span
 
 from ..engines.base import ModelParams
-from ..streams import Cancel
+from ..errors import ModelyardError
+from ..streams import Cancel, OutputStream
 from ..telemetry.resource import shown
-from ..telemetry.spans import Span
+from ..telemetry.tracing import Attributes, Tracing, attached, current_tracing, end, present
 from ..types import Burst, GenerateRequest, JSONObject, worker_key
 from ..wire.messages import text_of_content
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+MAX_TEXT = 64 * 1024
+"""Letters of one attribute that holds prompts, answers or texts."""
 _ROLES = {"human": "user", "ai": "assistant"}
 
 
-def engine_span(parent: Span, operation: str, params: ModelParams) -> Span:
-    """Return a span for what an engine does: ``chat``, ``text_completion``, ``embeddings`` or ``rerank``."""
-    return parent.child(
-        f"{operation} {params.registered_name}",
-        {
+# Managers
+
+
+class Traced(Protocol):
+    """An object that has a tracing."""
+
+    tracing: Tracing
+
+
+T = TypeVar("T", bound=Traced)
+
+
+def spanned(method: Callable[Concatenate[T, P], R]) -> Callable[Concatenate[T, P], R]:
+    """Put a span over each call of a manager's method; over a stream until it is closed."""
+    name = f"manager.{method.__name__}"
+
+    @functools.wraps(method)
+    def call(self: T, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        tracing = self.tracing
+        if not tracing.on:
+            return method(self, *args, **kwargs)
+        span = tracing.span(name, _called(type(self).__name__, args, kwargs))
+        try:
+            with attached(tracing.context_of(span)):
+                result = method(self, *args, **kwargs)
+        except BaseException as error:
+            end(span, error)
+            raise
+        if isinstance(result, OutputStream):
+            result.when_closed(functools.partial(end, span))
+        else:
+            end(span)
+        return result
+
+    return call
+
+
+def _called(manager: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Attributes:
+    first = args[0] if args else kwargs.get("model", kwargs.get("request"))
+    name = first.model if isinstance(first, GenerateRequest) else first
+    return {"modelyard.manager": manager, "gen_ai.request.model": name if isinstance(name, str) else None}
+
+
+# Models
+
+
+@contextmanager
+def start_span(tracing: Tracing, params: ModelParams) -> Iterator[None]:
+    """Put a span over the start of a model, with its parameters; private ones are masked."""
+    span = tracing.span("model.start")
+    if span.is_recording():
+        span.set_attributes(_facts_of(params))
+    with tracing.running(span):
+        try:
+            yield
+        except ModelyardError as error:
+            span.set_attribute("modelyard.reason", str(error))
+            raise
+
+
+def _facts_of(params: ModelParams) -> JSONObject:
+    facts: JSONObject = {
+        "modelyard.model": worker_key(params.registered_name, params.worker_type),
+        "gen_ai.provider.name": params.engine,
+        "gen_ai.request.model": params.registered_name,
+    }
+    return facts | shown("modelyard.param", params)
+
+
+class CallSpan:
+    """The span over one call of a model of this process, below the current span; and its engine's span below it."""
+
+    __slots__ = ("_asked", "_params", "_span", "_tracing", "recording")
+
+    def __init__(self, call: str, params: ModelParams) -> None:
+        """Begin the span of ``call``, where the current span belongs to a tracing that is on."""
+        self._tracing = current_tracing()
+        self._params = params
+        self._asked = time.monotonic()
+        self._span: Span = INVALID_SPAN
+        if self._tracing.on:
+            key = worker_key(params.registered_name, params.worker_type)
+            self._span = self._tracing.span(f"worker.{call}", {"modelyard.model": key})
+        self.recording = self._span.is_recording()
+        """Whether the span keeps anything."""
+
+    def note_slot(self) -> None:
+        """Note that the request gets its slot now."""
+        self._span.add_event("modelyard.slot")
+        self._span.set_attribute("modelyard.time_in_line", time.monotonic() - self._asked)
+
+    def end(self, error: BaseException | None = None) -> None:
+        """End the span. A second call does nothing."""
+        end(self._span, error)
+
+    def __enter__(self) -> CallSpan:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.end(error)
+
+    def watched(
+        self, bursts: Iterator[Burst | None], request: GenerateRequest, cancel: Cancel
+    ) -> Iterator[Burst | None]:
+        """Return the engine's bursts with a span over them; the bursts alone where nothing is kept."""
+        if not self.recording:
+            return bursts
+        span = self._engine_span("chat" if request.uses_messages else "text_completion")
+        return WatchedBursts(bursts, span, request, cancel, content=self._tracing.content)
+
+    def running_engine(self, operation: str, texts: Sequence[str]) -> AbstractContextManager[object]:
+        """Return a context for the engine's ``embeddings`` or ``rerank``: a span, with the number of texts."""
+        span = self._engine_span(operation)
+        span.set_attribute("modelyard.texts", len(texts))
+        if self._tracing.content:
+            span.set_attribute("modelyard.input.texts", _as_json(list(texts)))
+        return self._tracing.running(span)
+
+    def _engine_span(self, operation: str) -> Span:
+        attributes = {
             "gen_ai.operation.name": operation,
-            "gen_ai.provider.name": params.engine,
-            "gen_ai.request.model": params.registered_name,
-        },
-    )
+            "gen_ai.provider.name": self._params.engine,
+            "gen_ai.request.model": self._params.registered_name,
+        }
+        context = self._tracing.context_of(self._span)
+        return self._tracing.span(f"{operation} {self._params.registered_name}", attributes, context=context)
 
 
-def note_slot(span: Span, asked: float) -> None:
-    """Note that a request got its slot now, that ``asked`` for it at that time of the monotonic clock."""
-    waited = time.monotonic() - asked
-    span.event("modelyard.slot")
-    span.set({"modelyard.time_in_line": waited})
-
-
-def note_texts(span: Span, texts: Sequence[str]) -> None:
-    """Note how many texts there are, a query included, and what they say where the span may have it."""
-    span.set({"modelyard.texts": len(texts)})
-    if span.content:
-        span.set({"modelyard.input.texts": _as_json(list(texts))})
+# Engines
 
 
 class WatchedBursts:
-    """An engine's bursts on their way, and the span over them: it ends where they do."""
+    """An engine's bursts on their way, and the span over them, which ends where they do."""
 
-    def __init__(self, bursts: Iterator[Burst | None], span: Span, request: GenerateRequest, cancel: Cancel) -> None:
+    def __init__(
+        self, bursts: Iterator[Burst | None], span: Span, request: GenerateRequest, cancel: Cancel, *, content: bool
+    ) -> None:
         self._ended = False
         self._bursts = bursts
         self._span = span
         self._cancel = cancel
+        self._content = content
         self._began = time.monotonic()
         self._pieces = 0
         self._answer: list[str] = []
         self._reason: str | None = None
-        span.set(_asked(request))
-        if span.content:
-            span.set({"gen_ai.input.messages": _as_json(_messages(request))})
+        span.set_attributes(present(_requested(request)))
+        if content:
+            span.set_attribute("gen_ai.input.messages", _as_json(_messages(request)))
 
     def __iter__(self) -> Iterator[Burst | None]:
         return self
@@ -70,7 +192,7 @@ class WatchedBursts:
         try:
             burst = next(self._bursts)
         except BaseException as error:
-            # An engine that was told to stop ends, or says no more than that.
+            # An engine that was cancelled ends, or raises only that it was.
             self._end(self._cancel.error if self._cancel.is_set() else error)
             raise
         if burst is not None:
@@ -80,20 +202,20 @@ class WatchedBursts:
     def _note(self, burst: Burst) -> None:
         if burst.pieces and not self._pieces:
             seconds = time.monotonic() - self._began
-            self._span.event("modelyard.first_piece", {"modelyard.seconds": seconds})
-            self._span.set({"modelyard.time_to_first_piece": seconds})
+            self._span.add_event("modelyard.first_piece", {"modelyard.seconds": seconds})
+            self._span.set_attribute("modelyard.time_to_first_piece", seconds)
         self._pieces += len(burst.pieces)
-        if self._span.content:
+        if self._content:
             self._answer += burst.pieces
         if burst.finish_reason is not None:
             self._reason = burst.finish_reason
-            self._span.set({"gen_ai.response.finish_reasons": [burst.finish_reason]})
+            self._span.set_attribute("gen_ai.response.finish_reasons", [burst.finish_reason])
         if burst.usage is not None:
             counts = {"input": burst.usage.get("prompt_tokens"), "output": burst.usage.get("completion_tokens")}
-            self._span.set({f"gen_ai.usage.{name}_tokens": count for name, count in counts.items()})
+            self._span.set_attributes({f"gen_ai.usage.{name}_tokens": n for name, n in present(counts).items()})
 
     def close(self) -> None:
-        """End the bursts, which whoever closes them before their end has cancelled."""
+        """End the bursts; a caller that closes them before their end has cancelled them."""
         try:
             close = getattr(self._bursts, "close", None)
             if close is not None:
@@ -105,14 +227,14 @@ class WatchedBursts:
         if self._ended:
             return
         self._ended = True
-        self._span.set({"modelyard.pieces": self._pieces})
-        if self._span.content:
+        self._span.set_attribute("modelyard.pieces", self._pieces)
+        if self._content:
             answer = {"role": "assistant", "parts": [_part("".join(self._answer))], "finish_reason": self._reason}
-            self._span.set({"gen_ai.output.messages": _as_json([answer])})
-        self._span.end(None if isinstance(error, StopIteration) else error)
+            self._span.set_attribute("gen_ai.output.messages", _as_json([answer]))
+        end(self._span, None if isinstance(error, StopIteration) else error)
 
 
-def _asked(request: GenerateRequest) -> JSONObject:
+def _requested(request: GenerateRequest) -> JSONObject:
     return {
         "gen_ai.request.max_tokens": request.max_new_tokens,
         "gen_ai.request.temperature": request.temperature,
@@ -128,8 +250,11 @@ def _messages(request: GenerateRequest) -> list[JSONObject]:
     if not request.uses_messages:
         return [{"role": "user", "parts": [_part(request.prompt or "")]}]
     return [
-        {"role": _ROLES.get(said["role"], said["role"]), "parts": [_part(text_of_content(said["content"]))]}
-        for said in request.messages
+        {
+            "role": _ROLES.get(message["role"], message["role"]),
+            "parts": [_part(text_of_content(message["content"]))],
+        }
+        for message in request.messages
     ]
 
 
@@ -138,14 +263,8 @@ def _part(text: str) -> JSONObject:
 
 
 def _as_json(value: Any) -> str:
-    return orjson.dumps(value).decode()
-
-
-def facts_of(own: ModelParams) -> JSONObject:
-    """Return the facts of a model."""
-    facts: JSONObject = {
-        "modelyard.model": worker_key(own.registered_name, own.worker_type),
-        "gen_ai.provider.name": own.engine,
-        "gen_ai.request.model": own.registered_name,
-    }
-    return facts | shown("modelyard.param", own)
+    try:
+        text = orjson.dumps(value).decode()
+    except TypeError:  # a lone surrogate, which UTF-8 does not have
+        text = json.dumps(value)
+    return text[:MAX_TEXT]

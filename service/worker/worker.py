@@ -13,10 +13,9 @@ from typing import Any
 from ..engines.base import Engine, ModelParams, Vectors
 from ..errors import Cancelled, EngineError, ModelyardError, NotReady, StartTimeout
 from ..streams import TICK, Cancel, OutputStream, pumped, whole_answer
-from ..telemetry.spans import NOTHING, Span, current
 from ..types import Burst, GenerateRequest, ModelMetadata, ModelOutput, WorkerType, worker_key
 from .admission import Gate, Ticket
-from .spans import WatchedBursts, engine_span, note_slot, note_texts
+from .spans import CallSpan
 from .start import start_error, start_in_time
 
 log = logging.getLogger(__name__)
@@ -131,7 +130,7 @@ class ModelWorker:
         Raises Overloaded where the line is full, NotReady; the stream raises these, Cancelled, and what the
         engine says.
         """
-        span = self._span("generate")
+        span = CallSpan("generate", self.params)
         try:
             ticket = self._admit(cancel, wait=wait)
         except BaseException as error:
@@ -143,20 +142,12 @@ class ModelWorker:
             stream.when_closed(span.end)
         return stream
 
-    def bursts(self, request: GenerateRequest, cancel: Cancel, span: Span) -> Iterator[Burst | None]:
+    def bursts(self, request: GenerateRequest, cancel: Cancel, span: CallSpan) -> Iterator[Burst | None]:
         """Return the engine's iterator; one that does not tick is driven by a thread of its own."""
         bursts = iter(self.engine.generate_stream(request, cancel))
         if not self.engine.ticks:
             bursts = pumped(bursts, cancel, f"generate-{self.name}")
-        if not span.recording:
-            return bursts
-        operation = "chat" if request.uses_messages else "text_completion"
-        return WatchedBursts(bursts, engine_span(span, operation, self.params), request, cancel)
-
-    def _span(self, call: str) -> Span:
-        """Return the span of a call of this model, below whatever this thread works for."""
-        here = current()
-        return here if here is NOTHING else here.child(f"worker.{call}", {"modelyard.model": self.key})
+        return span.watched(bursts, request, cancel)
 
     def generate(self, request: GenerateRequest, cancel: Cancel, *, wait: bool = True) -> ModelOutput:
         """Return the whole answer; raises like `generate_stream`."""
@@ -193,16 +184,14 @@ class ModelWorker:
     def _computed(
         self, operation: str, call: Callable[[], Any], texts: Sequence[str], cancel: Cancel, wait: bool
     ) -> Any:
-        with self._span(operation) as span:
-            asked = time.monotonic()
+        with CallSpan(operation, self.params) as span:
             ticket = self._admit(cancel, wait=wait)
             try:
                 ticket.wait()
                 if not span.recording:
                     return call()
-                note_slot(span, asked)
-                with engine_span(span, operation, self.params) as own:
-                    note_texts(own, texts)
+                span.note_slot()
+                with span.running_engine(operation, texts):
                     return call()
             except BaseException as error:
                 # An engine only knows that it was told to stop; the cancel knows why.
@@ -251,11 +240,10 @@ class _Answer:
     """The bursts of one answer: none while it stands in line, then the engine's, its foreign errors made ours."""
 
     def __init__(
-        self, worker: ModelWorker, ticket: Ticket, request: GenerateRequest, cancel: Cancel, span: Span
+        self, worker: ModelWorker, ticket: Ticket, request: GenerateRequest, cancel: Cancel, span: CallSpan
     ) -> None:
         self._worker = worker
         self._span = span
-        self._asked = time.monotonic()
         self._ticket = ticket
         self._request = request
         self._cancel = cancel
@@ -270,7 +258,7 @@ class _Answer:
                 if not self._ticket.wait(TICK):
                     return None
                 if self._span.recording:
-                    note_slot(self._span, self._asked)
+                    self._span.note_slot()
                 self._bursts = self._worker.bursts(self._request, self._cancel, self._span)
             return next(self._bursts)
         except StopIteration:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from modelyard.telemetry.export import as_plain
+from modelyard.telemetry.export import as_row
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
@@ -20,12 +20,12 @@ class Kept(SpanExporter):
     spans: ClassVar[list[dict[str, Any]]] = []
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        Kept.spans += [as_plain(span) for span in spans]
+        Kept.spans += [as_row(span) for span in spans]
         return SpanExportResult.SUCCESS
 
 
 class Broken(SpanExporter):
-    """Fails whenever it is told to."""
+    """Fails while ``failing`` is set."""
 
     failing: ClassVar[bool] = True
     exported: ClassVar[int] = 0
@@ -38,7 +38,7 @@ class Broken(SpanExporter):
 
 
 class NoExporter:
-    """A class that is none."""
+    """Not an exporter."""
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:

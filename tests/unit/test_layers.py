@@ -149,7 +149,7 @@ def test_nothing_imports_the_folders_by_their_own_names():
             assert not {name.split(".")[0] for name in names} & {"service", "blueprints"}, path
 
 
-HEAVY = ("flask", "werkzeug", "marshmallow", "requests", "orjson", "click", "gunicorn", "gevent")
+HEAVY = ("flask", "werkzeug", "marshmallow", "requests", "orjson", "click", "gunicorn", "gevent", "opentelemetry")
 ENGINES = ("xllamacpp", "gguf", "numpy", "torch", "transformers")
 DRIVERS = ("sqlalchemy", "psycopg", "redis", "pymysql", "sqlite3")
 

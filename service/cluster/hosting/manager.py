@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from opentelemetry.context import get_current
+
 from ...engines.base import Vectors
 from ...errors import Draining, ModelyardError, NotConnected, NotReady, UnknownModel, not_callable
 from ...sessions.transport import Transport
 from ...streams import Cancel, OutputStream
-from ...telemetry.spans import current
-from ...telemetry.tracing import Tracing, spanned
+from ...telemetry.tracing import Tracing, attached
 from ...types import (
     ApplyOutcome,
     Burst,
@@ -31,6 +32,7 @@ from ...types import (
 )
 from ...worker.protocol import ServiceState
 from ...worker.shared_calls import SharedCalls
+from ...worker.spans import spanned
 from ...worker.worker import State
 from ..remote_errors import error_of_answer
 from ..remote_model import RemoteHost, RemoteModelWorker
@@ -293,7 +295,7 @@ class _Answer:
         self._ask = ask
         self._cancel = cancel
         self._patience = patience
-        self._span = current()
+        self._context = get_current()
         self._inner: OutputStream | None = None
         self._has_begun = False
         self.outer: OutputStream | None = None
@@ -322,7 +324,7 @@ class _Answer:
         one = Cancel()
         self._relay = lambda: one.set(self._cancel.error)
         self._cancel.on_set(self._relay)
-        with self._span.active():
+        with attached(self._context):
             self._inner = self._ask(one)
         return self._inner
 

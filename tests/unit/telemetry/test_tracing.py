@@ -20,20 +20,25 @@ from flask import Flask
 from flask.testing import FlaskClient
 from kept_spans import Kept, named, tree
 from modelyard import create_app
+from modelyard.blueprints.request import traces
 from modelyard.errors import Cancelled, ConfigError, EngineError, MissingLibrary, Overloaded, StartFailed
 from modelyard.server.runtime import Runtime
 from modelyard.settings.settings import Settings
 from modelyard.streams import Cancel, OutputStream
-from modelyard.telemetry import spans
-from modelyard.telemetry.spans import NOTHING, PassedOn, current, outgoing_headers
-from modelyard.telemetry.tracing import Tracing, spanned
+from modelyard.telemetry import dbgpt, tracing
+from modelyard.telemetry.tracing import Tracing, current_tracing, end, has_span, outgoing_headers
 from modelyard.types import Burst, GenerateRequest
+from modelyard.worker.spans import MAX_TEXT, spanned
+from opentelemetry import context
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.trace import NoOpTracer, get_current_span
 from running import wait_until
 from steered import Steered
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 PARENT = {"traceparent": f"00-{TRACE}-{SPAN}-01"}
 UUIDS = "11111111-2222-4333-8444-555555555555:99999999-2222-4333-8444-555555555555"
+UUIDS_PARENT = {"traceparent": "00-11111111222243338444555555555555-593d3169376e21ab-01"}
 TABLES: list[dict[str, Any]] = [
     {"name": "echo"},
     {"name": "emb", "engine": "echo", "worker_type": "text2vec"},
@@ -75,7 +80,7 @@ def folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Path]:
     yield tmp_path
     Steered.go.set()
     Kept.spans.clear()
-    assert current() is NOTHING, "a request left its span behind"
+    assert context.get_current() == {}, "a request left its span behind"
     assert not [record for record in caplog.get_records("call") if record.name.startswith("opentelemetry")]
 
 
@@ -93,7 +98,7 @@ def prompt(model: str = "echo", text: str = "a b", **more: Any) -> dict[str, Any
 # Off
 
 
-def test_it_is_off_by_default_and_loads_nothing():
+def test_it_is_off_by_default_and_does_not_load_the_sdk():
     script = (
         "from modelyard import create_app; from modelyard.settings.settings import Settings\n"
         "import sys, tempfile\n"
@@ -105,22 +110,24 @@ def test_it_is_off_by_default_and_loads_nothing():
         "        with app.test_client().post(f'/api/worker/{call}', json={'model': 'echo', 'prompt': 'x'}) as answer:\n"
         "            assert answer.status_code == 200, answer.data\n"
         "    runtime.stop()\n"
-        "assert not [name for name in sys.modules if name.startswith('opentelemetry')], sys.modules\n"
-        "assert not {'modelyard.telemetry.recording', 'modelyard.telemetry.export'} & set(sys.modules)\n"
+        "loaded = [name for name in sys.modules if name.startswith(('opentelemetry.sdk', 'opentelemetry.exporter'))]\n"
+        "assert not loaded, loaded\n"
+        "assert 'modelyard.telemetry.export' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 
 def test_off_no_span_is_made(folder, monkeypatch):
-    def never(*args: object) -> None:
+    def never(*args: object, **options: object) -> None:
         raise AssertionError("a span was made")
 
-    monkeypatch.setattr(PassedOn, "__init__", never)
-    monkeypatch.setattr(spans._Active, "__init__", never)
     traced = Traced(folder, tracing=None)
-    traced.post("generate", prompt(span_id="empty_span"))
-    traced.post("generate_stream", prompt())
-    traced.post("embeddings", {"model": "emb", "input": ["a"], "span_id": None})
+    monkeypatch.setattr(NoOpTracer, "start_span", never)
+    for module in (tracing, traces):
+        monkeypatch.setattr(module, "attach", never)
+    assert b"token" in traced.post("generate", prompt(span_id="empty_span"))
+    assert b"token" in traced.post("generate_stream", prompt())
+    assert b"[[" in traced.post("embeddings", {"model": "emb", "input": ["a"], "span_id": None})
     assert traced.spans() == []
 
 
@@ -128,8 +135,16 @@ def test_off_no_span_is_made(folder, monkeypatch):
     ("headers", "span_id", "told"),
     [
         (PARENT, None, {**PARENT, "DB-GPT-Trace-Span-Id": f"{TRACE}:{SPAN}"}),
-        ({"DB-GPT-Trace-Span-Id": UUIDS}, "a:b", {"DB-GPT-Trace-Span-Id": UUIDS}),
-        ({}, UUIDS, {"DB-GPT-Trace-Span-Id": UUIDS}),
+        (
+            {**PARENT, "tracestate": "a=1"},
+            None,
+            {**PARENT, "tracestate": "a=1", "DB-GPT-Trace-Span-Id": f"{TRACE}:{SPAN}"},
+        ),
+        ({**PARENT, "tracestate": "nonsense"}, None, {**PARENT, "DB-GPT-Trace-Span-Id": f"{TRACE}:{SPAN}"}),
+        ({**PARENT, "DB-GPT-Trace-Span-Id": UUIDS}, None, {**PARENT, "DB-GPT-Trace-Span-Id": UUIDS}),
+        ({"DB-GPT-Trace-Span-Id": UUIDS}, "a:b", {**UUIDS_PARENT, "DB-GPT-Trace-Span-Id": UUIDS}),
+        ({}, UUIDS, {**UUIDS_PARENT, "DB-GPT-Trace-Span-Id": UUIDS}),
+        ({"traceparent": "nonsense"}, UUIDS, {**UUIDS_PARENT, "DB-GPT-Trace-Span-Id": UUIDS}),
         ({}, "empty_span", {}),
         ({}, None, {}),
     ],
@@ -140,19 +155,31 @@ def test_off_a_callers_span_is_told_to_the_next_hop(folder, monkeypatch, headers
     monkeypatch.setattr(traced.runtime.manager, "generate", lambda *a, **k: heard.append(dict(outgoing_headers())))
     traced.post("generate", prompt(span_id=span_id), headers=headers)
     assert heard == [told]
-    assert current() is NOTHING
     traced.runtime.stop()
 
 
-def test_nothing_answers_every_call_and_is_nobodys_parent():
-    with NOTHING as span, span.child("x", {"a": 1}) as below:
-        below.set({"a": 1})
-        below.event("b")
-        below.end("c")
-        assert below is NOTHING is current()
-        assert below.headers() == {} == outgoing_headers()
-        assert below.span_id() is None
-        assert not below.recording
+def test_off_a_span_of_the_host_application_is_passed_on_and_left_alone():
+    off = Tracing()
+    tracer = TracerProvider().get_tracer("host")
+    with tracer.start_as_current_span("the host's") as span:
+        passed = outgoing_headers()
+        with off.running(off.span("x", {"a": 1})) as below:
+            end(below, "failed")
+            assert outgoing_headers() == passed
+        call = off.context_of_call(PARENT)
+        assert get_current_span(call) is span
+        assert span.is_recording()
+        assert not span.attributes
+
+
+def test_off_without_a_caller_there_is_no_span():
+    off = current_tracing()
+    assert not off.on
+    with off.running(off.span("x", {"a": 1})) as span:
+        assert outgoing_headers() == {}
+        assert dbgpt.span_id() is None
+        assert not has_span()
+        assert not span.is_recording()
 
 
 # One tree
@@ -222,8 +249,8 @@ def test_a_span_lasts_until_the_body_was_closed(traced):
     answer = traced.client.post("/api/worker/generate_stream", json=prompt("s", "hold"))
     stream = iter(answer.response)
     next(stream)
-    assert current() is NOTHING, "the view has ended"
-    assert traced.runtime.tracing._provider.force_flush()
+    assert not has_span(), "the view has ended"
+    assert traced.runtime.tracing.flush()
     assert named(Kept.spans, "model.start")
     assert not named(Kept.spans, "POST /api/worker/generate_stream")
     answer.close()
@@ -299,23 +326,23 @@ def test_the_next_hop_is_told_of_the_span_that_asks_it(traced, monkeypatch):
     monkeypatch.setattr(manager, "generate", spanned(lambda self, request, *a, **k: told()).__get__(manager))
 
     def told() -> None:
-        heard.append({**outgoing_headers(), "span_id": current().span_id() or ""})
+        heard.append({**outgoing_headers(), "span_id": dbgpt.span_id() or ""})
 
     traced.post("generate", prompt(), headers={"DB-GPT-Trace-Span-Id": UUIDS})
     traced.post("generate", prompt(), headers={**PARENT, "tracestate": "vendor=1"})
-    dbgpt, w3c = named(traced.spans(), "manager.<lambda>")
+    dbgpts, w3cs = named(traced.spans(), "manager.<lambda>")
     trace = UUIDS.partition(":")[0]
     assert heard == [
         {
-            "traceparent": f"00-{trace.replace('-', '')}-{dbgpt['span_id']}-01",
-            "DB-GPT-Trace-Span-Id": f"{trace}:{dbgpt['span_id']}",
-            "span_id": f"{trace}:{dbgpt['span_id']}",
+            "traceparent": f"00-{trace.replace('-', '')}-{dbgpts['span_id']}-01",
+            "DB-GPT-Trace-Span-Id": f"{trace}:{dbgpts['span_id']}",
+            "span_id": f"{trace}:{dbgpts['span_id']}",
         },
         {
-            "traceparent": f"00-{TRACE}-{w3c['span_id']}-01",
+            "traceparent": f"00-{TRACE}-{w3cs['span_id']}-01",
             "tracestate": "vendor=1",
-            "DB-GPT-Trace-Span-Id": f"{TRACE}:{w3c['span_id']}",
-            "span_id": f"{TRACE}:{w3c['span_id']}",
+            "DB-GPT-Trace-Span-Id": f"{TRACE}:{w3cs['span_id']}",
+            "span_id": f"{TRACE}:{w3cs['span_id']}",
         },
     ]
 
@@ -433,6 +460,20 @@ def test_prompts_and_answers_are_left_out_unless_they_are_wanted(folder):
     assert json.loads(texts["attributes"]["modelyard.input.texts"]) == [MARKER]
 
 
+def test_long_texts_are_cut(folder):
+    traced = Traced(folder, tracing_content=True)
+    traced.post("embeddings", {"model": "emb", "input": ["x" * 200_000]})
+    (texts,) = named(traced.spans(), "embeddings emb")
+    assert len(texts["attributes"]["modelyard.input.texts"]) == MAX_TEXT == 65_536
+
+
+def test_half_a_surrogate_pair_in_a_prompt_breaks_no_request(folder):
+    traced = Traced(folder, tracing_content=True)
+    request = GenerateRequest("s", prompt="\ud800 a")
+    assert traced.runtime.manager.generate(request).error_code == 0
+    assert {span["status"] for span in traced.spans() if span["name"].endswith(" s")} == {"unset"}
+
+
 # Streams
 
 
@@ -458,14 +499,14 @@ class Wholes:
     ("bursts", "code"), [([Burst(["a"])], None), ([Burst(["a"]), Overloaded("x")], "overloaded"), ([], None)]
 )
 def test_the_span_over_a_stream_ends_with_it(folder, bursts, code):
-    tracing = Tracing(Settings(tracing=kept_spans.PATH))
-    tracing.start()
-    stream = Wholes(tracing, bursts).generate_stream(GenerateRequest("m", prompt="x"))
-    assert current() is NOTHING
+    own = Tracing(Settings(tracing=kept_spans.PATH))
+    own.start()
+    stream = Wholes(own, bursts).generate_stream(GenerateRequest("m", prompt="x"))
+    assert not has_span()
     with contextlib.suppress(Overloaded):
         list(stream)
     stream.close()
-    tracing.stop()
+    own.stop()
     (span,) = Kept.spans
     assert span["name"] == "manager.generate_stream"
     assert span["attributes"].get("error.type") == code
@@ -531,13 +572,14 @@ def test_a_class_that_is_no_exporter_is_refused(said):
         Tracing(Settings(tracing=said))
 
 
-@pytest.mark.parametrize(("said", "absent"), [("file:x", "sdk"), ("host", "trace"), ("otlp", "exporter")])
+@pytest.mark.parametrize(("said", "absent"), [("file:x", "sdk"), ("otlp", "exporter")])
 def test_without_the_library_the_extra_is_named(monkeypatch, said, absent):
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if absent in name else real(name))
     with pytest.raises(MissingLibrary, match=r"modelyard\[otel\]"):
         Tracing(Settings(tracing=said))
     Tracing(Settings())
+    Tracing(Settings(tracing="host"))
 
 
 def test_an_exporter_that_can_not_be_made_is_told_and_nothing_is_traced(folder, monkeypatch, caplog):

@@ -1,7 +1,8 @@
 """OutputStream: one answer on its way, with the slot it holds and the event that ends it.
 
-`Pump` drives an engine's blocking iterator from a thread of its own, so that whoever sends the
-answer can break a silence; what piles up behind a slow reader is joined into one burst, and bounded.
+`Relay` gives on an answer of another stream, and asks for the next stream where one fails before its first burst.
+`Pump` drives an engine's blocking iterator from a thread of its own, so that the sender of the answer can break a
+silence; what piles up behind a slow reader is joined into one burst, and bounded.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Iterator
+from contextvars import copy_context
 from types import TracebackType
+from typing import Protocol
 
 from .errors import Cancelled, ModelyardError
 from .types import Burst, ModelOutput
@@ -92,8 +95,16 @@ class OutputStream:
         self._ended = False
         self._listeners: list[Callable[[BaseException | None], None]] | None = None
         self.cancel = cancel
-        self.load = load
-        """What the gate looked like at admission: the value of ``Modelyard-Load``."""
+        self._load = load
+
+    @property
+    def load(self) -> str | None:
+        """What the gate looked like at admission: the value of ``Modelyard-Load``.
+
+        Where the bursts have a ``load`` of their own, it is that, which may come with the first of them.
+        """
+        load: str | None = getattr(self._bursts, "load", None) if self._load is None else self._load
+        return load
 
     def __iter__(self) -> Iterator[Burst | None]:
         return self
@@ -149,6 +160,80 @@ class OutputStream:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class Source(Protocol):
+    """Where a `Relay` gets an answer: from one stream, or from the next where that fails before its first burst."""
+
+    def open(self, cancel: Cancel) -> OutputStream:
+        """Return the next stream, which ``cancel`` ends. What it raises counts as a failure of that stream."""
+
+    def begun(self, stream: OutputStream) -> None:
+        """Note that a stream gives the answer: its first burst has come."""
+
+    def ended(self, error: BaseException | None) -> bool:
+        """Note that a stream has ended, by an ``error`` or without; return whether another may be opened.
+
+        Raises what the relay ends with, if that is not ``error``.
+        """
+
+
+class Relay:
+    """The bursts of one answer, from whichever stream of a `Source` gives it. `close` it."""
+
+    def __init__(self, source: Source, cancel: Cancel) -> None:
+        """Open nothing yet. Streams are opened in the context of this call: spans that are made there are below it."""
+        self._source = source
+        self._cancel = cancel
+        self._context = copy_context()
+        self._stream: OutputStream | None = None
+        self._stream_cancel = Cancel()
+        self._has_begun = False
+        self.load: str | None = None
+        """The load of the first stream that gave a sign of life."""
+
+    def __iter__(self) -> Iterator[Burst | None]:
+        return self
+
+    def __next__(self) -> Burst | None:
+        try:
+            stream = self._stream or self._open()
+            burst = next(stream)
+        except StopIteration:
+            self._end(None)
+            raise
+        except BaseException as error:
+            if not self._end(error) or self._has_begun or self._cancel.is_set():
+                raise
+            return None
+        if self.load is None:
+            self.load = stream.load
+        if burst is not None and not self._has_begun:
+            self._has_begun = True
+            self._source.begun(stream)
+        return burst
+
+    def _open(self) -> OutputStream:
+        # A cancel of its own: a stream ends when it has failed, and the answer may need another.
+        self._stream_cancel = Cancel()
+        self._cancel.on_set(self._pass_on)
+        self._stream = self._context.run(self._source.open, self._stream_cancel)
+        return self._stream
+
+    def _pass_on(self) -> None:
+        self._stream_cancel.set(self._cancel.error)
+
+    def _end(self, error: BaseException | None) -> bool:
+        stream, self._stream = self._stream, None
+        self._cancel.forget(self._pass_on)
+        if stream is not None:
+            stream.close()
+        return self._source.ended(error)
+
+    def close(self) -> None:
+        """End the stream that is open."""
+        if self._stream is not None:
+            self._end(None)
 
 
 class Pump:

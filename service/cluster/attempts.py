@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from opentelemetry.context import get_current
-
 from ..errors import (
     Forbidden,
     ModelyardError,
@@ -23,8 +21,6 @@ from ..errors import (
     WorkerUnreachable,
 )
 from ..streams import Cancel, OutputStream
-from ..telemetry.tracing import attached
-from ..types import Burst
 from .registry.base import Instance
 from .routing import Routes
 
@@ -156,62 +152,23 @@ class Attempts:
         return NotReady(f"no instance of {self.key} can be taken: {reasons}", retry_after=1)
 
 
-class RoutedAnswer:
-    """The bursts of one answer, of whichever instance gives it. `close` it."""
+class RoutedStreams:
+    """The streams of one request at the instances of a model: the `Source` of its relay."""
 
-    def __init__(
-        self, attempts: Attempts, ask: Callable[[Instance, Cancel, bool], OutputStream], cancel: Cancel
-    ) -> None:
-        """Ask nobody yet; ``ask(instance, cancel, wait)`` opens a stream at an instance."""
+    def __init__(self, attempts: Attempts, ask: Callable[[Instance, Cancel, bool], OutputStream]) -> None:
+        """``ask(instance, cancel, wait)`` opens a stream at an instance."""
         self._attempts = attempts
         self._ask = ask
-        self._cancel = cancel
-        self._context = get_current()
-        self._inner: OutputStream | None = None
-        self._answering = False
-        self.outer: OutputStream | None = None
-        """The stream that gives these bursts on: it is told the load that the instance says."""
 
-    def __iter__(self) -> Iterator[Burst | None]:
-        return self
+    def open(self, cancel: Cancel) -> OutputStream:
+        """Return a stream of the next instance. Raises what all refusals come to, where none is left."""
+        instance, wait = self._attempts.next()
+        return self._ask(instance, cancel, wait)
 
-    def __next__(self) -> Burst | None:
-        while True:
-            try:
-                if self._inner is None:
-                    instance, wait = self._attempts.next()
-                    with attached(self._context):
-                        self._inner = self._ask(instance, self._cancel_of_one(), wait)
-                burst = next(self._inner)
-            except StopIteration:
-                self._over(None)
-                raise
-            except BaseException as error:
-                if not self._over(error) or self._answering or self._cancel.is_set():
-                    raise
-                continue
-            if self.outer is not None and self.outer.load is None:
-                self.outer.load = self._inner.load
-            if burst is not None and not self._answering:
-                self._answering = True
-                self._attempts.answering(self._inner.load)
-            return burst
+    def begun(self, stream: OutputStream) -> None:
+        """Note that the instance answers."""
+        self._attempts.answering(stream.load)
 
-    def _cancel_of_one(self) -> Cancel:
-        """Return what cancels the request to one instance: it may be over while the answer is not."""
-        one = Cancel()
-        self._relay = lambda: one.set(self._cancel.error)
-        self._cancel.on_set(self._relay)
-        return one
-
-    def _over(self, error: BaseException | None) -> bool:
-        inner, self._inner = self._inner, None
-        if inner is not None:
-            self._cancel.forget(self._relay)
-            inner.close()
+    def ended(self, error: BaseException | None) -> bool:
+        """Note how it went; return whether another may be asked."""
         return self._attempts.over(error)
-
-    def close(self) -> None:
-        """End the request wherever it is."""
-        if self._inner is not None:
-            self._over(None)

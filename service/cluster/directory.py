@@ -1,83 +1,118 @@
-"""Directory: which instances each model has, those of this process among them."""
+"""Directory: which instances each model has, those of this process among them, and what to call for each."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
-from ..errors import NotReady, not_callable
+from ..errors import NotReady, UnknownModel, not_callable
+from ..sessions.transport import Transport
 from ..types import WorkerType, worker_key
-from ..worker.manager import LocalWorkerManager
-from ..worker.worker import State
+from ..worker.local_models import LocalModels
+from ..worker.worker import ModelWorker, State
 from .registry.base import MANAGER_KEY, Instance
+from .remote_model import RemoteModelWorker
 from .routing import Routes
 from .view import MISS_INTERVAL, RegistryView
+
+Worker: TypeAlias = ModelWorker | RemoteModelWorker
+"""A model of this process or of another: both have the same calls."""
 
 
 class Directory:
     """What the registry shows, with what this process knows of its own models better than the registry does."""
 
     def __init__(
-        self, view: RegistryView, routes: Routes, local: LocalWorkerManager | None, own_url: Callable[[], str]
+        self,
+        view: RegistryView,
+        routes: Routes,
+        transport: Transport,
+        models: LocalModels | None,
+        own_url: Callable[[], str],
     ) -> None:
-        """Look into ``view``; instances at ``own_url`` are those of ``local``, whose load ``routes`` is told."""
+        """Look into ``view``. Instances at ``own_url`` are those of ``models``, None where this process holds none.
+
+        ``routes`` is given the load of these; all others are called by ``transport``.
+        """
         self._view = view
         self._routes = routes
-        self._local = local
+        self._transport = transport
+        self._models = models
         self._own_url = own_url
+        self._workers: dict[tuple[str, str], RemoteModelWorker] = {}
 
-    def known(self, key: str) -> list[Instance]:
+    # What to call
+
+    def worker_at(self, instance: Instance) -> Worker:
+        """Return what to call for an instance. Raises UnknownModel for one of this process that was shut down."""
+        if self._models is not None and instance.url == self._own_url():
+            own = self._models.find(instance.key)
+            if own is None:
+                raise UnknownModel.among(self.keys(), instance.key)
+            return own
+        place = (instance.key, instance.url)
+        worker = self._workers.get(place)
+        if worker is None:
+            worker = self._workers[place] = RemoteModelWorker(*place, self._transport)
+        return worker
+
+    def alone(self, key: str) -> ModelWorker | None:
+        """Return the model of this process, where no other process has an instance of the key; else None."""
+        worker = self._find(key)
+        return worker if worker is not None and len(self.all_of(key)) == 1 else None
+
+    def _find(self, key: str) -> ModelWorker | None:
+        return None if self._models is None else self._models.find(key)
+
+    # Instances
+
+    def usable(self, key: str) -> list[Instance]:
         """Return the instances of a key: that of this process, if it is ready, and all others."""
         own_url = self._own_url()
-        others = [one for one in self._view.instances(key) if one.url != own_url]
-        own = self._own(key)
-        return [own, *others] if own is not None else others
-
-    def _own(self, key: str) -> Instance | None:
-        worker = None if self._local is None else self._local.models.find(key)
+        others = [row for row in self._view.instances(key) if row.url != own_url]
+        worker = self._find(key)
         if worker is None or worker.state is not State.READY:
-            return None
-        load = worker.gate.load()
-        own = Instance(key, self._own_url(), load=load, healthy=True, weight=worker.params.weight)
-        self._routes.answered(own, load)
-        return own
+            return others
+        own = Instance(key, own_url, load=worker.load, healthy=True, weight=worker.params.weight)
+        self._routes.answered(own, own.load)
+        return [own, *others]
 
     def all_of(self, key: str) -> list[Instance]:
         """Return the instances of a key, in whatever state."""
-        own = None if self._local is None else self._local.models.find(key)
-        known = self.known(key)
-        if own is None or (known and known[0].url == self._own_url()):
-            return known
-        return [Instance(key, self._own_url(), weight=own.params.weight), *known]
+        instances, worker = self.usable(key), self._find(key)
+        if worker is None or (instances and instances[0].url == self._own_url()):
+            return instances
+        return [Instance(key, self._own_url(), weight=worker.params.weight), *instances]
 
-    def all_anew(self, key: str) -> list[Instance]:
-        """The same, after the registry was asked once more."""
+    def refreshed(self, key: str) -> list[Instance]:
+        """Return the same, after the registry was read once more."""
         self._view.refresh_now()
         return self.all_of(key)
 
-    def is_own(self, instance: Instance) -> bool:
-        """Return whether an instance is this process's own."""
-        return self._local is not None and instance.url == self._own_url()
+    # Keys
 
     def keys(self) -> list[str]:
         """Return the keys of all models, sorted."""
-        own = set() if self._local is None else {worker.key for worker in self._local.models.workers()}
-        return sorted((own | {one.key for one in self._view.all() if one.url != self._own_url()}) - {MANAGER_KEY})
+        own = set() if self._models is None else set(self._models.keys())
+        return sorted((own | {row.key for row in self._view.all() if row.url != self._own_url()}) - {MANAGER_KEY})
 
-    def key_of(self, model: str, *kinds: WorkerType) -> str:
-        """Return the key of a model that is called for one of ``kinds``. Raises UnknownModel, Unsupported, NotReady."""
-        keys = [worker_key(model, kind) for kind in kinds]
-        found = self._first_known(keys)
-        if found is None and (self._local is None or not self._local.models.has(model, None)):
+    def key_of(self, model: str, *types: WorkerType) -> str:
+        """Return the key of a model that is called as one of ``types``. Raises UnknownModel, Unsupported, NotReady."""
+        keys = [worker_key(model, worker_type) for worker_type in types]
+        key = self._first_usable(keys)
+        if key is not None:
+            return key
+        if self._models is not None and self._models.has(model, None):
+            # It starts, has failed, or is of another type: the error of this process is more exact.
+            self._models.worker(model, *types).check_ready()
+        else:
             self._view.refresh_now(MISS_INTERVAL)
-            found = self._first_known(keys)
-        if found is not None:
-            return found
-        if self._local is not None and self._local.models.has(model, None):
-            # It starts, has failed, or is of another type: its own manager says so best.
-            self._local.models.worker(model, *kinds).check_ready()
+            key = self._first_usable(keys)
+            if key is not None:
+                return key
         if not self._view.complete:
             raise NotReady(f"the registry can't be read: {self._view.error or 'it was not asked yet'}", retry_after=2)
-        raise not_callable(self.keys(), model, kinds)
+        raise not_callable(self.keys(), model, types)
 
-    def _first_known(self, keys: Sequence[str]) -> str | None:
-        return next((key for key in keys if self.known(key)), None)
+    def _first_usable(self, keys: Sequence[str]) -> str | None:
+        return next((key for key in keys if self.usable(key)), None)

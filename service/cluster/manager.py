@@ -1,4 +1,4 @@
-"""The manager of the models of a whole cluster: finds who has a model, and asks there.
+"""The manager of the models of a whole cluster: finds the instances of a model, and calls one of them.
 
 Models of this process, where it has some, are called directly; all others over HTTP.
 """
@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from ..engines.base import Vectors
 from ..sessions.transport import Transport
-from ..streams import Cancel, OutputStream
+from ..streams import Cancel, OutputStream, Relay
 from ..telemetry.tracing import Tracing
 from ..types import (
     ApplyOutcome,
@@ -20,18 +20,16 @@ from ..types import (
     ModelInstance,
     ModelMetadata,
     WorkerType,
-    split_worker_key,
     worker_key,
 )
 from ..worker.manager import LocalWorkerManager
 from ..worker.shared_calls import SharedCalls
 from ..worker.spans import spanned
-from .attempts import Attempts, RoutedAnswer
-from .directory import Directory
-from .hosts import Hosts
+from .attempts import Attempts, RoutedStreams
+from .directory import Directory, Worker
+from .machines import Machines
 from .prober import Prober
 from .registry.base import Instance, place_of
-from .remote_model import RemoteModelWorker
 from .routing import Routes
 from .view import RegistryView
 
@@ -54,11 +52,9 @@ class RemoteWorkerManager(SharedCalls):
         super().__init__(tracing)
         self.view = view
         self.routes = Routes()
-        self._transport = transport
-        self._local = local
-        self._directory = Directory(view, self.routes, local, own_url)
-        self._hosts = Hosts(view, transport, local, own_url)
-        self._workers: dict[tuple[str, str], RemoteModelWorker] = {}
+        models = None if local is None else local.models
+        self._directory = Directory(view, self.routes, transport, models, own_url)
+        self._machines = Machines(view, transport, local, own_url)
         self._prober = Prober(self.routes, transport)
 
     # Life
@@ -71,27 +67,16 @@ class RemoteWorkerManager(SharedCalls):
         """End that thread. A second call does nothing."""
         self._prober.stop()
 
-    # Whom to ask
+    # Instances
 
     def _attempts(self, key: str, wait: bool) -> Attempts:
-        known = self._directory
-        return Attempts(key, lambda: known.all_of(key), lambda: known.all_anew(key), self.routes, wait, self._failed)
+        directory = self._directory
+        look, look_again = lambda: directory.all_of(key), lambda: directory.refreshed(key)
+        return Attempts(key, look, look_again, self.routes, wait, self._failed)
 
     def _failed(self) -> None:
         self._prober.wake()
         self.view.refresh_soon()
-
-    def _worker(self, instance: Instance) -> RemoteModelWorker:
-        place = (instance.key, instance.url)
-        worker = self._workers.get(place)
-        if worker is None:
-            worker = self._workers[place] = RemoteModelWorker(instance.key, instance.url, self._transport)
-        return worker
-
-    def _alone(self, key: str) -> LocalWorkerManager | None:
-        """Return the manager of this process, where nobody else has the model: there is nothing to choose then."""
-        known = self._directory.all_of(key)
-        return self._local if len(known) == 1 and self._directory.is_own(known[0]) else None
 
     # Calls
 
@@ -106,20 +91,13 @@ class RemoteWorkerManager(SharedCalls):
         """
         cancel = cancel or Cancel()
         key = self._directory.key_of(request.model, WorkerType.LLM)
-        if (alone := self._alone(key)) is not None:
+        if (alone := self._directory.alone(key)) is not None:
             return alone.generate_stream(request, cancel, wait=wait)
-        answer = RoutedAnswer(
-            self._attempts(key, wait),
-            lambda instance, one, waits: self._open(instance, request, one, wait=waits),
-            cancel,
-        )
-        answer.outer = OutputStream(answer, cancel, lambda: None)
-        return answer.outer
 
-    def _open(self, instance: Instance, request: GenerateRequest, cancel: Cancel, *, wait: bool) -> OutputStream:
-        if self._directory.is_own(instance) and self._local is not None:
-            return self._local.generate_stream(request, cancel, wait=wait)
-        return self._worker(instance).generate_stream(request, cancel, wait=wait)
+        def ask(instance: Instance, cancel: Cancel, wait: bool) -> OutputStream:
+            return self._directory.worker_at(instance).generate_stream(request, cancel, wait=wait)
+
+        return OutputStream(Relay(RoutedStreams(self._attempts(key, wait), ask), cancel), cancel, lambda: None)
 
     @spanned
     def embeddings(
@@ -128,12 +106,7 @@ class RemoteWorkerManager(SharedCalls):
         """Return one row of floats a text."""
         cancel = cancel or Cancel()
         key = self._directory.key_of(model, WorkerType.TEXT2VEC)
-        return self._called(
-            key,
-            lambda local: local.embeddings(model, texts, cancel, wait=wait),
-            lambda worker, waits: worker.embeddings(texts, cancel, wait=waits),
-            wait,
-        )
+        return self._called(key, lambda worker, waits: worker.embeddings(texts, cancel, wait=waits), wait)
 
     @spanned
     def rerank(
@@ -142,79 +115,62 @@ class RemoteWorkerManager(SharedCalls):
         """Return a score a text, by a reranker, or by the cosine of an embedder of that name."""
         cancel = cancel or Cancel()
         key = self._directory.key_of(model, WorkerType.RERANKER, WorkerType.TEXT2VEC)
-        return self._called(
-            key,
-            lambda local: local.rerank(model, query, texts, cancel, wait=wait),
-            lambda worker, waits: worker.rerank(query, texts, cancel, wait=waits),
-            wait,
-        )
+        return self._called(key, lambda worker, waits: worker.rerank(query, texts, cancel, wait=waits), wait)
 
     @spanned
     def count_token(self, model: str | None, prompt: str) -> int:
         """Return the tokens of ``prompt``; without a model, by the only LLM of the cluster."""
         key = self._directory.key_of(model or self._only_llm(), *WorkerType)
-        name = split_worker_key(key)[0]
-        return self._called(
-            key, lambda local: local.count_token(name, prompt), lambda worker, _: worker.count_token(prompt), True
-        )
+        return self._called(key, lambda worker, _: worker.count_token(prompt))
 
     @spanned
     def model_metadata(self, model: str) -> ModelMetadata:
         """Return what a model is."""
         key = self._directory.key_of(model, *WorkerType)
-        return self._called(key, lambda local: local.model_metadata(model), lambda worker, _: worker.metadata(), True)
+        return self._called(key, lambda worker, _: worker.metadata())
 
-    def _called(
-        self,
-        key: str,
-        here: Callable[[LocalWorkerManager], T],
-        there: Callable[[RemoteModelWorker, bool], T],
-        wait: bool,
-    ) -> T:
-        """Return what the first instance says that does not refuse."""
-        if (alone := self._alone(key)) is not None:
-            return here(alone)
+    def _called(self, key: str, call: Callable[[Worker, bool], T], wait: bool = True) -> T:
+        """Return the result of ``call(worker, wait)`` at the first instance that does not refuse."""
+        if (alone := self._directory.alone(key)) is not None:
+            return call(alone, wait)
         attempts = self._attempts(key, wait)
         while True:
             instance, waits = attempts.next()
-            worker = self._worker(instance)
             try:
-                if self._directory.is_own(instance) and self._local is not None:
-                    answer = here(self._local)
-                else:
-                    answer = there(worker, waits)
+                worker = self._directory.worker_at(instance)
+                result = call(worker, waits)
             except BaseException as error:
                 if not attempts.over(error):
                     raise
             else:
                 attempts.over(load=worker.load)
-                return answer
+                return result
 
     # What is there
 
     def _instances(self, key: str | None = None) -> list[ModelInstance]:
         keys = self._directory.keys() if key is None else [key]
-        return [_seen(instance) for one in keys for instance in self._directory.all_of(one)]
+        return [_model_instance(instance) for one in keys for instance in self._directory.all_of(one)]
 
     def select_one_instance(self, key: str) -> ModelInstance:
         """Return an instance that the next request would go to. Raises UnknownModel, NotReady."""
         attempts = self._attempts(key, True)
         instance, _ = attempts.next()
         self.routes.ended(instance)
-        return _seen(instance)
+        return _model_instance(instance)
 
     def load_of(self, model: str, worker_type: WorkerType) -> str | None:
         """Return what the instances of a model last said of their load, summed; None where none did."""
-        load = self.routes.load_of(self._directory.known(worker_key(model, worker_type)))
+        load = self.routes.load_of(self._directory.usable(worker_key(model, worker_type)))
         return None if load is None else str(load)
 
     def parameter_descriptions(self, model: str, worker_type: WorkerType | None) -> list[JSONObject]:
         """Return a model's parameters with their values, as one that has it says. Raises UnknownModel."""
-        return self._hosts.parameter_descriptions(model, worker_type)
+        return self._machines.parameter_descriptions(model, worker_type)
 
     def supported_models(self) -> list[HostModels]:
         """Return the models that may run on each host; one that does not answer has none, and says why."""
-        return self._hosts.supported_models()
+        return self._machines.supported_models()
 
     # What changes
 
@@ -229,7 +185,7 @@ class RemoteWorkerManager(SharedCalls):
         port: int | None = None,
     ) -> None:
         """Start one model on a host; which may be left out where there is one, or this process holds models itself."""
-        self._hosts.model_startup(model, worker_type, params, host=host, port=port)
+        self._machines.model_startup(model, worker_type, params, host=host, port=port)
         self.view.refresh_soon()
 
     @spanned
@@ -237,7 +193,7 @@ class RemoteWorkerManager(SharedCalls):
         self, model: str, worker_type: WorkerType | None, *, host: str | None = None, port: int | None = None
     ) -> None:
         """Stop one model on a host and forget it."""
-        self._hosts.model_shutdown(model, worker_type, host=host, port=port)
+        self._machines.model_shutdown(model, worker_type, host=host, port=port)
         self.view.refresh_soon()
 
     @spanned
@@ -245,12 +201,12 @@ class RemoteWorkerManager(SharedCalls):
         self, model: str, apply_type: str, worker_type: WorkerType | None, params: Mapping[str, Any]
     ) -> ApplyOutcome:
         """Do one of `APPLY_TYPES` to all instances of a name, wherever they are, and merge what came of it."""
-        outcome = self._hosts.worker_apply(model, apply_type, worker_type, params)
+        outcome = self._machines.worker_apply(model, apply_type, worker_type, params)
         self.view.refresh_soon()
         return outcome
 
 
-def _seen(instance: Instance) -> ModelInstance:
+def _model_instance(instance: Instance) -> ModelInstance:
     host, port = place_of(instance.url)
     return ModelInstance(
         instance.key,

@@ -140,7 +140,7 @@ class Cluster:
             weight=worker.params.weight,
             check_healthy=worker.params.send_heartbeat,
             capabilities=CAPABILITIES,
-            load=worker.gate.load(),
+            load=worker.load,
         )
 
     # What it answers

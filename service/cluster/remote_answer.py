@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import EngineError, ModelyardError, WorkerLost, WorkerUnreachable
 from ..sessions.answer import Answer
-from ..streams import Cancel, OutputStream
+from ..streams import Cancel
 from ..types import Burst, JSONObject
 from ..wire.chunks import ChunkDecoder
 from ..wire.errors import error_of_output
@@ -37,8 +37,8 @@ class RemoteAnswer:
         self._chunks = 0
         self._gave_pieces = False
         self._failure: ModelyardError | None = None
-        self.stream: OutputStream | None = None
-        """Who gives these bursts on: it is told the load."""
+        self.load: str | None = None
+        """The load that the answer's headers say."""
 
     def __iter__(self) -> RemoteAnswer:
         return self
@@ -69,9 +69,8 @@ class RemoteAnswer:
         if not answer.wait_head():
             return False
         if load := answer.headers.get("modelyard-load"):
+            self.load = load
             self._on_load(load)
-            if self.stream is not None:
-                self.stream.load = load
         if answer.status_code != 200:
             raise error_of_answer(answer, self._where)
         self._began = True
@@ -120,7 +119,6 @@ class RemoteAnswer:
 
     def close(self) -> None:
         """End it wherever it is; a second call does nothing."""
-        self.stream = None
         if self._answer is not None:
             self._answer.close()
 

@@ -1,4 +1,4 @@
-"""RemoteModelWorker: a model at an address, called as one of this process; RemoteHost: what its process does."""
+"""RemoteModelWorker: a model at an address, called as one of this process; RemoteMachine: what its process does."""
 
 from __future__ import annotations
 
@@ -77,10 +77,10 @@ class RemoteModelWorker:
                 return self._transport.send("POST", url, body=_prompt(request), headers=headers, cancel=cancel)
 
         bursts = RemoteAnswer(f"{self.key} at {self.url}", send, cancel, self._note_load)
-        bursts.stream = OutputStream(bursts, cancel, lambda: None)
+        stream = OutputStream(bursts, cancel, lambda: None)
         if span.is_recording():
-            bursts.stream.when_closed(partial(end, span))
-        return bursts.stream
+            stream.when_closed(partial(end, span))
+        return stream
 
     def generate(self, request: GenerateRequest, cancel: Cancel, *, wait: bool = True) -> ModelOutput:
         """Return the whole answer, of a stream: so it can be watched and cancelled on its way. Raises like it."""
@@ -144,7 +144,7 @@ class RemoteModelWorker:
         self.load = load
 
 
-class RemoteHost:
+class RemoteMachine:
     """The process at one address: what it runs, and may run. All calls may raise WorkerUnreachable."""
 
     def __init__(self, url: str, transport: Transport) -> None:
@@ -153,7 +153,7 @@ class RemoteHost:
         self._transport = transport
         self._base = f"{url.rstrip('/')}/worker"
 
-    def startup(
+    def model_startup(
         self,
         model: str,
         worker_type: WorkerType | None,
@@ -166,11 +166,11 @@ class RemoteHost:
         """
         self._change("models/startup", self._named(model, worker_type, params), _longer(timeout, params))
 
-    def shutdown(self, model: str, worker_type: WorkerType | None, timeout: float = START_TIMEOUT) -> None:
+    def model_shutdown(self, model: str, worker_type: WorkerType | None, timeout: float = START_TIMEOUT) -> None:
         """Stop a model and forget it. Raises UnknownModel."""
         self._change("models/shutdown", self._named(model, worker_type, {}), timeout)
 
-    def apply(
+    def worker_apply(
         self,
         model: str,
         apply_type: str,

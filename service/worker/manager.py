@@ -19,7 +19,7 @@ from .admission import Budget
 from .apply import operation
 from .declarations import Declarations
 from .local_models import LocalModels
-from .outcomes import in_parallel, merged
+from .outcomes import in_parallel, merged, outcome_of, timed
 from .protocol import APPLY_TYPES, EVERY_MODEL
 from .shared_calls import SharedCalls
 from .spans import spanned
@@ -111,7 +111,7 @@ class LocalWorkerManager(SharedCalls):
     def load_of(self, model: str, worker_type: WorkerType) -> str | None:
         """Return the value of ``Modelyard-Load`` for a model; None where it is not in this process."""
         worker = self.models.find(key_of(model, worker_type))
-        return worker.gate.load() if worker else None
+        return worker.load if worker else None
 
     # Changes
 
@@ -159,4 +159,6 @@ class LocalWorkerManager(SharedCalls):
         models = self.models.all() if model == EVERY_MODEL else self.models.named(model, worker_type)
         for target in models:
             parameters.from_json(type(target.worker.params), params)
-        return merged(in_parallel(models, operation(self.models, apply_type, params), lambda target: target.worker.key))
+        change = operation(self.models, apply_type, params)
+        results = in_parallel(models, lambda model: timed(lambda: change(model)), lambda model: model.worker.key)
+        return merged([outcome_of(result) for result in results])

@@ -1,4 +1,4 @@
-"""The same operation on several instances at once, and one outcome out of many."""
+"""The same operation on several targets at once, and one outcome out of many."""
 
 from __future__ import annotations
 
@@ -6,36 +6,45 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextvars import copy_context
 from typing import TypeVar
 
-from opentelemetry.context import get_current
-
 from ..errors import ModelyardError
-from ..telemetry.tracing import attached
 from ..types import ApplyOutcome
 
 T = TypeVar("T")
+R = TypeVar("R")
 log = logging.getLogger(__name__)
 
 
-def in_parallel(targets: Sequence[T], operation: Callable[[T], str], name: Callable[[T], str]) -> list[ApplyOutcome]:
-    """Run ``operation`` on each target in a thread of its own; what it returns or raises becomes the message."""
-    outcomes = [ApplyOutcome("did not run", False, 0.0) for _ in targets]
-    context = get_current()
+def in_parallel(
+    targets: Sequence[T], operation: Callable[[T], R], name: Callable[[T], str]
+) -> list[R | ModelyardError]:
+    """Run ``operation`` on each target in a thread of its own; return what each returns or raises, in their order.
+
+    An error that is not ours is logged, and named by its class.
+    """
+    results: list[R | ModelyardError] = [ModelyardError("did not run") for _ in targets]
 
     def run(index: int, target: T) -> None:
-        with attached(context):
-            outcomes[index] = timed(lambda: operation(target))
+        try:
+            results[index] = operation(target)
+        except ModelyardError as error:
+            results[index] = error
+        except Exception as error:
+            log.exception("apply failed")
+            results[index] = ModelyardError(f"failed: {type(error).__name__}")
 
     threads = [
-        threading.Thread(target=run, args=(index, target), name=f"apply-{name(target)}", daemon=True)
-        for index, target in enumerate(targets)
+        # In a copy of this thread's context: spans that are made there are below this thread's.
+        threading.Thread(target=copy_context().run, args=(run, *target), name=f"apply-{name(target[1])}", daemon=True)
+        for target in enumerate(targets)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return outcomes
+    return results
 
 
 def timed(operation: Callable[[], str]) -> ApplyOutcome:
@@ -45,10 +54,12 @@ def timed(operation: Callable[[], str]) -> ApplyOutcome:
         message, success = operation(), True
     except ModelyardError as error:
         message, success = str(error), False
-    except Exception as error:
-        log.exception("apply failed")
-        message, success = f"failed: {type(error).__name__}", False
     return ApplyOutcome(message, success, round(time.monotonic() - began, 3))
+
+
+def outcome_of(result: ApplyOutcome | ModelyardError, seconds: float = 0.0) -> ApplyOutcome:
+    """Return a result of `in_parallel` as an outcome: an error is one that failed, after so many ``seconds``."""
+    return ApplyOutcome(str(result), False, seconds) if isinstance(result, ModelyardError) else result
 
 
 def merged(outcomes: Sequence[ApplyOutcome]) -> ApplyOutcome:

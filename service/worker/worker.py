@@ -231,9 +231,9 @@ class ModelWorker:
         return EngineError(f"the engine of model {self.name!r} failed: {type(error).__name__}")
 
     @property
-    def can_chat(self) -> bool:
-        """Whether it generates text."""
-        return self.worker_type is WorkerType.LLM
+    def load(self) -> str:
+        """What its gate looks like now: the value of ``Modelyard-Load``."""
+        return self.gate.load()
 
 
 class _Answer:

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 from both import HUMAN, MANAGER_KEY, SECOND, Both, TheirClient, TheirError, keys_at, register, url
-from modelyard.cluster.remote_model import RemoteHost
+from modelyard.cluster.remote_model import RemoteMachine
 from modelyard.errors import EngineError
 from modelyard.sessions.transport import Transport
 from modelyard.types import WorkerType
@@ -97,7 +97,7 @@ def check_a_shutdown_of_their_worker_fails_at_their_controller(own_sides):
     worker = own_sides.their_worker(own_sides.their_controller())
     transport = Transport(connect_timeout=2, read_timeout=20)
     with pytest.raises(EngineError, match="answers with status 500"):
-        RemoteHost(url(worker), transport).shutdown("theirs", WorkerType.LLM)
+        RemoteMachine(url(worker), transport).model_shutdown("theirs", WorkerType.LLM)
     transport.close()
 
 

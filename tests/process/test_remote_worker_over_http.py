@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from faulty import faulty, stalls
-from modelyard.cluster.remote_model import RemoteHost, RemoteModelWorker
+from modelyard.cluster.remote_model import RemoteMachine, RemoteModelWorker
 from modelyard.errors import (
     Cancelled,
     Conflict,
@@ -206,23 +206,23 @@ def test_the_calls_that_generate_nothing(service: Service, transport: Transport)
 
 
 def test_a_host_starts_stops_and_tells(service: Service, transport: Transport):
-    host = RemoteHost(api(service), transport)
-    host.shutdown("spare", None)
+    host = RemoteMachine(api(service), transport)
+    host.model_shutdown("spare", None)
     with pytest.raises(UnknownModel):
         worker(service, transport, "spare").metadata()
-    host.startup("spare", WorkerType.LLM, {"context_length": 77})
+    host.model_startup("spare", WorkerType.LLM, {"context_length": 77})
     assert worker(service, transport, "spare").metadata().context_length == 77
     with pytest.raises(Conflict, match="spare"):
-        host.startup("spare", WorkerType.LLM, {})
+        host.model_startup("spare", WorkerType.LLM, {})
     with pytest.raises(InvalidRequest, match="context_length"):
-        host.apply("spare", "update_params", None, {"context_length": -1})
-    outcome = host.apply("spare", "stop", None, {})
+        host.worker_apply("spare", "update_params", None, {"context_length": -1})
+    outcome = host.worker_apply("spare", "stop", None, {})
     assert (outcome.success, outcome.message) == (True, "model spare@llm stopped")
     described = host.parameter_descriptions("spare", WorkerType.LLM)
     assert {"param_name", "default_value", "ext_metadata"} <= set(described[0])
     [one] = host.supported_models()
     assert {"echo", "slow", "spare"} <= {model.model for model in one.models}
-    host.apply("spare", "start", None, {})
+    host.worker_apply("spare", "start", None, {})
 
 
 def test_streams_of_a_worker_that_is_killed_end_with_an_error(run: Services, transport: Transport):
@@ -244,7 +244,7 @@ def test_streams_of_a_worker_that_is_killed_end_with_an_error(run: Services, tra
         ends.append((pieces, error))
 
     table = "limit_model_concurrency"
-    RemoteHost(api(service), transport).apply("slow", "update_params", None, {table: 16})
+    RemoteMachine(api(service), transport).worker_apply("slow", "update_params", None, {table: 16})
     threads = [threading.Thread(target=read) for _ in range(10)]
     for thread in threads:
         thread.start()

@@ -15,7 +15,7 @@ from typing import Any
 from faulty import LAST, Peer, Request, Script, head, http_chunk
 from modelyard.cluster.registry.base import Instance
 from modelyard.cluster.registry.client import RegistryClient
-from modelyard.cluster.remote_model import RemoteHost, RemoteModelWorker
+from modelyard.cluster.remote_model import RemoteMachine, RemoteModelWorker
 from modelyard.errors import ModelyardError
 from modelyard.sessions.transport import Transport
 from modelyard.streams import Cancel
@@ -61,7 +61,7 @@ def _of_model(key: str, name: str, *arguments: Any) -> Call:
 
 
 def _of_host(name: str, *arguments: Any) -> Call:
-    return lambda url, transport: _value(lambda: getattr(RemoteHost(url, transport), name)(*arguments))
+    return lambda url, transport: _value(lambda: getattr(RemoteMachine(url, transport), name)(*arguments))
 
 
 def _of_registry(name: str, *arguments: Any, **options: Any) -> Call:
@@ -97,15 +97,15 @@ WORKER_CALLS: dict[str, Call] = {
     "descriptions": _of_host("parameter_descriptions", "theirs", WorkerType.LLM),
     "descriptions of an unknown model": _of_host("parameter_descriptions", "nope", WorkerType.LLM),
     "supports": _of_host("supported_models"),
-    "startup": _of_host("startup", "second", WorkerType.LLM, STARTUP),
-    "startup without a name": _of_host("startup", "third", WorkerType.LLM, {}),
-    "startup without a type": _of_host("startup", "third", None, {}),
-    "apply start": _of_host("apply", "second", "start", WorkerType.LLM, {}),
-    "apply update": _of_host("apply", "second", "update_params", WorkerType.LLM, {"verbose": False}),
-    "apply restart": _of_host("apply", "second", "restart", WorkerType.LLM, {}),
-    "startup again": _of_host("startup", "second", WorkerType.LLM, STARTUP),
-    "shutdown": _of_host("shutdown", "second", WorkerType.LLM),
-    "shutdown of an unknown model": _of_host("shutdown", "nope", WorkerType.LLM),
+    "startup": _of_host("model_startup", "second", WorkerType.LLM, STARTUP),
+    "startup without a name": _of_host("model_startup", "third", WorkerType.LLM, {}),
+    "startup without a type": _of_host("model_startup", "third", None, {}),
+    "apply start": _of_host("worker_apply", "second", "start", WorkerType.LLM, {}),
+    "apply update": _of_host("worker_apply", "second", "update_params", WorkerType.LLM, {"verbose": False}),
+    "apply restart": _of_host("worker_apply", "second", "restart", WorkerType.LLM, {}),
+    "startup again": _of_host("model_startup", "second", WorkerType.LLM, STARTUP),
+    "shutdown": _of_host("model_shutdown", "second", WorkerType.LLM),
+    "shutdown of an unknown model": _of_host("model_shutdown", "nope", WorkerType.LLM),
 }
 """In an order in which they work: what one starts, others use."""
 

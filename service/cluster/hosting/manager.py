@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
-
-from opentelemetry.context import get_current
 
 from ...engines.base import Vectors
 from ...errors import Draining, ModelyardError, NotConnected, NotReady, UnknownModel, not_callable
 from ...sessions.transport import Transport
-from ...streams import Cancel, OutputStream
-from ...telemetry.tracing import Tracing, attached
+from ...streams import Cancel, OutputStream, Relay
+from ...telemetry.tracing import Tracing
 from ...types import (
     ApplyOutcome,
-    Burst,
     GenerateRequest,
     HostModels,
     JSONObject,
@@ -35,7 +32,7 @@ from ...worker.shared_calls import SharedCalls
 from ...worker.spans import spanned
 from ...worker.worker import State
 from ..remote_errors import error_of_answer
-from ..remote_model import RemoteHost, RemoteModelWorker
+from ..remote_model import RemoteMachine, RemoteModelWorker
 
 T = TypeVar("T")
 
@@ -91,8 +88,8 @@ class HostedWorkerManager(SharedCalls):
             worker = self._workers[key] = RemoteModelWorker(key, self.endpoint.url, self._transport)
         return worker
 
-    def _at(self) -> RemoteHost:
-        return RemoteHost(self.endpoint.url, self._transport)
+    def _at(self) -> RemoteMachine:
+        return RemoteMachine(self.endpoint.url, self._transport)
 
     # Patience
 
@@ -165,13 +162,11 @@ class HostedWorkerManager(SharedCalls):
         """
         cancel = cancel or Cancel()
         self._check_known(request.model, WorkerType.LLM)
-        answer = _Answer(
+        streams = _HostStreams(
             lambda one: self._worker(request.model, WorkerType.LLM).generate_stream(request, one, wait=wait),
-            cancel,
             self._patience(request.model, cancel, wait=wait),
         )
-        answer.outer = OutputStream(answer, cancel, lambda: None)
-        return answer.outer
+        return OutputStream(Relay(streams, cancel), cancel, lambda: None)
 
     @spanned
     def embeddings(
@@ -247,21 +242,21 @@ class HostedWorkerManager(SharedCalls):
         port: int | None = None,
     ) -> None:
         """Start one model, for all processes; whatever ``host`` and ``port`` say, on their host."""
-        self._asked(lambda: self._at().startup(model, worker_type, params), None)
+        self._asked(lambda: self._at().model_startup(model, worker_type, params), None)
 
     @spanned
     def model_shutdown(
         self, model: str, worker_type: WorkerType | None, *, host: str | None = None, port: int | None = None
     ) -> None:
         """Stop one model and forget it. Raises UnknownModel."""
-        self._asked(lambda: self._at().shutdown(model, worker_type), None)
+        self._asked(lambda: self._at().model_shutdown(model, worker_type), None)
 
     @spanned
     def worker_apply(
         self, model: str, apply_type: str, worker_type: WorkerType | None, params: Mapping[str, Any]
     ) -> ApplyOutcome:
         """Do something to a model, or to all. Raises UnknownModel, InvalidRequest."""
-        return self._asked(lambda: self._at().apply(model, apply_type, worker_type, params), None)
+        return self._asked(lambda: self._at().worker_apply(model, apply_type, worker_type, params), None)
 
 
 class _Patience:
@@ -288,49 +283,22 @@ class _Patience:
             raise self._cancel.error
 
 
-class _Answer:
-    """The bursts of one answer: none while the host that will give it is being started."""
+class _HostStreams:
+    """The streams of one request at the host that is there, and at the next: the `Source` of its relay."""
 
-    def __init__(self, ask: Callable[[Cancel], OutputStream], cancel: Cancel, patience: _Patience) -> None:
+    def __init__(self, ask: Callable[[Cancel], OutputStream], patience: _Patience) -> None:
         self._ask = ask
-        self._cancel = cancel
         self._patience = patience
-        self._context = get_current()
-        self._inner: OutputStream | None = None
         self._has_begun = False
-        self.outer: OutputStream | None = None
 
-    def __iter__(self) -> Iterator[Burst | None]:
-        return self
+    def open(self, cancel: Cancel) -> OutputStream:
+        return self._ask(cancel)
 
-    def __next__(self) -> Burst | None:
-        inner = self._inner or self._open()
-        try:
-            burst = next(inner)
-        except ModelyardError as error:
-            self.close()
-            if self._has_begun:
-                raise  # another answer would begin anew
-            self._patience.wait(error)
-            return None
-        if burst is not None:
-            self._has_begun = True
-        if self.outer is not None and self.outer.load is None:
-            self.outer.load = inner.load
-        return burst
+    def begun(self, stream: OutputStream) -> None:
+        self._has_begun = True
 
-    def _open(self) -> OutputStream:
-        # Of its own, as it ends with the request, and the answer may need another.
-        one = Cancel()
-        self._relay = lambda: one.set(self._cancel.error)
-        self._cancel.on_set(self._relay)
-        with attached(self._context):
-            self._inner = self._ask(one)
-        return self._inner
-
-    def close(self) -> None:
-        """End the request."""
-        inner, self._inner = self._inner, None
-        if inner is not None:
-            self._cancel.forget(self._relay)
-            inner.close()
+    def ended(self, error: BaseException | None) -> bool:
+        if self._has_begun or not isinstance(error, ModelyardError):
+            return False
+        self._patience.wait(error)
+        return True

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Iterator
 
 import pytest
-from modelyard.cluster.attempts import Attempts, RoutedAnswer
+from modelyard.cluster.attempts import Attempts, RoutedStreams
 from modelyard.cluster.registry.base import Instance
 from modelyard.cluster.routing import Routes
 from modelyard.errors import (
@@ -22,7 +22,7 @@ from modelyard.errors import (
     WorkerLost,
     WorkerUnreachable,
 )
-from modelyard.streams import Cancel, OutputStream
+from modelyard.streams import Cancel, OutputStream, Relay
 from modelyard.types import Burst
 
 KEY = "a@llm"
@@ -56,9 +56,7 @@ class Cluster:
 
     def stream(self, wait: bool = True, cancel: Cancel | None = None) -> OutputStream:
         cancel = cancel or Cancel()
-        answer = RoutedAnswer(self.attempts(wait), self._ask, cancel)
-        answer.outer = OutputStream(answer, cancel, lambda: None)
-        return answer.outer
+        return OutputStream(Relay(RoutedStreams(self.attempts(wait), self._ask), cancel), cancel, lambda: None)
 
     def _ask(self, one: Instance, cancel: Cancel, wait: bool) -> OutputStream:
         name = one.url.removeprefix("http://").removesuffix("/api")

@@ -30,7 +30,7 @@ from faulty import (
 )
 from modelyard import errors
 from modelyard.cluster import remote_answer
-from modelyard.cluster.remote_model import RemoteHost, RemoteModelWorker
+from modelyard.cluster.remote_model import RemoteMachine, RemoteModelWorker
 from modelyard.sessions.transport import Transport
 from modelyard.streams import Cancel, OutputStream
 from modelyard.types import Burst, GenerateRequest, HostModels, ModelMetadata, SupportedModel, WorkerType
@@ -601,10 +601,10 @@ def test_metadata_is_understood_from_both_peers(transport: Transport):
 def test_a_start_names_host_and_port_and_is_on_a_connection_of_its_own(transport: Transport):
     with faulty(says(whole(200, None))) as server:
         port = int(server.url.split(":")[2].split("/")[0])
-        host = RemoteHost(server.url, transport)
-        host.startup("m", WorkerType.TEXT2VEC, {"n_ctx": 5})
-        host.startup("m", None, {})
-        host.shutdown("m", WorkerType.LLM)
+        host = RemoteMachine(server.url, transport)
+        host.model_startup("m", WorkerType.TEXT2VEC, {"n_ctx": 5})
+        host.model_startup("m", None, {})
+        host.model_shutdown("m", WorkerType.LLM)
         assert server.connections == 3
     meant = {"host": "localhost", "port": port, "model": "m"}
     assert [request.json() for request in server.requests] == [
@@ -626,9 +626,9 @@ def test_a_start_may_take_longer_than_other_calls():
         return True
 
     with faulty(script) as server:
-        RemoteHost(server.url, hasty).startup("m", None, {})
+        RemoteMachine(server.url, hasty).model_startup("m", None, {})
         with pytest.raises(errors.WorkerUnreachable, match="silent"):
-            RemoteHost(server.url, hasty).supported_models()
+            RemoteMachine(server.url, hasty).supported_models()
     hasty.close()
 
 
@@ -636,27 +636,27 @@ def test_a_start_whose_answer_is_lost_is_not_asked_for_again(transport: Transpor
     with faulty(breaks_off()) as server:
         for _ in range(2):
             with pytest.raises(errors.WorkerUnreachable):
-                RemoteHost(server.url, transport).startup("m", None, {})
+                RemoteMachine(server.url, transport).model_startup("m", None, {})
         assert len(server.requests) == 2
 
 
 def test_what_came_of_apply_is_told(transport: Transport):
     said = {"message": "restarted", "success": True, "timecost": 1.5, "more": 1}
     with faulty(says(whole(200, said))) as server:
-        outcome = RemoteHost(server.url, transport).apply("m", "restart", WorkerType.LLM, {"x": 1})
+        outcome = RemoteMachine(server.url, transport).worker_apply("m", "restart", WorkerType.LLM, {"x": 1})
         assert (outcome.message, outcome.success, outcome.timecost) == ("restarted", True, 1.5)
     wanted = {"model": "m", "apply_type": "restart", "worker_type": "llm", "params": {"x": 1}}
     assert server.requests[0].json() == wanted
     with faulty(says(whole(200, {"message": "it broke", "success": False}))) as server:
-        assert RemoteHost(server.url, transport).apply("m", "stop", None, {}).success is False
+        assert RemoteMachine(server.url, transport).worker_apply("m", "stop", None, {}).success is False
         assert "worker_type" not in server.requests[0].json()
     with faulty(says(whole(200, None))) as server, pytest.raises(errors.EngineError, match="what came of stop"):
-        RemoteHost(server.url, transport).apply("m", "stop", None, {})
+        RemoteMachine(server.url, transport).worker_apply("m", "stop", None, {})
 
 
 def test_descriptions_are_asked_for_by_name_and_type(transport: Transport):
     with faulty(says(whole(200, [{"param_name": "n_ctx"}]))) as server:
-        host = RemoteHost(server.url, transport)
+        host = RemoteMachine(server.url, transport)
         assert host.parameter_descriptions("größe & co", WorkerType.LLM) == [{"param_name": "n_ctx"}]
         host.parameter_descriptions("m", None)
     assert [request.path.partition("?")[2] for request in server.requests] == [
@@ -671,7 +671,7 @@ def test_supported_models_are_read_also_where_a_peer_leaves_something_out(transp
         {"host": "10.0.0.2", "port": "8001", "models": None},
     ]
     with faulty(says(whole(200, said))) as server:
-        found = RemoteHost(server.url, transport).supported_models()
+        found = RemoteMachine(server.url, transport).supported_models()
     model = SupportedModel("m", "", "llm", path_exist=False, proxy=True, enabled=False, params=[])
     assert found == [HostModels("10.0.0.1", 8000, [model]), HostModels("10.0.0.2", 8001, [])]
 
@@ -682,7 +682,7 @@ def test_what_a_host_refuses_keeps_its_code(transport: Transport):
         faulty(says(whole(409, document, content_type="application/problem+json"))) as server,
         pytest.raises(errors.Conflict, match=r"^it runs already$"),
     ):
-        RemoteHost(server.url, transport).startup("m", None, {})
+        RemoteMachine(server.url, transport).model_startup("m", None, {})
 
 
 def test_nobody_at_home_is_said_with_the_address(transport: Transport):

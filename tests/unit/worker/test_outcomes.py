@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextvars import ContextVar
 
 from modelyard.errors import EngineError
 from modelyard.types import ApplyOutcome
@@ -17,14 +18,17 @@ def test_targets_run_at_the_same_time():
         barrier.wait(30)
         return f"{target} met"
 
-    outcomes = in_parallel(range(4), meet, str)
-    assert [o.message for o in outcomes] == ["0 met", "1 met", "2 met", "3 met"]
-    assert all(o.success for o in outcomes)
+    assert in_parallel(range(4), meet, str) == ["0 met", "1 met", "2 met", "3 met"]
 
 
 def test_each_runs_in_a_thread_that_bears_its_name():
-    outcomes = in_parallel(["a", "b"], lambda target: threading.current_thread().name, str)
-    assert [o.message for o in outcomes] == ["apply-a", "apply-b"]
+    assert in_parallel(["a", "b"], lambda target: threading.current_thread().name, str) == ["apply-a", "apply-b"]
+
+
+def test_each_runs_in_the_context_of_the_caller():
+    number: ContextVar[int] = ContextVar("number")
+    number.set(3)
+    assert in_parallel(["a", "b"], lambda target: number.get(), str) == [3, 3]
 
 
 def test_one_failure_leaves_the_others():
@@ -33,14 +37,23 @@ def test_one_failure_leaves_the_others():
             raise EngineError("1 broke")
         return f"{target} done"
 
-    outcomes = in_parallel(range(3), operation, str)
-    assert [(o.message, o.success) for o in outcomes] == [("0 done", True), ("1 broke", False), ("2 done", True)]
+    first, second, third = in_parallel(range(3), operation, str)
+    assert (first, third) == ("0 done", "2 done")
+    assert isinstance(second, EngineError)
+    assert str(second) == "1 broke"
 
 
 def test_an_unforeseen_failure_is_told_by_its_kind_and_logged(caplog):
-    outcome = timed(lambda: str(1 // 0))
-    assert (outcome.message, outcome.success) == ("failed: ZeroDivisionError", False)
+    (outcome,) = in_parallel(range(1), lambda target: timed(lambda: str(1 // target)), str)
+    assert str(outcome) == "failed: ZeroDivisionError"
     assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_failure_is_an_outcome_with_its_sentence():
+    def broken() -> str:
+        raise EngineError("it broke")
+
+    assert (timed(broken).message, timed(broken).success) == ("it broke", False)
 
 
 def test_the_time_is_that_of_the_operation_in_seconds():

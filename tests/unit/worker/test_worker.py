@@ -99,7 +99,7 @@ def in_thread(call: Callable[[], object]) -> Callable[[], object]:
 
 def test_an_alias_is_the_name_it_is_called_by(make):
     worker = make(model_alias="nick", worker_type="text2vec")
-    assert (worker.name, worker.key, worker.can_chat) == ("nick", "nick@text2vec", False)
+    assert (worker.name, worker.key) == ("nick", "nick@text2vec")
     assert make().key == "m@llm"
 
 

@@ -1,0 +1,219 @@
+"""What is done to whole machines of a cluster: models started and stopped there, their parameters, their catalogues.
+
+A machine is a worker service; it has registered its manager as `MANAGER_KEY`. This process is one too, if it holds
+models.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from ..errors import Forbidden, InvalidRequest, ModelyardError, NotReady, Unauthorized, UnknownModel
+from ..sessions.transport import Transport
+from ..types import ApplyOutcome, HostModels, JSONObject, WorkerType, split_worker_key
+from ..worker.manager import LocalWorkerManager
+from ..worker.outcomes import in_parallel, merged, outcome_of
+from ..worker.protocol import EVERY_MODEL
+from .registry.base import MANAGER_KEY, Instance, place_of
+from .remote_model import RemoteMachine
+from .view import RegistryView
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def _refusals_of(url: str) -> Iterator[None]:
+    """Say that a machine refuses this process, by its token: the client's own was good enough."""
+    try:
+        yield
+    except (Unauthorized, Forbidden) as error:
+        raise Forbidden(f"{url} refuses this router, not its client: {error}") from error
+
+
+class Machines:
+    """The worker services that a registry shows, and this process, if it holds models."""
+
+    def __init__(
+        self,
+        view: RegistryView,
+        transport: Transport,
+        local: LocalWorkerManager | None,
+        own_url: Callable[[], str],
+    ) -> None:
+        """Find machines in ``view``. The one at ``own_url`` is ``local``; None where this process holds no models."""
+        self._view = view
+        self._transport = transport
+        self._local = local
+        self._own_url = own_url
+
+    def machine_at(self, url: str) -> LocalWorkerManager | RemoteMachine:
+        """Return what to call for the machine at an address: this process itself, or one over HTTP."""
+        if self._local is not None and url == self._own_url():
+            return self._local
+        return RemoteMachine(url, self._transport)
+
+    # Changes
+
+    def model_startup(
+        self,
+        model: str,
+        worker_type: WorkerType | None,
+        params: Mapping[str, Any],
+        *,
+        host: str | None,
+        port: int | None,
+    ) -> None:
+        """Start a model on the machine that ``host`` and ``port`` mean, or on the only one that can be meant."""
+        if not self._own() or host or port:
+            self._view.refresh_now()
+        urls = self._healthy()
+        if not urls:
+            raise NotReady(f"no host is there that could start model {model!r}: no worker service is registered")
+        url = self._chosen(urls, host, port)
+        with _refusals_of(url):
+            self.machine_at(url).model_startup(model, self._type_at(url, model, worker_type, params), params)
+
+    def model_shutdown(self, model: str, worker_type: WorkerType | None, *, host: str | None, port: int | None) -> None:
+        """Stop a model on one machine and forget it there."""
+        self._view.refresh_now()
+        urls = self._having(model, worker_type)
+        if not urls:
+            raise self._unknown(model, worker_type)
+        url = self._chosen(urls, host, port)
+        with _refusals_of(url):
+            self.machine_at(url).model_shutdown(model, self._type_at(url, model, worker_type, {}))
+
+    def worker_apply(
+        self, model: str, apply_type: str, worker_type: WorkerType | None, params: Mapping[str, Any]
+    ) -> ApplyOutcome:
+        """Do something to all instances of a name, on all machines at once.
+
+        A machine that does not know the name is left out. Raises UnknownModel where none knows it, and InvalidRequest.
+        """
+        self._view.refresh_now()
+        urls = self._healthy() if model == EVERY_MODEL else self._having(model, worker_type)
+        began = time.monotonic()
+        results = in_parallel(
+            urls, lambda url: self.machine_at(url).worker_apply(model, apply_type, worker_type, params), str
+        )
+        seconds = round(time.monotonic() - began, 3)
+        for result in results:
+            if isinstance(result, InvalidRequest):
+                raise result
+        answers = [(url, r) for url, r in zip(urls, results, strict=True) if not isinstance(r, UnknownModel)]
+        if not answers:
+            unknown = (result for result in results if isinstance(result, UnknownModel))
+            raise next(unknown, self._unknown(model, worker_type))
+        outcomes = []
+        for url, result in answers:
+            outcome = outcome_of(result, seconds)
+            message = f"{url}: {outcome.message}" if len(urls) > 1 else outcome.message
+            outcomes.append(ApplyOutcome(message, outcome.success, outcome.timecost))
+        return merged(outcomes)
+
+    # Which models there are
+
+    def parameter_descriptions(self, model: str, worker_type: WorkerType | None) -> list[JSONObject]:
+        """Return the parameters of a model: of one that runs, or as the catalogue of some machine has it."""
+        self._view.refresh_now()
+        failures: list[ModelyardError] = []
+        having = self._having(model, worker_type)
+        for url in dict.fromkeys([*having, *self._healthy()]):
+            try:
+                return self.machine_at(url).parameter_descriptions(model, worker_type)
+            except UnknownModel as error:
+                failures.append(error)
+            except ModelyardError as error:
+                # A machine of DB-GPT fails without a word where it does not know the model.
+                failures.insert(0 if url in having else len(failures), error)
+        raise failures[0] if failures else self._unknown(model, worker_type)
+
+    def supported_models(self) -> list[HostModels]:
+        """Return the models that may run on each machine; one that does not answer has none, and an error."""
+        self._view.refresh_now()
+        urls = self._healthy()
+        found: list[HostModels] = []
+        for url, result in zip(
+            urls, in_parallel(urls, lambda url: self.machine_at(url).supported_models(), str), strict=True
+        ):
+            if isinstance(result, ModelyardError):
+                log.warning("%s does not say which models it supports: %s", url, result)
+                found.append(HostModels(*place_of(url), [], f"{url}: {result}"))
+            else:
+                found += [HostModels(*models) for models in result]
+        return found
+
+    # Which machines there are
+
+    def _own(self) -> list[str]:
+        """Return the address of this process, if it holds models."""
+        return [] if self._local is None else [self._own_url()]
+
+    def _healthy(self) -> list[str]:
+        """Return the addresses of the machines that are healthy, this process first."""
+        rows = self._view.instances(MANAGER_KEY)
+        return list(dict.fromkeys([*self._own(), *(row.url for row in rows if row.healthy)]))
+
+    def _having(self, model: str, worker_type: WorkerType | None) -> list[str]:
+        """Return the addresses of the machines that have a model: also where it is stopped, if the machine answers."""
+        healthy = set(self._healthy())
+        own = self._own() if self._local is not None and self._local.models.has(model, worker_type) else []
+        rows = [row for row in self._view.all() if _is_named(row, model, worker_type)]
+        return list(dict.fromkeys([*own, *(row.url for row in rows if row.healthy or row.url in healthy)]))
+
+    def _type_at(
+        self, url: str, model: str, worker_type: WorkerType | None, params: Mapping[str, Any]
+    ) -> WorkerType | None:
+        """Return the type to name to a machine: machines of DB-GPT want one. None where it is not clear.
+
+        It is the one that was given, or stands among the parameters, or is that of all instances which are registered
+        under this name. This process needs none.
+        """
+        if worker_type is not None or url in self._own():
+            return worker_type
+        given = params.get("worker_type")
+        rows = [row for row in self._view.all() if _is_named(row, model, None)]
+        types = [given] if given else list({split_worker_key(row.key)[1] for row in rows})
+        return WorkerType(types[0]) if len(types) == 1 and types[0] in tuple(WorkerType) else None
+
+    def _chosen(self, urls: Sequence[str], host: str | None, port: int | None) -> str:
+        """Return the one of ``urls`` that host and port mean. Raises InvalidRequest."""
+        own = self._own()
+        if not own and _fits(self._own_url(), host, port):
+            # The caller takes this gateway for a worker: it has no models, so the machine is left open.
+            host, port = None, None
+        if own and list(urls) == own:
+            # By whatever name it was reached: no other can be meant.
+            return own[0]
+        fitting = [url for url in urls if _fits(url, host, port)]
+        if len(fitting) == 1:
+            return fitting[0]
+        if not host and not port and own and own[0] in urls:
+            return own[0]
+        names = ", ".join("{}:{}".format(*place_of(url)) for url in urls)
+        if host or port:
+            wrong = f"{host or '*'}:{port or '*'} is {'several' if fitting else 'none'} of the hosts in question"
+        else:
+            wrong = "is missing: there are several hosts in question"
+        raise InvalidRequest.of_fields([{"field": "host", "message": f"{wrong}; say host and port, one of {names}"}])
+
+    def _unknown(self, model: str, worker_type: WorkerType | None) -> UnknownModel:
+        own = set() if self._local is None else set(self._local.models.keys())
+        return UnknownModel.among((own | {row.key for row in self._view.all()}) - {MANAGER_KEY}, model, worker_type)
+
+
+def _is_named(instance: Instance, model: str, worker_type: WorkerType | None) -> bool:
+    try:
+        name, registered_type = split_worker_key(instance.key)
+    except ValueError:
+        return False
+    return name == model and worker_type in (None, registered_type)
+
+
+def _fits(url: str, host: str | None, port: int | None) -> bool:
+    own_host, own_port = place_of(url)
+    return (not host or host == own_host) and (not port or int(port) == own_port)

@@ -40,7 +40,7 @@ worker_class = "scripted:Scripted"
 worker_type = "text2vec"
 """
 
-GENERATED = {"manager.generate_stream": {"manager.generate_stream": {"worker.generate": {"chat script": {}}}}}
+GENERATED = {"manager.generate_stream": {"worker.generate": {"chat script": {}}}}
 """The manager of the cluster, and below it that of this process, whose model it is."""
 
 STREAM = "POST /api/worker/generate_stream"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 
 import pytest
 from modelyard import streams
 from modelyard.errors import Cancelled, Draining, EngineError, NotReady
-from modelyard.streams import Cancel, OutputStream, Pump, pumped, whole_answer
+from modelyard.streams import Cancel, OutputStream, Pump, Relay, pumped, whole_answer
 from modelyard.types import Burst
 from running import wait_until
 
@@ -411,3 +412,89 @@ def test_a_whole_answer_joins_all_pieces_and_has_the_last_of_everything_else():
 
 def test_an_answer_without_a_burst_is_empty():
     assert whole_answer(iter([None, None])).text == ""
+
+
+# Relay
+
+NUMBER: ContextVar[int] = ContextVar("number")
+
+
+class Streams:
+    """A source of streams, each with what it gives; notes what the relay tells it."""
+
+    def __init__(self, *streams: Bursts, again: bool = True) -> None:
+        self.left = list(streams)
+        self.again = again
+        self.cancels: list[Cancel] = []
+        self.begins = 0
+        self.ends: list[BaseException | None] = []
+        self.numbers: list[int] = []
+
+    def open(self, cancel: Cancel) -> OutputStream:
+        self.cancels.append(cancel)
+        self.numbers.append(NUMBER.get())
+        return OutputStream(self.left.pop(0), cancel, lambda: None, load=f"load {len(self.cancels)}")
+
+    def begun(self, stream: OutputStream) -> None:
+        self.begins += 1
+
+    def ended(self, error: BaseException | None) -> bool:
+        self.ends.append(error)
+        return self.again
+
+
+def relayed(source: Streams, cancel: Cancel | None = None) -> OutputStream:
+    NUMBER.set(7)
+    cancel = cancel or Cancel()
+    try:
+        return OutputStream(Relay(source, cancel), cancel, lambda: None)
+    finally:
+        NUMBER.set(8)
+
+
+def test_a_stream_that_fails_before_its_first_burst_is_replaced_by_the_next():
+    failure, first, second = NotReady("no"), Bursts(None, NotReady("no")), Bursts(A, B)
+    first.items[1] = failure
+    source = Streams(first, second)
+    stream = relayed(source)
+    assert list(stream) == [None, None, A, B]
+    assert (source.begins, source.ends) == (1, [failure, None])
+    assert (first.closed, second.closed) == (1, 1)
+    assert source.numbers == [7, 7], "each is opened in the context that the relay was made in"
+    assert stream.load == "load 1"
+
+
+def test_a_stream_that_fails_after_its_first_burst_ends_the_answer():
+    failure = NotReady("too late")
+    source = Streams(Bursts(A, failure), Bursts(A, B))
+    stream = relayed(source)
+    assert next(stream) is A
+    with pytest.raises(NotReady, match="too late"):
+        next(stream)
+    assert source.ends == [failure]
+
+
+def test_a_failure_that_nothing_helps_against_is_that_of_the_stream():
+    with pytest.raises(EngineError, match="it broke"):
+        list(relayed(Streams(Bursts(EngineError("it broke")), again=False)))
+
+
+def test_a_cancel_ends_the_stream_that_is_open_and_no_other_is_opened():
+    cancel = Cancel()
+    source = Streams(Bursts(None, None), Bursts(A))
+    stream = relayed(source, cancel)
+    assert next(stream) is None
+    cancel.set(Draining("enough"))
+    assert source.cancels[0].is_set()
+    with pytest.raises(Draining, match="enough"):
+        next(stream)
+    assert len(source.cancels) == len(source.ends) == 1
+
+
+def test_closing_a_relay_closes_the_stream_that_is_open():
+    inner = Bursts(A, B)
+    source = Streams(inner)
+    stream = relayed(source)
+    assert next(stream) is A
+    stream.close()
+    assert (inner.closed, source.ends) == (1, [None])

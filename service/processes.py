@@ -1,4 +1,4 @@
-"""A value of this process: made when it is first asked for, and anew after a fork."""
+"""A value of each process: made when it is first used, and again after a fork."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ T = TypeVar("T")
 
 
 class PerProcess(Generic[T]):
-    """Keeps one value a process. A child leaves alone what it inherited: it is neither used, nor closed, nor freed.
+    """Keeps one value for each process. A child neither uses nor closes nor frees the value that it inherited.
 
-    ``make`` does no I/O: where two threads ask first at once it may be called twice, and one value is dropped.
+    ``make`` does no I/O: two threads at once may both call it, and one of the values is dropped.
     """
 
     def __init__(self, make: Callable[[], T]) -> None:
@@ -27,5 +27,5 @@ class PerProcess(Generic[T]):
         return self._values.setdefault(pid, self._make()) if value is None else value
 
     def pop(self) -> T | None:
-        """Give up this process's value, and return it; None where there is none."""
+        """Remove this process's value, and return it; None where it has none."""
         return self._values.pop(os.getpid(), None)

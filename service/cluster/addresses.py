@@ -1,4 +1,4 @@
-"""The address that others reach this process at: given, or found by itself."""
+"""The address that others reach this process at: given by a setting, or found."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from ..errors import ConfigError
 from ..settings.settings import Settings
 from .registry.limits import url_fault
 
-_ANYWHERE = ("192.0.2.1", 9)
-"""An address for documentation (RFC 5737): nothing is sent there, only the way to it is looked up."""
+_EXAMPLE = ("192.0.2.1", 9)
+"""An address for documentation (RFC 5737): nothing is sent there, only the route to it is looked up."""
 
 
 def advertised_url(settings: Settings) -> str:
-    """Return ``http://host:port/prefix`` of this process, as it is registered.
+    """Return ``http://host:port/prefix`` of this process, as it is registered. Raises ConfigError.
 
-    ``--advertise`` wins (one without a path gets the prefix). Otherwise it is the address that the service listens on;
-    of one that listens everywhere, the address of the interface that leads to the registry.
+    It is ``--advertise``, with the prefix where that has no path; otherwise the address that the service listens on.
+    Where it listens on all, it is the address of the interface that leads to the registry.
     """
     if settings.advertise:
         return checked(settings.advertise, settings.prefix)
@@ -26,7 +26,7 @@ def advertised_url(settings: Settings) -> str:
     if host.startswith("unix:"):
         return f"http+unix://{quote(host.removeprefix('unix:'), safe='')}{settings.prefix}"
     if _is_wildcard(host):
-        host = _own_address(settings.registry or "")
+        host = _interface_to(settings.registry or "")
     return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}{settings.prefix}"
 
 
@@ -50,16 +50,16 @@ def _is_wildcard(host: str) -> bool:
         return host == ""
 
 
-def _own_address(registry: str) -> str:
-    """Return this machine's address on the way to the registry; the loopback where there is no way at all."""
-    towards = _ANYWHERE
+def _interface_to(registry: str) -> str:
+    """Return the address of the interface that leads to the registry; the loopback address where there is no route."""
+    towards = _EXAMPLE
     try:
         parts = urlsplit(registry.partition(",")[0])
         if parts.hostname and parts.scheme != "sqlite":
             towards = (parts.hostname, parts.port or 80)
     except ValueError:
         pass
-    for target in (towards, _ANYWHERE):
+    for target in (towards, _EXAMPLE):
         try:
             family = socket.getaddrinfo(*target, type=socket.SOCK_DGRAM)[0][0]
             with socket.socket(family, socket.SOCK_DGRAM) as probe:

@@ -1,7 +1,7 @@
-"""The choice among the instances of a model: of two random ones the less loaded, none that is known to fail.
+"""The choice among the instances of a model: the less loaded of two random ones, without those that fail.
 
-`Routes` keeps what this process has learnt of each: requests under way, the load that it last said, failures. It does
-no I/O, and is given its clock.
+`Routes` keeps for each instance the requests under way, the last reported load, and failures. It does no I/O, and its
+clock is a parameter.
 """
 
 from __future__ import annotations
@@ -17,23 +17,22 @@ from typing import NamedTuple
 from .registry.base import Instance
 
 COOL_DOWN = 0.25
-"""Seconds that an address is left alone after its first failure in a row, until a probe asks whether it is back;
-each further failure doubles it."""
+"""Seconds until the first probe of an address that has failed; each further failure in a row doubles them."""
 
 LONGEST_COOL_DOWN = 30.0
 
 LOAD_AGE = 5.0
-"""Seconds after which what an instance said of its load no longer counts."""
+"""Seconds after which a reported load no longer counts."""
 
 SLOTS = 8
-"""What an instance is taken to have that never said how many slots it has."""
+"""The slots of an instance that has not reported any."""
 
 LEAST_WEIGHT = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What a gate said: the value of ``Modelyard-Load``."""
+    """The load of a gate: the value of ``Modelyard-Load``."""
 
     slots: int
     free: int
@@ -50,17 +49,17 @@ class Load:
     @staticmethod
     @functools.lru_cache(maxsize=256)
     def parse(text: str | None) -> Load | None:
-        """Return what ``text`` says; None where it makes no sense. There are few that differ."""
+        """Return the load of ``text``; None where it is not valid. Few texts differ, so the last ones are kept."""
         try:
-            said = dict(item.split("=", 1) for item in (text or "").split(";"))
-            load = Load(int(said["slots"]), int(said["free"]), int(said["waiting"]))
+            numbers = dict(item.split("=", 1) for item in (text or "").split(";"))
+            load = Load(int(numbers["slots"]), int(numbers["free"]), int(numbers["waiting"]))
         except (ValueError, KeyError):
             return None
         return load if load.slots >= load.free >= 0 and load.waiting >= 0 else None
 
 
 class Taken(NamedTuple):
-    """An instance that was chosen, and among how many; None where there was none."""
+    """The instance that was chosen, or None, and the number of candidates."""
 
     instance: Instance | None
     among: int
@@ -68,13 +67,13 @@ class Taken(NamedTuple):
 
 @dataclass(slots=True)
 class _Traffic:
-    """Of one instance: what is under way from here, and what it last said."""
+    """Of one instance: the requests of this process under way, and the last reported load."""
 
     in_flight: int = 0
-    said: Load | None = None
-    said_at: float = 0.0
+    load: Load | None = None
+    reported_at: float = 0.0
     others: int = 0
-    """Requests of other processes there, when it last said its load."""
+    """Requests of other processes in that load."""
 
 
 @dataclass(slots=True)
@@ -85,14 +84,14 @@ class _Health:
     cool_until: float = 0.0
     cause: str = ""
     generation: int = 0
-    """The registration that failed: a newer one starts afresh."""
+    """The registration that failed: a newer one has no failures."""
     reached: bool = False
-    """Whether a probe has reached it since: it is used again, but a next failure counts on until it has answered."""
+    """Whether a probe has reached it since: it is used again; until a request is answered, failures add up."""
 
 
 @dataclass
 class Routes:
-    """What this process has learnt of instances, and the choice that comes of it. Safe to use from many threads."""
+    """The state of instances as this process has seen them, and the choice by it. Safe to use from many threads."""
 
     clock: Callable[[], float] = time.monotonic
     random: random.Random = field(default_factory=random.Random)
@@ -101,31 +100,31 @@ class Routes:
     _addresses: dict[str, _Health] = field(default_factory=dict)
     _models: dict[tuple[str, str], _Health] = field(default_factory=dict)
     _newest: dict[str, int] = field(default_factory=dict)
-    """By address: the newest generation of all that is registered there."""
+    """By address: the newest generation registered there."""
 
     # The choice
 
     def take(self, instances: Sequence[Instance], tried: Collection[str] = ()) -> Taken:
-        """Return the less loaded of two random instances that may be used, and how many may be.
+        """Return the less loaded of two random instances that are usable, and the number of usable ones.
 
-        Those whose address is in ``tried`` are left out. Whoever gets one tells `ended` after it, as after `began`.
+        Addresses in ``tried`` are left out. The caller must call `ended` after the request, as after `began`.
         """
         with self._lock:
-            fit = [one for one in instances if one.url not in tried and not self._why_not(one)]
-            if not fit:
+            usable = [row for row in instances if row.url not in tried and not self._why_not(row)]
+            if not usable:
                 return Taken(None, 0)
-            # In random order, so that of two equal ones each may be the first.
-            taken = min(self.random.sample(fit, min(2, len(fit))), key=self._score)
+            # In random order, so that each of two equal ones may be the first.
+            taken = min(self.random.sample(usable, min(2, len(usable))), key=self._score)
             self._traffic_of(taken).in_flight += 1
-            return Taken(taken, len(fit))
+            return Taken(taken, len(usable))
 
     def by_load(self, instances: Sequence[Instance]) -> list[Instance]:
-        """Return those that may be used, the least loaded first: whose line is the shortest."""
+        """Return the usable instances, the least loaded first."""
         with self._lock:
-            return sorted((one for one in instances if not self._why_not(one)), key=self._score)
+            return sorted((row for row in instances if not self._why_not(row)), key=self._score)
 
     def why_not(self, instance: Instance) -> str:
-        """Return why an instance is not taken now; empty where it may be."""
+        """Return why an instance is not usable now; empty where it is."""
         with self._lock:
             return self._why_not(instance)
 
@@ -136,10 +135,10 @@ class Routes:
             return "it is not healthy: no heartbeat came in time, or it was deregistered"
         address = self._current(self._addresses.get(instance.url), instance)
         if address is not None and not address.reached:
-            return f"it is left alone until a probe reaches it, because: {address.cause}"
+            return f"it is not used until a probe reaches it, because: {address.cause}"
         model = self._current(self._models.get((instance.key, instance.url)), instance)
         if model is not None and (left := model.cool_until - self.clock()) > 0:
-            return f"it is left alone for {left:.1f} s more, because: {model.cause}"
+            return f"it is not used for {left:.1f} s, because: {model.cause}"
         return ""
 
     @staticmethod
@@ -149,54 +148,51 @@ class Routes:
     def _score(self, instance: Instance) -> float:
         traffic = self._traffic.get((instance.key, instance.url))
         if traffic is None:
-            # Nothing was sent there yet: its last heartbeat says more than nothing.
-            said = Load.parse(instance.load)
-            busy = said.busy if said else 0
+            # Nothing was sent there yet: the load of its last heartbeat is all there is.
+            load = Load.parse(instance.load)
+            busy = load.busy if load else 0
         else:
-            said = traffic.said
-            busy = traffic.in_flight + (traffic.others if self.clock() - traffic.said_at < LOAD_AGE else 0)
-        slots = max(1, said.slots) if said else SLOTS
+            load = traffic.load
+            busy = traffic.in_flight + (traffic.others if self.clock() - traffic.reported_at < LOAD_AGE else 0)
+        slots = max(1, load.slots) if load else SLOTS
         return (1 + busy) / (slots * max(instance.weight, LEAST_WEIGHT))
 
-    # What is learnt
+    # What requests report
 
     def began(self, instance: Instance) -> None:
-        """Note that a request is on its way to an instance that `take` did not choose."""
+        """Note the start of a request to an instance that was not chosen by `take`."""
         with self._lock:
             self._traffic_of(instance).in_flight += 1
 
     def ended(self, instance: Instance) -> None:
-        """Note that a request is over, however it went."""
+        """Note the end of a request, with any result."""
         with self._lock:
             self._traffic_of(instance).in_flight -= 1
 
     def answered(self, instance: Instance, load: str | None = None) -> None:
-        """Note that an instance answers, and the load that it said: its failures are forgotten.
+        """Note that an instance has answered, with its load: its failures are forgotten.
 
-        Not those that no probe has looked at yet: this answer was on its way before them.
+        Failures without a probe since are kept: this answer was on its way before them.
         """
-        said = Load.parse(load)
         with self._lock:
             self._forget_failures(instance.url)
             self._models.pop((instance.key, instance.url), None)
-            if said is not None:
-                self._said(instance, said)
+            self._report(instance, load)
 
     def busy(self, instance: Instance, load: str | None) -> None:
-        """Note that an instance refused for want of a slot: it answers, and is full."""
-        said = Load.parse(load)
+        """Note that an instance has refused a request because it has no free slot."""
         with self._lock:
             self._forget_failures(instance.url)
-            if said is not None:
-                self._said(instance, said)
+            self._report(instance, load)
 
-    def _said(self, instance: Instance, said: Load) -> None:
-        traffic = self._traffic_of(instance)
-        traffic.said, traffic.said_at = said, self.clock()
-        traffic.others = max(0, said.busy - traffic.in_flight)
+    def _report(self, instance: Instance, text: str | None) -> None:
+        if (load := Load.parse(text)) is not None:
+            traffic = self._traffic_of(instance)
+            traffic.load, traffic.reported_at = load, self.clock()
+            traffic.others = max(0, load.busy - traffic.in_flight)
 
     def failed(self, instance: Instance, cause: str) -> None:
-        """Note that an address could not be reached, or broke off: it is left alone until a probe reaches it."""
+        """Note that an address was not reached, or broke off: it is not used until a probe reaches it."""
         with self._lock:
             health = self._addresses.setdefault(instance.url, _Health(reached=True))
             generation = max(instance.generation or 0, self._newest.get(instance.url, 0))
@@ -204,7 +200,7 @@ class Routes:
                 self._cool(health, generation, cause, COOL_DOWN)
 
     def unwilling(self, instance: Instance, cause: str, seconds: float) -> None:
-        """Note that the model there takes nothing for now (it starts, stops, or has gone), but its address answers."""
+        """Note that a model accepts no requests for ``seconds``: it starts, stops or has gone. Its address answers."""
         with self._lock:
             self._forget_failures(instance.url)
             health = self._models.setdefault((instance.key, instance.url), _Health())
@@ -219,11 +215,11 @@ class Routes:
         if generation > health.generation:
             health.failures, health.cool_until, health.generation = 0, 0.0, generation
         if self.clock() < health.cool_until:
-            # Several requests were under way when it failed: that is one failure.
+            # Several requests that were under way together count as one failure.
             return
         health.failures += 1
         pause: float = min(LONGEST_COOL_DOWN, first * 2 ** (health.failures - 1))
-        # Not all processes ask again at the same moment.
+        # Random, so that processes do not probe at the same moment.
         health.cool_until = self.clock() + pause * self.random.uniform(1.0, 1.25)
         health.cause = cause
         health.reached = False
@@ -231,18 +227,18 @@ class Routes:
     # Probes
 
     def to_probe(self) -> list[str]:
-        """Return the addresses that were left alone long enough."""
+        """Return the addresses whose probe is due."""
         with self._lock:
             return [u for u, h in self._addresses.items() if not h.reached and h.cool_until <= self.clock()]
 
     def next_probe_in(self) -> float | None:
-        """Return the seconds until an address is to be probed; None where none is."""
+        """Return the seconds until the next probe is due; None where no address waits for one."""
         with self._lock:
             left = (h.cool_until - self.clock() for h in self._addresses.values() if not h.reached)
             return min(left, default=None)
 
     def probed(self, url: str, failure: str = "") -> None:
-        """Note that a probe reached an address, or why it did not."""
+        """Note that a probe has reached an address, or why it has not."""
         with self._lock:
             health = self._addresses.get(url)
             if health is None:
@@ -252,23 +248,23 @@ class Routes:
             else:
                 health.reached = True
 
-    # What is known
+    # Views
 
     def load_of(self, instances: Sequence[Instance]) -> Load | None:
-        """Return what these instances last said, summed; None where none said anything."""
+        """Return the sum of the last reported loads; None where no instance has reported one."""
         with self._lock:
-            known = [self._traffic.get((one.key, one.url)) for one in instances]
-            loads = [t.said for t in known if t is not None and t.said is not None]
+            traffic = [self._traffic.get((row.key, row.url)) for row in instances]
+            loads = [entry.load for entry in traffic if entry is not None and entry.load is not None]
         if not loads:
             return None
         return Load(sum(x.slots for x in loads), sum(x.free for x in loads), sum(x.waiting for x in loads))
 
     def seen(self, instances: Sequence[Instance]) -> None:
-        """Note what is registered. What was learnt of others is forgotten, but for what is under way."""
+        """Note the registered instances. The state of others is removed, except of requests under way."""
         newest: dict[str, int] = {}
-        for one in instances:
-            newest[one.url] = max(newest.get(one.url, 0), one.generation or 0)
-        places = {(one.key, one.url) for one in instances}
+        for row in instances:
+            newest[row.url] = max(newest.get(row.url, 0), row.generation or 0)
+        places = {(row.key, row.url) for row in instances}
         with self._lock:
             self._newest = newest
             self._addresses = {u: h for u, h in self._addresses.items() if u in newest}

@@ -399,7 +399,7 @@ def test_to_deregister_what_is_not_there_is_no_error(registry, forget):
 def hasty_forgetting(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is silent for a moment is forgotten when the next registers."""
     monkeypatch.setattr(forgetting, "FORGET_AFTER", SOON)
-    monkeypatch.setattr(forgetting, "LOOK_INTERVAL", 0.0)
+    monkeypatch.setattr(forgetting, "READ_INTERVAL", 0.0)
 
 
 def keys_of(registry: Registry) -> list[str]:
@@ -467,7 +467,7 @@ def test_a_generation_ahead_of_the_stores_clock_is_not_forgotten(place):
 
 
 def test_what_is_silent_for_less_than_a_day_is_not_forgotten(monkeypatch, place):
-    monkeypatch.setattr(forgetting, "LOOK_INTERVAL", 0.0)
+    monkeypatch.setattr(forgetting, "READ_INTERVAL", 0.0)
     hasty = place.open(SOON)
     registered(hasty, instance("old@llm", 1))
     wait_until(lambda: not only(hasty).healthy, "its heartbeat is too old")

@@ -1,4 +1,4 @@
-"""Where instances are registered: a controller, or a store. Each kind is one module, imported when it is chosen."""
+"""The registries: controllers and stores. Each kind is a module, which is imported when it is chosen."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ Opener: TypeAlias = Callable[[str, float, "Transport | None"], Registry]
 def open_registry(
     url: str, heartbeat_timeout: float = HEARTBEAT_TIMEOUT, *, transport: Transport | None = None
 ) -> Registry:
-    """Return the registry at ``url``; nothing is connected yet. Whoever opens it closes it.
+    """Return the registry at ``url``; nothing is connected yet. The caller closes it.
 
     ``http(s)://host:port/api[,second]``, ``sqlite:///path``, ``postgresql://...``, ``mysql://...``, ``redis://...``,
     ``memory:``. ``transport`` is what controllers are reached by, and stays the caller's. ConfigError where the address
-    does not fit, MissingLibrary where a driver is not installed; neither shows a password.
+    is not valid, MissingLibrary where a driver is not installed; neither shows a password.
     """
     scheme = url.partition(":")[0].lower()
     if scheme not in SCHEMES or ":" not in url:

@@ -1,4 +1,4 @@
-"""Where a registry is, as an operator writes it, and as it may be shown: without passwords."""
+"""Addresses of stores and controllers as an operator writes them, and as they may be shown: without passwords."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HIDDEN = "***"
 
 
 def masked(url: str) -> str:
-    """Return ``url`` as it may be shown: what stands where a password does is hidden, whatever is in it."""
+    """Return ``url`` with everything hidden that stands in the place of a password."""
     shown = ",".join(_without_password(part) for part in re.split(r",(?=[a-zA-Z+]+://)", url))
     return re.sub(rf"(?i)([?&]{PRIVATE}=)[^&]*", rf"\1{HIDDEN}", shown)
 
@@ -31,16 +31,16 @@ class StoreAddress:
     """The address of a database server, taken apart."""
 
     url: str
-    """What its driver is given: without our own parameter ``prefix``."""
+    """The URL for the driver: without our own parameter ``prefix``."""
     prefix: str | None
-    """What the names of tables or keys start with, where the address says so."""
+    """The start of the names of tables or keys; None where the address has none."""
     shown: str
-    """How messages name it."""
+    """The address in messages."""
     secrets: tuple[str, ...]
 
     @classmethod
     def parse(cls, url: str) -> StoreAddress:
-        """Take ``url`` apart. ConfigError says what does not fit."""
+        """Return the address of ``url``. Raises ConfigError."""
         shown = masked(url)
         try:
             parts = urlsplit(url)
@@ -50,7 +50,7 @@ class StoreAddress:
         except ValueError:
             # The text of the error quotes the address, password and all.
             raise ConfigError(
-                f"registry {shown}: no valid address; a password's special characters are written as %XX"
+                f"registry {shown}: not a valid address; a password's special characters are written as %XX"
             ) from None
         passwords += [value for name, value in query if re.fullmatch(PRIVATE, name, re.IGNORECASE)]
         prefix = next((value for name, value in query if name == "prefix"), None)
@@ -67,7 +67,7 @@ class StoreAddress:
         return cls(plain, prefix, shown, tuple(sorted(secrets, key=len, reverse=True)))
 
     def hide(self, text: object) -> str:
-        """Return the first line of ``text`` without what must not be shown."""
+        """Return the first line of ``text`` without the secrets of this address."""
         line = next(iter(str(text).strip().splitlines()), "")
         for secret in self.secrets:
             line = line.replace(secret, HIDDEN)
@@ -75,7 +75,7 @@ class StoreAddress:
 
 
 def sqlite_path(url: str) -> Path:
-    """Return the file of ``sqlite:///relative`` or ``sqlite:////absolute``, as in SQLAlchemy. ConfigError."""
+    """Return the file of ``sqlite:///relative`` or ``sqlite:////absolute``, as in SQLAlchemy. Raises ConfigError."""
     rest = url.partition(":")[2]
     if rest.startswith("//"):
         if not rest.startswith("///"):
@@ -83,24 +83,24 @@ def sqlite_path(url: str) -> Path:
         rest = rest[3:]
     path, question, _ = rest.partition("?")
     if question:
-        raise ConfigError(f"registry {url}: a file takes no parameters")
+        raise ConfigError(f"registry {url}: a file has no parameters")
     if not path or path == ":memory:" or path.endswith("/"):
         raise ConfigError(f"registry {url}: names no file, as in sqlite:////var/lib/modelyard/registry.db")
     return Path(unquote(path)).expanduser().absolute()
 
 
 def controller_urls(url: str) -> list[str]:
-    """Return the addresses of controllers, of which the first that answers serves. ConfigError."""
-    found = [part.strip().rstrip("/") for part in url.split(",") if part.strip()]
-    for part in found:
+    """Return the addresses of controllers, of which the first that answers serves. Raises ConfigError."""
+    urls = [part.strip().rstrip("/") for part in url.split(",") if part.strip()]
+    for part in urls:
         try:
             parts = urlsplit(part)
-            fits = parts.scheme in ("http", "https", "http+unix") and bool(parts.hostname) and parts.port != 0
+            is_valid = parts.scheme in ("http", "https", "http+unix") and bool(parts.hostname) and parts.port != 0
         except ValueError:
-            fits = False
-        if not fits or parts.query or parts.fragment:
+            is_valid = False
+        if not is_valid or parts.query or parts.fragment:
             raise ConfigError(
-                f"registry {masked(part)}: no address of a controller, as in http://host:8000/api; several are "
+                f"registry {masked(part)}: not an address of a controller, as in http://host:8000/api; several are "
                 "separated by commas"
             )
-    return found
+    return urls

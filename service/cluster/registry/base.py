@@ -1,8 +1,8 @@
-"""The protocol of a registry, and what it holds: instances, each a worker key at an address.
+"""The protocol of a registry, and its rows: instances, each a worker key at an address.
 
-A process says what it runs with `Registry.beat`: registration and heartbeat in one, for all its keys, each whole.
-So a store that lost everything is right again after one interval. Health is a comparison made when read, by the
-store's clock: nothing sweeps, and clocks of other machines mean nothing.
+A process calls `Registry.beat` with all of its instances: registration and heartbeat in one, each instance whole. So a
+store that lost everything is complete again after one interval. Health is computed at each read, by the store's clock:
+no job marks dead instances, and the clocks of other machines do not matter.
 """
 
 from __future__ import annotations
@@ -13,46 +13,46 @@ from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
 MANAGER_KEY = "WorkerManager@service"
-"""The key under which a worker manager registers itself: models are started on a host through it."""
+"""The key under which a worker manager registers itself: models are started on a machine through it."""
 
 HEARTBEAT_TIMEOUT = 60.0
 """Seconds without a heartbeat until an instance counts as unhealthy."""
 
 ANY_GENERATION = 0
-"""The generation of a client that knows none and only says that an instance lives: DB-GPT's heartbeat."""
+"""The generation of a heartbeat whose client knows none, as those of DB-GPT: it means that of the row."""
 
 
 @dataclass(slots=True)
 class Instance:
-    """A model, or a worker manager, at an address. ``key`` and ``url`` together name it.
+    """A model, or a worker manager, at an address. ``key`` and ``url`` together identify it.
 
-    The last two fields are what the store says when it is read; nobody sends them.
+    The last two fields are set by the store when a row is read; they are never sent.
     """
 
     key: str
     """The worker key, ``name@type``."""
     url: str
-    """Where its API stands, with the prefix: ``http://host:port/api``, ``https://...``, or for a unix socket
+    """The address of its API, with the prefix: ``http://host:port/api``, ``https://...``, or for a unix socket
     ``http+unix://%2Frun%2Fworker.sock/api``."""
     weight: float = 1.0
-    """How much work it takes beside others: twice the weight, twice the work."""
+    """Its share of the requests, relative to the other instances of the key."""
     enabled: bool = True
     check_healthy: bool = True
     """Whether it needs heartbeats to count as healthy."""
     capabilities: list[str] = field(default_factory=list)
-    """What its server can do beyond the wire of the peers: ``delta``."""
+    """What its server can do beyond DB-GPT's contract: ``delta``."""
     load: str | None = None
-    """The value of ``Modelyard-Load`` when it last beat."""
+    """The value of ``Modelyard-Load`` at its last heartbeat."""
     prompt_template: str | None = None
     generation: int | None = None
-    """Issued by the store at registration; None asks for a new one, ANY_GENERATION means the one that the row has."""
+    """Issued by the store at registration; None requests a new one, ANY_GENERATION means that of the row."""
     last_heartbeat: float | None = None
     """Seconds since 1970 by the store's clock."""
     healthy: bool = False
 
 
 def place_of(url: str) -> tuple[str, int]:
-    """Return host and port of an address, as DB-GPT's clients name it; of a unix socket its path, and 0."""
+    """Return host and port of an address, as DB-GPT's clients name it; for a unix socket its path, and 0."""
     parts = urlsplit(url)
     if parts.scheme == "http+unix":
         return unquote(parts.netloc), 0
@@ -61,51 +61,51 @@ def place_of(url: str) -> tuple[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What the store says to the beat of one instance."""
+    """The store's answer to the beat of one instance."""
 
     key: str
     url: str
     generation: int
     """The one that the sender has from now on; where it is ``superseded``, that of its successor."""
     superseded: bool = False
-    """A newer registration has this key and address: the beat changed nothing, and no other will."""
+    """A newer registration has this key and address: the beat changed nothing, and further ones will not."""
 
 
 @dataclass(frozen=True, slots=True)
 class Beaten:
-    """The answer to one heartbeat: a receipt an instance, in their order, and the seconds until the next is wanted."""
+    """The answer to a beat: a receipt for each instance, in their order, and the seconds until the next beat."""
 
     receipts: list[Receipt]
     interval: float
 
 
 class Registry(Protocol):
-    """A table of instances. Safe to use from many threads, and by many processes at once; not carried over a fork.
+    """A table of instances. Safe to use from many threads and processes at once; a forked child connects by itself.
 
     Every call may raise RegistryUnavailable, after a time that is bounded.
     """
 
     def beat(self, instances: Sequence[Instance]) -> Beaten:
-        """Register or refresh all of them. Those without a generation are registered anew, and issued one.
+        """Register or refresh all of them. Those without a generation are registered, and issued a new one.
 
         A generation is greater than every earlier one of the same key and address, also after the store was emptied.
-        An instance whose row has gone is taken in with the generation that it has. One with ANY_GENERATION refreshes
-        its row's heartbeat and nothing else, is never superseded, and is registered where it has no row.
+        An instance whose row has gone is stored with the generation that it has. One with ANY_GENERATION refreshes its
+        row's heartbeat and nothing else, is never superseded, and is registered where it has no row.
 
-        A registration may forget the rows of others that nothing was heard of for a day, see `forgetting`.
+        A registration may remove the rows of others that were silent for a day, see `forgetting`.
 
-        InvalidRequest where an instance does not fit, or is named twice.
+        Raises InvalidRequest where an instance is outside of `limits`, or is named twice.
         """
 
     def deregister(self, instances: Sequence[Instance], *, forget: bool = False) -> list[Receipt]:
         """Mark them unhealthy until they beat again; with ``forget`` remove their rows.
 
-        One of an older generation changes nothing, and is told that it is superseded; one without a generation, or
-        with ANY_GENERATION, always counts. What is not there is no error: its receipt has the generation it came with.
+        One of an older generation changes nothing, and its receipt is ``superseded``; one without a generation, or with
+        ANY_GENERATION, always counts. One without a row is not an error: its receipt has the generation it came with.
         """
 
     def instances(self, key: str | None = None, *, healthy_only: bool = False) -> list[Instance]:
         """Return all rows, or those of one key, ordered by key and address."""
 
     def close(self) -> None:
-        """Let go of connections; a second call does nothing."""
+        """Close the connections; a second call does nothing."""

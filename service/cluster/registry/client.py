@@ -1,4 +1,4 @@
-"""RegistryClient: the registry behind one or several controllers, over HTTP."""
+"""The registry of one or several controllers, over HTTP."""
 
 from __future__ import annotations
 

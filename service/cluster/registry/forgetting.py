@@ -1,4 +1,4 @@
-"""What is forgotten by itself: the rows of processes that nothing was heard of for a day."""
+"""Removes the rows of processes that were silent for a day."""
 
 from __future__ import annotations
 
@@ -13,55 +13,55 @@ from .base import Instance, Registry
 log = logging.getLogger(__name__)
 
 FORGET_AFTER = 24 * 3600.0
-"""Seconds that an address is silent until its rows are forgotten."""
+"""Seconds of silence after which the rows of an address are removed."""
 
-LOOK_INTERVAL = 3600.0
-"""Seconds between two looks of one process: a look reads the whole table."""
+READ_INTERVAL = 3600.0
+"""Seconds between two searches of one process: a search reads the whole table."""
 
 
 class Forgetting:
-    """Removes such rows from a store when something is registered there. Safe to use from many threads."""
+    """Removes such rows when an instance is registered. Safe to use from many threads."""
 
     def __init__(self, registry: Registry) -> None:
-        """Forget what lies in ``registry``."""
+        """Remove rows from ``registry``."""
         self._registry = registry
-        self._looked = float("-inf")
+        self._searched = float("-inf")
 
-    def after(self, told: Sequence[Instance]) -> None:
-        """Look at the table, if this beat registered something, and nobody here has looked for long. Never raises."""
+    def after(self, instances: Sequence[Instance]) -> None:
+        """Search the table, if this beat registered an instance and the last search was long ago. Never raises."""
         now = time.monotonic()
-        if now - self._looked < LOOK_INTERVAL or all(one.generation is not None for one in told):
+        if now - self._searched < READ_INTERVAL or all(instance.generation is not None for instance in instances):
             return
-        self._looked = now
+        self._searched = now
         try:
             self._forget()
         except ModelyardError as error:
-            # The beat itself has counted; what is dead can wait.
-            log.warning("what is dead in the registry was not looked at: %s", error)
+            # The beat itself was successful; dead rows can wait.
+            log.warning("dead rows of the registry were not searched: %s", error)
 
     def _forget(self) -> None:
         silent = silent_for_long(self._registry.instances())
         if silent:
-            # With their generations: who has registered anew meanwhile stays. Who only beat is back with its next beat.
+            # With their generations: those registered meanwhile stay. Those that beat return with the next beat.
             self._registry.deregister(silent, forget=True)
-            log.info("forgotten after a long silence: %s", ", ".join(f"{one.key} at {one.url}" for one in silent))
+            log.info("removed after a long silence: %s", ", ".join(f"{row.key} at {row.url}" for row in silent))
 
 
 def silent_for_long(instances: Sequence[Instance]) -> list[Instance]:
-    """Return those at addresses whose last heartbeat is `FORGET_AFTER` seconds older than the newest of all.
+    """Return the instances of addresses whose last heartbeat is `FORGET_AFTER` seconds older than the newest of all.
 
-    All of these times are the store's. A model that is stopped on a host that beats is not silent, nor is what needs no
-    heartbeats. One whose generation lies ahead of the store's clock stays: the next would not be greater.
+    All of these times are the store's. A model that is stopped on a machine that beats is not silent, nor is one that
+    needs no heartbeats. One whose generation is ahead of the store's clock stays: the next would not be greater.
     """
     latest: dict[str, float] = {}
-    for one in instances:
-        latest[one.url] = max(latest.get(one.url, 0.0), one.last_heartbeat or 0.0)
+    for row in instances:
+        latest[row.url] = max(latest.get(row.url, 0.0), row.last_heartbeat or 0.0)
     newest = max(latest.values(), default=0.0)
     return [
-        one
-        for one in instances
-        if newest - latest[one.url] > FORGET_AFTER
-        and one.check_healthy
-        and not one.healthy
-        and (one.generation or 0) <= newest * rows.MICROSECONDS
+        row
+        for row in instances
+        if newest - latest[row.url] > FORGET_AFTER
+        and row.check_healthy
+        and not row.healthy
+        and (row.generation or 0) <= newest * rows.MICROSECONDS
     ]

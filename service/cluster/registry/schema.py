@@ -1,8 +1,8 @@
 """The tables of a registry, version by version. A new version is one more entry at the end of each list.
 
-A migration is statements in which ``{prefix}`` stands for the start of every name. Those that stand here have run
-somewhere: they are never edited. MySQL commits each by itself, so one that was cut off is run again: what has already
-been done must then fail as "exists already", or do nothing.
+A migration is a list of statements with ``{prefix}`` at the start of every name. Released migrations are never edited.
+MySQL commits each statement by itself, so a migration that was cut off is run again: a statement that was done before
+must then fail as "exists already", or do nothing.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ POSTGRESQL: tuple[Migration, ...] = (
         "CREATE INDEX {prefix}_instances_key ON {prefix}_instances (worker_key)",
     ),
 )
-"""Half of each page is left free: a heartbeat then writes its row's new version beside the old, and no index."""
+"""Half of each page is free, so that a heartbeat writes the new version of a row beside the old, and no index."""
 
 MYSQL: tuple[Migration, ...] = (
     (
@@ -85,7 +85,7 @@ MYSQL: tuple[Migration, ...] = (
 def outstanding(
     held: int | None, migrations: Sequence[Migration], prefix: str, where: str
 ) -> list[tuple[int, list[str]]]:
-    """Return the versions still to come, each with its statements, for a store whose version is ``held`` (None: none).
+    """Return the versions that a store of version ``held`` (None: a new store) lacks, each with its statements.
 
     ConfigError where the store is of a newer version than this code knows; ``where`` names it.
     """
@@ -99,8 +99,8 @@ def outstanding(
 
 
 def too_new(held: int, known: int, where: str) -> ConfigError:
-    """Return what to say of a store that a newer modelyard has used."""
+    """Return the error of a store that a newer modelyard has used."""
     return ConfigError(
-        f"registry {where}: what lies in it is of version {held}, and this modelyard knows up to {known}: a newer one "
-        "has used it; upgrade this one, or give it a store of its own"
+        f"registry {where}: its tables are of version {held}, and this modelyard knows up to {known}: a newer one has "
+        "used it; upgrade this one, or give it another store"
     )

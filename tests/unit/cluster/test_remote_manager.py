@@ -341,7 +341,7 @@ def test_an_address_where_nobody_listens_fails_for_the_only_instance_with_the_re
     try:
         with pytest.raises(WorkerUnreachable, match="refused"):
             manager.generate(prompt("x"), Cancel())
-        with pytest.raises(NotReady, match=r"left alone until a probe reaches it, because: .*refused"):
+        with pytest.raises(NotReady, match=r"not used until a probe reaches it, because: .*refused"):
             manager.generate(prompt("x"), Cancel())
     finally:
         manager.stop()

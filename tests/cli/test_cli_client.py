@@ -48,7 +48,7 @@ def stranger(answer: Callable[[str], Answer]) -> Iterator[tuple[str, list[str]]]
     asked: list[str] = []
     handler = type("Handler", (Stranger,), {"answer": staticmethod(answer), "asked": asked})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        server.daemon_threads = True
+        server.daemon_threads = False  # a thread that outlives its test would print into what the next one captures
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:

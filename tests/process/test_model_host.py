@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -171,9 +171,6 @@ def test_a_service_of_ours_may_run_in_several_processes(run: Services, arguments
         assert [chunk["text"] for chunk in replies(service)][:3] == ["x", "x", "x"]
     assert len(journal(service, "start")) == 2
     assert len(host_processes(service.folder)) == 2
-    service.signal(signal.SIGTERM)
-    assert service.wait_ended(20) == 0
-    wait_gone(service.folder)
 
 
 def test_inline_in_several_processes_is_refused(run: Services) -> None:
@@ -317,8 +314,6 @@ def test_where_the_state_folder_can_not_be_written_all_processes_use_one_elsewhe
         assert said(ask(service, pid, "POST", f"{API}generate", script(pieces=2)))["text"] == "xx"
     assert "can't be used" in service.log()
     assert len(host_processes(folder)) == 2
-    service.kill()
-    wait_gone(folder)
 
 
 def test_where_nothing_can_be_written_its_own_pages_live_and_the_models_say_why_not(run: Services) -> None:
@@ -354,8 +349,9 @@ def test_the_path_of_the_state_folder_may_be_longer_than_a_sockets_may_be(run: S
     assert not list(Path(folder / "tmp").rglob("*.sock")), "it takes its socket with it"
 
 
-def test_a_host_ends_by_itself_when_its_monolith_has_ended(run: Services) -> None:
-    service = monolith(run, "--preload", workers=2)
+@pytest.mark.parametrize("start", [monolith, our_own])
+def test_a_host_ends_by_itself_when_its_service_has_ended(run: Services, start: Callable[..., Service]) -> None:
+    service = start(run, *(["--preload"] if start is monolith else []), workers=2)
     assert len(processes_of(service.folder)) == 5
     service.signal(signal.SIGTERM)
     assert service.wait_ended(20) == 0

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -34,6 +37,13 @@ def processes_of(folder: Path, name: str = "") -> list[int]:
         ):
             found.append(int(process.name))
     return sorted(found)
+
+
+def kill_processes_of(folder: Path) -> None:
+    """Kill the processes whose TMPDIR lies in ``folder``."""
+    for pid in processes_of(folder):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def state_of(pid: int) -> str:

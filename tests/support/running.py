@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import requests
-from processes import children, processes_of
+from processes import children, kill_processes_of, processes_of
 
 ROOT = Path(__file__).resolve().parents[2]
 ENGINES = ROOT / "tests" / "process" / "engines"
@@ -283,13 +283,19 @@ class Services:
         return {f"port {service.port}, {service.folder}": service.log() for service in self._running}
 
     def close(self) -> None:
-        """End every service, remove every folder; fail where a log has a traceback that nobody provoked."""
+        """End every service and remove every folder; fail where a log has a traceback that no test provokes.
+
+        Nothing may be left of a service that ended by itself; what belongs to one that is killed, is killed with it.
+        """
         logs = []
+        killed = {service.folder for service in self._running if service.is_running()}
         for service in self._running:
             service.kill()
             if not service.may_show_tracebacks and "Traceback" in service.log():
                 _, found, rest = service.log().partition("Traceback")
                 logs.append(found + rest[:4000])
+        for folder in killed:
+            kill_processes_of(folder)
         for folder in self._folders:
             shutil.rmtree(folder, ignore_errors=True)
         left = [folder for folder in self._folders if not _is_deserted(folder)]
@@ -302,9 +308,7 @@ def _is_deserted(folder: Path) -> bool:
     if seconds_until(lambda: not processes_of(folder), 10, 0.05) < float("inf"):
         shutil.rmtree(folder, ignore_errors=True)
         return True
-    for pid in processes_of(folder):
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    kill_processes_of(folder)
     return False
 
 

@@ -1,1 +1,1 @@
-"""The HTTP side: blueprints over a runtime and its manager."""
+"""The HTTP API as Flask blueprints."""

@@ -14,8 +14,9 @@ from ..settings.settings import Settings
 from ..types import JSONObject, plain
 from . import controller_schemas as schemas
 from .request import guard, problems
+from .request.access_log import log_access
 from .request.bodies import json_response, read_list, read_object
-from .request.calls import log_access
+from .request.fields import load_query
 
 RegistryOf = Callable[[], Registry]
 Check = Callable[[Request, Sequence[str]], None]
@@ -60,12 +61,12 @@ def _add_instances(blueprint: Blueprint, registry_of: RegistryOf, limit: int, ch
 
     @blueprint.delete("/instances")
     def deregister_instances() -> Response:
-        forget = schemas.query(schemas.FORGET, request.args).get("forget", False)
+        forget = load_query(schemas.FORGET, request.args).get("forget", False)
         return json_response({"instances": _answer(registry_of().deregister(body_of_request(), forget=forget))})
 
     @blueprint.get("/instances")
     def instances() -> Response:
-        query = schemas.query(schemas.ROWS_QUERY, request.args)
+        query = load_query(schemas.ROWS_QUERY, request.args)
         healthy = query.get("healthy")
         rows = registry_of().instances(query.get("key"), healthy_only=healthy is True)
         if healthy is False:
@@ -98,7 +99,7 @@ def _add_dbgpt_changes(blueprint: Blueprint, registry_of: RegistryOf, limit: int
 
     @blueprint.delete("/models")
     def deregister_model() -> Response:
-        query = schemas.query(schemas.DBGPT_DEREGISTRATION, request.args)
+        query = load_query(schemas.DBGPT_DEREGISTRATION, request.args)
         instance = Instance(query["model_name"], schemas.dbgpt_url(query["host"], query["port"]))
         g.modelyard_line.model = instance.key
         check(request, [instance.url])
@@ -110,6 +111,6 @@ def _add_dbgpt_list(blueprint: Blueprint, registry_of: RegistryOf) -> None:
     @blueprint.get("/models")
     def models() -> Response:
         """Return the rows that have a host and a port: DB-GPT's clients can't reach others."""
-        query = schemas.query(schemas.DBGPT_QUERY, request.args)
+        query = load_query(schemas.DBGPT_QUERY, request.args)
         rows = registry_of().instances(query.get("model_name"), healthy_only=query.get("healthy_only", False))
         return json_response([plain(model) for row in rows if (model := to_dbgpt(row)) is not None])

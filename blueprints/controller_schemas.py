@@ -11,8 +11,7 @@ from ..cluster.registry import dbgpt, limits
 from ..cluster.registry.base import ANY_GENERATION, Instance
 from ..cluster.registry.row_json import MAX_INSTANCES
 from ..errors import FieldError, InvalidRequest
-from ..types import JSONObject
-from .worker_schemas import Base, Flag, integer, load, load_each, number
+from .request.fields import Base, Flag, integer, load, load_each, number
 
 
 def _fits(check: limits.Check) -> Callable[[Any], None]:
@@ -115,8 +114,3 @@ def dbgpt_url(host: str, port: int) -> str:
     if fault:
         raise InvalidRequest.of_fields([FieldError(field="host", message=fault)])
     return url
-
-
-def query(schema: Base, args: Mapping[str, str]) -> JSONObject:
-    """Return the checked fields of a query; an empty value means absent. Raises InvalidRequest."""
-    return load(schema, {name: value for name, value in args.items() if value})

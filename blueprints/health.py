@@ -1,4 +1,4 @@
-"""Is it alive, is it ready: for load balancers, systemd, and DB-GPT's clients."""
+"""Health and readiness, for load balancers, systemd and DB-GPT's clients."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from .request.bodies import json_response
 
 
 def health_blueprint(
-    runtime: Service, url_prefix: str, probes_prefix: str, name: str = "modelyard_health"
+    service: Service, url_prefix: str, probes_prefix: str, name: str = "modelyard_health"
 ) -> Blueprint:
     """Return ``/healthz`` and ``/readyz`` under ``probes_prefix``, and DB-GPT's ``/health`` under the API's prefix."""
     blueprint = Blueprint(name, __name__)
 
     @blueprint.get(f"{probes_prefix}/healthz")
     def healthz() -> Response:
-        """200 as long as the process answers."""
+        """Answer 200 while the process runs."""
         return json_response({"status": "ok"})
 
     @blueprint.get(f"{url_prefix}/health")
     def health() -> Response:
-        """What DB-GPT's clients ask."""
+        """Answer 200 to DB-GPT's clients."""
         return json_response({"status": "ok"})
 
     @blueprint.get(f"{probes_prefix}/readyz")
     def readyz() -> Response:
-        """200 when nothing is starting and a model is ready, or none is configured; 503 with the reason else."""
-        status = runtime.status()
+        """Answer 200 if no model starts and one is ready, or none is configured; else 503 with state and reason."""
+        status = service.status()
         response = json_response(status, 200 if status["ready"] else 503)
         if not status["ready"]:
             response.headers["Retry-After"] = "1"

@@ -1,73 +1,78 @@
-"""The worker API of DB-GPT, over any manager."""
+"""The worker API of DB-GPT, for any manager."""
 
 from __future__ import annotations
 
 from flask import Blueprint, Response, g, request
+from marshmallow import Schema
 
 from ..types import JSONObject, WorkerType
 from ..wire.chunks import ROUTE_HEADER, ROUTE_LOCAL
 from ..worker.protocol import Service, WorkerManager
 from . import worker_schemas as schemas
-from .request import guard as access
-from .request import problems as errors
+from .request import guard, problems
+from .request.access_log import AccessLine, log_access
 from .request.bodies import json_response, read_object
-from .request.calls import AccessLine, Call, log_access
+from .request.calls import Call
+from .request.fields import load, load_query
 from .request.streaming import StreamBody, StreamResponse
 from .request.traces import read_body
 
 
-def worker_blueprint(runtime: Service, url_prefix: str, name: str = "modelyard_worker") -> Blueprint:
+def worker_blueprint(service: Service, url_prefix: str, name: str = "modelyard_worker") -> Blueprint:
     """Return the ten calls under ``url_prefix``; the manager is looked up at each request, so it may be swapped."""
     blueprint = Blueprint(name, __name__, url_prefix=f"{url_prefix}/worker")
-    errors.install(blueprint)
-    log_access(blueprint, enabled=runtime.settings.access_log, tracing=runtime.tracing)
-    access.install(blueprint, runtime.settings)
-    _add_generation(blueprint, runtime)
-    _add_vectors(blueprint, runtime)
-    _add_cheap_calls(blueprint, runtime)
-    _add_administration(blueprint, runtime)
+    problems.install(blueprint)
+    log_access(blueprint, enabled=service.settings.access_log, tracing=service.tracing)
+    guard.install(blueprint, service.settings)
+    _add_generation(blueprint, service)
+    _add_vectors(blueprint, service)
+    _add_cheap_calls(blueprint, service)
+    _add_administration(blueprint, service)
     return blueprint
 
 
-def _body(runtime: Service) -> dict[str, object]:
+def _body(service: Service) -> JSONObject:
+    """Return the body of the request, and note its model and span. Raises InvalidRequest or RequestTooLarge."""
     line: AccessLine = g.modelyard_line
-    body = read_object(request, runtime.settings.max_body_bytes)
+    body = read_object(request, service.settings.max_body_bytes)
     model = body.get("model")
     line.model = model if isinstance(model, str) else None
-    line.trace = read_body(runtime.tracing, request, line.trace, body)
+    line.trace = read_body(service.tracing, request, line.trace, body)
     return body
 
 
+def _loaded(service: Service, schema: Schema) -> JSONObject:
+    """Return the checked body of a call that takes no thread of the budget."""
+    service.check_open()
+    return load(schema, _body(service))
+
+
 def _may_wait() -> bool:
+    """Return whether the request may wait for a slot."""
     prefer = request.headers.get("Prefer")
     return prefer is None or "wait=0" not in prefer.replace(" ", "").split(",")
 
 
-def _manager(runtime: Service) -> WorkerManager:
+def _manager(service: Service) -> WorkerManager:
     """Return the manager for this request: only the models of this process, where another process has routed it."""
     if request.headers.get(ROUTE_HEADER) == ROUTE_LOCAL:
-        return runtime.own
-    return runtime.manager
+        return service.own
+    return service.manager
 
 
-def _host(loaded: JSONObject) -> JSONObject:
-    """Return for which host a startup or shutdown is meant: this one looks at it where it stands for several."""
-    return {name: loaded[name] for name in ("host", "port") if loaded.get(name)}
+def _type(fields: JSONObject) -> WorkerType | None:
+    return WorkerType(fields["worker_type"]) if fields.get("worker_type") else None
 
 
-def _kind(value: object) -> WorkerType | None:
-    return WorkerType(value) if value else None
-
-
-def _begin_stream(runtime: Service) -> StreamResponse:
+def _begin_stream(service: Service) -> StreamResponse:
     """Return the response to generate_stream once its first piece is ready; raise the errors that come before it."""
-    settings = runtime.settings
-    call = Call(runtime, request)
+    settings = service.settings
+    call = Call(service, request)
     body: StreamBody | None = None
     try:
-        prompt = schemas.generate_request(_body(runtime))
-        stream = _manager(runtime).generate_stream(prompt, call.cancel, wait=_may_wait())
-        delta = errors.wants_delta(request)
+        prompt = schemas.generate_request(_body(service))
+        stream = _manager(service).generate_stream(prompt, call.cancel, wait=_may_wait())
+        delta = problems.wants_delta(request)
         body = StreamBody(call, stream, g.modelyard_line, delta=delta, silence_timeout=settings.silence_timeout)
         body.prime(settings.first_output_timeout)
         call.bound_writes(settings.write_timeout)
@@ -79,104 +84,103 @@ def _begin_stream(runtime: Service) -> StreamResponse:
         raise
 
 
-def _add_generation(blueprint: Blueprint, runtime: Service) -> None:
+def _add_generation(blueprint: Blueprint, service: Service) -> None:
     @blueprint.post("/generate_stream")
     def generate_stream() -> Response:
-        g.modelyard_stream = response = _begin_stream(runtime)
+        g.modelyard_stream = response = _begin_stream(service)
         return response
 
     @blueprint.post("/generate")
     def generate() -> Response:
-        call = Call(runtime, request)
+        call = Call(service, request)
         try:
-            prompt = schemas.generate_request(_body(runtime))
-            output = _manager(runtime).generate(prompt, call.cancel, wait=_may_wait())
+            prompt = schemas.generate_request(_body(service))
+            output = _manager(service).generate(prompt, call.cancel, wait=_may_wait())
         finally:
             call.close()
-        return _with_load(json_response(output), runtime, prompt.model, WorkerType.LLM)
+        return _with_load(json_response(output), service, prompt.model, WorkerType.LLM)
 
 
-def _with_load(response: Response, runtime: Service, model: str, *kinds: WorkerType) -> Response:
+def _with_load(response: Response, service: Service, model: str, *kinds: WorkerType) -> Response:
     for kind in kinds:
-        if load := _manager(runtime).load_of(model, kind):
+        if load := _manager(service).load_of(model, kind):
             response.headers["Modelyard-Load"] = load
             break
     return response
 
 
-def _add_vectors(blueprint: Blueprint, runtime: Service) -> None:
+def _add_vectors(blueprint: Blueprint, service: Service) -> None:
     @blueprint.post("/embeddings")
     def embeddings() -> Response:
-        call = Call(runtime, request)
+        call = Call(service, request)
         try:
-            body = _body(runtime)
-            loaded = schemas.load(schemas.EMBEDDINGS, body)
-            texts, model, query = schemas.texts(body), loaded["model"], loaded.get("query")
-            manager = _manager(runtime)
+            body = _body(service)
+            fields = load(schemas.EMBEDDINGS, body)
+            texts, model, query = schemas.texts(body), fields["model"], fields.get("query")
+            manager = _manager(service)
             if query is None:
                 rows = manager.embeddings(model, texts, call.cancel, wait=_may_wait())
             else:
                 rows = [manager.rerank(model, query, texts, call.cancel, wait=_may_wait())]
         finally:
             call.close()
-        return _with_load(json_response(rows), runtime, model, WorkerType.TEXT2VEC, WorkerType.RERANKER)
+        return _with_load(json_response(rows), service, model, WorkerType.TEXT2VEC, WorkerType.RERANKER)
 
 
-def _add_cheap_calls(blueprint: Blueprint, runtime: Service) -> None:
+def _add_cheap_calls(blueprint: Blueprint, service: Service) -> None:
     @blueprint.post("/count_token")
     def count_token() -> Response:
-        runtime.check_open()
-        loaded = schemas.load(schemas.COUNT_TOKEN, _body(runtime))
-        return json_response(_manager(runtime).count_token(loaded.get("model"), loaded["prompt"]))
+        fields = _loaded(service, schemas.COUNT_TOKEN)
+        return json_response(_manager(service).count_token(fields.get("model"), fields["prompt"]))
 
     @blueprint.post("/model_metadata")
     def model_metadata() -> Response:
-        runtime.check_open()
-        loaded = schemas.load(schemas.METADATA, _body(runtime))
-        response = json_response(_manager(runtime).model_metadata(loaded["model"]).to_dict())
-        return _with_load(response, runtime, loaded["model"], *WorkerType)
+        model = _loaded(service, schemas.METADATA)["model"]
+        response = json_response(_manager(service).model_metadata(model).to_dict())
+        return _with_load(response, service, model, *WorkerType)
 
     @blueprint.get("/parameter/descriptions")
     def parameter_descriptions() -> Response:
-        runtime.check_open()
-        query = schemas.load(schemas.DESCRIPTIONS, {k: v for k, v in request.args.items() if v})
-        return json_response(_manager(runtime).parameter_descriptions(query["model"], _kind(query.get("worker_type"))))
+        service.check_open()
+        query = load_query(schemas.DESCRIPTIONS, request.args)
+        return json_response(_manager(service).parameter_descriptions(query["model"], _type(query)))
 
 
-def _add_administration(blueprint: Blueprint, runtime: Service) -> None:
+def _machine(fields: JSONObject) -> JSONObject:
+    """Return the worker service that a startup or shutdown is for; a manager of one service ignores it."""
+    return {name: fields[name] for name in ("host", "port") if fields.get(name)}
+
+
+def _add_administration(blueprint: Blueprint, service: Service) -> None:
     @blueprint.get("/models/supports")
     def supports() -> Response:
-        runtime.check_open()
-        hosts = _manager(runtime).supported_models()
+        service.check_open()
+        machines = _manager(service).supported_models()
         response = json_response(
-            [{"host": one.host, "port": one.port, "models": [m.to_dict() for m in one.models]} for one in hosts]
+            [{"host": at.host, "port": at.port, "models": [m.to_dict() for m in at.models]} for at in machines]
         )
-        for one in hosts:
-            if one.error:
-                response.headers.add("Modelyard-Missing", f"{one.host}:{one.port}")
+        for at in machines:
+            if at.error:
+                response.headers.add("Modelyard-Missing", f"{at.host}:{at.port}")
         return response
 
     @blueprint.post("/apply")
     def apply() -> Response:
-        runtime.check_open()
-        loaded = schemas.load(schemas.APPLY, _body(runtime))
-        outcome = _manager(runtime).worker_apply(
-            loaded["model"], loaded["apply_type"], _kind(loaded.get("worker_type")), loaded.get("params", {})
+        fields = _loaded(service, schemas.APPLY)
+        outcome = _manager(service).worker_apply(
+            fields["model"], fields["apply_type"], _type(fields), fields.get("params", {})
         )
         return json_response(outcome.to_dict())
 
     @blueprint.post("/models/startup")
     def startup() -> Response:
-        runtime.check_open()
-        loaded = schemas.load(schemas.STARTUP, _body(runtime))
-        _manager(runtime).model_startup(
-            loaded["model"], _kind(loaded.get("worker_type")), loaded.get("params", {}), **_host(loaded)
-        )
+        fields = _loaded(service, schemas.STARTUP)
+        params = fields.get("params", {})
+        _manager(service).model_startup(fields["model"], _type(fields), params, **_machine(fields))
         return json_response(None)
 
     @blueprint.post("/models/shutdown")
     def shutdown() -> Response:
-        runtime.check_open()
-        loaded = schemas.load(schemas.STARTUP, _body(runtime))
-        _manager(runtime).model_shutdown(loaded["model"], _kind(loaded.get("worker_type")), **_host(loaded))
+        fields = _loaded(service, schemas.STARTUP)
+        _manager(service).model_shutdown(fields["model"], _type(fields), **_machine(fields))
         return json_response(None)

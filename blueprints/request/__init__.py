@@ -1,1 +1,1 @@
-"""What every blueprint stands on."""
+"""The parts that all blueprints share: access, bodies, errors, streams, logs."""

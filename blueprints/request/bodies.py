@@ -1,4 +1,4 @@
-"""Reading a request's JSON body, within its limits, and writing JSON answers."""
+"""Reads JSON bodies of requests, within a limit, and writes JSON responses."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ JSON_TYPE = "application/json"
 
 
 def read_object(request: Request, limit: int) -> JSONObject:
-    """Return the JSON object in the body; of any Content-Type, as curl's default is a form's.
+    """Return the JSON object in the body, of any Content-Type: curl's default is that of a form.
 
-    Raises RequestTooLarge over ``limit`` bytes, unread where the client says its length; InvalidRequest where
-    it is no JSON object: NaN, lone surrogates and deep nesting are no JSON to this parser.
+    Raises RequestTooLarge over ``limit`` bytes, without reading if there is a Content-Length; InvalidRequest if it is
+    not a JSON object. NaN, lone surrogates and deep nesting are not JSON either.
     """
     value = _read(request, limit, "a JSON object")
     if not isinstance(value, dict):
@@ -28,7 +28,7 @@ def read_object(request: Request, limit: int) -> JSONObject:
 
 
 def read_list(request: Request, limit: int) -> list[Any]:
-    """Return the JSON list in the body, as `read_object` does an object."""
+    """Return the JSON list in the body; the rest is as with `read_object`."""
     value = _read(request, limit, "a JSON list")
     if not isinstance(value, list):
         raise InvalidRequest(f"the body must be a JSON list, not {type(value).__name__}")
@@ -40,13 +40,13 @@ def _read(request: Request, limit: int, wanted: str) -> Any:
     if length is not None and length > limit:
         raise _too_large(f"the body has {length} bytes", limit)
     try:
-        # One byte more: of a body without a length, read() gives what the limit allows and says nothing.
+        # One byte more: without a Content-Length, read() stops at the limit and raises nothing.
         data = get_input_stream(request.environ, max_content_length=limit + 1).read()
     except RequestEntityTooLarge:
         raise _too_large("the body is larger", limit) from None
     except (ClientDisconnected, OSError):
         raise InvalidRequest("the body ended before its Content-Length") from None
-    except Exception as error:  # of the server's own parser: a chunk that is none, for example
+    except Exception as error:  # of the server's parser, for example after a bad chunk
         raise InvalidRequest(f"the body can't be read: {error}") from error
     if len(data) > limit:
         raise _too_large("the body is larger", limit)
@@ -63,5 +63,5 @@ def _too_large(what: str, limit: int) -> RequestTooLarge:
 
 
 def json_response(value: Any, status: int = 200, content_type: str = JSON_TYPE) -> Response:
-    """Return ``value`` (also numpy arrays) as JSON, not touched by the application's own JSON provider."""
+    """Return ``value`` (also numpy arrays) as JSON, without the application's JSON provider."""
     return Response(orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY), status, content_type=content_type)

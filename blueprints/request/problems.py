@@ -1,4 +1,4 @@
-"""One place that turns errors into HTTP: problem documents, and ModelOutputs where text is generated."""
+"""Turns errors into HTTP responses: problem documents, and ModelOutputs for calls that generate text."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ def install(blueprint: Blueprint) -> None:
 
 
 def install_in_app(app: Flask) -> None:
-    """Handle what no view has seen, in an application that is ours: unknown paths and methods."""
+    """Handle the errors outside of views, unknown paths and methods, in an application of our own."""
     app.register_error_handler(HTTPException, _answer_http)
     app.register_error_handler(Exception, _answer_unforeseen)
 
 
 def wants_delta(request: Request) -> bool:
-    """Return whether a client asks for pieces instead of the whole text so far."""
+    """Return whether a client asks for new pieces instead of the whole text so far."""
     return DELTA_TYPE in request.headers.get("Accept", "")
 
 
 def unforeseen(error: BaseException) -> ModelyardError:
-    """Log an error that is not ours with its traceback, and return one that quotes the log's id."""
+    """Log an unexpected error with its traceback, and return one that has only an id of the log."""
     number = uuid.uuid4().hex[:12]
     log.error("error %s", number, exc_info=error)
-    return ModelyardError(f"something went wrong here; the log has it as error {number}")
+    return ModelyardError(f"unexpected error; the log of the service has it as error {number}")
 
 
 def error_output(error: ModelyardError, *, delta: bool = False) -> ModelOutput:
-    """Return a failure as DB-GPT's clients read it: the reason in ``text``, ``error_code`` not 0.
+    """Return an error as DB-GPT's clients read it: the reason in ``text``, ``error_code`` not 0.
 
-    Who asked for pieces, as our own parts do, is also told which error it is.
+    With ``delta``, for our own clients, it also has the code of the error.
     """
     output = ModelOutput(text=str(error), error_code=error.status)
     if delta:
@@ -73,13 +73,13 @@ def _answer(error: ModelyardError) -> Response:
     if isinstance(error, Unauthorized):
         response.headers["WWW-Authenticate"] = 'Bearer realm="modelyard"'
     if isinstance(error, Cancelled):
-        # Nobody reads it: the connection is not kept for another request.
+        # The client has disconnected.
         response.headers["Connection"] = "close"
     return response
 
 
 def _refusal(error: ModelyardError, *, streamed: bool) -> Response:
-    # The peers' stream client never looks at the status, and yields nothing that does not end in NUL.
+    # DB-GPT's client of streams ignores the status, and reads only chunks that end in NUL.
     status = error.status if error.status in _STATUS_OF_REFUSALS else 200
     delta = streamed and wants_delta(request)
     body = encode_output(error_output(error, delta=delta))

@@ -1,4 +1,4 @@
-"""A streamed answer as a WSGI response: bursts in, chunks out, silence broken, everything let go at the end."""
+"""A streamed answer as a WSGI response: bursts become chunks, silence is broken, and all is released at the end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from ...errors import Cancelled, ModelyardError
 from ...streams import OutputStream
 from ...types import Burst
 from ...wire.chunks import DELTA_TYPE, EMPTY_CHUNK, NUL, STREAM_TYPE, ChunkEncoder, encode_output
-from .calls import AccessLine, Call
+from .access_log import AccessLine
+from .calls import Call
 from .problems import error_output, unforeseen
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class StreamBody:
-    """The iterable that the server sends. `close` it: it closes the stream and the call, once."""
+    """The iterable that the server sends. `close` closes the stream and the call, once."""
 
     def __init__(
         self, call: Call, stream: OutputStream, line: AccessLine, *, delta: bool, silence_timeout: float
@@ -37,9 +38,9 @@ class StreamBody:
         self._ended = False
 
     def prime(self, timeout: float) -> None:
-        """Wait ``timeout`` seconds for the first burst, so that a failure before it is a real status.
+        """Wait ``timeout`` seconds for the first burst, so that a failure before it gets its HTTP status.
 
-        Raises what the stream raises.
+        Raises the errors of the stream.
         """
         deadline = time.monotonic() + timeout
         while self._first is None:
@@ -49,7 +50,7 @@ class StreamBody:
                 self._ended = True
                 return
             if time.monotonic() >= deadline:
-                # The server sends headers with the first write: so that they leave, a write is needed.
+                # The server sends the headers with the first write.
                 self._writes = iter((EMPTY_CHUNK,))
                 return
 
@@ -77,7 +78,7 @@ class StreamBody:
                     return data
                 if time.monotonic() >= quiet_until:
                     return EMPTY_CHUNK
-        except Exception as error:  # noqa: BLE001 - whatever broke, the client is told in the last chunk
+        except Exception as error:  # noqa: BLE001 - the last chunk has every error
             self._ended = True
             return self._last_chunk(error)
         self._ended = True
@@ -90,14 +91,15 @@ class StreamBody:
         return next(self._writes, None)
 
     def _last_chunk(self, error: Exception) -> bytes:
-        known = error if isinstance(error, ModelyardError) else unforeseen(error)
-        self._line.error = known.code
-        if isinstance(known, Cancelled):
+        if not isinstance(error, ModelyardError):
+            error = unforeseen(error)
+        self._line.error = error.code
+        if isinstance(error, Cancelled):
             raise StopIteration
-        return encode_output(error_output(known, delta=self._delta)) + NUL
+        return encode_output(error_output(error, delta=self._delta)) + NUL
 
     def release(self) -> None:
-        """Cancel what still runs, and give slot, thread and socket back; a second call does nothing."""
+        """Cancel the stream, and release slot, thread and socket; a second call does nothing."""
         try:
             self._stream.close()
         finally:
@@ -117,7 +119,7 @@ class StreamBody:
 
 
 class StreamResponse(Response):
-    """A response that says whether the server took its body: whoever took it, closes it."""
+    """A response that knows whether the server has taken its body: then the server closes it."""
 
     def __init__(self, body: StreamBody, *, delta: bool, load: str | None) -> None:
         super().__init__(
@@ -133,7 +135,7 @@ class StreamResponse(Response):
         self.taken = False
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Answer, and note that whoever asked has the body now."""
-        answer = super().__call__(environ, start_response)
+        """Return the body, and note that the server has it."""
+        body = super().__call__(environ, start_response)
         self.taken = True
-        return answer
+        return body

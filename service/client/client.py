@@ -19,7 +19,7 @@ from urllib.parse import urlencode
 from ..errors import ConfigError, EngineError, InvalidRequest, ModelyardError, StartFailed, UnknownModel
 from ..sessions.address import DEFAULT_URL, URL_VARIABLE
 from ..types import ApplyOutcome, GenerateRequest, HostModels, JSONObject, ModelOutput
-from ..wire.messages import PEER_ROLES, text_of_content
+from ..wire.messages import dbgpt_messages
 from . import answers
 from .answers import ModelState, only_model
 from .calls import ServiceCalls
@@ -331,14 +331,10 @@ def _prompt_fields(messages: str | Sequence[Mapping[str, Any]] | None, prompt: s
     if isinstance(messages, str):
         messages = [{"role": "user", "content": messages}]
     try:
-        return {"messages": [_message(message["role"], message["content"]) for message in messages]}
+        return {"messages": dbgpt_messages(messages)}
     except (KeyError, ValueError) as error:
         fault = f"each is an object with role and content: {error}"
         raise InvalidRequest.of_fields([{"field": "messages", "message": fault}]) from None
-
-
-def _message(role: str, content: Any) -> JSONObject:
-    return {"role": PEER_ROLES.get(role, role), "content": text_of_content(content)}
 
 
 def _texts(texts: Sequence[str]) -> list[str]:

@@ -33,7 +33,7 @@ from ..types import (
     split_worker_key,
 )
 from ..wire.chunks import DELTA_TYPE, ROUTE_HEADER, ROUTE_LOCAL
-from ..wire.messages import PEER_ROLES, text_of_content
+from ..wire.messages import dbgpt_messages
 from .remote_answer import RemoteAnswer
 from .remote_errors import error_of_answer
 
@@ -266,10 +266,7 @@ def _prompt(request: GenerateRequest) -> bytes:
         if value is not None and value != [] and (value is not False or name in _ALSO_FALSE)
     }
     if request.messages:
-        body["messages"] = [
-            {"role": PEER_ROLES.get(said["role"], said["role"]), "content": text_of_content(said["content"])}
-            for said in request.messages
-        ]
+        body["messages"] = dbgpt_messages(request.messages)
     if (span_id := dbgpt.span_id()) is not None:
         body["span_id"] = span_id
     return _encoded(body)

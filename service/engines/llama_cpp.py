@@ -20,6 +20,7 @@ from ..models import gguf_header
 from ..settings.params import param
 from ..streams import Cancel, Pump
 from ..types import Burst, GenerateRequest, ModelMetadata, WorkerType
+from ..wire.messages import openai_messages
 from . import llama_requests
 from .base import CancelEvent, Engine, ModelParams, Progress, Vectors
 from .llama_http import LlamaHttp, PrivateFolder
@@ -188,7 +189,7 @@ class LlamaCpp(Engine):
     def _echoed(self, request: GenerateRequest) -> str:
         if not request.uses_messages:
             return request.prompt or ""
-        messages = llama_requests.messages_of(request)
+        messages = openai_messages(request.messages)
         return str(self._http.post("/apply-template", {"messages": messages})["prompt"])
 
     def embed(self, texts: Sequence[str], cancel: CancelEvent) -> Vectors:

@@ -8,23 +8,14 @@ from typing import Any
 
 from ..errors import EngineError, InvalidRequest, ModelyardError, PromptTooLong
 from ..types import Burst, GenerateRequest, JSONObject
-from ..wire.messages import text_of_content
+from ..wire.messages import openai_messages
 from .base import CancelEvent
-
-_ROLES = {"human": "user", "ai": "assistant", "view": "assistant"}
-
-
-def messages_of(request: GenerateRequest) -> list[JSONObject]:
-    """Return the messages with OpenAI's roles and plain text."""
-    return [
-        {"role": _ROLES.get(m["role"], m["role"]), "content": text_of_content(m["content"])} for m in request.messages
-    ]
 
 
 def chat_body(request: GenerateRequest, default_max_new_tokens: int) -> JSONObject:
     """Return the body of a chat completion."""
     body = _common(request, default_max_new_tokens)
-    body["messages"] = messages_of(request)
+    body["messages"] = openai_messages(request.messages)
     if request.stop_token_ids:
         body |= {"logprobs": True, "top_logprobs": 1}
     return body

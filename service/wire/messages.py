@@ -1,14 +1,40 @@
-"""What messages and outputs say, in the words of DB-GPT 0.5 (text) and 0.8 (a content of typed parts)."""
+"""Messages and outputs in the forms of DB-GPT 0.5 (text) and 0.8 (a content of typed parts), and their roles."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..types import ModelOutput, known
+from ..types import JSONObject, ModelOutput, known
 
-PEER_ROLES: Mapping[str, str] = {"user": "human", "assistant": "ai"}
-"""What DB-GPT calls OpenAI's roles: its workers drop messages of these."""
+ROLES: Mapping[str, tuple[str, str]] = {
+    "system": ("system", "system"),
+    "human": ("human", "user"),
+    "user": ("human", "user"),
+    "ai": ("ai", "assistant"),
+    "assistant": ("ai", "assistant"),
+    "view": ("view", "assistant"),
+}
+"""The roles of messages, with DB-GPT's and OpenAI's name of each. DB-GPT's workers drop messages of OpenAI's roles."""
+
+
+def dbgpt_messages(messages: Iterable[Mapping[str, Any]]) -> list[JSONObject]:
+    """Return messages with DB-GPT's roles and plain texts. ValueError names the kind of a part that is not text."""
+    return _with_roles(messages, 0)
+
+
+def openai_messages(messages: Iterable[Mapping[str, Any]]) -> list[JSONObject]:
+    """Return messages with OpenAI's roles and plain texts. ValueError names the kind of a part that is not text."""
+    return _with_roles(messages, 1)
+
+
+def _with_roles(messages: Iterable[Mapping[str, Any]], column: int) -> list[JSONObject]:
+    converted = []
+    for message in messages:
+        role = message["role"]
+        names = ROLES.get(role, (role, role))
+        converted.append({"role": names[column], "content": text_of_content(message["content"])})
+    return converted
 
 
 def output_from_wire(chunk: Mapping[str, Any]) -> ModelOutput:
@@ -23,7 +49,7 @@ def output_from_wire(chunk: Mapping[str, Any]) -> ModelOutput:
 def text_of_content(content: Any) -> str:
     """Return the text of a message's or output's content: a string, a media object, or a list of them.
 
-    ValueError names the kind of a part that is no text.
+    ValueError names the kind of a part that is not text.
     """
     if isinstance(content, str):
         return content

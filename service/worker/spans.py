@@ -23,14 +23,13 @@ from ..streams import Cancel, OutputStream
 from ..telemetry.resource import shown
 from ..telemetry.tracing import Attributes, Tracing, attached, current_tracing, end, present
 from ..types import Burst, GenerateRequest, JSONObject, worker_key
-from ..wire.messages import text_of_content
+from ..wire.messages import openai_messages
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 MAX_TEXT = 64 * 1024
 """Letters of one attribute that holds prompts, answers or texts."""
-_ROLES = {"human": "user", "ai": "assistant"}
 
 
 # Managers
@@ -249,13 +248,8 @@ def _requested(request: GenerateRequest) -> JSONObject:
 def _messages(request: GenerateRequest) -> list[JSONObject]:
     if not request.uses_messages:
         return [{"role": "user", "parts": [_part(request.prompt or "")]}]
-    return [
-        {
-            "role": _ROLES.get(message["role"], message["role"]),
-            "parts": [_part(text_of_content(message["content"]))],
-        }
-        for message in request.messages
-    ]
+    messages = openai_messages(request.messages)
+    return [{"role": message["role"], "parts": [_part(message["content"])]} for message in messages]
 
 
 def _part(text: str) -> JSONObject:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from modelyard.blueprints import worker_schemas as schemas
+from modelyard.blueprints.request.fields import load
 from modelyard.errors import InvalidRequest
 from modelyard.types import GenerateRequest
 
@@ -285,7 +286,7 @@ SCHEMAS = {
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_a_whole_body_is_taken_and_unknown_keys_are_ignored(name):
     schema, body = SCHEMAS[name]
-    assert schemas.load(schema, {**body, "sys_code": "x", "delete_after": False}) == body
+    assert load(schema, {**body, "sys_code": "x", "delete_after": False}) == body
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
@@ -293,8 +294,8 @@ def test_null_is_absent(name):
     schema, body = SCHEMAS[name]
     required = {field for field, declared in schema.fields.items() if declared.required}
     bare = {key: body[key] if key in required else None for key in body}
-    assert schemas.load(schema, bare) == {key: body[key] for key in required}
-    assert set(faults(schemas.load, schema, dict.fromkeys(body))) == required
+    assert load(schema, bare) == {key: body[key] for key in required}
+    assert set(faults(load, schema, dict.fromkeys(body))) == required
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
@@ -302,21 +303,21 @@ def test_other_types_are_refused_by_name(name):
     schema, body = SCHEMAS[name]
     for key in set(body) - {"port"}:
         for value in (5, True, [], ["x"]):
-            assert faults(schemas.load, schema, {**body, key: value}) == [key]
+            assert faults(load, schema, {**body, key: value}) == [key]
 
 
 @pytest.mark.parametrize("name", ["apply", "startup", "descriptions"])
 def test_a_type_of_worker_is_one_of_three(name):
     schema, body = SCHEMAS[name]
     for value in ("king", "", "LLM"):
-        assert faults(schemas.load, schema, {**body, "worker_type": value}) == ["worker_type"]
+        assert faults(load, schema, {**body, "worker_type": value}) == ["worker_type"]
 
 
 def test_what_to_apply_is_one_of_four():
     schema, body = SCHEMAS["apply"]
     for value in ("start", "stop", "restart", "update_params"):
-        assert schemas.load(schema, {**body, "apply_type": value})["apply_type"] == value
-    assert faults(schemas.load, schema, {**body, "apply_type": "explode"}) == ["apply_type"]
+        assert load(schema, {**body, "apply_type": value})["apply_type"] == value
+    assert faults(load, schema, {**body, "apply_type": "explode"}) == ["apply_type"]
 
 
 def test_the_schemas_of_a_prompt_are_built_once_for_each_set_of_fields():

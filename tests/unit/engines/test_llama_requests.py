@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
-from modelyard.engines.llama_requests import LlamaAnswer, chat_body, completion_body, messages_of, refusal
+from modelyard.engines.llama_requests import LlamaAnswer, chat_body, completion_body, refusal
 from modelyard.errors import EngineError, InvalidRequest, PromptTooLong
 from modelyard.streams import Cancel
 from modelyard.types import Burst, GenerateRequest
@@ -21,25 +21,6 @@ def request(**fields: Any) -> GenerateRequest:
 
 
 # What is asked
-
-
-def test_roles_become_openais_and_parts_become_text():
-    messages = [
-        {"role": "system", "content": "be brief"},
-        {"role": "human", "content": "hi", "round_index": 0},
-        {"role": "ai", "content": [{"type": "text", "object": {"data": "ho", "format": "text"}}]},
-        {"role": "view", "content": "hm"},
-        {"role": "user", "content": "u"},
-        {"role": "assistant", "content": "a"},
-    ]
-    assert [(m["role"], m["content"]) for m in messages_of(request(messages=messages))] == [
-        ("system", "be brief"),
-        ("user", "hi"),
-        ("assistant", "ho"),
-        ("assistant", "hm"),
-        ("user", "u"),
-        ("assistant", "a"),
-    ]
 
 
 def test_a_chat_is_streamed_with_its_messages_and_nothing_that_was_not_said():

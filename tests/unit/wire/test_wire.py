@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from modelyard.types import Burst, ModelOutput
 from modelyard.wire.chunks import NUL, WRITE_SIZE, ChunkDecoder, ChunkEncoder, encode_output
-from modelyard.wire.messages import output_from_wire, text_of_content
+from modelyard.wire.messages import dbgpt_messages, openai_messages, output_from_wire, text_of_content
 from running import ROOT
 
 RECORDINGS = sorted((ROOT / "tests" / "wire").glob("*.jsonl"))
@@ -335,3 +335,22 @@ def test_the_text_of_a_message_is_that_of_its_parts(content, text):
 def test_a_part_that_is_no_text_is_refused_by_its_kind(content, why):
     with pytest.raises(ValueError, match=why):
         text_of_content(content)
+
+
+def test_roles_are_named_as_the_receiver_names_them_and_parts_become_text():
+    messages = [
+        {"role": "system", "content": "be brief"},
+        {"role": "human", "content": "hi", "round_index": 0},
+        {"role": "ai", "content": [{"type": "text", "object": {"data": "ho", "format": "text"}}]},
+        {"role": "view", "content": "hm"},
+        {"role": "user", "content": "u"},
+        {"role": "assistant", "content": "a"},
+    ]
+    texts = ["be brief", "hi", "ho", "hm", "u", "a"]
+    for convert, roles in (
+        (openai_messages, ["system", "user", "assistant", "assistant", "user", "assistant"]),
+        (dbgpt_messages, ["system", "human", "ai", "view", "human", "ai"]),
+    ):
+        assert [(m["role"], m["content"]) for m in convert(messages)] == list(zip(roles, texts, strict=True))
+    with pytest.raises(KeyError):
+        dbgpt_messages([{"role": "human"}])

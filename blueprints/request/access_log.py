@@ -1,0 +1,110 @@
+"""The access log: one line of JSON a request, and the span of the request, which is as long."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Collection
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+from flask import Blueprint, Request, Response, g, request
+
+from ...telemetry.tracing import Tracing
+from .traces import CallTrace, arrived
+
+log = logging.getLogger("modelyard.access")
+
+
+class AccessLine:
+    """The facts of one request: never its prompt or answer. They are set while the request goes on."""
+
+    __slots__ = (
+        *("_began", "_enabled", "_request", "_routine", "bytes", "caller", "error", "first", "model"),
+        *("pieces", "status", "trace"),
+    )
+
+    def __init__(
+        self, request: Request, *, enabled: bool, routine: bool = False, trace: CallTrace | None = None
+    ) -> None:
+        """Begin a line; ``routine`` successes are logged at debug level, ``trace`` ends when the line is written."""
+        self._enabled = enabled
+        self._request = (request.method, request.path, request.remote_addr)
+        self._routine = routine
+        self._began = time.monotonic()
+        self.trace = trace
+        self.status = 0
+        self.bytes = 0
+        self.pieces: int | None = None
+        self.first: float | None = None
+        self.model: str | None = None
+        self.error: str | None = None
+        self.caller: str | None = None
+        """The name of the request's token."""
+
+    def began_output(self) -> None:
+        """Note that the first piece is ready."""
+        if self.first is None:
+            self.first = time.monotonic()
+
+    def write(self) -> None:
+        """Write the line, when the server has the last byte of the answer or the client has disconnected."""
+        if self.trace is not None:
+            self.trace.end(self)
+        if not self._enabled:
+            return
+        method, path, remote = self._request
+        line: dict[str, Any] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "method": method,
+            "path": path,
+            "status": self.status,
+            "ms": round((time.monotonic() - self._began) * 1000, 1),
+            "bytes": self.bytes,
+            "remote": remote,
+        }
+        if self.first is not None:
+            line["first_ms"] = round((self.first - self._began) * 1000, 1)
+        for name in ("model", "pieces", "error", "caller"):
+            value = getattr(self, name)
+            if value is not None:
+                line[name] = value
+        level = logging.DEBUG if self._routine and self.status < HTTPStatus.BAD_REQUEST else logging.INFO
+        log.log(level, orjson.dumps(line).decode())
+
+
+def log_access(
+    blueprint: Blueprint, *, enabled: bool, tracing: Tracing | None = None, routine: Collection[str] = ()
+) -> None:
+    """Write an access line for every request of a blueprint; that of a stream is written by its body at the end.
+
+    With ``tracing`` each request also has a span. Successes of the views in ``routine`` are logged at debug level.
+    """
+
+    @blueprint.before_request
+    def begin() -> None:
+        view = (request.endpoint or "").rpartition(".")[2]
+        trace = arrived(tracing, request) if tracing is not None else None
+        g.modelyard_line = AccessLine(request, enabled=enabled, routine=view in routine, trace=trace)
+
+    @blueprint.after_request
+    def note(response: Response) -> Response:
+        # `begin` is not called if an earlier before_request of the application has answered.
+        if (line := g.get("modelyard_line")) is not None:
+            line.status = response.status_code
+            if not response.is_streamed:
+                line.bytes = response.content_length or 0
+        return response
+
+    @blueprint.teardown_request
+    def end(error: BaseException | None) -> None:
+        line, response = g.get("modelyard_line"), g.pop("modelyard_stream", None)
+        if line is not None and line.trace is not None:
+            line.trace.leave()
+        if response is None:
+            if line is not None:
+                line.write()
+        elif not response.taken:
+            # An after_request of the application failed, or replaced the response.
+            response.response.close()

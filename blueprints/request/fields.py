@@ -1,0 +1,87 @@
+"""Fields of schemas, and how a schema reads a body or a query."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
+
+from ...errors import FieldError, InvalidRequest
+from ...types import JSONObject
+
+MAX_FAULTS = 20
+"""Faults of a list that an error has."""
+
+
+class Number(fields.Float):
+    """A JSON number, never a string; NaN and infinity are refused."""
+
+    def _validated(self, value: Any) -> float:
+        if isinstance(value, str):
+            raise self.make_error("invalid", input=value)
+        return super()._validated(value)
+
+
+class Flag(fields.Boolean):
+    """true or false, never a number or a word."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> bool:
+        if not isinstance(value, bool):
+            raise self.make_error("invalid", input=value)
+        return value
+
+
+class Base(Schema):
+    """A schema that ignores unknown keys."""
+
+    class Meta:  # noqa: D106 - marshmallow reads it
+        unknown = EXCLUDE
+
+
+def integer(least: int, most: int) -> fields.Integer:
+    """Return a field of integers in a range."""
+    return fields.Integer(strict=True, validate=validate.Range(least, most))
+
+
+def number(least: float, most: float) -> Number:
+    """Return a field of numbers in a range."""
+    return Number(validate=validate.Range(least, most))
+
+
+def load(schema: Schema, body: Mapping[str, Any]) -> JSONObject:
+    """Return the checked fields of ``body``; null means absent. Raises InvalidRequest with each fault."""
+    try:
+        loaded: JSONObject = schema.load({key: value for key, value in body.items() if value is not None})
+    except ValidationError as error:
+        raise InvalidRequest.of_fields(_flat(error.messages, "")) from None
+    return loaded
+
+
+def load_query(schema: Schema, query: Mapping[str, str]) -> JSONObject:
+    """Return the checked fields of a query; an empty value means absent. Raises InvalidRequest with each fault."""
+    return load(schema, {name: value for name, value in query.items() if value})
+
+
+def load_each(schema: Schema, entries: list[Any]) -> list[JSONObject]:
+    """Return the checked fields of every entry. Raises InvalidRequest with faults such as ``[3].url``."""
+    for index, entry in enumerate(entries):
+        if not isinstance(entry, dict):
+            raise InvalidRequest.of_fields([{"field": f"[{index}]", "message": "must be an object"}])
+    present = [{key: value for key, value in entry.items() if value is not None} for entry in entries]
+    try:
+        loaded: list[JSONObject] = schema.load(present, many=True)
+    except ValidationError as error:
+        raise InvalidRequest.of_fields(_flat(error.messages, "")[:MAX_FAULTS]) from None
+    return loaded
+
+
+def _flat(messages: Any, path: str) -> list[FieldError]:
+    """Return the faults in marshmallow's nested messages, each with the path of its field."""
+    if isinstance(messages, dict):
+        faults: list[FieldError] = []
+        for key, inner in messages.items():
+            step = f"[{key}]" if isinstance(key, int) else f".{key}" if path else str(key)
+            faults += _flat(inner, path + step)
+        return faults
+    return [{"field": path, "message": str(message)} for message in messages]

@@ -5,7 +5,7 @@
     │   ├── PromptTooLong              the prompt leaves no room in the model's context
     │   └── InputTooLong               a text to embed is longer than the model takes
     ├── RequestTooLarge           413  the body is over the limit
-    ├── Unauthorized              401  no token, or one that nobody knows
+    ├── Unauthorized              401  no token, or an unknown one
     ├── Forbidden                 403  the token, or the address, lacks a scope
     ├── UnknownModel              404  no model of that name is here
     ├── Unsupported               400  the model is here, but not for this kind of call
@@ -94,7 +94,7 @@ class RequestTooLarge(ModelyardError):
 
 
 class Unauthorized(ModelyardError):
-    """No token came, or one that nobody knows; the text names the scope that is wanted."""
+    """No token came, or an unknown one; the text names the scope that is needed."""
 
     code = "unauthorized"
     status = 401
@@ -202,7 +202,7 @@ class WorkerLost(ModelyardError):
 
 
 class Cancelled(ModelyardError):
-    """The client has gone; nobody reads this."""
+    """The client has gone."""
 
     code = "cancelled"
     status = 499

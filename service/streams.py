@@ -80,7 +80,7 @@ class Cancel:
 class OutputStream:
     """An iterator of bursts; None where nothing came for about a second.
 
-    Whoever takes one must `close` it (twice is fine): that cancels the engine, ends its iterator, and gives the
+    Its owner must `close` it (twice is fine): that cancels the engine, ends its iterator, and gives the
     slot back. It closes itself at the end of the answer and on an error.
     """
 
@@ -117,7 +117,7 @@ class OutputStream:
                 raise self.cancel.error
             return next(self._bursts)
         except BaseException as error:
-            # An engine that was told to stop ends, or says no more than that: the reader is told why.
+            # An engine that was cancelled ends without the reason: the reader gets that of the cancel.
             broke_off = isinstance(error, StopIteration | Cancelled) and self.cancel.is_set()
             self._ended = True
             if broke_off or not isinstance(error, StopIteration):
@@ -146,7 +146,7 @@ class OutputStream:
     def when_closed(self, listener: Callable[[BaseException | None], None]) -> None:
         """Call ``listener`` at the end, with what the answer failed with: None where it was whole.
 
-        Whoever closes it before its end has cancelled it. The first that was given is called first.
+        A close before the end is a cancel. The first that was given is called first.
         """
         if self._open.locked():
             listener(self._failure)
@@ -239,8 +239,8 @@ class Relay:
 class Pump:
     """A thread that drives ``produce(put)``, and the iterator of what it put.
 
-    ``put(burst)`` returns False once nobody reads any more: then ``produce`` must end. It blocks while over
-    ``limit`` pieces wait for a slow reader. The thread is no daemon: a native engine must not be cut at exit.
+    ``put(burst)`` returns False once it is cancelled: then ``produce`` must end. It blocks while more than
+    ``limit`` pieces wait for a slow reader. The thread is not a daemon: a native engine must not be cut at exit.
     """
 
     def __init__(
@@ -306,7 +306,7 @@ class Pump:
         raise StopIteration
 
     def close(self) -> None:
-        """Wait until the thread has ended: at most one step of the engine, which was told by ``cancel``."""
+        """Wait until the thread has ended: at most one step of the engine, which looks at ``cancel``."""
         self._cancel.forget(self._wake)
         self._wake()
         self._thread.join(JOIN_TIMEOUT)

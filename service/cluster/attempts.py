@@ -1,4 +1,4 @@
-"""One request's way over the instances of a model: whom to ask next, and what their refusals come to.
+"""One request's way over the instances of a model: which to call next, and what their refusals come to.
 
 First every candidate without waiting in line, then the line of the least loaded; each at most once. Once a piece of an
 answer has come, nothing is sent anywhere again.
@@ -36,7 +36,7 @@ SEND_AGAIN = (Unavailable, UnknownModel, *REFUSALS)
 
 @dataclass
 class Attempts:
-    """The instances to ask for one request, one after the other. `next` takes one, `over` tells how it went."""
+    """The instances to call for one request, one after the other. `next` takes one, `over` notes how it went."""
 
     key: str
     look: Callable[[], Sequence[Instance]]
@@ -77,7 +77,7 @@ class Attempts:
             self._known = self.look_again()
             found = self.routes.take(self._known, self._tried)
         if found.instance is not None:
-            # Where there is no other to turn to, a refusal would only cost time.
+            # A refusal by the only instance would only cost time.
             self._waits = self.wait and found.among == 1 and not self._tried
             self._tried.add(found.instance.url)
         return found.instance
@@ -93,12 +93,12 @@ class Attempts:
         return taken
 
     def answering(self, load: str | None) -> None:
-        """Tell that the last one answers, with the load that it said when it took the request."""
+        """Note that the last one answers, with the ``load`` that it had when it took the request."""
         if self._asked is not None:
             self.routes.answered(self._asked, load)
 
     def over(self, error: BaseException | None = None, load: str | None = None) -> bool:
-        """Tell how the last one went, with the load that it said; return whether another may be asked."""
+        """Note how the call of the last one ended, with its ``load``; return whether another may be called."""
         instance, self._asked = self._asked, None
         if instance is None:
             return False
@@ -112,7 +112,7 @@ class Attempts:
             self.routes.failed(instance, str(error))
             self.failed()
         elif error is None or isinstance(error, ModelyardError):
-            # Also who fails for a reason of its own is there.
+            # An instance that fails for another reason can be reached.
             self.routes.answered(instance, load)
         return False
 

@@ -84,7 +84,7 @@ class RemoteWorkerManager(SharedCalls):
     def generate_stream(
         self, request: GenerateRequest, cancel: Cancel | None = None, *, wait: bool = True
     ) -> OutputStream:
-        """Return the stream of an answer; close it. Who is asked, and whether they can, shows at its first burst.
+        """Return the stream of an answer; close it. An instance is called, and may refuse, at its first burst.
 
         Raises UnknownModel, Unsupported, NotReady; the stream raises Overloaded, NotReady, WorkerUnreachable where no
         instance takes the request, WorkerLost where one breaks off, and what the engine says.
@@ -160,7 +160,7 @@ class RemoteWorkerManager(SharedCalls):
         return _model_instance(instance)
 
     def load_of(self, model: str, worker_type: WorkerType) -> str | None:
-        """Return what the instances of a model last said of their load, summed; None where none did."""
+        """Return the last known load of the instances of a model, summed; None where none is known."""
         load = self.routes.load_of(self._directory.usable(worker_key(model, worker_type)))
         return None if load is None else str(load)
 

@@ -60,7 +60,7 @@ class Cluster:
         if settings.routes:
             self.view = RegistryView(self.registry, settings.registry_refresh, self._seen)
             here = local if settings.owns_models else None
-            # Where the models are hosted, what stands at the own address is the host's: asked like all others.
+            # Where the models are hosted, instances at this address are the host's, and called like all others.
             self.manager = RemoteWorkerManager(
                 self.view, self.transport, here, lambda: "" if settings.is_hosted else self.url, tracing=tracing
             )
@@ -173,7 +173,7 @@ class Cluster:
         return found
 
     def status(self) -> JSONObject:
-        """Return what this process is to the others: its address, what it has registered, and what went wrong."""
+        """Return how other processes see this one: its address, what it has registered, and the last error."""
         error = (self.heartbeat and self.heartbeat.error) or (self.view and self.view.error) or None
         registered = [] if self.heartbeat is None else self.heartbeat.registered()
         return {"url": self.url, "registered": registered, "error": error}
@@ -221,5 +221,5 @@ def check_registry(settings: Settings) -> None:
 
 
 def registry_url(settings: Settings) -> str:
-    """Return where the registry is: what is said, or a file in the folder of this service."""
+    """Return the address of the registry: the setting, or a file in the folder of this service."""
     return settings.registry or f"sqlite:///{settings.state_path / settings.instance_name / 'registry.db'}"

@@ -111,7 +111,7 @@ class Recovery:
             state.update(key, model=event.worker.params.model_name, params=event.over_http, stopped=stopped)
 
     def end(self) -> None:
-        """Write down that this process was told to end, and release the lock. A second call does nothing."""
+        """Write down that this process ends on request, and release the lock. A second call does nothing."""
         try:
             if self._state is not None:
                 self._state.end_all_starts()

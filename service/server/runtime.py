@@ -72,7 +72,7 @@ class Runtime:
         self.own: WorkerManager = self.local if self.host is None else self.host.manager
         """The manager of the models of this service alone."""
         self.cluster: Cluster | None = None
-        """What ties this process to others. A worker without a registry works alone; a model host has its own."""
+        """The other processes. A worker without a registry has none; a model host has a cluster of its own."""
         if settings.role != "worker" or (settings.registry and self.host is None):
             shortcut = None if self.host is None else Shortcut(self.host, settings)
             self.cluster = Cluster(settings, self.local, shortcut, tracing=self.tracing)
@@ -142,7 +142,7 @@ class Runtime:
             self._declared.set()
             self.local.models.start(skip=skipped, halted=self._halt.is_set)
         if self.cluster is not None:
-            # What restarts services one after the other waits until this one is ready: by then others know of it.
+            # A rolling restart goes on when this service is ready: by then it must be registered.
             self.cluster.wait_heard()
 
     def wait_loaded(self, timeout: float) -> bool:
@@ -219,7 +219,7 @@ class Runtime:
         self._wait_idle(CUT_TIMEOUT)
 
     def wait_draining(self, timeout: float) -> bool:
-        """Block until this process is told to end, ``timeout`` seconds at most; return whether it is."""
+        """Block until this process drains, ``timeout`` seconds at most; return whether it does."""
         return self._draining.wait(timeout)
 
     def _wait_idle(self, timeout: float) -> bool:

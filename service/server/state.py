@@ -50,24 +50,24 @@ class OwnerLock:
         return True
 
     def holder(self) -> dict[str, int]:
-        """Return pid and ppid of whoever wrote last into the file; empty where nobody did."""
+        """Return pid and ppid of the last process that held the lock; empty where none did."""
         try:
             return {k: int(v) for k, v in json.loads(self.path.read_text()).items()}
         except (OSError, ValueError, AttributeError):
             return {}
 
-    def wait(self, stop: threading.Event, told: Callable[[str], None], interval: float = 0.1) -> bool:
+    def wait(self, stop: threading.Event, report: Callable[[str], None], interval: float = 0.1) -> bool:
         """Take the lock, waiting for a holder that is about to end; return whether it is ours.
 
-        False where ``stop`` is set. ``told`` is given the reason of each wait that is not a mere hand-over: a
+        False where ``stop`` is set. ``report`` is called with the reason of each wait that is not a mere hand-over: a
         second service on the same role and port.
         """
-        said = None
+        reported = None
         while not self.acquire():
             holder = self.holder()
-            if holder.get("ppid") != os.getppid() and _alive(holder.get("ppid", 0)) and said != holder:
-                said = holder
-                told(
+            if holder.get("ppid") != os.getppid() and _alive(holder.get("ppid", 0)) and reported != holder:
+                reported = holder
+                report(
                     f"another process holds the models of this service: pid {holder.get('pid')}, "
                     f"started by pid {holder.get('ppid')} (lock {self.path}); "
                     "give this one another --port or --state-dir"
@@ -96,10 +96,11 @@ def _alive(pid: int) -> bool:
 
 
 class StateFile:
-    """What ran: ``{key: {params, running, deaths, quarantined}}``, written whole at every change.
+    """What ran: a table by worker key, written whole at every change. A folder that can't be written is logged once.
 
-    ``params`` are those set over HTTP; ``declared`` says whether the model is one that only HTTP knows of.
-    A folder that can't be written is said once in the log: the service works, it only forgets.
+    Of a model: ``model`` (the name it is declared by), ``params`` (what was set over HTTP), ``added`` (declared by a
+    request only), ``stopped`` (over HTTP), ``loading`` (now), ``deaths`` (of processes in a row, while it loaded),
+    ``died`` (when the last of them was noticed, in seconds since 1970), ``quarantined``.
     """
 
     def __init__(self, path: Path) -> None:
@@ -113,7 +114,7 @@ class StateFile:
         try:
             models = json.loads(self._path.read_bytes())["models"]
             if not isinstance(models, dict) or not all(isinstance(m, dict) for m in models.values()):
-                raise ValueError("models is no table of tables")
+                raise ValueError("models is not a table of tables")
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -155,7 +156,7 @@ class StateFile:
         self.update(key, loading=False, deaths=0)
 
     def end_all_starts(self) -> None:
-        """Note that the process ends because it was told to: what it was loading did not kill it."""
+        """Note that the process ends on request: the model that it was loading did not kill it."""
         with self._changing():
             for entry in self._models.values():
                 entry.pop("loading", None)

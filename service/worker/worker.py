@@ -194,7 +194,7 @@ class ModelWorker:
                 with span.running_engine(operation, texts):
                     return call()
             except BaseException as error:
-                # An engine only knows that it was told to stop; the cancel knows why.
+                # An engine only knows that it was cancelled; the cancel has the reason.
                 reason = cancel.error if isinstance(error, Cancelled) and cancel.is_set() else self.engine_error(error)
                 raise reason from error
             finally:

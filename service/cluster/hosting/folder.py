@@ -1,8 +1,8 @@
 """What web processes and their model host share: a folder with a socket, the host's lock, and the line it lives by.
 
-The lock is held by the host, as long as any process of it is there; whoever finds it free starts the next host and
-hands the lock over to it, so there are never two. The life line is held by every web process; the host ends when
-nobody holds it any more. Both are locks on files: they end with their processes, however those end.
+The lock is held by the host, as long as any process of it lives. A web process that finds it free starts the next host
+and hands the lock over to it, so there are never two. The life line is held by every web process; the host ends when
+none holds it any more. Both are locks on files: they end with their processes, however those end.
 """
 
 from __future__ import annotations
@@ -112,12 +112,12 @@ class HostLock:
 
     @property
     def is_there(self) -> bool:
-        """Whether the file is still the one at its path: somebody may have deleted the folder."""
+        """Whether the file is still the one at its path: the folder may have been deleted."""
         return _is_same(self.fd, self.path)
 
-    def note(self, **said: float) -> None:
-        """Write down what the next who takes it must know."""
-        text = json.dumps(said).encode()
+    def note(self, **values: float) -> None:
+        """Write down what the next process that takes the lock must know."""
+        text = json.dumps(values).encode()
         os.pwrite(self.fd, text, 0)
         os.ftruncate(self.fd, len(text))
 
@@ -127,20 +127,20 @@ class HostLock:
 
 
 def noted(path: Path) -> dict[str, float]:
-    """Return what is noted of the host.
+    """Return the notes in the file of a lock.
 
     ``pid``, ``starts`` in a row, ``since`` (monotonic seconds of this machine), `digest` of its ``settings``, the
-    ``run`` of who started it (`run_began`).
+    ``run`` of the process that started it (`run_began`).
     """
     try:
-        said = json.loads(path.read_bytes())
+        notes = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return {}
-    return {k: v for k, v in said.items() if isinstance(v, int | float)} if isinstance(said, dict) else {}
+    return {k: v for k, v in notes.items() if isinstance(v, int | float)} if isinstance(notes, dict) else {}
 
 
 def digest(handed: str) -> int:
-    """Return by what settings that are handed over are known again, and the version that they are handed to."""
+    """Return a checksum of the settings that are handed over, and of the version that reads them."""
     return zlib.crc32(f"{__version__} {handed}".encode())
 
 
@@ -185,7 +185,7 @@ def is_needed(life: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError:
-        # It can't be told, as where a busy host has no descriptor left: nobody must end for that.
+        # Unknown, as where a busy host has no descriptor left: the host must not end for that.
         return True
     try:
         with contextlib.suppress(BlockingIOError):
@@ -204,7 +204,7 @@ def _is_same(fd: int, path: Path) -> bool:
 
 
 def _server_above() -> dict[str, int] | None:
-    """Return the process that starts web processes anew, with its start time; None where there is none to be told.
+    """Return the process that replaces web processes that end, with its start time; None where none is known.
 
     Between the end of one web process and the first request of the next there may be minutes without any.
     """
@@ -220,15 +220,15 @@ def _server_above() -> dict[str, int] | None:
 
 
 def run_began() -> int:
-    """Return when the web server began that this process belongs to, or without one this process: so a run is known."""
+    """Return when the web server of this process began, or without one this process: it identifies a run."""
     server = _server_above()
     return (server["began"] if server is not None else _began(os.getpid())) or 0
 
 
 def _is_same_program(pid: int) -> bool:
-    """Return whether a process runs what this one does: in a container the server may be the first of all.
+    """Return whether a process runs the same program as this one: in a container the server may be process 1.
 
-    Elsewhere that adopts whoever has lost its own, and never ends.
+    Elsewhere process 1 adopts every process whose parent has ended, and never ends.
     """
     try:
         return Path(f"/proc/{pid}/exe").readlink() == Path("/proc/self/exe").readlink()

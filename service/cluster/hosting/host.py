@@ -1,7 +1,7 @@
-"""The model host, as a web process sees it: started if nobody has, held alive, watched, told of.
+"""The model host, as a web process sees it: started if there is none, held alive, watched, reported.
 
-It is this same worker service in a process of its own, on a private unix socket (`host_process`). Whoever finds its
-lock free starts it; it lives as long as anybody holds its life line, whoever started it.
+It is this same worker service in a process of its own, on a private unix socket (`host_process`). A web process that
+finds its lock free starts it; it lives as long as any process holds its life line.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ SILENCE = 600.0
 IN_A_ROW = 60.0
 """Seconds that a host must have lived for its end not to count as one more failure in a row."""
 FEW_STARTS = 2
-"""Starts in a row that are told of in the log only."""
+"""Starts in a row that only the log reports."""
 LONGEST_PAUSE = 30.0
 
 _NOT_INHERITED = ("GUNICORN_", "LISTEN_", "NOTIFY_SOCKET", "WATCHDOG_", "WERKZEUG_", "SERVER_SOFTWARE")
 """Beginnings of variables that mean the web server, and not what it starts."""
 _children: list[subprocess.Popen[bytes]] = []
-"""The hosts that this process has started, until they are reaped: they outlive who asked for them."""
+"""The hosts that this process has started, until they are reaped: they outlive the runtime that started them."""
 
 
 class ModelHost:
@@ -72,13 +72,13 @@ class ModelHost:
     # Life
 
     def start(self) -> None:
-        """Hold the life line, and start the thread that sees to it that there is a host."""
+        """Hold the life line, and start the thread that keeps a host running."""
         self.url = advertised_url(self._settings)
         self._look_after()
         self._thread.start()
 
     def stop(self) -> None:
-        """Let go of the host; without others it ends. A second call does nothing."""
+        """Release the host, which ends when no process holds it. A second call does nothing."""
         self._thread.stop()
         if self._life is not None:
             self._life.release()
@@ -101,7 +101,7 @@ class ModelHost:
         _children[:] = [child for child in _children if child.poll() is None]
 
     def _hold(self) -> None:
-        """Hold the life line, in a folder made anew if somebody has deleted it."""
+        """Hold the life line, in a new folder where the previous one was deleted."""
         if self._folder is None or not self._folder.path.is_dir() or not self._folder.socket.parent.is_dir():
             self._folder = HostFolder.of(self._settings)
             self._endpoint.url = self._folder.url
@@ -113,16 +113,16 @@ class ModelHost:
         self._life.hold()
 
     def _compare(self, folder: HostFolder) -> None:
-        """End a host that is left of an earlier run with other settings; say so where others need it as it is."""
+        """End the host of an earlier run with other settings; warn where other processes still need it."""
         last = noted(folder.lock)
         is_other = last.get("settings") != digest(serialize(self._hosts_settings(folder)))
         forgets = self._settings.fresh and last.get("run") != run_began()
         if not last.get("pid") or not (is_other or forgets):
             return
         if not is_needed(folder.life):
-            # So it ends, as nobody could find it any more.
+            # Without its socket the host ends.
             folder.socket.unlink(missing_ok=True)
-        elif is_other and folder.socket.exists():  # else another of the new processes has just seen to it
+        elif is_other and folder.socket.exists():  # else another of the new processes has just ended it
             log.warning("the model host runs with other settings than these: they count when the service is restarted")
 
     def _ensure(self) -> None:
@@ -132,7 +132,7 @@ class ModelHost:
         last = noted(self._folder.lock)
         now = time.monotonic()
         age = now - last.get("since", now)
-        # Less than nothing means that the machine was started in between: its clock began anew.
+        # A negative age means that the machine was started in between, and its clock with it.
         starts = int(last.get("starts", 0)) if 0 <= age < IN_A_ROW else 0
         again = f"the model host was started {starts} times in a row: the log says what ended it"
         self._endpoint.trouble = again if starts > FEW_STARTS else ""
@@ -145,7 +145,7 @@ class ModelHost:
                 log.warning("the model host, pid %d, has ended: another is started", last["pid"])
             settings, run = self._hosts_settings(self._folder), run_began()
             lock.note(starts=starts + 1, since=now, settings=digest(serialize(settings)), run=run)
-            # Of a run, whichever of its processes that is, the first host forgets; the others bring back what ran.
+            # In each run the first host forgets; the hosts after it bring back what ran.
             settings.fresh = self._settings.fresh and last.get("run") != run
             self._spawn(self._folder, lock, settings)
         finally:
@@ -194,7 +194,7 @@ class ModelHost:
             "fresh": False,
             "registry": registry,
             "advertise": self.url if registry else None,
-            # Who may come is decided on the web side, which writes the access log as well.
+            # The web side checks who may call, and writes the access log.
             "insecure": False,
             "tokens": [],
             "tokens_file": None,
@@ -204,14 +204,14 @@ class ModelHost:
         }
         return replace(own, **its_own)
 
-    # What it tells
+    # Calls
 
     def send(self, method: str, path: str, **options: Any) -> Answer:
         """Send a request to its API; like `Transport.send`."""
         return self._socket.send(method, self._endpoint.url + path, **options)
 
     def status(self) -> JSONObject:
-        """Return what the host says of its models, and its ``pid``; why there is none, where there is none."""
+        """Return the host's status and its ``pid``; where no host answers, a status with the reason."""
         pid = None if self._folder is None else noted(self._folder.lock).get("pid")
         host = {"pid": None if pid is None else int(pid)}
         if self.error:
@@ -236,7 +236,7 @@ def _python() -> str:
 
 
 class Shortcut(Transport):
-    """Reaches what is registered for this very service over its host's socket, and all others as usual."""
+    """Sends requests for the address of this service over its host's socket, and all others as usual."""
 
     def __init__(self, host: ModelHost, settings: Settings) -> None:
         """Stand in for the transport of ``settings``."""

@@ -1,7 +1,7 @@
 """The manager of the models of a model host: each call goes to the one process that holds them, over its socket.
 
-It decides nothing: which models there are, their limits and lines, and what is wrong with a request is said by the
-host. All it adds is patience with a host that is being started.
+It decides nothing: the host knows which models there are, keeps their limits and lines, and checks each request. The
+manager only waits while a host is being started.
 """
 
 from __future__ import annotations
@@ -76,9 +76,9 @@ class HostedWorkerManager(SharedCalls):
         self._keys: set[str] = set()
         """The models of the host, by its last status."""
 
-    def _worker(self, model: str, *kinds: WorkerType) -> RemoteModelWorker:
-        """Return a model for a call that ``kinds`` answer: the host says if there is none."""
-        keys = [worker_key(model, kind) for kind in kinds]
+    def _worker(self, model: str, *types: WorkerType) -> RemoteModelWorker:
+        """Return the model to call as one of ``types``. The call itself fails where the host has none."""
+        keys = [worker_key(model, worker_type) for worker_type in types]
         if self._keys.isdisjoint(keys):
             with contextlib.suppress(ModelyardError):
                 self.status()
@@ -88,16 +88,18 @@ class HostedWorkerManager(SharedCalls):
             worker = self._workers[key] = RemoteModelWorker(key, self.endpoint.url, self._transport)
         return worker
 
-    def _at(self) -> RemoteMachine:
+    def _machine(self) -> RemoteMachine:
         return RemoteMachine(self.endpoint.url, self._transport)
 
-    # Patience
+    # Waiting for the host
 
     def _patience(self, model: str | None, cancel: Cancel | None = None, *, wait: bool = True) -> _Patience:
         return _Patience(self, model, cancel, time.monotonic() + (self._timeout if wait else 0))
 
-    def _asked(self, call: Callable[[], T], model: str | None, cancel: Cancel | None = None, *, wait: bool = True) -> T:
-        """Return what the host says, once there is one; who does not ``wait`` in line does not wait for it either."""
+    def _called(
+        self, call: Callable[[], T], model: str | None, cancel: Cancel | None = None, *, wait: bool = True
+    ) -> T:
+        """Return the result of ``call``, once a host can answer it; without ``wait`` that must be now."""
         patience = self._patience(model, cancel, wait=wait)
         while True:
             try:
@@ -114,33 +116,33 @@ class HostedWorkerManager(SharedCalls):
         except ModelyardError:
             return False
         states = [m.get("state") for m in status["models"] if str(m.get("model")).rpartition("@")[0] == model]
-        # Ready: it has become so since it refused.
+        # A model that is ready has become so after it refused the request.
         is_near = State.STARTING in states or State.READY in states or (not states and not status["ready"])
         return is_near or status["state"] == ServiceState.STARTING
 
     def forget(self) -> None:
-        """Forget which models there are: one has gone."""
+        """Forget which models the host has: one was shut down."""
         self._keys = set()
 
     def status(self) -> JSONObject:
-        """Return the host's ``/readyz``. Raises WorkerUnreachable, and what else it answers with."""
+        """Return the host's ``/readyz``. Raises WorkerUnreachable, and the error that it answers with."""
         url = self.endpoint.url.removesuffix("/api") + "/readyz"
         with self._transport.request("GET", url, timeout=STATUS_TIMEOUT) as answer:
             if answer.status_code not in (200, 503):
                 raise error_of_answer(answer, self.endpoint.url)
-            said = answer.json()
-        self._keys = {str(model["model"]) for model in said["models"]}
-        return {name: said.get(name) for name in ("ready", "state", "reason", "models")}
+            status = answer.json()
+        self._keys = {str(model["model"]) for model in status["models"]}
+        return {name: status.get(name) for name in ("ready", "state", "reason", "models")}
 
     def _check_known(self, model: str, kind: WorkerType) -> None:
-        """Raise what is wrong with a model that this process has not asked yet; whoever streams is told in time."""
+        """Raise the error of a model that this process has not called yet: so a stream fails before it begins."""
         key = worker_key(model, kind)
         if key in self._keys:
             return
         try:
             status = self.status()
         except ModelyardError:
-            return  # it is being started, or the call itself says what is wrong
+            return  # the host is being started, or the call itself fails with the same error
         states = {str(m["model"]): m for m in status["models"]}
         if not states and not status["ready"]:
             return
@@ -178,7 +180,7 @@ class HostedWorkerManager(SharedCalls):
         def ask() -> Vectors:
             return self._worker(model, WorkerType.TEXT2VEC).embeddings(texts, cancel, wait=wait)
 
-        return self._asked(ask, model, cancel, wait=wait)
+        return self._called(ask, model, cancel, wait=wait)
 
     @spanned
     def rerank(
@@ -188,22 +190,22 @@ class HostedWorkerManager(SharedCalls):
         cancel = cancel or Cancel()
 
         def ask() -> Sequence[float]:
-            # Looked for anew each time: of what kind the model is shows only when the host is there.
+            # Looked up at each try: only a host that answers knows the type of the model.
             worker = self._worker(model, WorkerType.RERANKER, WorkerType.TEXT2VEC)
             return worker.rerank(query, texts, cancel, wait=wait)
 
-        return self._asked(ask, model, cancel, wait=wait)
+        return self._called(ask, model, cancel, wait=wait)
 
     @spanned
     def count_token(self, model: str | None, prompt: str) -> int:
         """Return the tokens of ``prompt``; None stands for the only LLM."""
         name = model or self._only_llm()
-        return self._asked(lambda: self._worker(name, *WorkerType).count_token(prompt), name)
+        return self._called(lambda: self._worker(name, *WorkerType).count_token(prompt), name)
 
     @spanned
     def model_metadata(self, model: str) -> ModelMetadata:
         """Return what a model is."""
-        return self._asked(lambda: self._worker(model, *WorkerType).metadata(), model)
+        return self._called(lambda: self._worker(model, *WorkerType).metadata(), model)
 
     # What is there
 
@@ -211,22 +213,22 @@ class HostedWorkerManager(SharedCalls):
         host, port = self._place()
         return [
             ModelInstance(model["model"], host, port, healthy=model["state"] == State.READY)
-            for model in self._asked(self.status, None)["models"]
+            for model in self._called(self.status, None)["models"]
             if "@" in model["model"] and key in (None, model["model"])
         ]
 
     def load_of(self, model: str, worker_type: WorkerType) -> str | None:
-        """Return what the host last said of a model's load to this process."""
+        """Return the load of a model in the host's last answer to this process."""
         worker = self._workers.get(worker_key(model, worker_type))
         return None if worker is None else worker.load
 
     def parameter_descriptions(self, model: str, worker_type: WorkerType | None) -> list[JSONObject]:
         """Return a model's parameters with their values. Raises UnknownModel."""
-        return self._asked(lambda: self._at().parameter_descriptions(model, worker_type), model)
+        return self._called(lambda: self._machine().parameter_descriptions(model, worker_type), model)
 
     def supported_models(self) -> list[HostModels]:
         """Return the models that may run on the host."""
-        found = self._asked(lambda: self._at().supported_models(), None)
+        found = self._called(lambda: self._machine().supported_models(), None)
         return [HostModels(*self._place(), one.models) for one in found]
 
     # What changes
@@ -242,25 +244,25 @@ class HostedWorkerManager(SharedCalls):
         port: int | None = None,
     ) -> None:
         """Start one model, for all processes; whatever ``host`` and ``port`` say, on their host."""
-        self._asked(lambda: self._at().model_startup(model, worker_type, params), None)
+        self._called(lambda: self._machine().model_startup(model, worker_type, params), None)
 
     @spanned
     def model_shutdown(
         self, model: str, worker_type: WorkerType | None, *, host: str | None = None, port: int | None = None
     ) -> None:
         """Stop one model and forget it. Raises UnknownModel."""
-        self._asked(lambda: self._at().model_shutdown(model, worker_type), None)
+        self._called(lambda: self._machine().model_shutdown(model, worker_type), None)
 
     @spanned
     def worker_apply(
         self, model: str, apply_type: str, worker_type: WorkerType | None, params: Mapping[str, Any]
     ) -> ApplyOutcome:
         """Do something to a model, or to all. Raises UnknownModel, InvalidRequest."""
-        return self._asked(lambda: self._at().worker_apply(model, apply_type, worker_type, params), None)
+        return self._called(lambda: self._machine().worker_apply(model, apply_type, worker_type, params), None)
 
 
 class _Patience:
-    """How long one request goes on waiting for a host."""
+    """The time that one request waits for a host that is being started."""
 
     def __init__(self, manager: HostedWorkerManager, model: str | None, cancel: Cancel | None, until: float) -> None:
         self._manager = manager
@@ -269,22 +271,25 @@ class _Patience:
         self._until = until
 
     def wait(self, error: ModelyardError) -> None:
-        """Wait a moment, if the host that could not take the request may soon; raise what else it comes to."""
-        # Without an address, there was no host that could have been asked.
+        """Wait a moment, if a host may soon take the request that failed with ``error``; else raise.
+
+        Raises ``error``, NotReady where the time is over without a host, or the error of the cancel.
+        """
+        # Without an address, there was no host to call.
         is_absent = isinstance(error, NotConnected | Draining) or not self._manager.endpoint.url
         if isinstance(error, UnknownModel):
             self._manager.forget()
         if not is_absent and not (isinstance(error, NotReady) and self._manager.is_coming(self._model)):
             raise error
         if time.monotonic() >= self._until:
-            why = self._manager.endpoint.trouble or f"the model host is being started: {error}"
-            raise NotReady(why, retry_after=2) if is_absent else error
+            reason = self._manager.endpoint.trouble or f"the model host is being started: {error}"
+            raise NotReady(reason, retry_after=2) if is_absent else error
         if self._cancel.wait(PAUSE):
             raise self._cancel.error
 
 
 class _HostStreams:
-    """The streams of one request at the host that is there, and at the next: the `Source` of its relay."""
+    """The streams of one request, each at the host of its time: the `Source` of its relay."""
 
     def __init__(self, ask: Callable[[Cancel], OutputStream], patience: _Patience) -> None:
         self._ask = ask

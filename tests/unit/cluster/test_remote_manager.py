@@ -191,12 +191,6 @@ def test_a_stopped_model_is_started_again_everywhere(yard):
     assert yard.manager.generate(prompt("x")).text == " x"
 
 
-def test_parameters_that_do_not_fit_are_refused_by_name(yard):
-    with pytest.raises(InvalidRequest) as refused:
-        yard.manager.worker_apply("a", "update_params", None, {"size": 99})
-    assert refused.value.errors[0]["field"] == "params.size"
-
-
 def test_every_model_of_every_host_is_meant_by_a_star(yard):
     outcome = yard.manager.worker_apply(EVERY_MODEL, "stop", None, {})
     assert outcome.message.count("model a@llm stopped") == 2
@@ -264,14 +258,6 @@ def test_a_dead_instance_is_passed_over_probed_and_taken_again(yard):
         return any(e.starts and e is with_it.local.models.find("a@llm").engine for e in Steered.made)
 
     assert reached()
-
-
-def test_parameters_are_described_by_one_that_has_the_model_and_by_a_catalogue_else(yard):
-    yard.two.local.worker_apply("a", "update_params", None, {"size": 7})
-    assert yard.manager.parameter_descriptions("a", None)
-    assert yard.manager.parameter_descriptions("spare", None)
-    with pytest.raises(UnknownModel, match="nope"):
-        yard.manager.parameter_descriptions("nope", None)
 
 
 def test_while_the_registry_is_away_what_was_seen_last_serves_on(yard):

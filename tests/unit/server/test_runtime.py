@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -326,6 +327,17 @@ def test_a_stop_of_the_process_is_no_stop_of_its_models(loaded):
     first.drain(0)
     first.stop()
     assert states(loaded(table("a"))) == {"a@llm": "ready"}
+
+
+def test_what_is_written_of_a_model_is_what_the_docstring_says(loaded, tmp_path):
+    runtime = loaded(table("a"), table("spare", start=False))
+    runtime.manager.model_startup("spare", None, {})
+    state = state_file(tmp_path)
+    state.begin_start("a@llm")
+    state.count_deaths()
+    state.begin_start("a@llm")
+    written = {name for entry in state_file(tmp_path).models().values() for name in entry}
+    assert written == set(re.findall(r"``(\w+)``", StateFile.__doc__ or ""))
 
 
 # Models that kill their process

@@ -16,7 +16,6 @@ from modelyard.cluster.hosting.manager import HostedWorkerManager, HostEndpoint
 from modelyard.errors import (
     Cancelled,
     Draining,
-    InvalidRequest,
     ModelyardError,
     NotReady,
     UnknownModel,
@@ -227,14 +226,6 @@ def test_a_model_that_is_just_starting_is_waited_for(host: Runtime) -> None:
     assert start.result() is None
 
 
-def test_the_only_llm_is_meant_where_none_is_named(host: Runtime) -> None:
-    manager = manager_at(url_of(host))
-    assert manager.count_token(None, "one two") == 2
-    manager.model_shutdown("a", None)
-    with pytest.raises(InvalidRequest, match="no LLM is here"):
-        manager.count_token(None, "one two")
-
-
 def test_instances_and_hosts_are_those_of_the_web_side(host: Runtime) -> None:
     manager = manager_at(url_of(host))
     instances = manager.get_all_model_instances()
@@ -243,9 +234,6 @@ def test_instances_and_hosts_are_those_of_the_web_side(host: Runtime) -> None:
         ("vec@text2vec", "web.example", 8000),
     }
     assert {(one.host, one.port) for one in manager.supported_models()} == {("web.example", 8000)}
-    assert manager.select_one_instance("a@llm").healthy
-    with pytest.raises(UnknownModel):
-        manager.select_one_instance("b@llm")
 
 
 # A host that ends

@@ -1,4 +1,4 @@
-"""What the manager of one process does beyond the contract: adding, listening, starting and stopping all, and races."""
+"""The models of one process, beyond the contract of managers: adding, listening, starting and stopping all, races."""
 
 from __future__ import annotations
 

@@ -223,6 +223,7 @@ def test_who_names_the_gateway_itself_leaves_the_host_open(yard):
     with pytest.raises(InvalidRequest, match="several hosts"):
         yard.manager.model_startup("spare", None, {}, **gateway)
     yard.manager.model_startup("spare", None, {}, host="127.0.0.1", port=yard.one.settings.port)
+    wait_until(lambda: yard.healthy("spare@llm"), "it is in view")
     yard.manager.model_shutdown("spare", None, **gateway)
     assert yard.one.local.models.has("spare", None) is False
 

@@ -1,4 +1,4 @@
-"""What a trace says once, at the start, of the process: versions, the machine, parameters masked."""
+"""Facts that a trace has once, at the start of a process: versions, the machine, settings with private ones masked."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def of_service(settings: Settings) -> JSONObject:
 
 
 def shown(prefix: str, values: Any) -> JSONObject:
-    """Return what people may see of declared values, as attributes: those that are not said are left out."""
-    return {f"{prefix}.{name}": value for name, value in params.shown(values).items() if _is_said(value)}
+    """Return declared values as attributes below ``prefix``: private ones masked, those without a value left out."""
+    return {f"{prefix}.{name}": value for name, value in params.shown(values).items() if _has_value(value)}
 
 
-def _is_said(value: Any) -> bool:
+def _has_value(value: Any) -> bool:
     return value is not None and not (isinstance(value, str | Sequence) and not value)
 
 

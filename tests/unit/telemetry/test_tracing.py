@@ -635,6 +635,18 @@ def test_in_an_application_that_traces_the_spans_join_its_own():
     assert found["POST /api/worker/count_token"][0] == SPAN, "without a span of the host the header counts"
 
 
+def test_spans_for_a_file_do_not_stand_below_those_of_the_application(traced):
+    tracer = TracerProvider().get_tracer("host")
+    with tracer.start_as_current_span("the host's") as above:
+        traced.post("generate", prompt(), headers=PARENT)
+        traced.runtime.manager.generate(GenerateRequest("echo", prompt="a"))
+        assert get_current_span() is above
+    found = traced.spans()
+    (server,) = named(found, "POST /api/worker/generate")
+    assert server["parent_id"] == SPAN, "as the header says"
+    assert sorted(tree(found)) == ["manager.generate_stream"], "a trace of its own"
+
+
 def test_a_failed_start_is_raised_through_its_span(traced):
     with pytest.raises(StartFailed):
         traced.runtime.local.model_startup("bad", None, {"fail": "other"})

@@ -64,10 +64,6 @@ class SpanExport:
             )
         )
 
-    def flush(self) -> bool:
-        """Export the ended spans now, and return whether that worked."""
-        return self.provider.force_flush() and not self._exporter.is_failing
-
     def stop(self, timeout: float = STOP_TIMEOUT) -> None:
         """Export the spans that are left, within ``timeout`` seconds, and end. A second call does nothing."""
         if self._stopped:
@@ -91,7 +87,7 @@ class GuardedExporter(SpanExporter):
         self._reason = reason
         self._shutdown = threading.Lock()
         self._lost = 0
-        self.is_failing = False
+        self._is_failing = False
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Export a batch. The spans of one that fails are lost, and counted."""
@@ -101,13 +97,13 @@ class GuardedExporter(SpanExporter):
         except Exception as error:  # noqa: BLE001 - an exporter may raise anything; it is logged below
             result, reason = SpanExportResult.FAILURE, str(error) or type(error).__name__
         if result is SpanExportResult.SUCCESS:
-            if self.is_failing:
+            if self._is_failing:
                 log.warning("spans are sent again; %d were lost", self._lost)
-            self.is_failing, self._lost = False, 0
+            self._is_failing, self._lost = False, 0
             return result
-        if not self.is_failing:
+        if not self._is_failing:
             log.error("spans can't be sent: %s; this is logged once, until it works again", reason)
-        self.is_failing = True
+        self._is_failing = True
         self._lost += len(spans)
         return result
 
@@ -115,7 +111,7 @@ class GuardedExporter(SpanExporter):
         """End the exporter, which ends its retries. A second call does nothing."""
         if self._shutdown.acquire(blocking=False):
             self._exporter.shutdown()
-            if self.is_failing:
+            if self._is_failing:
                 log.warning("%d spans were lost", self._lost)
 
 

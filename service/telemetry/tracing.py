@@ -96,10 +96,6 @@ class Tracing:
         if export is not None:
             export.stop()
 
-    def flush(self) -> bool:
-        """Export the ended spans now, and return whether that worked."""
-        return self._export is None or self._export.flush()
-
     # Spans
 
     def span(

@@ -81,7 +81,7 @@ def test_a_line_has_all_of_a_span(tmp_path, made):
         below.add_event("happened", {"how": "well"})
         below.set_status(Status(StatusCode.ERROR))
         below.end()
-    assert export.flush()
+    export.provider.force_flush()
     first, second = lines_of(path)
     ids = above.get_span_context()
     assert list(second) == [
@@ -102,7 +102,7 @@ def test_a_line_has_all_of_a_span(tmp_path, made):
 def test_the_file_is_for_its_owner_alone(tmp_path, made):
     export, tracer = made(tmp_path / "trace.jsonl")
     spans(tracer)
-    export.flush()
+    export.provider.force_flush()
     assert stat.S_IMODE((tmp_path / "trace.jsonl").stat().st_mode) == 0o600
 
 
@@ -110,10 +110,10 @@ def test_a_file_that_was_moved_away_is_made_again(tmp_path, made):
     path = tmp_path / "trace.jsonl"
     export, tracer = made(path)
     spans(tracer, 2)
-    export.flush()
+    export.provider.force_flush()
     path.rename(tmp_path / "old.jsonl")
     spans(tracer, 3)
-    export.flush()
+    export.provider.force_flush()
     assert (len(lines_of(tmp_path / "old.jsonl")), len(lines_of(path))) == (2, 3)
 
 
@@ -121,7 +121,7 @@ def test_half_a_surrogate_pair_breaks_no_batch(tmp_path, made):
     export, tracer = made(tmp_path / "trace.jsonl")
     tracer.start_span("odd", attributes={"word": "\ud800"}).end()
     spans(tracer)
-    assert export.flush()
+    export.provider.force_flush()
     assert len(lines_of(tmp_path / "trace.jsonl")) == 2
 
 
@@ -169,7 +169,7 @@ def test_a_failure_is_logged_once(made, caplog, exporter, reason):
     export, tracer = made(exporter)
     for _ in range(3):
         spans(tracer)
-        assert not export.flush()
+        export.provider.force_flush()
     assert caplog.text.count("spans can't be sent") == 1
     assert reason in caplog.text
     export.stop()
@@ -180,22 +180,22 @@ def test_a_failure_is_logged_once(made, caplog, exporter, reason):
 def test_after_a_failure_its_end_is_logged_with_the_loss_and_the_next_failure_again(made, caplog):
     export, tracer = made(Broken)
     spans(tracer, 2)
-    assert not export.flush()
+    export.provider.force_flush()
     Broken.failing = False
     spans(tracer)
-    assert export.flush()
+    export.provider.force_flush()
     assert caplog.text.count("spans are sent again; 2 were lost") == 1
     assert Broken.exported == 1
     Broken.failing = True
     spans(tracer)
-    assert not export.flush()
+    export.provider.force_flush()
     assert caplog.text.count("spans can't be sent") == 2
 
 
 def test_a_file_that_can_not_be_written_is_logged(tmp_path, made, caplog):
     export, tracer = made(tmp_path / "nowhere" / "trace.jsonl")
     spans(tracer)
-    export.flush()
+    export.provider.force_flush()
     assert "nowhere" in caplog.text
 
 

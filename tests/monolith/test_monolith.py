@@ -14,6 +14,8 @@ import pytest
 from clients import DELTA, NO_WAIT, Connection, chunks_of, outputs
 from running import Service, Services, console_script, seconds_until, services, wait_until
 
+from scripts import script
+
 SHOP = Path(__file__).with_name("shop")
 TABLES = """
 [[models]]
@@ -48,10 +50,6 @@ def shop(request: pytest.FixtureRequest, run_module: Services) -> Iterator[Servi
     service = start(run_module, request.param, first_output_timeout=0.2)
     yield service
     service.kill()
-
-
-def script(**plan: Any) -> dict[str, Any]:
-    return {"model": "script", "messages": [{"role": "human", "content": json.dumps(plan)}]}
 
 
 # Its own

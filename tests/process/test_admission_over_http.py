@@ -15,6 +15,8 @@ import requests
 from clients import NO_WAIT, Connection, chunks_of
 from running import WORKER_CLASSES, Service, Services, wait_until
 
+from scripts import journal, script
+
 MODELS = """
 [[models]]
 name = "one"
@@ -66,17 +68,13 @@ class Stage:
         self._clients = clients
         self._numbers = iter(range(1000))
 
-    def journal(self) -> list[str]:
-        path = self.service.folder / "journal"
-        return path.read_text().splitlines() if path.exists() else []
-
     def new_name(self) -> str:
         return f"{id(self)}-{next(self._numbers)}"
 
     def stream(self, model: str, **plan: Any) -> Connection:
         """Send a stream request and return its connection."""
         client = self._clients.enter_context(Connection(self.service.port))
-        client.send("POST", "generate_stream", request(model, **plan))
+        client.send("POST", "generate_stream", script(model, **plan))
         return client
 
     def hold(self, model: str, slots: int = 1) -> list[Connection]:
@@ -97,7 +95,7 @@ class Stage:
 
     def load_of_full(self, model: str) -> str:
         """Return the load that the refusal of a request carries."""
-        refused = self.service.post("generate", request(model), headers=NO_WAIT)
+        refused = self.service.post("generate", script(model), headers=NO_WAIT)
         assert refused.status_code == 503, "a slot is free"
         return refused.headers["Modelyard-Load"]
 
@@ -113,10 +111,6 @@ class Stage:
 
 def is_idle(service: Service, model: str, slots: int) -> bool:
     return service.load(model) == {"slots": slots, "free": slots, "waiting": 0}
-
-
-def request(model: str, **plan: Any) -> dict[str, Any]:
-    return {"model": model, "messages": [{"role": "human", "content": json.dumps(plan)}]}
 
 
 @pytest.fixture(scope="module", params=WORKER_CLASSES)
@@ -147,8 +141,8 @@ def test_who_finds_slots_and_line_full_is_refused_at_once(stage: Stage) -> None:
     in_line = stage.stand_in_line("one")
     name = stage.new_name()
     # Its queue_timeout is a minute: one that stood in line would not be answered in time.
-    refused = stage.service.post("generate", request("one", name=name), timeout=30)
-    streamed = stage.service.post("generate_stream", request("one", name=name), timeout=30)
+    refused = stage.service.post("generate", script("one", name=name), timeout=30)
+    streamed = stage.service.post("generate_stream", script("one", name=name), timeout=30)
     for answer in (refused, streamed):
         assert answer.status_code == 503
         assert int(answer.headers["Retry-After"]) >= 1
@@ -157,29 +151,27 @@ def test_who_finds_slots_and_line_full_is_refused_at_once(stage: Stage) -> None:
     assert "'one'" in told["text"]
     assert "max_waiting" in told["text"]
     assert chunks_of(streamed.content)[0]["error_code"] == 503
-    assert not any(name in line for line in stage.journal()), "something was computed for it"
+    assert not any(name in line for line in journal(stage.service)), "something was computed for it"
     assert in_line.read_head().headers["modelyard-load"] == "slots=1;free=0;waiting=1"
 
 
 def test_a_caller_may_refuse_to_wait(stage: Stage) -> None:
     [holder] = stage.hold("one")
-    assert stage.service.post("generate", request("one"), headers=NO_WAIT).status_code == 503
-    assert stage.service.post("generate_stream", request("one"), headers=NO_WAIT).status_code == 503
+    assert stage.service.post("generate", script("one"), headers=NO_WAIT).status_code == 503
+    assert stage.service.post("generate_stream", script("one"), headers=NO_WAIT).status_code == 503
     holder.close()
-    wait_until(
-        lambda: stage.service.post("generate", request("one"), headers=NO_WAIT).status_code == 200, "a free slot"
-    )
+    wait_until(lambda: stage.service.post("generate", script("one"), headers=NO_WAIT).status_code == 200, "a free slot")
 
 
 def test_a_wait_ends_with_the_queue_timeout(stage: Stage) -> None:
     stage.hold("impatient")
     began = time.monotonic()
-    refused = stage.service.post("generate", request("impatient"))
+    refused = stage.service.post("generate", script("impatient"))
     assert time.monotonic() - began >= 1.5
     assert refused.status_code == 503
     assert "queue_timeout" in refused.json()["text"]
     # The stream's headers have left when its time is up: it says so in its last chunk.
-    streamed = stage.service.post("generate_stream", request("impatient"))
+    streamed = stage.service.post("generate_stream", script("impatient"))
     assert streamed.status_code == 200
     assert [chunk["error_code"] for chunk in chunks_of(streamed.content)] == [503]
 
@@ -192,7 +184,7 @@ def test_those_in_line_are_served_in_the_order_they_came(stage: Stage) -> None:
     for client in waiting:
         client.read_answer()
     assert [
-        line.split()[1] for line in stage.journal() if line.startswith("begin") and line.split()[1] in names
+        line.split()[1] for line in journal(stage.service) if line.startswith("begin") and line.split()[1] in names
     ] == names
 
 
@@ -253,7 +245,7 @@ def test_a_crowd_gets_answers_or_refusals_and_nothing_else(stage: Stage) -> None
 
     def client() -> None:
         for _ in range(10):
-            answer = requests.post(service.url("generate"), json=request("queue", name=name, each=0.01), timeout=60)
+            answer = requests.post(service.url("generate"), json=script("queue", name=name, each=0.01), timeout=60)
             counts[answer.status_code] += 1
             assert answer.json()["error_code"] == (0 if answer.status_code == 200 else 503)
 
@@ -264,7 +256,7 @@ def test_a_crowd_gets_answers_or_refusals_and_nothing_else(stage: Stage) -> None
         thread.join()
     assert set(counts) == {200, 503}
     assert sum(counts.values()) == 120
-    assert sum(line == f"begin {name}" for line in stage.journal()) == counts[200]
+    assert sum(line == f"begin {name}" for line in journal(stage.service)) == counts[200]
     assert is_idle(service, "queue", 1)
 
 
@@ -294,10 +286,10 @@ def test_the_default_budget_leaves_threads_for_health(run: Services, worker_clas
     with ExitStack() as clients:
         held = [clients.enter_context(Connection(service.port, timeout=60)) for _ in range(248)]
         for client in held:
-            client.send("POST", "generate_stream", request("wide", before=HOLD))
+            client.send("POST", "generate_stream", script("wide", before=HOLD))
         for client in held:
             assert client.read_head().status == 200
-        refused = service.post("generate", request("wide"))
+        refused = service.post("generate", script("wide"))
         assert refused.status_code == 503
         assert "248" in refused.json()["text"]
         answer = service.answers("/healthz")

@@ -15,6 +15,8 @@ from clients import DELTA, NO_WAIT, Connection, request_bytes
 from processes import resident_bytes
 from running import WORKER_CLASSES, Service, Services, seconds_until, wait_until
 
+from scripts import journal, script
+
 MODELS = """
 [[models]]
 name = "script"
@@ -82,15 +84,11 @@ class Stage:
         return client
 
     def body(self, model: str, name: str = "", **plan: Any) -> dict[str, Any]:
-        script = json.dumps({"name": name or self.name, **plan})
-        if model == "vectors":
-            return {"model": model, "input": [script]}
-        return {"model": model, "messages": [{"role": "human", "content": script}]}
+        return script(model, name=name or self.name, **plan)
 
     def journal(self, name: str = "") -> list[str]:
         """Return what the engine did for this test: the words of its lines but the name."""
-        path = self.service.folder / "journal"
-        lines = [line.split() for line in path.read_text().splitlines()] if path.exists() else []
+        lines = [line.split() for line in journal(self.service)]
         return [" ".join([first, *rest]) for first, its, *rest in lines if its == (name or self.name)]
 
     def began(self, name: str = "") -> None:

@@ -13,8 +13,10 @@ import requests
 from clients import DELTA, NO_WAIT, Connection, outputs
 from faulty_proxy import Proxy
 from processes import children
-from real_clusters import MANAGER, SCRIPT, TABLES, Cluster, api, echo, journal, port_of, script
+from real_clusters import MANAGER, SCRIPT, TABLES, Cluster, api, echo, port_of
 from running import Service, Services, free_port, wait_until
+
+from scripts import journal, script
 
 PEERS_KEYS = {
     *("model_name", "host", "port", "weight", "check_healthy", "healthy", "enabled", "prompt_template"),

@@ -15,10 +15,12 @@ import pytest
 import requests
 from clients import DELTA, outputs
 from faulty_proxy import Proxy
-from real_clusters import SCRIPT, TABLES, Cluster, api, echo, journal, script, wait_sees, wait_takes_part
+from real_clusters import SCRIPT, TABLES, Cluster, api, echo, wait_sees, wait_takes_part
 from running import ENGINES, Service, Services, free_port, wait_until
 from stores import StoreServers
 from urllib3.exceptions import HTTPError
+
+from scripts import journal, script
 
 each_store = pytest.mark.parametrize("store", ["postgresql", "mariadb", "redis"])
 

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 from clients import DELTA, outputs
-from hosted import API, host_pid, journal, monolith, script, wait_host, wait_workers
+from hosted import API, host_pid, monolith, wait_host, wait_workers
 from processes import children
 from running import Service, Services, wait_until
+
+from scripts import journal, script
 
 PIECES = 10
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import itertools
-import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 import requests
 from clients import NO_WAIT, Connection
 from processes import open_files, threads_of
 from running import WORKER_CLASSES, Service, Services, wait_until
+
+from scripts import script
 
 TABLES = """
 [[models]]
@@ -52,13 +52,6 @@ def service(request: pytest.FixtureRequest, run_module: Services) -> Iterator[Se
     service.may_show_tracebacks = True
     yield service
     service.kill()
-
-
-def script(model: str, **plan: Any) -> dict[str, Any]:
-    text = json.dumps(plan)
-    if model == "vectors":
-        return {"model": model, "input": [text]}
-    return {"model": model, "messages": [{"role": "human", "content": text}]}
 
 
 def finished(service: Service, call: str, model: str) -> None:

@@ -22,11 +22,9 @@ from hosted import (
     begin,
     host_pid,
     host_processes,
-    journal,
     journal_of,
     kill,
     monolith,
-    script,
     wait_gone,
     wait_host,
     wait_workers,
@@ -34,6 +32,8 @@ from hosted import (
 )
 from processes import processes_of
 from running import ROOT, Service, Services, console_script, wait_until
+
+from scripts import journal, script
 
 SERVERS = {
     "gthread": ("gthread", []),

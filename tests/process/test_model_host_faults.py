@@ -26,11 +26,9 @@ from hosted import (
     begin,
     host_pid,
     host_processes,
-    journal,
     kill,
     monolith,
     only,
-    script,
     wait_gone,
     wait_host,
     wait_workers,
@@ -38,6 +36,8 @@ from hosted import (
 )
 from processes import children, is_alive, processes_of, state_of
 from running import Service, Services, wait_until
+
+from scripts import journal, script
 
 QUARANTINED = """
 [[models]]

@@ -14,6 +14,8 @@ from clients import DELTA, Connection, chunks_of
 from processes import children, is_alive
 from running import WORKER_CLASSES, Service, Services, wait_until
 
+from scripts import journal, script
+
 TABLES = """
 [[models]]
 name = "echo"
@@ -34,6 +36,10 @@ def start(run: Services, worker_class: str | None = None, **settings: Any) -> Se
     return run.start(TABLES.format(journal=folder / "journal"), folder=folder, worker_class=worker_class, **options)
 
 
+def starts_and_stops(service: Service) -> list[str]:
+    return [line for line in journal(service) if line.startswith(("start ", "stop "))]
+
+
 def let_end(service: Service) -> None:
     """Let the answers end that wait for `held`."""
     (service.folder / "go").touch()
@@ -42,16 +48,6 @@ def let_end(service: Service) -> None:
 def held(service: Service, **plan: Any) -> dict[str, Any]:
     """Return a request whose last piece comes after `let_end`."""
     return script(pieces=PIECES, until=str(service.folder / "go"), **plan)
-
-
-def script(**plan: Any) -> dict[str, Any]:
-    return {"model": "script", "messages": [{"role": "human", "content": json.dumps(plan)}]}
-
-
-def journal(service: Service, word: str) -> list[str]:
-    path = service.folder / "journal"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [line for line in lines if line.startswith(word)]
 
 
 def is_draining(service: Service) -> bool:
@@ -176,7 +172,7 @@ def test_a_term_to_the_worker_alone_drains_it_and_another_takes_its_place(run: S
         assert read_stream(stream)[-1]["finish_reason"] == "stop"
     wait_until(lambda: service.worker_pid() not in (0, first), "another worker")
     service.wait_ready()
-    assert journal(service, "st") == [f"start {first}", f"stop {first}", f"start {service.worker_pid()}"]
+    assert starts_and_stops(service) == [f"start {first}", f"stop {first}", f"start {service.worker_pid()}"]
 
 
 def test_a_reload_never_holds_two_copies_and_cuts_no_answer(run: Services) -> None:
@@ -194,7 +190,7 @@ def test_a_reload_never_holds_two_copies_and_cuts_no_answer(run: Services) -> No
     wait_until(lambda: service.worker_pid() not in (0, first), "the newcomer alone")
     service.wait_ready()
     assert service.post("generate", script(name="after")).status_code == 200
-    assert journal(service, "st") == [f"start {first}", f"stop {first}", f"start {service.worker_pid()}"]
+    assert starts_and_stops(service) == [f"start {first}", f"stop {first}", f"start {service.worker_pid()}"]
 
 
 def test_reloads_one_after_the_other_leave_one_worker(run: Services) -> None:

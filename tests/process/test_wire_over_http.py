@@ -10,6 +10,8 @@ import pytest
 from clients import DELTA, Connection, chunks_of, outputs, request_bytes
 from running import WORKER_CLASSES, Service, Services
 
+from scripts import script
+
 MODELS = """
 [[models]]
 name = "echo"
@@ -45,10 +47,6 @@ def service(request: pytest.FixtureRequest, run_module: Services) -> Iterator[Se
 
 def ask(model: str, **more: object) -> dict[str, object]:
     return {"model": model, "messages": [{"role": "human", "content": "Hello"}], **more}
-
-
-def script(model: str = "script", **plan: object) -> dict[str, object]:
-    return {"model": model, "messages": [{"role": "human", "content": json.dumps(plan)}]}
 
 
 def test_a_stream_is_read_by_the_loop_of_the_peers_client(service: Service) -> None:

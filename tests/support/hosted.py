@@ -68,18 +68,6 @@ def journal_of(folder: Path) -> Path:
     return folder / "journal"
 
 
-def journal(service: Service, *beginnings: str) -> list[str]:
-    """Return the lines that the engines of a service wrote, those with one of ``beginnings``."""
-    path = journal_of(service.folder)
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [line for line in lines if line.startswith(beginnings or "")]
-
-
-def script(**plan: Any) -> dict[str, Any]:
-    """Return the body that makes the scripted engine follow ``plan``."""
-    return {"model": "script", "prompt": str(plan).replace("'", '"')}
-
-
 # Processes
 
 

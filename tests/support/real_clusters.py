@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import requests
 from running import START_LIMIT, Service, Services, wait_until
+
+from scripts import journal, script
 
 MANAGER = "WorkerManager@service"
 SCRIPT = "script@llm"
@@ -34,21 +35,8 @@ QUICK = {
 """Short times, so that a test sees in a second what takes a minute elsewhere."""
 
 
-def script(**plan: Any) -> dict[str, Any]:
-    """Return a request for the model that does what it is told."""
-    return {"model": "script", "messages": [{"role": "human", "content": json.dumps(plan)}]}
-
-
 def echo(tokens: int = 1) -> dict[str, Any]:
     return {"model": "echo", "prompt": "x", "max_new_tokens": tokens}
-
-
-def journal(worker: Service, *words: object) -> list[str]:
-    """Return what an engine has noted there that begins with ``words``."""
-    path = worker.folder / "journal"
-    lines = path.read_text().splitlines() if path.exists() else []
-    wanted = " ".join(map(str, words))
-    return [line for line in lines if line == wanted or line.startswith(f"{wanted} ") or not wanted]
 
 
 def api(service: Service) -> str:

@@ -5,6 +5,7 @@ over HTTP  >  --set  >  environment  >  configuration file  >  catalogue  >  the
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from typing import NamedTuple
 
 from ..engines import engine_class, load_class
 from ..engines.base import Engine
-from ..errors import ConfigError, FieldError, InvalidRequest, UnknownModel
+from ..errors import ConfigError, FieldError, InvalidRequest, ModelyardError, UnknownModel
 from ..models import weights
 from ..models.catalog import Catalog, CatalogEntry
 from ..settings.layers import (
@@ -29,9 +30,11 @@ from ..settings.layers import (
     refuse_shared_prefixes,
 )
 from ..settings.loading import Override
-from ..settings.params import from_json
+from ..settings.params import describe, from_json
 from ..settings.settings import Settings
-from ..types import WorkerType
+from ..types import SupportedModel, WorkerType
+
+log = logging.getLogger(__name__)
 
 ONLY_IN_CONFIGURATION = ("worker_class",)
 """Parameters that are ignored over HTTP: they name code."""
@@ -172,6 +175,33 @@ class Declarations:
         Raises BadModelFile if they are absent, with the command that fetches them, or elsewhere.
         """
         return weights.resolve(path, self.settings.models_paths, hint=self._pull_command(self.entry(name)))
+
+    def supported_models(self) -> list[SupportedModel]:
+        """Return every entry of the catalogue and every weights file of the models folders, with its parameters."""
+        return [self._supported(entry) for entry in self.catalog.with_files()]
+
+    def _supported(self, entry: CatalogEntry) -> SupportedModel:
+        try:
+            engine = self.engine(entry.name)
+        except ModelyardError as error:
+            # One entry that can't be built must not hide the others.
+            log.warning("model %s can't run here: %s", entry.name, error)
+            return SupportedModel(entry.name, entry.model_path or "", entry.worker_type or "", False, False, False, [])
+        path, exists = engine.params.model_path or "", not engine.needs_weights
+        if path:
+            try:
+                path, exists = str(self.resolve(entry.name, path)), True
+            except ModelyardError:
+                exists = False
+        return SupportedModel(
+            model=entry.name,
+            path=path,
+            worker_type=engine.params.worker_type,
+            path_exist=exists,
+            proxy=engine.is_proxy,
+            enabled=entry.enabled,
+            params=describe(type(engine.params), engine.params),
+        )
 
     def _pull_command(self, entry: CatalogEntry | None) -> str:
         command = entry.pull_command if entry is not None else None

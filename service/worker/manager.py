@@ -23,7 +23,6 @@ from .outcomes import in_parallel, merged, outcome_of, timed
 from .protocol import APPLY_TYPES, EVERY_MODEL
 from .shared_calls import SharedCalls
 from .spans import spanned
-from .supported import supported_models
 from .worker import State
 
 
@@ -98,7 +97,7 @@ class LocalWorkerManager(SharedCalls):
 
     def supported_models(self) -> list[HostModels]:
         """Return the models that may run in this process."""
-        return [HostModels(*self._place(), supported_models(self.models.declarations))]
+        return [HostModels(*self._place(), self.models.declarations.supported_models())]
 
     def _instances(self, key: str | None = None) -> list[ModelInstance]:
         host, port = self._place()

@@ -69,8 +69,9 @@ def test_each_request_leaves_one_line(service: Service) -> None:
         ("model_metadata", {"model": "echo"}, 200, None),
         ("apply", {"model": "nobody", "apply_type": "start"}, 404, "unknown_model"),
     ]
-    for call, body, status, _ in requests:
+    for number, (call, body, status, _) in enumerate(requests, 1):
         assert service.post(call, body).status_code == status, call
+        new_lines(service, before, number)  # The line may come after the answer: another request would overtake it.
     assert service.post("generate", data=b"{" + MARKER.encode()).status_code == 422
     lines = new_lines(service, before, len(requests) + 1)
     found = [(line["path"].removeprefix("/api/worker/"), line["status"], line.get("error")) for line in lines]
@@ -86,6 +87,7 @@ def test_each_request_leaves_one_line(service: Service) -> None:
 def test_a_line_says_how_much_was_answered(service: Service) -> None:
     before = len(service.access_lines())
     streamed = service.post("generate_stream", prompt(max_new_tokens=4))
+    new_lines(service, before, 1)
     whole = service.post("generate", prompt(max_new_tokens=4))
     lines = new_lines(service, before, 2)
     assert [line["bytes"] for line in lines] == [len(streamed.content), len(whole.content)]

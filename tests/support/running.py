@@ -279,8 +279,9 @@ class Services:
         return service.wait_up() if wait == "up" else service
 
     def logs(self) -> dict[str, str]:
-        """Return the log of each service, by its port and folder."""
-        return {f"port {service.port}, {service.folder}": service.log() for service in self._running}
+        """Return the log of each service whose folder is there, by port and folder."""
+        present = [service for service in self._running if service.log_path.exists()]
+        return {f"port {service.port}, {service.folder}": service.log() for service in present}
 
     def close(self) -> None:
         """End every service and remove every folder; fail where a log has a traceback that no test provokes.

@@ -1,4 +1,4 @@
-"""The tables of docs/configuration.md, made from the declarations. Run it to write them there anew."""
+"""The tables of docs/configuration.md, made from the declarations. Run it to write them again."""
 
 from __future__ import annotations
 

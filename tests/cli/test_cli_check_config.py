@@ -126,6 +126,15 @@ def test_private_values_are_masked_in_both_forms(at: Path):
     assert "******" in ran.out
 
 
+def test_private_values_that_are_not_set_are_shown_as_empty(at: Path):
+    (at / "private_engine.py").write_text(PRIVATE_ENGINE)
+    found = checked(toml='[[models]]\nname = "mine"\nworker_class = "private_engine:Private"\n')
+    assert found["models"][0]["params"]["api_key"]["value"] == ""
+    assert [found["settings"][name]["value"] for name in ("tokens", "remote_headers")] == ["", ""]
+    found = checked("--remote-headers", "X-Yard=1", "-m", "echo")
+    assert found["settings"]["remote_headers"] == {"value": "******", "from": "command line", "where": None}
+
+
 def test_it_says_where_the_weights_are(at: Path):
     make(at / "models" / "mine.gguf")
     (model,) = checked(toml='[[models]]\nname = "mine"\nmodel_path = "mine.gguf"\n')["models"]

@@ -28,7 +28,7 @@ def commands(group: click.Group = cli, path: str = "modelyard") -> dict[str, cli
 
 def test_the_tables_of_the_page_are_the_declarations():
     page = PAGE.read_text()
-    hint = f"write them anew: python {Path(configuration_tables.__file__).relative_to(PAGE.parents[1])}"
+    hint = f"write them again: python {Path(configuration_tables.__file__).relative_to(PAGE.parents[1])}"
     assert page == placed(page), hint
 
 

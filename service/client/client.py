@@ -19,7 +19,7 @@ from urllib.parse import urlencode
 from ..errors import ConfigError, EngineError, InvalidRequest, ModelyardError, StartFailed, UnknownModel
 from ..sessions.address import DEFAULT_URL, URL_VARIABLE
 from ..types import ApplyOutcome, GenerateRequest, HostModels, JSONObject, ModelOutput
-from ..wire.messages import dbgpt_messages
+from ..wire.messages import DELTA_TYPE, dbgpt_messages
 from . import answers
 from .answers import ModelState, only_model
 from .calls import ServiceCalls
@@ -30,7 +30,7 @@ T = TypeVar("T")
 CHANGE_TIMEOUT = 330.0
 """Seconds that a start, stop or apply may take: the default ``start_timeout`` of a model, and 30 seconds."""
 
-_STREAM = {"Accept": "application/x-model-output-delta"}
+_STREAM = {"Accept": DELTA_TYPE}
 _OPTIONS = frozenset(field.name for field in fields(GenerateRequest)) - {"model", "messages", "prompt"}
 
 

@@ -32,8 +32,8 @@ from ..types import (
     plain,
     split_worker_key,
 )
-from ..wire.chunks import DELTA_TYPE, ROUTE_HEADER, ROUTE_LOCAL
-from ..wire.messages import dbgpt_messages
+from ..wire.chunks import ROUTE_HEADER, ROUTE_LOCAL
+from ..wire.messages import DELTA_TYPE, dbgpt_messages
 from .remote_answer import RemoteAnswer
 from .remote_errors import error_of_answer
 

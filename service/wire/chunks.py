@@ -13,7 +13,6 @@ import orjson
 from ..types import Burst, JSONObject, ModelOutput
 
 STREAM_TYPE = "application/octet-stream"
-DELTA_TYPE = "application/x-model-output-delta"
 ROUTE_HEADER = "Modelyard-Route"
 ROUTE_LOCAL = "local"
 """What a router says to a worker: answer with models of your own process, and send it nowhere else."""

@@ -7,6 +7,9 @@ from typing import Any
 
 from ..types import JSONObject, ModelOutput, known
 
+DELTA_TYPE = "application/x-model-output-delta"
+"""The media type of streams of new pieces, instead of the whole text so far."""
+
 ROLES: Mapping[str, tuple[str, str]] = {
     "system": ("system", "system"),
     "human": ("human", "user"),

@@ -216,9 +216,9 @@ def _refuse_identity(parameter: str, place: str) -> None:
         raise ConfigError(f"{place}: {parameter} can only be set in a [[models]] table of the configuration file")
 
 
-def _worker_type(entry: CatalogEntry, engine: type[Engine], asked: WorkerType | None) -> WorkerType:
+def _worker_type(entry: CatalogEntry, engine: type[Engine], requested: WorkerType | None) -> WorkerType:
     """Return the type of a model: as requested, or of its entry, or the engine's default. Raises InvalidRequest."""
-    kind = asked or (WorkerType(entry.worker_type) if entry.worker_type else engine.default_worker_type)
+    kind = requested or (WorkerType(entry.worker_type) if entry.worker_type else engine.default_worker_type)
     if kind not in engine.worker_types:
         types = ", ".join(sorted(engine.worker_types))
         fault: FieldError = {"field": "worker_type", "message": f"engine {engine.name} can be {types}, not {kind}"}

@@ -1,20 +1,23 @@
-"""gunicorn's settings and hooks for the roles that are ours, used by ``modelyard serve`` and gunicorn.conf.py.
+"""Settings and hooks of gunicorn for the roles of modelyard, used by ``modelyard serve`` and gunicorn.conf.py.
 
-A process with models is one with many threads: it owns them, so that a limit is a limit. SIGTERM drains first.
+Everything stands on gunicorn's documented settings and server hooks. Beyond these it reads ``server.cfg`` (as the
+examples of gunicorn do), ``server.app.wsgi()``, and the attributes ``wsgi``, ``sockets`` and ``age`` of a worker.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from types import FrameType
 from typing import Any
+from urllib.parse import urlsplit
 
 from modelyard.errors import ConfigError, MissingLibrary
-from modelyard.server import log_setup
 from modelyard.settings import loading
 from modelyard.settings.settings import HOSTED, Settings
 
@@ -24,7 +27,7 @@ except ConfigError as error:
     sys.exit(f"modelyard: {error}")
 
 if _settings.http_threads == "gevent":
-    # Before anything imports ssl: patched later, https recurses for ever.
+    # Before anything imports ssl: patched later, https recurses without end.
     from gevent import monkey
 
     monkey.patch_all()
@@ -34,71 +37,84 @@ from modelyard.access.token_store import TokenStore
 from modelyard.cluster.membership import check_registry
 from modelyard.server.runtime import Runtime
 
-_WORKER_CLASSES = {
-    "gthread": "gthread",
-    "gevent": "modelyard.server.gevent_worker.GeventWorker",
-}
-
 bind = _settings.address
 workers = _settings.workers
-worker_class = _WORKER_CLASSES[_settings.http_threads]
+worker_class = _settings.http_threads
 threads = _settings.threads
+# Under gthread, `threads` of these have a request, and 1,000 more may be idle between two requests.
 worker_connections = _settings.threads + 1000
+# More than the 60 s after which nginx closes its side.
 keepalive = 75
 timeout = 60
-graceful_timeout = int(_settings.drain_timeout) + 15
+# Above the drain, as the master kills its workers after this time.
+_DRAIN_MARGIN = 15
+graceful_timeout = int(_settings.drain_timeout) + _DRAIN_MARGIN
 errorlog = _settings.log_file or "-"
 loglevel = _settings.log_level
 proc_name = f"modelyard-{_settings.role}"
+# Known since gunicorn 25.1; versions before it ignore the name.
 control_socket_disable = True
 
-
 _BOOT_ERROR = 3
-"""What gunicorn takes for a worker that can't boot: it does not try another, and ends with that status itself."""
+"""The exit status of a worker that can't boot: gunicorn starts no other one, and ends with the same status."""
+_LOG_FORMAT = "[%(asctime)s] [%(process)d] [%(levelname)s] %(message)s"
+
+_failed_to_load = threading.Event()
+"""Set in a worker that ends because a model did not start (``on_load_failure = "exit"``)."""
 
 
 def on_starting(server: Any) -> None:
-    """Refuse, in the master, what can't work: several processes that each hold models, an open door."""
-    told: dict[str, Any] = {}
+    """Refuse in the master what can't work: several processes that each hold models, an unprotected address."""
+    overrides: dict[str, Any] = {}
     if server.cfg.workers != 1 and _settings.owns_models:
         if _settings.placement is not None:
             sys.exit(
                 f"modelyard: {server.cfg.workers} workers (-w) would each load every model, and no limit would hold: "
                 "leave --placement inline out, or run one, and raise --threads for more requests at once"
             )
-        told["placement"] = HOSTED
-    ports = [address[1] for address in server.cfg.address if isinstance(address, tuple)]
+        overrides["placement"] = HOSTED
+    addresses = list(_addresses(server.cfg.bind))
+    ports = [port for _, port in addresses if port is not None]
     if ports and ports[0] not in (0, _settings.port):
         # The folder of a service, with its registry, is named after the port.
-        told["port"] = ports[0]
-    if told:
-        _tell(server.app, told)
+        overrides["port"] = ports[0]
+    if overrides:
+        _override(server, overrides)
     try:
         TokenStore(_settings.tokens, _settings.tokens_file)
         check_registry(_settings)
         TrustedNetworks(_settings.trusted_networks)
         parse_networks(_settings.allowed_networks, "allowed_networks")
+        for host, _ in addresses:
+            replace(_settings, host=host).refuse_open_door()
     except (ConfigError, MissingLibrary) as error:
         sys.exit(f"modelyard: {error}")
-    for address in server.cfg.address:
-        host = address[0] if isinstance(address, tuple) else "unix:"
-        try:
-            replace(_settings, host=host).refuse_open_door()
-        except ConfigError as error:
-            sys.exit(f"modelyard: {error}")
 
 
-def _tell(application: Any, told: dict[str, Any]) -> None:
-    """Tell the processes that are about to be forked what only gunicorn's command line has said."""
-    for name, value in told.items():
+def _addresses(binds: list[str]) -> Iterator[tuple[str, int | None]]:
+    """Yield host and port of each value of ``bind``; the port is None for a unix socket and an open file."""
+    for text in binds:
+        if text.startswith(("unix:", "fd://")):
+            yield "unix:", None
+        else:
+            url = urlsplit(f"//{text.removeprefix('tcp://')}")
+            yield url.hostname or "0.0.0.0", url.port or 8000  # noqa: S104 - what gunicorn makes of it
+
+
+def _override(server: Any, overrides: dict[str, Any]) -> None:
+    """Pass what only gunicorn's command line has said on to the processes that are about to be forked."""
+    for name, value in overrides.items():
         os.environ[f"MODELYARD_{name.upper()}"] = str(value)
-    # With --preload our application is made already.
-    made = application.callable
-    runtime = getattr(made, "extensions", {}).get("modelyard")
-    if isinstance(runtime, Runtime) and made.name == "modelyard":
-        from modelyard.server.app import create_app  # noqa: PLC0415 - without --preload the master has no use for it
+    if not server.cfg.preload_app:
+        return
+    app = server.app.wsgi()
+    runtime = getattr(app, "extensions", {}).get("modelyard")
+    if isinstance(runtime, Runtime) and app.name == "modelyard":
+        from modelyard.server.app import create_app  # noqa: PLC0415 - without --preload the master does not need it
 
-        application.callable = create_app(replace(runtime.settings, **told))
+        replacement = create_app(replace(runtime.settings, **overrides))
+        app.wsgi_app = replacement.wsgi_app
+        app.extensions.update(replacement.extensions)
 
 
 def post_worker_init(worker: Any) -> None:
@@ -106,12 +122,12 @@ def post_worker_init(worker: Any) -> None:
     runtime = _runtime_of(worker)
     if runtime is None:
         return
-    log_setup.configure(_settings)
+    _configure_log(_settings)
     runtime.settings.host, runtime.settings.port = _address_of(worker) or (_settings.host, _settings.port)
     if worker.age > 1 and runtime.host is None:
-        # What --fresh forgets was said before this service; what was said to an earlier worker is kept.
+        # --fresh forgets what was set before this service, not what was set over HTTP to an earlier worker of it.
         runtime.settings.fresh = False
-    runtime.on_fatal = lambda reason: _end_service(worker, reason)
+    runtime.on_fatal = _end_service
     _drain_on_term(runtime)
     runtime.start()
 
@@ -121,7 +137,7 @@ def worker_exit(server: Any, worker: Any) -> None:
     runtime = _runtime_of(worker)
     if runtime is not None:
         runtime.stop()
-    if getattr(worker, "failed_to_load", False):
+    if _failed_to_load.is_set():
         sys.exit(_BOOT_ERROR)
 
 
@@ -132,7 +148,7 @@ def _runtime_of(worker: Any) -> Runtime | None:
 
 
 def _address_of(worker: Any) -> tuple[str, int] | None:
-    """Return host and port that the worker really listens on, whatever said so."""
+    """Return host and port of the first socket that the worker listens on."""
     for sock in worker.sockets:
         name = sock.getsockname()
         if isinstance(name, tuple):
@@ -142,20 +158,36 @@ def _address_of(worker: Any) -> tuple[str, int] | None:
     return None
 
 
-def _end_service(worker: Any, reason: str) -> None:
-    """End this worker as if it were told to; its exit status ends the master, with a status that tells a supervisor."""
+def _configure_log(settings: Settings) -> None:
+    """Send the log and the access lines to ``log_file``, or to standard error. Raises OSError."""
+    root = logging.getLogger("modelyard")
+    access = logging.getLogger("modelyard.access")
+    tracing = logging.getLogger("opentelemetry")
+    for logger, text in ((root, _LOG_FORMAT), (access, "%(message)s"), (tracing, _LOG_FORMAT)):
+        handler = logging.FileHandler(settings.log_file) if settings.log_file else logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter(text, "%Y-%m-%d %H:%M:%S %z"))
+        logger.handlers[:] = [handler]
+        logger.propagate = False
+    root.setLevel(settings.log_level.upper())
+    access.setLevel("DEBUG" if settings.log_level == "debug" else "INFO")
+    # It logs every failed try of every batch; modelyard.telemetry.export logs a failure once, with the reason.
+    logging.getLogger("opentelemetry.exporter").setLevel(logging.CRITICAL)
+
+
+def _end_service(reason: str) -> None:
+    """End this worker as a SIGTERM does; its exit status then ends the master."""
     print(f"modelyard: a model did not start, and on_load_failure is exit: {reason}", file=sys.stderr)
-    worker.failed_to_load = True
+    _failed_to_load.set()
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _drain_on_term(runtime: Runtime) -> None:
-    """Drain when SIGTERM comes, and only then let gunicorn have it.
+    """Drain when SIGTERM comes, and only then call gunicorn's handler.
 
-    The handler sets an event and nothing else: what it interrupts may hold any lock.
+    The handler sets an event and nothing else: the code that it interrupts may hold any lock.
     """
     term = threading.Event()
-    gunicorns = signal.getsignal(signal.SIGTERM)
+    gunicorn_handler = signal.getsignal(signal.SIGTERM)
 
     def handle(number: int, frame: FrameType | None) -> None:
         term.set()
@@ -163,10 +195,42 @@ def _drain_on_term(runtime: Runtime) -> None:
     def drain() -> None:
         term.wait()
         runtime.drain()
-        if callable(gunicorns):
-            gunicorns(signal.SIGTERM, None)
+        if callable(gunicorn_handler):
+            gunicorn_handler(signal.SIGTERM, None)
+        if _settings.http_threads == "gevent":
+            _quit_when_idle()
 
     threading.Thread(target=drain, name="modelyard-drain", daemon=True).start()
     signal.signal(signal.SIGTERM, handle)
     # signal.signal makes system calls end with EINTR; gunicorn had asked for the opposite.
     signal.siginterrupt(signal.SIGTERM, False)
+
+
+# gunicorn's gevent worker, unlike its gthread worker, waits at SIGTERM until the last idle connection is closed, for as
+# long as graceful_timeout. SIGQUIT ends it at once, so it is sent when no request is being answered any more.
+
+_requests: set[int] = set()
+"""The requests that a gevent worker is answering. Its greenlets share one thread, so it needs no lock."""
+_is_idle = threading.Event()
+_is_idle.set()
+
+
+def _begin_request(worker: Any, request: Any) -> None:
+    _requests.add(id(request))
+    _is_idle.clear()
+
+
+def _end_request(worker: Any, request: Any, environ: Any, response: Any) -> None:
+    _requests.discard(id(request))
+    if not _requests:
+        _is_idle.set()
+
+
+if _settings.http_threads == "gevent":
+    pre_request, post_request = _begin_request, _end_request
+
+
+def _quit_when_idle() -> None:
+    """Send SIGQUIT to this process when its last answer has been written; after the margin, leave it to gunicorn."""
+    if _is_idle.wait(_DRAIN_MARGIN):
+        os.kill(os.getpid(), signal.SIGQUIT)

@@ -1,14 +1,16 @@
 """The model host: the worker service on a private unix socket, for the web processes of one application.
 
 Run as ``python -m modelyard.server.host_process FOLDER SOCKET FD``, with the settings on its standard input; ``FD`` is
-the open file whose lock makes it the only one.
+the open file whose lock makes it the only host.
 """
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -24,50 +26,55 @@ from .app import create_app
 log = logging.getLogger(__name__)
 
 LOOK_INTERVAL = 0.5
-TOLD_WITHIN = 0.2
 LINGER = 3.0
-"""Seconds that a host stays when nobody needs it: the next web process may just be starting."""
+"""Seconds that a host stays when no process needs it: the next web process may be starting."""
+BACKLOG = 2048
+"""Connections that may wait to be accepted: the default of gunicorn."""
+_PASSED_FILE = 3
+"""The number of the first open file that systemd's socket activation passes on (sd_listen_fds)."""
 
 
 def main() -> None:
-    """Serve until nobody is left who needs it."""
+    """Serve until no process is left that needs the host."""
     folder = HostFolder(Path(sys.argv[1]), Path(sys.argv[2]))
-    lock = HostLock(folder.lock, int(sys.argv[3]))
+    # The lock moves out of the way, and the socket gets its number before anything else is opened.
+    lock = HostLock(folder.lock, fcntl.fcntl(int(sys.argv[3]), fcntl.F_DUPFD_CLOEXEC, _PASSED_FILE + 1))
+    os.close(int(sys.argv[3]))
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     os.environ[HANDED_VARIABLE] = sys.stdin.read()
     # uWSGI's threads block all signals, and what they start inherits that.
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     pid, since = os.getpid(), time.monotonic()
-    said = {"starts": 1, **noted(lock.path), "since": since}
-    lock.note(**said, pid=pid)
-    was_told = False
+    notes = {"starts": 1, **noted(lock.path), "since": since}
+    lock.note(**notes, pid=pid)
+    ended_on_request = False
     try:
-        _serve(folder, lock)
+        _serve(folder, lock, listener)
     except SystemExit as end:
-        was_told = not end.code
+        ended_on_request = not end.code
         raise
     finally:
         # gunicorn's workers leave through here too.
         if os.getpid() == pid:
-            # One that can't even begin is a failure like a host that was killed: the next is started after a pause.
-            if was_told:
-                lock.note(**{**said, "starts": 0})
-            # Where the lock is another's by now, so is what stands at that path.
+            # A host that can't begin counts as a failure, as one that was killed: the next is started after a pause.
+            if ended_on_request:
+                lock.note(**{**notes, "starts": 0})
+            # Where the lock file is another host's by now, so is the socket.
             if lock.is_there:
                 folder.socket.unlink(missing_ok=True)
 
 
-def _serve(folder: HostFolder, lock: HostLock) -> None:
+def _serve(folder: HostFolder, lock: HostLock, listener: socket.socket) -> None:
     from . import gunicorn as gunicorn_settings  # noqa: PLC0415 - it reads the settings, which came just now
 
     class Application(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
-        """gunicorn, with our settings and none of the web server's: neither its file nor its variables are read."""
+        """gunicorn with our settings and none of the web server's: neither its file nor its variables are read."""
 
         def load_config(self) -> None:
             for name, value in vars(gunicorn_settings).items():
                 if name in self.cfg.settings:
                     self.cfg.set(name, value)
             self.cfg.set("bind", f"unix:{folder.socket}")
-            self.cfg.set("umask", 0o077)
             self.cfg.set("proc_name", "modelyard-host")
             self.cfg.set("on_starting", starting)
             self.cfg.set("post_worker_init", started)
@@ -76,12 +83,11 @@ def _serve(folder: HostFolder, lock: HostLock) -> None:
             return create_app()
 
     def starting(server: Any) -> None:
-        # As for a socket that systemd made: gunicorn leaves it, who knows whose it is by then removes it.
-        server.systemd = True
         gunicorn_settings.on_starting(server)
+        _listen(listener, folder.socket)
 
     def started(worker: Any) -> None:
-        # It has secrets in it, and engines start processes. The master keeps it for its next worker.
+        # It contains secrets, and engines start processes. The master keeps it for its next worker.
         os.environ.pop(HANDED_VARIABLE, None)
         gunicorn_settings.post_worker_init(worker)
         runtime = worker.wsgi.extensions["modelyard"]
@@ -90,17 +96,29 @@ def _serve(folder: HostFolder, lock: HostLock) -> None:
     Application().run()
 
 
+def _listen(listener: socket.socket, path: Path) -> None:
+    """Listen at ``path``, and pass the socket to gunicorn in the way of systemd's socket activation.
+
+    gunicorn removes the path of a socket that it made itself, at a time when the next host may listen there.
+    """
+    path.unlink(missing_ok=True)
+    previous = os.umask(0o077)
+    listener.bind(str(path))
+    os.umask(previous)
+    listener.listen(BACKLOG)
+    os.dup2(listener.detach(), _PASSED_FILE)
+    os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
+
+
 def _watch(folder: HostFolder, lock: HostLock, runtime: Any) -> None:
-    """End the host when nobody needs it, or when nobody can find it any more."""
+    """End the host when no process needs it, or when none can find it any more."""
     master = os.getppid()
     needed = time.monotonic()
     while True:
         time.sleep(LOOK_INTERVAL)
-        is_found = lock.is_there and folder.socket.exists()
-        # gunicorn takes the socket away just before it tells its worker to end.
-        if runtime.wait_draining(0 if is_found else TOLD_WITHIN):
+        if runtime.wait_draining(0):
             return
-        if not is_found:
+        if not (lock.is_there and folder.socket.exists()):
             log.warning("the model host ends: its folder %s, or its socket in it, was deleted", folder.path)
             # Another may start at once, elsewhere: two must not hold the models for long.
             runtime.drain(0)
@@ -115,7 +133,7 @@ def _watch(folder: HostFolder, lock: HostLock, runtime: Any) -> None:
         elif time.monotonic() - needed >= LINGER:
             log.info("the model host ends: no process is left that needs it")
             break
-    # gunicorn's quick end: nothing is left to answer, and its graceful one waits for connections without a request too.
+    # Nothing is left to answer, and gunicorn's graceful end would wait for idle connections.
     os.kill(master if os.getppid() == master else os.getpid(), signal.SIGQUIT)
 
 

@@ -98,7 +98,7 @@ def _addresses(binds: list[str]) -> Iterator[tuple[str, int | None]]:
             yield "unix:", None
         else:
             url = urlsplit(f"//{text.removeprefix('tcp://')}")
-            yield url.hostname or "0.0.0.0", url.port or 8000  # noqa: S104 - what gunicorn makes of it
+            yield url.hostname or "0.0.0.0", 8000 if url.port is None else url.port  # noqa: S104 - what gunicorn makes of it
 
 
 def _override(server: Any, overrides: dict[str, Any]) -> None:

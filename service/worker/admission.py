@@ -1,6 +1,7 @@
-"""Admission: a gate per model (slots and a line) and a budget per process (threads).
+"""Admission: a gate for each model (slots and a line) and a budget for each process (threads).
 
-What does not fit is refused at once, before anything is computed.
+The budget is a bounded semaphore, the gate a bounded semaphore with a line. A request that does not fit is refused at
+once, before anything is computed.
 """
 
 from __future__ import annotations
@@ -68,7 +69,11 @@ class Ticket:
 
 
 class Gate:
-    """A model's slots and its line: first come, first served."""
+    """The slots of a model: a bounded semaphore with a line of limited length, first come, first served.
+
+    Beyond `threading.BoundedSemaphore`, waiters keep their order and have a deadline, and leave the line when their
+    request is cancelled or the gate is closed.
+    """
 
     def __init__(self, name: str, slots: int, max_waiting: int, queue_timeout: float) -> None:
         """``slots`` requests run, ``max_waiting`` wait, each for ``queue_timeout`` seconds at most."""
@@ -168,36 +173,35 @@ class Gate:
 
 
 class Budget:
-    """The threads that data-plane requests may hold: so that health and administration find one free."""
+    """A bounded semaphore of the threads that data-plane requests may hold: the others answer for administration."""
 
     def __init__(self, threads: int, reserve: int) -> None:
-        """Of ``threads``, keep ``reserve`` free."""
+        """Keep ``reserve`` of the ``threads`` free."""
         self.threads = threads
         self.reserve = reserve
         self.total = threads - reserve
-        self._lock = threading.Lock()
-        self._held = 0
+        self._free = threading.BoundedSemaphore(self.total)
+        # One item for each thread that is taken: a semaphore does not tell its value.
+        self._taken: deque[None] = deque()
 
     def enter(self) -> None:
-        """Take one; Overloaded where none is left. Pair it with `leave`."""
-        with self._lock:
-            if self._held < self.total:
-                self._held += 1
-                return
-        raise Overloaded(
-            f"this process is busy: {self.total} requests run or wait, which is all that its {self.threads} threads "
-            f"less {self.reserve} in reserve allow; try again later, or raise --threads"
-        )
+        """Take a thread; `leave` gives it back. Raises Overloaded if none is left."""
+        if not self._free.acquire(blocking=False):
+            raise Overloaded(
+                f"this process is busy: {self.total} requests run or wait, which is all that its {self.threads} "
+                f"threads less {self.reserve} in reserve allow; try again later, or raise --threads"
+            )
+        self._taken.append(None)
 
     def leave(self) -> None:
-        """Give one back."""
-        with self._lock:
-            self._held -= 1
+        """Give a thread back. Raises IndexError if none is taken."""
+        self._taken.pop()
+        self._free.release()
 
     @property
     def held(self) -> int:
-        """Requests that hold a thread now."""
-        return self._held
+        """Return how many requests hold a thread now."""
+        return len(self._taken)
 
     def check_room(self, name: str, wanted: int, taken: int) -> None:
         """Raise Conflict when ``wanted`` slots more than the ``taken`` ones would not fit."""

@@ -113,8 +113,9 @@ def test_those_over_the_drain_timeout_get_a_last_chunk_and_then_it_ends(run: Ser
     assert not journal(service, "begin in line")
 
 
-def test_idle_connections_do_not_delay_the_end(run: Services) -> None:
-    service = start(run)
+@pytest.mark.parametrize("http_threads", ["gthread", "gevent"])
+def test_idle_connections_do_not_delay_the_end(run: Services, http_threads: str) -> None:
+    service = run.start("", "controller", http_threads=http_threads)
     # Their keep-alive is more than a minute, and gunicorn's graceful_timeout half of one.
     with Connection(service.port) as silent, Connection(service.port) as kept:
         kept.send("GET", "/healthz")

@@ -15,7 +15,7 @@ from typing import Any
 
 from modelyard.cluster.registry import open_registry
 from modelyard.cluster.registry.base import Instance, Registry
-from modelyard.sessions.transport import Transport
+from modelyard.sessions.session import Session
 
 from .client import LoadFailed
 from .jobs import Spread
@@ -109,13 +109,13 @@ def main() -> None:
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     task = Task(**json.loads(sys.stdin.readline()))
-    transport = Transport()
-    registry = open_registry(task.url, transport=transport)
+    session = Session()
+    registry = open_registry(task.url, session=session)
     try:
         sys.stdout.write(json.dumps(asdict(_do(registry, task))))
     finally:
         registry.close()
-        transport.close()
+        session.close()
 
 
 def _do(registry: Registry, task: Task) -> Done:

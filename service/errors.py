@@ -15,7 +15,8 @@
     │   ├── NotReady                   the model is starting, stopped or failed
     │   ├── Draining                   this process is about to end
     │   ├── WorkerUnreachable          a remote worker did not answer; nothing of an answer has come
-    │   │   └── NotConnected           there was not even a connection: it has not seen the request
+    │   │   ├── NotConnected           there was not even a connection: it has not seen the request
+    │   │   └── WorkerSilent           it was silent for too long, and may still be at work
     │   └── RegistryUnavailable        neither a controller nor a store answers
     ├── WorkerLost                502  a remote worker broke off in the middle of its answer
     ├── Cancelled                 499  the client has gone
@@ -184,6 +185,10 @@ class WorkerUnreachable(Unavailable):
 
 class NotConnected(WorkerUnreachable):
     """A remote worker could not be connected to: it has seen nothing of the request."""
+
+
+class WorkerSilent(WorkerUnreachable):
+    """A remote worker sent nothing for as long as it may be silent: it may still be at work."""
 
 
 class RegistryUnavailable(Unavailable):

@@ -10,7 +10,8 @@ from werkzeug.exceptions import HTTPException
 
 from ...errors import Cancelled, InvalidRequest, ModelyardError, Unauthorized, Unavailable
 from ...types import JSONObject, ModelOutput
-from ...wire.chunks import NUL, STREAM_TYPE, encode_output
+from ...wire.chunks import STREAM_TYPE, encode_output
+from ...wire.decoder import NUL
 from ...wire.messages import DELTA_TYPE
 from .bodies import JSON_TYPE, json_response
 

@@ -11,7 +11,8 @@ from flask import Response
 from ...errors import Cancelled, ModelyardError
 from ...streams import OutputStream
 from ...types import Burst
-from ...wire.chunks import EMPTY_CHUNK, NUL, STREAM_TYPE, ChunkEncoder, encode_output
+from ...wire.chunks import EMPTY_CHUNK, STREAM_TYPE, ChunkEncoder, encode_output
+from ...wire.decoder import NUL
 from ...wire.messages import DELTA_TYPE
 from .access_log import AccessLine
 from .calls import Call

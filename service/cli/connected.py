@@ -12,9 +12,8 @@ import click
 
 from ..access.token_store import OutgoingToken
 from ..client.client import Client
-from ..errors import ConfigError, ModelyardError, Unauthorized, WorkerUnreachable
+from ..errors import ConfigError, ModelyardError, Unauthorized, WorkerSilent, WorkerUnreachable
 from ..sessions.address import DEFAULT_URL, TOKEN_FILE_VARIABLE, TOKEN_VARIABLE, URL_VARIABLE
-from ..sessions.faults import Silent
 from .failures import Failure, Misuse
 
 READ_TIMEOUT = 15.0
@@ -78,7 +77,7 @@ def _hint(error: ModelyardError) -> str:
         return f" (give it with {TOKEN_VARIABLE}, or --token-file)"
     if isinstance(error, ConfigError):
         return f": is --url right? It ends with the prefix of the API, as in {DEFAULT_URL}"
-    if isinstance(error.__cause__, Silent):
+    if isinstance(error.__cause__, WorkerSilent):
         return ": see modelyard models list, or wait longer with --timeout"
     if isinstance(error.__cause__, WorkerUnreachable):
         return f": start one with modelyard serve, or say where it is with --url or {URL_VARIABLE}"

@@ -12,14 +12,22 @@ from typing import Any, TypeVar
 
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
 
-from ..errors import ConfigError, InvalidRequest, ModelyardError, NotConnected, Unavailable, WorkerUnreachable
+from ..errors import (
+    ConfigError,
+    InvalidRequest,
+    ModelyardError,
+    NotConnected,
+    Unavailable,
+    WorkerSilent,
+    WorkerUnreachable,
+)
 from ..sessions.address import TOKEN_FILE_VARIABLE, TOKEN_VARIABLE, parse_address
-from ..sessions.faults import Silent, reason_of
+from ..sessions.faults import reason_of
 from ..sessions.response import Response
 from ..sessions.session import Session
 from ..types import JSONObject
 from ..version import __version__
-from ..wire.errors import error_of_document
+from ..wire.errors import document_in, error_of_document
 
 T = TypeVar("T")
 
@@ -86,7 +94,7 @@ class ServiceCalls:
             if response.status_code == _NOT_FOUND:
                 return read(None)
             try:
-                return read(json.loads(response.content))
+                return read(response.json())
             except WorkerUnreachable as error:
                 raise WorkerUnreachable(f"{self.url} broke off its answer: {reason_of(error)}") from error
             except ValueError:
@@ -127,7 +135,7 @@ class ServiceCalls:
                 again = response.status_code == _UNAVAILABLE and not changes
             except WorkerUnreachable as fault:
                 cause, error = fault, self._unreachable(fault, times)
-                again = isinstance(fault, NotConnected) or not (changes or isinstance(fault, Silent))
+                again = isinstance(fault, NotConnected) or not (changes or isinstance(fault, WorkerSilent))
             wait = max(_jittered(pause), error.retry_after if isinstance(error, Unavailable) and cause is None else 0)
             if not again or not left or time.monotonic() + wait > ends:
                 break
@@ -151,12 +159,7 @@ class ServiceCalls:
         """Return the error that a response means; read and close it."""
         with response:
             body = response.content
-        try:
-            document = json.loads(body.rstrip(b"\0"))
-        except ValueError:
-            document = None
-        if not isinstance(document, dict):
-            document = {"detail": body[:200].decode("utf-8", "replace")}
+        document = document_in(body)
         status, location = response.status_code, response.headers.get("Location")
         if location is not None and status in _REDIRECTS:
             return ConfigError(f"{self.url} redirects to {location[:200]}, which is not followed")
@@ -167,7 +170,7 @@ class ServiceCalls:
     def _unreachable(self, fault: WorkerUnreachable, times: tuple[float, float]) -> WorkerUnreachable:
         """Return the error for a call without an answer; its text names the service."""
         connect_timeout, read_timeout = times
-        if isinstance(fault, Silent):
+        if isinstance(fault, WorkerSilent):
             return WorkerUnreachable(f"{self.url} did not answer within {read_timeout:g} s, and may still be at work")
         if not isinstance(fault, NotConnected):
             return WorkerUnreachable(f"no service answers at {self.url} ({reason_of(fault)})")

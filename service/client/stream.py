@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections import deque
 from types import TracebackType
-from typing import Any
 
-from ..errors import EngineError, ModelyardError, WorkerLost, WorkerUnreachable
-from ..sessions.faults import Silent, reason_of
+from ..errors import EngineError, ModelyardError, WorkerLost, WorkerSilent, WorkerUnreachable
+from ..sessions.faults import reason_of
 from ..sessions.response import Response
 from ..types import JSONObject, ModelOutput
+from ..wire.decoder import ChunkDecoder
 from ..wire.errors import error_of_output
 from ..wire.messages import output_from_wire
 from ..wire.whole_text import WholeText
-
-MAX_CHUNK = 64 * 1024 * 1024
-"""Bytes of one chunk at most."""
 
 
 class TextStream:
@@ -40,7 +36,7 @@ class TextStream:
         self._reading = threading.Lock()
         self._ended = False
         self._failure: ModelyardError | None = None
-        self._rest = b""
+        self._decoder = ChunkDecoder()
         self._chunks = 0
         self._whole = WholeText()
         self._ready: deque[str] = deque()
@@ -124,15 +120,10 @@ class TextStream:
             self._fail(error)
 
     def _take(self, data: bytes) -> None:
-        *chunks, self._rest = (self._rest + data).split(b"\0")
-        if len(self._rest) > MAX_CHUNK:
-            raise ValueError(f"a chunk is over {MAX_CHUNK} bytes")
-        for chunk in filter(None, chunks):
-            self._note(json.loads(chunk))
+        for chunk in self._decoder.split(data):
+            self._note(self._decoder.parse(chunk))
 
-    def _note(self, chunk: Any) -> None:
-        if not isinstance(chunk, dict):
-            raise ValueError("a chunk is not a JSON object")  # noqa: TRY004 - the data is at fault, not the caller
+    def _note(self, chunk: JSONObject) -> None:
         self._chunks += 1
         if chunk.get("error_code"):
             raise error_of_output(chunk, self._response.headers)
@@ -144,8 +135,7 @@ class TextStream:
         self._last.metrics = output.metrics or self._last.metrics
 
     def _finish(self) -> None:
-        if self._rest:
-            raise ValueError(f"it ends inside a chunk, after {len(self._rest)} bytes of it")
+        self._decoder.flush()
         if not self._chunks and not self._ended:
             raise EngineError(f"{self._where} ended its answer without a word")
         self._ended = True
@@ -158,7 +148,7 @@ class TextStream:
 
     def _broken(self, error: Exception) -> ModelyardError:
         kind = WorkerLost if self._pieces or self._ready else WorkerUnreachable
-        if isinstance(error, Silent):
+        if isinstance(error, WorkerSilent):
             return kind(f"{self._where} fell silent in the middle of its answer")
         return kind(f"{self._where} broke off its answer: {reason_of(error)}")
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from ..errors import NotReady, UnknownModel, not_callable
-from ..sessions.transport import Transport
+from ..sessions.session import Session
 from ..types import WorkerType, worker_key
 from ..worker.local_models import LocalModels
 from ..worker.worker import ModelWorker, State
@@ -26,17 +26,17 @@ class Directory:
         self,
         view: RegistryView,
         routes: Routes,
-        transport: Transport,
+        session: Session,
         models: LocalModels | None,
         own_url: Callable[[], str],
     ) -> None:
         """Look into ``view``. Instances at ``own_url`` are those of ``models``, None where this process holds none.
 
-        ``routes`` is given the load of these; all others are called by ``transport``.
+        ``routes`` is given the load of these; all others are called by ``session``.
         """
         self._view = view
         self._routes = routes
-        self._transport = transport
+        self._session = session
         self._models = models
         self._own_url = own_url
         self._workers: dict[tuple[str, str], RemoteModelWorker] = {}
@@ -53,7 +53,7 @@ class Directory:
         place = (instance.key, instance.url)
         worker = self._workers.get(place)
         if worker is None:
-            worker = self._workers[place] = RemoteModelWorker(*place, self._transport)
+            worker = self._workers[place] = RemoteModelWorker(*place, self._session)
         return worker
 
     def alone(self, key: str) -> ModelWorker | None:

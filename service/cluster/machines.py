@@ -13,13 +13,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..errors import Forbidden, InvalidRequest, ModelyardError, NotReady, Unauthorized, UnknownModel
-from ..sessions.transport import Transport
+from ..sessions.session import Session
 from ..types import ApplyOutcome, HostModels, JSONObject, WorkerType, split_worker_key
 from ..worker.manager import LocalWorkerManager
 from ..worker.outcomes import in_parallel, merged, outcome_of
 from ..worker.protocol import EVERY_MODEL
 from .registry.base import MANAGER_KEY, Instance, place_of
-from .remote_model import RemoteMachine
+from .remote_machine import RemoteMachine
 from .view import RegistryView
 
 log = logging.getLogger(__name__)
@@ -40,13 +40,13 @@ class Machines:
     def __init__(
         self,
         view: RegistryView,
-        transport: Transport,
+        session: Session,
         local: LocalWorkerManager | None,
         own_url: Callable[[], str],
     ) -> None:
         """Find machines in ``view``. The one at ``own_url`` is ``local``; None where this process holds no models."""
         self._view = view
-        self._transport = transport
+        self._session = session
         self._local = local
         self._own_url = own_url
 
@@ -54,7 +54,7 @@ class Machines:
         """Return what to call for the machine at an address: this process itself, or one over HTTP."""
         if self._local is not None and url == self._own_url():
             return self._local
-        return RemoteMachine(url, self._transport)
+        return RemoteMachine(url, self._session)
 
     # Changes
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from ..engines.base import Vectors
-from ..sessions.transport import Transport
+from ..sessions.session import Session
 from ..streams import Cancel, OutputStream, Relay
 from ..telemetry.tracing import Tracing
 from ..types import (
@@ -42,7 +42,7 @@ class RemoteWorkerManager(SharedCalls):
     def __init__(
         self,
         view: RegistryView,
-        transport: Transport,
+        session: Session,
         local: LocalWorkerManager | None = None,
         own_url: Callable[[], str] = lambda: "",
         *,
@@ -53,9 +53,9 @@ class RemoteWorkerManager(SharedCalls):
         self.view = view
         self.routes = Routes()
         models = None if local is None else local.models
-        self._directory = Directory(view, self.routes, transport, models, own_url)
-        self._machines = Machines(view, transport, local, own_url)
-        self._prober = Prober(self.routes, transport)
+        self._directory = Directory(view, self.routes, session, models, own_url)
+        self._machines = Machines(view, session, local, own_url)
+        self._prober = Prober(self.routes, session)
 
     # Life
 

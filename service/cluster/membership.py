@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from ..access.token_store import OutgoingToken
 from ..errors import ConfigError, ModelyardError
 from ..files import state_folder
-from ..sessions.transport import Transport
+from ..sessions.session import Session
 from ..settings.settings import CONTROLLERS, Settings
+from ..telemetry.tracing import outgoing_headers
 from ..telemetry.tracing import Tracing
 from ..types import JSONObject
 from ..worker.manager import LocalWorkerManager
@@ -39,16 +40,16 @@ class Cluster:
         self,
         settings: Settings,
         local: LocalWorkerManager,
-        transport: Transport | None = None,
+        session: Session | None = None,
         *,
         tracing: Tracing | None = None,
     ) -> None:
-        """Build what the role of ``settings`` needs; ``transport`` is what reaches others. Raises ConfigError."""
+        """Build what the role of ``settings`` needs; ``session`` is what reaches others. Raises ConfigError."""
         self._settings = settings
         self._local = local
-        self.transport = transport or Transport(**transport_options(settings))
+        self.session = session or Session(**session_options(settings))
         self.registry: Registry = open_registry(
-            registry_url(settings), heartbeat_timeout=settings.heartbeat_timeout, transport=self.transport
+            registry_url(settings), heartbeat_timeout=settings.heartbeat_timeout, session=self.session
         )
         own = [checked(settings.advertise, settings.prefix)] if settings.advertise else []
         _refuse_itself(settings, [f"http://{settings.address}{settings.prefix}", *own])
@@ -62,7 +63,7 @@ class Cluster:
             here = local if settings.owns_models else None
             # Where the models are hosted, instances at this address are the host's, and called like all others.
             self.manager = RemoteWorkerManager(
-                self.view, self.transport, here, lambda: "" if settings.is_hosted else self.url, tracing=tracing
+                self.view, self.session, here, lambda: "" if settings.is_hosted else self.url, tracing=tracing
             )
 
     def _seen(self, rows: Sequence[Instance]) -> None:
@@ -107,7 +108,7 @@ class Cluster:
             steps.append(("prober", self.manager.stop))
         if self.view is not None:
             steps.append(("view", self.view.stop))
-        steps += [("registry", self.registry.close), ("transport", self.transport.close)]
+        steps += [("registry", self.registry.close), ("session", self.session.close)]
         for name, step in steps:
             try:
                 step()
@@ -190,8 +191,8 @@ def _refuse_itself(settings: Settings, own: list[str]) -> None:
         )
 
 
-def transport_options(settings: Settings) -> JSONObject:
-    """Return how a `Transport` speaks to other processes. Raises ConfigError."""
+def session_options(settings: Settings) -> JSONObject:
+    """Return how a `Session` speaks to other processes. Raises ConfigError."""
     headers = {}
     for item in settings.remote_headers:
         name, equals, value = item.partition("=")
@@ -208,13 +209,14 @@ def transport_options(settings: Settings) -> JSONObject:
         "headers": headers,
         "ca": settings.remote_ca,
         "token": OutgoingToken(settings.token, settings.token_file),
+        "current_headers": outgoing_headers,
     }
 
 
 def check_registry(settings: Settings) -> None:
     """Raise ConfigError or MissingLibrary where the registry of ``settings`` can't be opened; nothing is connected."""
-    with contextlib.closing(Transport(**transport_options(settings))) as transport:
-        open_registry(registry_url(settings), transport=transport).close()
+    with contextlib.closing(Session(**session_options(settings))) as session:
+        open_registry(registry_url(settings), session=session).close()
     url = settings.registry or ""
     if url.startswith("sqlite:") and not (folder := sqlite_path(url).parent).is_dir():
         raise ConfigError(f"registry {url}: there is no folder {folder}: make it")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from ..errors import ModelyardError
-from ..sessions.transport import Transport
+from ..sessions.session import Session
 from ..threads import BackgroundThread
 from .routing import Routes
 
@@ -18,11 +18,11 @@ PROBE_TIMEOUT = (1.0, 2.0)
 class Prober(BackgroundThread):
     """Probes the addresses of `Routes` that are due, and notes the results there. Woken when an address has failed."""
 
-    def __init__(self, routes: Routes, transport: Transport) -> None:
-        """Probe by ``transport``, which stays the caller's."""
+    def __init__(self, routes: Routes, session: Session) -> None:
+        """Probe by ``session``, which stays the caller's."""
         super().__init__("modelyard-probe", self._probe_due)
         self._routes = routes
-        self._transport = transport
+        self._session = session
 
     def _probe_due(self) -> float | None:
         for url in self._routes.to_probe():
@@ -32,7 +32,8 @@ class Prober(BackgroundThread):
     def _probe(self, url: str) -> str:
         """Return why an address does not answer; empty where it does, with any status below 500."""
         try:
-            response = self._transport.request("GET", f"{url}/health", timeout=PROBE_TIMEOUT)
+            with self._session.request("GET", f"{url}/health", timeout=PROBE_TIMEOUT) as response:
+                response.read_whole()
         except ModelyardError as error:
             return str(error)
         except Exception as error:

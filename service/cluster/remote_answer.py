@@ -6,14 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import EngineError, ModelyardError, WorkerLost, WorkerUnreachable
-from ..sessions.answer import Answer
+from ..sessions.response import Response
 from ..streams import Cancel
 from ..types import Burst, JSONObject
-from ..wire.chunks import ChunkDecoder
-from ..wire.errors import error_of_output
+from ..wire.chunks import PieceDecoder
+from ..wire.errors import error_of_output, error_of_response
 from ..wire.messages import output_from_wire
 from ..wire.whole_text import WholeText
-from .remote_errors import error_of_answer
 
 
 class RemoteAnswer:
@@ -24,15 +23,13 @@ class RemoteAnswer:
     chunk says how it ended is not asked of peers. One without any chunk is an EngineError, as that server is well.
     """
 
-    def __init__(self, where: str, send: Callable[[], Answer], cancel: Cancel, on_load: Callable[[str], None]) -> None:
-        """Ask by ``send``; ``on_load`` hears the load that the answer's headers say. ``where`` is for people."""
+    def __init__(self, where: str, send: Callable[[], Response], cancel: Cancel) -> None:
+        """Send the request by ``send``, which ``cancel`` ends; ``where`` names the other end, for people."""
         self._where = where
         self._send = send
         self._cancel = cancel
-        self._on_load = on_load
-        self._answer: Answer | None = None
-        self._began = False
-        self._decoder = ChunkDecoder()
+        self._response: Response | None = None
+        self._decoder = PieceDecoder()
         self._whole = WholeText()
         self._chunks = 0
         self._gave_pieces = False
@@ -46,12 +43,9 @@ class RemoteAnswer:
     def __next__(self) -> Burst | None:
         if self._failure is not None:
             raise self._failure
-        if self._answer is None:
-            self._answer = self._send()
-        if not self._began and not self._begin(self._answer):
-            return None
+        response = self._response or self._begin()
         try:
-            data = self._answer.read1()
+            data = response.read1()
             if data is None:
                 return None
             if not data:
@@ -64,25 +58,21 @@ class RemoteAnswer:
         self._chunks += len(pieces) + len(chunks)
         return self._burst([piece for piece in pieces if piece], chunks)
 
-    def _begin(self, answer: Answer) -> bool:
-        """Wait about a second for the headers; return whether they have come. Raises what a refusal means."""
-        if not answer.wait_head():
-            return False
-        if load := answer.headers.get("modelyard-load"):
-            self.load = load
-            self._on_load(load)
-        if answer.status_code != 200:
-            raise error_of_answer(answer, self._where)
-        self._began = True
-        return True
+    def _begin(self) -> Response:
+        """Return the response, whose headers have come. Raises what a refusal means."""
+        self._response = response = self._send()
+        self.load = response.headers.get("modelyard-load")
+        if response.status_code != 200:
+            raise error_of_response(response.status_code, response.headers, response.content, self._where)
+        return response
 
     def _burst(self, pieces: list[str], chunks: list[JSONObject]) -> Burst | None:
         """Return ``pieces`` and those of ``chunks`` as one burst; None where they say nothing new."""
         finish_reason, usage, metrics = None, None, None
         for chunk in chunks:
             if chunk.get("error_code"):
-                assert self._answer is not None
-                self._failure = error_of_output(chunk, self._answer.headers)
+                assert self._response is not None
+                self._failure = error_of_output(chunk, self._response.headers)
                 break
             text = chunk.get("text")
             if not isinstance(text, str):
@@ -119,8 +109,8 @@ class RemoteAnswer:
 
     def close(self) -> None:
         """End it wherever it is; a second call does nothing."""
-        if self._answer is not None:
-            self._answer.close()
+        if self._response is not None:
+            self._response.close()
 
 
 def _of(kind: type, value: Any, before: Any) -> Any:

@@ -210,19 +210,28 @@ class Incoming(io.BufferedReader):
         self.left_over = False
         """Whether bytes came behind the response, which nobody asked for."""
 
-    def _has_buffered(self) -> bool:
+    def _buffered(self) -> bytes:
         self.source.is_held = True
         try:
-            return bool(self.peek(1))
+            return self.peek(1)
         finally:
             self.source.is_held = False
 
+    def has_more(self) -> bool:
+        """Return whether more of the body, or its end, is here already."""
+        if self.closed:
+            return False
+        ahead = self._buffered()
+        if ahead.startswith(b"\r\n"):  # the end of a chunk of HTTP, and perhaps the size of the next
+            return b"\n" in ahead[2:]
+        return ahead not in (b"", b"\r")
+
     def wait(self, seconds: float) -> bool:
         """Wait ``seconds`` at most until something, or the end, can be read without blocking; return whether it can."""
-        return self.closed or self._has_buffered() or self.source.wait(seconds)
+        return self.closed or self.has_more() or self.source.wait(seconds)
 
     def close(self) -> None:
         """Close it; what it still has is given up."""
         if not self.closed:
-            self.left_over = self._has_buffered()
+            self.left_over = self._buffered() != b""
         super().close()

@@ -12,15 +12,11 @@ from collections.abc import Iterator
 import requests
 from urllib3.exceptions import HTTPError, InvalidHeader, ReadTimeoutError
 
-from ..errors import NotConnected, WorkerUnreachable
+from ..errors import NotConnected, WorkerSilent, WorkerUnreachable
 from .calls import Call
 
 FOREIGN = (requests.RequestException, HTTPError, http.client.HTTPException, OSError)
 """What a request may raise beside errors of ours."""
-
-
-class Silent(WorkerUnreachable):
-    """Nothing came for as long as the server may be silent: it may still be at work."""
 
 
 def why_not_connected(error: Exception, timeout: float) -> str:
@@ -47,10 +43,10 @@ def fault_of(error: Exception, call: Call) -> WorkerUnreachable:
         return NotConnected(f"{origin} did not accept a connection")
     if _is_one(causes, TimeoutError, requests.ReadTimeout, ReadTimeoutError):
         if call.until is not None and time.monotonic() >= call.until:
-            return Silent(f"{origin} did not answer in time")
+            return WorkerSilent(f"{origin} did not answer in time")
         if call.incoming is None and not _is_one(causes, requests.ReadTimeout, ReadTimeoutError):
-            return Silent(f"{origin} did not take the request: nothing of it for {call.read_timeout:g} s")
-        return Silent(f"{origin} was silent for {call.read_timeout:g} s")
+            return WorkerSilent(f"{origin} did not take the request: nothing of it for {call.read_timeout:g} s")
+        return WorkerSilent(f"{origin} was silent for {call.read_timeout:g} s")
     if call.incoming is None or call.incoming.source.is_in_head:
         if call.received == 0 and _is_one(causes, ConnectionError, ssl.SSLError):
             return WorkerUnreachable(f"{origin} closed the connection before its answer")

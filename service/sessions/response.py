@@ -9,10 +9,11 @@ from typing import Any
 
 import requests
 
-from ..errors import ModelyardError, WorkerUnreachable
+from ..errors import ModelyardError, WorkerSilent, WorkerUnreachable
 from ..streams import TICK, Cancel
 from .calls import Call
-from .faults import FOREIGN, Silent, fault_of
+from .connections import Incoming
+from .faults import FOREIGN, fault_of
 
 RECEIVE_SIZE = 64 * 1024
 MAX_WHOLE = 1024**3
@@ -64,7 +65,10 @@ class Response:
 
     def json(self) -> Any:
         """Return the whole body, parsed. ValueError where it is not JSON."""
-        return json.loads(self.content)
+        try:
+            return json.loads(self.content)
+        except RecursionError:  # of lists within lists
+            raise ValueError("it is nested too deeply") from None
 
     def read_whole(self, limit: int = MAX_WHOLE) -> bytes:
         """Return the whole body, of ``limit`` bytes at most."""
@@ -83,18 +87,30 @@ class Response:
     def read1(self) -> bytes | None:
         """Return what has come of the body: b"" at its end, None where nothing came for about a second."""
         incoming = self._call.incoming
-        if incoming is None or self._failure is not None:
+        if incoming is None or self._failure is not None or self._raw.length_remaining == 0:
             return self._read()
         tick = min(TICK, self._call.read_timeout)
         if incoming.wait(tick):
             self._silence = 0.0
-            return self._read()
+            data = self._read()
+            return self._joined(data, incoming) if incoming.has_more() else data
         self._silence += tick
         if self._silence >= self._call.read_timeout:
-            raise self._failed(Silent(f"{self._call.origin} was silent for {self._call.read_timeout:g} s"))
+            raise self._failed(WorkerSilent(f"{self._call.origin} was silent for {self._call.read_timeout:g} s"))
         if self._cancel is not None and self._cancel.is_set():
             raise self._failed(self._cancel.error)
         return None
+
+    def _joined(self, data: bytes, incoming: Incoming) -> bytes:
+        """Return ``data`` with what has come behind it: each read gives one chunk of HTTP, however short."""
+        parts, size = [data], len(data)
+        while size < RECEIVE_SIZE and incoming.has_more():
+            try:
+                parts.append(self._read())
+            except ModelyardError:
+                break  # it is raised by the next call
+            size += len(parts[-1])
+        return b"".join(parts)
 
     def _read(self) -> bytes:
         if self._failure is not None:

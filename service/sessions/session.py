@@ -9,14 +9,14 @@ from pathlib import Path
 
 import requests
 
-from ..errors import ConfigError, WorkerUnreachable
+from ..errors import ConfigError, WorkerSilent, WorkerUnreachable
 from ..processes import PerProcess
 from ..streams import Cancel
 from ..version import __version__
 from .adapters import new_requests_session
 from .address import origin_of
 from .calls import Call
-from .faults import FOREIGN, Silent, fault_of
+from .faults import FOREIGN, fault_of
 from .response import Response
 
 _PREPARED = 1024
@@ -106,7 +106,7 @@ class Session:
         try:
             return self._send(prepared, connect_timeout, call, cancel)
         except WorkerUnreachable as error:
-            if not call.was_kept or call.received or isinstance(error, Silent):
+            if not call.was_kept or call.received or isinstance(error, WorkerSilent):
                 raise
         return self._send(prepared, connect_timeout, Call(origin, read_timeout, until, fresh=True), cancel)
 

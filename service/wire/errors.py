@@ -5,6 +5,7 @@ No I/O, and nothing but the error tree: our own parts and `modelyard.Client` rea
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -68,6 +69,20 @@ _BY_STATUS: Mapping[int, type[ModelyardError]] = {
     503: Unavailable,
     504: WorkerUnreachable,
 }
+
+
+def error_of_response(status: int, headers: Mapping[str, str], body: bytes, where: str) -> ModelyardError:
+    """Return the error that a response with a status other than 200 means; ``where`` names who gave it."""
+    return error_of_document(status, headers, document_in(body), where)
+
+
+def document_in(body: bytes) -> JSONObject:
+    """Return the object in the body of an error; of anything else its beginning, as ``detail``, for people to read."""
+    try:
+        document = json.loads(body.rstrip(b"\0"))
+    except (ValueError, RecursionError):  # a page of a proxy, or nothing
+        document = None
+    return document if isinstance(document, dict) else {"detail": body[:200].decode("utf-8", "replace")}
 
 
 def error_of_document(status: int, headers: Mapping[str, str], document: JSONObject, where: str) -> ModelyardError:

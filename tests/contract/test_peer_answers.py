@@ -14,7 +14,7 @@ import pytest
 from asked_of_peers import CONTROLLER_CALLS, INSTANCE, PORT, WORKER_CALLS, Exchange, recorded, replay, said
 from faulty import faulty
 from modelyard.cluster.registry.base import ANY_GENERATION, Beaten
-from modelyard.sessions.transport import Transport
+from modelyard.sessions.session import Session
 from modelyard.settings.params import DESCRIPTION_KEYS
 from modelyard.types import ApplyOutcome, ModelMetadata
 
@@ -23,25 +23,25 @@ EXCHANGES = recorded()
 
 
 @pytest.fixture
-def transport() -> Iterator[Transport]:
-    made = Transport(connect_timeout=2, read_timeout=5)
+def session() -> Iterator[Session]:
+    made = Session(connect_timeout=2, read_timeout=5)
     yield made
     made.close()
 
 
-def answered(call: str, transport: Transport, exchanges: list[Exchange] | None = None) -> Any:
+def answered(call: str, session: Session, exchanges: list[Exchange] | None = None) -> Any:
     """Return what the call comes to; what it sends must be what was recorded."""
     exchanges = EXCHANGES[call] if exchanges is None else exchanges
     with faulty(replay(exchanges)) as server:
-        result = CALLS[call](server.url, transport)
+        result = CALLS[call](server.url, session)
         port = int(server.url.rpartition(":")[2].partition("/")[0])
         sent = [said(request, port) for request in server.requests]
     assert sent == [{name: exchange[name] for name in ("method", "path", "headers", "json")} for exchange in exchanges]
     return result
 
 
-def failure(call: str, transport: Transport) -> tuple[str, str]:
-    result = answered(call, transport)
+def failure(call: str, session: Session) -> tuple[str, str]:
+    result = answered(call, session)
     return result["error"], result["text"]
 
 
@@ -53,8 +53,8 @@ def test_every_call_was_recorded():
 # A worker
 
 
-def test_a_stream_of_whole_texts_becomes_pieces(transport):
-    assert answered("stream", transport) == {
+def test_a_stream_of_whole_texts_becomes_pieces(session):
+    assert answered("stream", session) == {
         "pieces": [" token"] * 3,
         "finish_reason": "stop",
         "usage": {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5},
@@ -74,8 +74,8 @@ def test_its_chunks_have_content_and_no_text():
         ("stream that is trimmed", ["Hello ", "wo", "rld"]),
     ],
 )
-def test_only_what_is_new_of_the_text_is_given_on(transport, call, pieces):
-    assert answered(call, transport)["pieces"] == pieces
+def test_only_what_is_new_of_the_text_is_given_on(session, call, pieces):
+    assert answered(call, session)["pieces"] == pieces
 
 
 @pytest.mark.parametrize(
@@ -88,36 +88,36 @@ def test_only_what_is_new_of_the_text_is_given_on(transport, call, pieces):
         ("stream that is refused", [], "invalid_request", "body.temperature: Input should be a valid number"),
     ],
 )
-def test_a_stream_that_goes_wrong_says_how_after_what_had_come(transport, call, pieces, error, says):
-    result = answered(call, transport)
+def test_a_stream_that_goes_wrong_says_how_after_what_had_come(session, call, pieces, error, says):
+    result = answered(call, session)
     assert (result["pieces"], result["error"]) == (pieces, error)
     assert says in result["text"]
 
 
-def test_vectors_and_scores(transport):
-    assert answered("embeddings", transport) == [[1.0, 1.0], [3.0, 2.0]]
-    assert answered("rerank", transport) == [0.5, 1.0, 0.0]
+def test_vectors_and_scores(session):
+    assert answered("embeddings", session) == [[1.0, 1.0], [3.0, 2.0]]
+    assert answered("rerank", session) == [0.5, 1.0, 0.0]
 
 
 def test_a_reranker_is_asked_for_by_its_type():
     assert EXCHANGES["rerank"][0]["json"]["worker_type"] == "reranker"
 
 
-def test_tokens_and_metadata(transport):
-    assert answered("count", transport) == 3
-    assert answered("metadata", transport) == ModelMetadata("theirs", 2048, metadata={"running": 0})
+def test_tokens_and_metadata(session):
+    assert answered("count", session) == 3
+    assert answered("metadata", session) == ModelMetadata("theirs", 2048, metadata={"running": 0})
 
 
-def test_descriptions_have_only_the_keys_that_all_clients_know(transport):
+def test_descriptions_have_only_the_keys_that_all_clients_know(session):
     answer = EXCHANGES["descriptions"][0]["response"]["json"]
     assert set(answer[0]) > set(DESCRIPTION_KEYS)
-    found = answered("descriptions", transport)
+    found = answered("descriptions", session)
     assert [one["param_name"] for one in found] == [one["param_name"] for one in answer]
     assert all(set(one) == set(DESCRIPTION_KEYS) for one in found)
 
 
-def test_supported_models_are_those_of_the_host_that_answers(transport):
-    (host,) = answered("supports", transport)
+def test_supported_models_are_those_of_the_host_that_answers(session):
+    (host,) = answered("supports", session)
     theirs = EXCHANGES["supports"][0]["response"]["json"][0]
     assert (host.host, host.port, host.error) == (theirs["host"], theirs["port"], "")
     assert [model.model for model in host.models] == [model["model"] for model in theirs["models"]]
@@ -125,8 +125,8 @@ def test_supported_models_are_those_of_the_host_that_answers(transport):
 
 
 @pytest.mark.parametrize("call", ["startup", "startup again", "shutdown"])
-def test_what_worked_says_nothing(transport, call):
-    assert answered(call, transport) is None
+def test_what_worked_says_nothing(session, call):
+    assert answered(call, session) is None
 
 
 def test_startup_names_the_host_that_is_asked():
@@ -134,12 +134,12 @@ def test_startup_names_the_host_that_is_asked():
     assert (body["host"], body["port"], body["worker_type"]) == ("localhost", PORT, "llm")
 
 
-def test_outcomes_of_apply(transport):
-    started = answered("apply start", transport)
+def test_outcomes_of_apply(session):
+    started = answered("apply start", session)
     assert isinstance(started, ApplyOutcome)
     assert started.success is True
     assert "start successfully" in started.message
-    assert answered("apply update", transport).message == "Update worker params successfully"
+    assert answered("apply update", session).message == "Update worker params successfully"
 
 
 @pytest.mark.parametrize(
@@ -153,15 +153,15 @@ def test_outcomes_of_apply(transport):
         "shutdown of an unknown model",
     ],
 )
-def test_a_failure_without_a_word_names_who_failed(transport, call):
-    error, text = failure(call, transport)
+def test_a_failure_without_a_word_names_who_failed(session, call):
+    error, text = failure(call, session)
     assert error == "engine_error"
     assert text.endswith("answers with status 500: Internal Server Error")
     assert "http://localhost:" in text
 
 
-def test_a_refused_startup_names_the_field(transport):
-    error, text = failure("startup without a type", transport)
+def test_a_refused_startup_names_the_field(session):
+    error, text = failure("startup without a type", session)
     assert error == "invalid_request"
     assert text.endswith("body.worker_type: Field required")
 
@@ -177,28 +177,28 @@ def test_our_own_call_is_tried_first_and_not_known_there(call):
     assert theirs["path"].startswith(("/api/controller/models", "/api/controller/heartbeat"))
 
 
-def test_registration_and_heartbeat(transport):
-    registered = answered("register", transport)
+def test_registration_and_heartbeat(session):
+    registered = answered("register", session)
     assert isinstance(registered, Beaten)
     (receipt,) = registered.receipts
     assert (receipt.key, receipt.url, receipt.superseded) == (INSTANCE.key, INSTANCE.url, False)
     assert receipt.generation > ANY_GENERATION
-    (receipt,) = answered("heartbeat", transport).receipts
+    (receipt,) = answered("heartbeat", session).receipts
     assert (receipt.generation, receipt.superseded) == (7, False)
 
 
 @pytest.mark.parametrize("call", ["instances", "instances of a key"])
-def test_rows_are_instances_with_the_health_that_it_says(transport, call):
-    (row,) = answered(call, transport)
+def test_rows_are_instances_with_the_health_that_it_says(session, call):
+    (row,) = answered(call, session)
     assert (row.key, row.url, row.healthy, row.generation) == (INSTANCE.key, INSTANCE.url, True, None)
 
 
-def test_what_was_deregistered_is_not_healthy_and_what_was_forgotten_is_not_there(transport):
-    (receipt,) = answered("deregister", transport)
+def test_what_was_deregistered_is_not_healthy_and_what_was_forgotten_is_not_there(session):
+    (receipt,) = answered("deregister", session)
     assert (receipt.key, receipt.superseded) == (INSTANCE.key, False)
-    assert answered("healthy instances", transport) == []
-    assert len(answered("forget", transport)) == 1
-    assert answered("no instances", transport) == []
+    assert answered("healthy instances", session) == []
+    assert len(answered("forget", session)) == 1
+    assert answered("no instances", session) == []
 
 
 def test_nothing_is_told_to_a_controller_that_its_instances_do_not_have():

@@ -16,7 +16,7 @@ from modelyard.cluster.manager import RemoteWorkerManager
 from modelyard.cluster.registry import open_registry
 from modelyard.cluster.view import RegistryView
 from modelyard.errors import EngineError, InvalidRequest, ModelyardError, UnknownModel
-from modelyard.sessions.transport import Transport
+from modelyard.sessions.session import Session
 from modelyard.streams import Cancel
 from modelyard.types import GenerateRequest, WorkerType
 from running import Service, wait_until
@@ -59,15 +59,15 @@ def ours(sides: Both) -> Ours:
 
 @pytest.fixture(scope="module")
 def manager(ours: Ours) -> Iterator[RemoteWorkerManager]:
-    transport = Transport(connect_timeout=2, read_timeout=30)
-    view = RegistryView(open_registry(url(ours.controller), transport=transport), 0.2)
-    made = RemoteWorkerManager(view, transport)
+    session = Session(connect_timeout=2, read_timeout=30)
+    view = RegistryView(open_registry(url(ours.controller), session=session), 0.2)
+    made = RemoteWorkerManager(view, session)
     view.start()
     made.start()
     yield made
     made.stop()
     view.stop()
-    transport.close()
+    session.close()
 
 
 def pieces(manager: RemoteWorkerManager, text: str, **options: Any) -> tuple[list[str], ModelyardError | None]:

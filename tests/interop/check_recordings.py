@@ -10,7 +10,7 @@ import pytest
 from asked_of_peers import CONTROLLER_CALLS, RECORDING, WORKER_CALLS, Call, Exchange, recorded
 from both import Both, address
 from faulty import faulty
-from modelyard.sessions.transport import Transport
+from modelyard.sessions.session import Session
 from recording import records
 
 NOT_COMPARED = ("timecost", "last_heartbeat", "host", "port")
@@ -20,13 +20,13 @@ NOT_COMPARED = ("timecost", "last_heartbeat", "host", "port")
 def asked(calls: dict[str, Call], upstream: str) -> list[Exchange]:
     """Make the calls, one after the other, and return all exchanges."""
     found: list[Exchange] = []
-    transport = Transport(connect_timeout=2, read_timeout=30)
+    session = Session(connect_timeout=2, read_timeout=30)
     for name, call in calls.items():
         exchanges: list[Exchange] = []
         with faulty(records(upstream, exchanges)) as server:
-            call(server.url, transport)
+            call(server.url, session)
         found += [{"call": name, "peer": "server of DB-GPT 0.8.2", **exchange} for exchange in exchanges]
-    transport.close()
+    session.close()
     return found
 
 

@@ -6,9 +6,9 @@ import signal
 
 import pytest
 from both import HUMAN, MANAGER_KEY, SECOND, Both, TheirClient, TheirError, keys_at, register, url
-from modelyard.cluster.remote_model import RemoteMachine
+from modelyard.cluster.remote_machine import RemoteMachine
 from modelyard.errors import EngineError
-from modelyard.sessions.transport import Transport
+from modelyard.sessions.session import Session
 from modelyard.types import WorkerType
 from running import Service, wait_until
 
@@ -95,10 +95,10 @@ def check_the_last_word_is_the_deregistration(own_sides):
 def check_a_shutdown_of_their_worker_fails_at_their_controller(own_sides):
     """Its deregistration sends an empty flag, which its own controller refuses; ours takes it as absent."""
     worker = own_sides.their_worker(own_sides.their_controller())
-    transport = Transport(connect_timeout=2, read_timeout=20)
+    session = Session(connect_timeout=2, read_timeout=20)
     with pytest.raises(EngineError, match="answers with status 500"):
-        RemoteMachine(url(worker), transport).model_shutdown("theirs", WorkerType.LLM)
-    transport.close()
+        RemoteMachine(url(worker), session).model_shutdown("theirs", WorkerType.LLM)
+    session.close()
 
 
 def check_our_gateway_serves_as_a_worker(sides, client, theirs):

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 from faulty import faulty, stalls
-from modelyard.cluster.remote_model import RemoteMachine, RemoteModelWorker
+from modelyard.cluster.remote_machine import RemoteMachine
+from modelyard.cluster.remote_model import RemoteModelWorker
 from modelyard.errors import (
     Cancelled,
     Conflict,
@@ -25,7 +26,7 @@ from modelyard.errors import (
     WorkerLost,
     WorkerUnreachable,
 )
-from modelyard.sessions.transport import Transport
+from modelyard.sessions.session import Session
 from modelyard.streams import Cancel
 from modelyard.types import GenerateRequest, WorkerType
 from running import Service, Services, wait_until
@@ -74,8 +75,8 @@ def service(run_module: Services, journal: Path) -> Iterator[Service]:
 
 
 @pytest.fixture
-def transport() -> Iterator[Transport]:
-    made = Transport(connect_timeout=2, read_timeout=20)
+def session() -> Iterator[Session]:
+    made = Session(connect_timeout=2, read_timeout=20)
     yield made
     made.close()
 
@@ -84,8 +85,8 @@ def api(service: Service) -> str:
     return service.url("/api")
 
 
-def worker(service: Service, transport: Transport, model: str, kind: str = "llm") -> RemoteModelWorker:
-    return RemoteModelWorker(f"{model}@{kind}", api(service), transport)
+def worker(service: Service, session: Session, model: str, kind: str = "llm") -> RemoteModelWorker:
+    return RemoteModelWorker(f"{model}@{kind}", api(service), session)
 
 
 def script(model: str = "script", **plan: Any) -> GenerateRequest:
@@ -97,46 +98,46 @@ def lines(journal: Path, *words: object) -> list[str]:
     return [line for line in journal.read_text().splitlines() if line.startswith(text)] if journal.exists() else []
 
 
-def test_an_answer_is_that_of_the_model_itself(service: Service, transport: Transport):
+def test_an_answer_is_that_of_the_model_itself(service: Service, session: Session):
     request = GenerateRequest("echo", [{"role": "human", "content": "Grüße"}], max_new_tokens=500)
     direct = service.post("generate", {"model": "echo", "messages": request.messages, "max_new_tokens": 500}).json()
-    answer = worker(service, transport, "echo").generate(request, Cancel())
+    answer = worker(service, session, "echo").generate(request, Cancel())
     assert answer.to_dict() == direct
 
 
-def test_pieces_come_one_by_one(service: Service, transport: Transport):
+def test_pieces_come_one_by_one(service: Service, session: Session):
     request = GenerateRequest("slow", prompt="x", max_new_tokens=5)
-    with worker(service, transport, "slow").generate_stream(request, Cancel()) as stream:
+    with worker(service, session, "slow").generate_stream(request, Cancel()) as stream:
         bursts = [burst for burst in stream if burst is not None]
     assert [burst.pieces for burst in bursts] == [[" token"]] * 5
     assert (bursts[0].finish_reason, bursts[-1].finish_reason) == (None, "length")
     assert stream.load == "slots=8;free=7;waiting=0"
 
 
-def test_one_connection_serves_streams_and_calls(service: Service, transport: Transport):
-    remote = worker(service, transport, "echo")
+def test_one_connection_serves_streams_and_calls(service: Service, session: Session):
+    remote = worker(service, session, "echo")
     for _ in range(3):
         remote.generate(GenerateRequest("echo", prompt="x"), Cancel())
         assert remote.count_token("a b c") == 3
-    idle = [len(connections) for connections in transport.pool._idle.values()]
+    idle = [len(connections) for connections in session.pool._idle.values()]
     assert idle == [1]
 
 
 def test_silence_of_a_model_that_computes_is_no_failure(service: Service):
-    hasty = Transport(read_timeout=1)
+    hasty = Session(read_timeout=1)
     answer = worker(service, hasty, "script").generate(script(before=2.5, pieces=2), Cancel())
     hasty.close()
     assert answer.text == "xx"
 
 
-def test_a_cancel_reaches_the_engine(service: Service, transport: Transport, journal: Path):
+def test_a_cancel_reaches_the_engine(service: Service, session: Session, journal: Path):
     cancel = Cancel()
     name = f"cancelled-{service.port}"
     errors: list[BaseException] = []
 
     def ask() -> None:
         try:
-            worker(service, transport, "script").generate(script(name=name, pieces=1000, each=0.05), cancel)
+            worker(service, session, "script").generate(script(name=name, pieces=1000, each=0.05), cancel)
         except ModelyardError as error:
             errors.append(error)
 
@@ -150,16 +151,16 @@ def test_a_cancel_reaches_the_engine(service: Service, transport: Transport, jou
     assert int(line.split()[-1]) < 1000
 
 
-def test_closing_a_stream_that_waits_reaches_the_engine(service: Service, transport: Transport, journal: Path):
+def test_closing_a_stream_that_waits_reaches_the_engine(service: Service, session: Session, journal: Path):
     name = f"closed-{service.port}"
-    with worker(service, transport, "script").generate_stream(script(name=name, before=60), Cancel()) as stream:
+    with worker(service, session, "script").generate_stream(script(name=name, before=60), Cancel()) as stream:
         assert next(stream) is None
         wait_until(lambda: lines(journal, "begin", name), "the engine at work")
     wait_until(lambda: lines(journal, "end", name, 0), "the engine's end")
 
 
-def test_who_may_not_wait_is_refused_with_the_load(service: Service, transport: Transport):
-    remote = worker(service, transport, "narrow")
+def test_who_may_not_wait_is_refused_with_the_load(service: Service, session: Session):
+    remote = worker(service, session, "narrow")
     with remote.generate_stream(script("narrow", pieces=1000, each=0.05), Cancel()) as stream:
         assert next(burst for burst in stream if burst is not None).pieces == ["x"]
         with pytest.raises(Overloaded) as refused:
@@ -169,12 +170,12 @@ def test_who_may_not_wait_is_refused_with_the_load(service: Service, transport: 
     assert remote.generate(script("narrow", pieces=2), Cancel()).text == "xx", "who may wait gets the slot"
 
 
-def test_a_failure_comes_after_the_pieces_before_it(service: Service, transport: Transport):
+def test_a_failure_comes_after_the_pieces_before_it(service: Service, session: Session):
     service.may_show_tracebacks = True
     pieces: list[str] = []
     plan = script(pieces=5, each=0.01, fail_at=2)
     with (
-        worker(service, transport, "script").generate_stream(plan, Cancel()) as stream,
+        worker(service, session, "script").generate_stream(plan, Cancel()) as stream,
         pytest.raises(EngineError, match="engine of model 'script' failed"),
     ):
         for burst in stream:
@@ -182,36 +183,36 @@ def test_a_failure_comes_after_the_pieces_before_it(service: Service, transport:
     assert pieces == ["x", "x"]
 
 
-def test_errors_are_the_same_on_either_side(service: Service, transport: Transport):
+def test_errors_are_the_same_on_either_side(service: Service, session: Session):
     with pytest.raises(UnknownModel, match="there is no model 'nobody' here"):
-        worker(service, transport, "nobody").generate(GenerateRequest("nobody", prompt="x"), Cancel())
+        worker(service, session, "nobody").generate(GenerateRequest("nobody", prompt="x"), Cancel())
     with pytest.raises(UnknownModel, match="there is no model 'nobody' here"):
-        worker(service, transport, "nobody").metadata()
+        worker(service, session, "nobody").metadata()
     with pytest.raises(InvalidRequest) as caught:
-        worker(service, transport, "echo").generate(GenerateRequest("echo", prompt="x", top_p=7), Cancel())
+        worker(service, session, "echo").generate(GenerateRequest("echo", prompt="x", top_p=7), Cancel())
     assert [error["field"] for error in caught.value.errors] == ["top_p"]
     with pytest.raises(InvalidRequest) as caught:
-        worker(service, transport, "echo-embed", "text2vec").embeddings([], Cancel())
+        worker(service, session, "echo-embed", "text2vec").embeddings([], Cancel())
     assert [error["field"] for error in caught.value.errors] == ["input"]
 
 
-def test_the_calls_that_generate_nothing(service: Service, transport: Transport):
-    embedder = worker(service, transport, "echo-embed", "text2vec")
+def test_the_calls_that_generate_nothing(service: Service, session: Session):
+    embedder = worker(service, session, "echo-embed", "text2vec")
     rows = embedder.embeddings(["a", "b"], Cancel())
     assert rows == service.post("embeddings", {"model": "echo-embed", "input": ["a", "b"]}).json()
     assert len(embedder.rerank("q", ["a", "b", "c"], Cancel())) == 3
     assert embedder.load == "slots=64;free=64;waiting=0"
-    metadata = worker(service, transport, "echo").metadata()
+    metadata = worker(service, session, "echo").metadata()
     assert (metadata.model, metadata.context_length) == ("echo", 4096)
 
 
-def test_a_host_starts_stops_and_tells(service: Service, transport: Transport):
-    host = RemoteMachine(api(service), transport)
+def test_a_host_starts_stops_and_tells(service: Service, session: Session):
+    host = RemoteMachine(api(service), session)
     host.model_shutdown("spare", None)
     with pytest.raises(UnknownModel):
-        worker(service, transport, "spare").metadata()
+        worker(service, session, "spare").metadata()
     host.model_startup("spare", WorkerType.LLM, {"context_length": 77})
-    assert worker(service, transport, "spare").metadata().context_length == 77
+    assert worker(service, session, "spare").metadata().context_length == 77
     with pytest.raises(Conflict, match="spare"):
         host.model_startup("spare", WorkerType.LLM, {})
     with pytest.raises(InvalidRequest, match="context_length"):
@@ -225,9 +226,9 @@ def test_a_host_starts_stops_and_tells(service: Service, transport: Transport):
     host.worker_apply("spare", "start", None, {})
 
 
-def test_streams_of_a_worker_that_is_killed_end_with_an_error(run: Services, transport: Transport):
+def test_streams_of_a_worker_that_is_killed_end_with_an_error(run: Services, session: Session):
     service = run.start(MODELS.format(journal=run.folder() / "journal"))
-    remote = worker(service, transport, "slow")
+    remote = worker(service, session, "slow")
     ends: list[tuple[int, BaseException | None]] = []
     began = threading.Barrier(11)
 
@@ -244,7 +245,7 @@ def test_streams_of_a_worker_that_is_killed_end_with_an_error(run: Services, tra
         ends.append((pieces, error))
 
     table = "limit_model_concurrency"
-    RemoteMachine(api(service), transport).worker_apply("slow", "update_params", None, {table: 16})
+    RemoteMachine(api(service), session).worker_apply("slow", "update_params", None, {table: 16})
     threads = [threading.Thread(target=read) for _ in range(10)]
     for thread in threads:
         thread.start()
@@ -265,12 +266,12 @@ import gevent
 from modelyard.streams import Cancel
 from modelyard.errors import Cancelled, WorkerUnreachable
 from modelyard.cluster.remote_model import RemoteModelWorker
-from modelyard.sessions.transport import Transport
+from modelyard.sessions.session import Session
 from modelyard.types import GenerateRequest
 
 url = sys.argv[1]
-transport = Transport(read_timeout=10)
-slow = RemoteModelWorker("slow@llm", url, transport)
+session = Session(read_timeout=10)
+slow = RemoteModelWorker("slow@llm", url, session)
 
 def whole(_):
     return slow.generate(GenerateRequest("slow", prompt="x", max_new_tokens=20), Cancel()).text.count("token")
@@ -284,7 +285,7 @@ gevent.spawn_later(0.2, cancel.set)
 began = time.monotonic()
 try:
     plan = json.dumps({"before": 60})
-    RemoteModelWorker("script@llm", url, transport).generate(GenerateRequest("script", prompt=plan), cancel)
+    RemoteModelWorker("script@llm", url, session).generate(GenerateRequest("script", prompt=plan), cancel)
 except Cancelled:
     cancelled = time.monotonic() - began
 
@@ -293,17 +294,17 @@ with slow.generate_stream(GenerateRequest("slow", prompt="x", max_new_tokens=400
 
 ticks = []
 plan = json.dumps({"before": 2.5, "pieces": 1})
-script = RemoteModelWorker("script@llm", url, transport)
+script = RemoteModelWorker("script@llm", url, session)
 with script.generate_stream(GenerateRequest("script", prompt=plan), Cancel()) as stream:
     for burst in stream:
         ticks.append(burst is None)
 
 try:
-    Transport(read_timeout=0.5).request("GET", sys.argv[2])
+    Session(read_timeout=0.5).request("GET", sys.argv[2])
 except WorkerUnreachable as error:
     silent = str(error)
 again = slow.count_token("a b")
-transport.close()
+session.close()
 print(json.dumps([counts, together, cancelled, first, any(ticks), silent, again]))
 """
 
@@ -324,9 +325,9 @@ def test_it_works_under_gevent(service: Service):
     assert again == 2
 
 
-def test_an_address_that_answers_again_is_used_again(run: Services, transport: Transport):
+def test_an_address_that_answers_again_is_used_again(run: Services, session: Session):
     service = run.start(MODELS.format(journal=run.folder() / "journal"))
-    remote = worker(service, transport, "echo")
+    remote = worker(service, session, "echo")
     assert remote.count_token("a") == 1
     service.kill()
     for _ in range(2):

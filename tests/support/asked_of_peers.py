@@ -15,9 +15,10 @@ from typing import Any
 from faulty import LAST, Peer, Request, Script, head, http_chunk
 from modelyard.cluster.registry.base import Instance
 from modelyard.cluster.registry.client import RegistryClient
-from modelyard.cluster.remote_model import RemoteMachine, RemoteModelWorker
+from modelyard.cluster.remote_machine import RemoteMachine
+from modelyard.cluster.remote_model import RemoteModelWorker
 from modelyard.errors import ModelyardError
-from modelyard.sessions.transport import Transport
+from modelyard.sessions.session import Session
 from modelyard.streams import Cancel
 from modelyard.types import GenerateRequest, WorkerType
 
@@ -26,7 +27,7 @@ PORT = 18100
 """Stands for the port of the server in what is recorded."""
 
 Exchange = dict[str, Any]
-Call = Callable[[str, Transport], Any]
+Call = Callable[[str, Session], Any]
 
 INSTANCE = Instance("m@llm", "http://127.0.0.1:18001/api")
 STARTUP = {"name": "second", "provider": "echo"}
@@ -34,9 +35,9 @@ STARTUP = {"name": "second", "provider": "echo"}
 
 
 def _stream(text: str, model: str = "theirs", **options: Any) -> Call:
-    def call(url: str, transport: Transport) -> Any:
+    def call(url: str, session: Session) -> Any:
         messages = [{"role": "user", "content": text}]
-        worker = RemoteModelWorker(f"{model}@llm", url, transport)
+        worker = RemoteModelWorker(f"{model}@llm", url, session)
         pieces: list[str] = []
         finish_reason, usage = None, None
         try:
@@ -53,20 +54,20 @@ def _stream(text: str, model: str = "theirs", **options: Any) -> Call:
 
 
 def _of_model(key: str, name: str, *arguments: Any) -> Call:
-    def call(url: str, transport: Transport) -> Any:
-        worker = RemoteModelWorker(key, url, transport)
+    def call(url: str, session: Session) -> Any:
+        worker = RemoteModelWorker(key, url, session)
         return _value(lambda: getattr(worker, name)(*arguments))
 
     return call
 
 
 def _of_host(name: str, *arguments: Any) -> Call:
-    return lambda url, transport: _value(lambda: getattr(RemoteMachine(url, transport), name)(*arguments))
+    return lambda url, session: _value(lambda: getattr(RemoteMachine(url, session), name)(*arguments))
 
 
 def _of_registry(name: str, *arguments: Any, **options: Any) -> Call:
-    def call(url: str, transport: Transport) -> Any:
-        return _value(lambda: getattr(RegistryClient([url], transport), name)(*arguments, **options))
+    def call(url: str, session: Session) -> Any:
+        return _value(lambda: getattr(RegistryClient([url], session), name)(*arguments, **options))
 
     return call
 

@@ -14,7 +14,7 @@ from modelyard.cluster.hosting.manager import HostedWorkerManager, HostEndpoint
 from modelyard.server.app import create_app
 from modelyard.server.extension import KEY
 from modelyard.server.runtime import Runtime
-from modelyard.sessions.transport import Transport
+from modelyard.sessions.session import Session
 from modelyard.settings.settings import Settings
 from modelyard.types import JSONObject
 from modelyard.worker.protocol import WorkerManager
@@ -124,7 +124,7 @@ def hosted_manager(folder: Path, tables: Sequence[JSONObject]) -> Iterator[Worke
     """Give the manager of a web process over a model host, which has the models of ``tables``."""
     with service(folder, tables, role="worker") as host:
         endpoint = HostEndpoint(url_of(host))
-        manager = HostedWorkerManager(endpoint, Transport(), 10.0, lambda: ("127.0.0.1", 7000))
+        manager = HostedWorkerManager(endpoint, Session(), 10.0, lambda: ("127.0.0.1", 7000))
         manager.notify_started()
         yield SettledLoad(manager, host)  # type: ignore[misc]
         wait_until(lambda: not host.requests, "all requests are over", 5)

@@ -13,7 +13,7 @@ from modelyard.blueprints.controller import controller_blueprint
 from modelyard.cluster.registry import open_registry
 from modelyard.cluster.registry.base import HEARTBEAT_TIMEOUT, Registry
 from modelyard.cluster.registry.memory import MemoryRegistry, Table
-from modelyard.sessions.transport import Transport
+from modelyard.sessions.session import Session
 from modelyard.settings.settings import Settings
 from running import free_port
 from stores import StoreServers
@@ -86,9 +86,9 @@ class ControllerPlace(Place):
         app.register_blueprint(controller_blueprint(lambda: registry, settings, "/api"))
         port = free_port()
         self._opened.enter_context(serving(app, port))
-        transport = Transport(token=SECRET)
-        self._opened.callback(transport.close)
-        return open_registry(f"http://127.0.0.1:{port}/api", transport=transport)
+        session = Session(token=SECRET)
+        self._opened.callback(session.close)
+        return open_registry(f"http://127.0.0.1:{port}/api", session=session)
 
     def empty(self) -> None:
         self.table.rows.clear()

@@ -16,16 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ModelyardError, NotConnected
-from ...sessions.answer import Answer
-from ...sessions.transport import Transport
+from ...sessions.response import Response
+from ...sessions.session import Session
 from ...settings.loading import serialize
 from ...settings.settings import ALLOCATOR, INLINE, Settings
+from ...telemetry.tracing import outgoing_headers
 from ...telemetry.tracing import Tracing
 from ...threads import BackgroundThread
 from ...types import JSONObject
 from ...worker.protocol import ServiceState
 from ..addresses import advertised_url
-from ..membership import registry_url, transport_options
+from ..membership import registry_url, session_options
 from .folder import HostFolder, HostLock, LifeLine, digest, is_needed, noted, run_began
 from .manager import HostedWorkerManager, HostEndpoint
 
@@ -55,10 +56,14 @@ class ModelHost:
     def __init__(self, settings: Settings, *, tracing: Tracing | None = None) -> None:
         """Use ``settings``, of the web process; ``tracing`` makes the spans of calls to the host."""
         self._settings = settings
-        self._socket = Transport(settings.connect_timeout, SILENCE)
+        self._session = Session(settings.connect_timeout, SILENCE, current_headers=outgoing_headers)
         self._endpoint = HostEndpoint()
         self.manager = HostedWorkerManager(
-            self._endpoint, self._socket, settings.host_timeout, lambda: (settings.host, settings.port), tracing=tracing
+            self._endpoint,
+            self._session,
+            settings.host_timeout,
+            lambda: (settings.host, settings.port),
+            tracing=tracing,
         )
         """Calls the models of the host."""
         self.url = ""
@@ -82,7 +87,7 @@ class ModelHost:
         self._thread.stop()
         if self._life is not None:
             self._life.release()
-        self._socket.close()
+        self._session.close()
 
     def _work(self) -> float:
         self._look_after()
@@ -206,9 +211,9 @@ class ModelHost:
 
     # Calls
 
-    def send(self, method: str, path: str, **options: Any) -> Answer:
-        """Send a request to its API; like `Transport.send`."""
-        return self._socket.send(method, self._endpoint.url + path, **options)
+    def request(self, method: str, path: str, **options: Any) -> Response:
+        """Send a request to its API; like `Session.request`."""
+        return self._session.request(method, self._endpoint.url + path, **options)
 
     def status(self) -> JSONObject:
         """Return the host's status and its ``pid``; where no host answers, a status with the reason."""
@@ -235,17 +240,17 @@ def _python() -> str:
     return str(Path(sys.exec_prefix, "bin", f"python{sys.version_info.major}"))
 
 
-class Shortcut(Transport):
+class Shortcut(Session):
     """Sends requests for the address of this service over its host's socket, and all others as usual."""
 
     def __init__(self, host: ModelHost, settings: Settings) -> None:
-        """Stand in for the transport of ``settings``."""
-        super().__init__(**transport_options(settings))
+        """Stand in for the session of ``settings``."""
+        super().__init__(**session_options(settings))
         self._host = host
 
-    def send(self, method: str, url: str, **options: Any) -> Answer:
-        """Send a request; like `Transport.send`."""
+    def request(self, method: str, url: str, **options: Any) -> Response:
+        """Send a request; like `Session.request`."""
         own = self._host.url
         if own and url.startswith(f"{own}/"):
-            return self._host.send(method, url.removeprefix(own), **options)
-        return super().send(method, url, **options)
+            return self._host.request(method, url.removeprefix(own), **options)
+        return super().request(method, url, **options)

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from ...engines.base import Vectors
 from ...errors import Draining, ModelyardError, NotConnected, NotReady, UnknownModel, not_callable
-from ...sessions.transport import Transport
+from ...sessions.session import Session
 from ...streams import Cancel, OutputStream, Relay
 from ...telemetry.tracing import Tracing
 from ...types import (
@@ -27,12 +27,13 @@ from ...types import (
     WorkerType,
     worker_key,
 )
+from ...wire.errors import error_of_response
 from ...worker.protocol import ServiceState
 from ...worker.shared_calls import SharedCalls
 from ...worker.spans import spanned
 from ...worker.worker import State
-from ..remote_errors import error_of_answer
-from ..remote_model import RemoteMachine, RemoteModelWorker
+from ..remote_machine import RemoteMachine
+from ..remote_model import RemoteModelWorker
 
 T = TypeVar("T")
 
@@ -57,7 +58,7 @@ class HostedWorkerManager(SharedCalls):
     def __init__(
         self,
         endpoint: HostEndpoint,
-        transport: Transport,
+        session: Session,
         timeout: float,
         place: Callable[[], tuple[str, int]],
         *,
@@ -69,7 +70,7 @@ class HostedWorkerManager(SharedCalls):
         """
         super().__init__(tracing)
         self.endpoint = endpoint
-        self._transport = transport
+        self._session = session
         self._timeout = timeout
         self._place = place
         self._workers: dict[str, RemoteModelWorker] = {}
@@ -85,11 +86,11 @@ class HostedWorkerManager(SharedCalls):
         key = next((key for key in keys if key in self._keys), keys[0])
         worker = self._workers.get(key)
         if worker is None or worker.url != self.endpoint.url:
-            worker = self._workers[key] = RemoteModelWorker(key, self.endpoint.url, self._transport)
+            worker = self._workers[key] = RemoteModelWorker(key, self.endpoint.url, self._session)
         return worker
 
     def _machine(self) -> RemoteMachine:
-        return RemoteMachine(self.endpoint.url, self._transport)
+        return RemoteMachine(self.endpoint.url, self._session)
 
     # Waiting for the host
 
@@ -127,9 +128,9 @@ class HostedWorkerManager(SharedCalls):
     def status(self) -> JSONObject:
         """Return the host's ``/readyz``. Raises WorkerUnreachable, and the error that it answers with."""
         url = self.endpoint.url.removesuffix("/api") + "/readyz"
-        with self._transport.request("GET", url, timeout=STATUS_TIMEOUT) as answer:
+        with self._session.request("GET", url, timeout=STATUS_TIMEOUT) as answer:
             if answer.status_code not in (200, 503):
-                raise error_of_answer(answer, self.endpoint.url)
+                raise error_of_response(answer.status_code, answer.headers, answer.content, self.endpoint.url)
             status = answer.json()
         self._keys = {str(model["model"]) for model in status["models"]}
         return {name: status.get(name) for name in ("ready", "state", "reason", "models")}

@@ -12,54 +12,54 @@ from .address import StoreAddress, controller_urls, masked, sqlite_path
 from .base import HEARTBEAT_TIMEOUT, Registry
 
 if TYPE_CHECKING:
-    from ...sessions.transport import Transport
+    from ...sessions.session import Session
 
-Opener: TypeAlias = Callable[[str, float, "Transport | None"], Registry]
+Opener: TypeAlias = Callable[[str, float, "Session | None"], Registry]
 
 
 def open_registry(
-    url: str, heartbeat_timeout: float = HEARTBEAT_TIMEOUT, *, transport: Transport | None = None
+    url: str, heartbeat_timeout: float = HEARTBEAT_TIMEOUT, *, session: Session | None = None
 ) -> Registry:
     """Return the registry at ``url``; nothing is connected yet. The caller closes it.
 
     ``http(s)://host:port/api[,second]``, ``sqlite:///path``, ``postgresql://...``, ``mysql://...``, ``redis://...``,
-    ``memory:``. ``transport`` is what controllers are reached by, and stays the caller's. ConfigError where the address
+    ``memory:``. ``session`` is what controllers are reached by, and stays the caller's. ConfigError where the address
     is not valid, MissingLibrary where a driver is not installed; neither shows a password.
     """
     scheme = url.partition(":")[0].lower()
     if scheme not in SCHEMES or ":" not in url:
         kinds = "http, https, sqlite, postgresql, mysql, redis and memory"
         raise ConfigError(f"registry {masked(url)}: unknown kind: there are {kinds}, as in sqlite:////srv/registry.db")
-    return SCHEMES[scheme](url, heartbeat_timeout, transport)
+    return SCHEMES[scheme](url, heartbeat_timeout, session)
 
 
-def _memory(url: str, heartbeat_timeout: float, _transport: Transport | None) -> Registry:
+def _memory(url: str, heartbeat_timeout: float, _session: Session | None) -> Registry:
     if url.partition(":")[2].strip("/"):
         raise ConfigError(f"registry {masked(url)}: memory: takes no name, each process has one of its own")
     return _made("memory", "MemoryRegistry", "", heartbeat_timeout)
 
 
-def _sqlite(url: str, heartbeat_timeout: float, _transport: Transport | None) -> Registry:
+def _sqlite(url: str, heartbeat_timeout: float, _session: Session | None) -> Registry:
     return _made("sqlite", "SqliteRegistry", "", sqlite_path(url), heartbeat_timeout)
 
 
-def _postgresql(url: str, heartbeat_timeout: float, _transport: Transport | None) -> Registry:
+def _postgresql(url: str, heartbeat_timeout: float, _session: Session | None) -> Registry:
     return _made("postgresql", "PostgresqlRegistry", "sql,postgres", StoreAddress.parse(url), heartbeat_timeout)
 
 
-def _mysql(url: str, heartbeat_timeout: float, _transport: Transport | None) -> Registry:
+def _mysql(url: str, heartbeat_timeout: float, _session: Session | None) -> Registry:
     return _made("mysql", "MysqlRegistry", "sql,mysql", StoreAddress.parse(url), heartbeat_timeout)
 
 
-def _redis(url: str, heartbeat_timeout: float, _transport: Transport | None) -> Registry:
+def _redis(url: str, heartbeat_timeout: float, _session: Session | None) -> Registry:
     return _made("redis", "RedisRegistry", "redis", StoreAddress.parse(url), heartbeat_timeout)
 
 
-def _controllers(url: str, _heartbeat_timeout: float, transport: Transport | None) -> Registry:
+def _controllers(url: str, _heartbeat_timeout: float, session: Session | None) -> Registry:
     urls = controller_urls(url)
-    if transport is None:
-        raise ValueError("a controller is reached by a transport: open_registry(url, transport=...)")
-    return _made("client", "RegistryClient", "", urls, transport)
+    if session is None:
+        raise ValueError("a controller is reached by a session: open_registry(url, session=...)")
+    return _made("client", "RegistryClient", "", urls, session)
 
 
 def _made(module: str, name: str, extras: str, *arguments: Any) -> Registry:

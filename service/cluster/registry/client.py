@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from ...errors import RegistryUnavailable, WorkerUnreachable
-from ...sessions.transport import Transport
+from ...sessions.session import Session
 from . import limits
 from .base import Beaten, Instance, Receipt
 from .controller_calls import ControllerCalls, NoSuchCall
@@ -25,9 +25,9 @@ TIMEOUT = 5.0
 class _Controller:
     """One address, and whether DB-GPT's calls are what it understands: looked at again when it has failed."""
 
-    def __init__(self, url: str, transport: Transport) -> None:
+    def __init__(self, url: str, session: Session) -> None:
         self.url = url
-        self._ours = ControllerCalls(url, transport)
+        self._ours = ControllerCalls(url, session)
         self._theirs = DbgptCalls(self._ours)
         self._is_peer = False
 
@@ -55,9 +55,9 @@ class _Controller:
 class RegistryClient:
     """A registry that others keep. The first controller that answers serves until it fails; then the next is asked."""
 
-    def __init__(self, urls: Sequence[str], transport: Transport, timeout: float = TIMEOUT) -> None:
-        """Ask the controllers at ``urls`` (each with its prefix); ``transport`` stays the caller's to close."""
-        self._controllers = [_Controller(url.rstrip("/"), transport) for url in urls]
+    def __init__(self, urls: Sequence[str], session: Session, timeout: float = TIMEOUT) -> None:
+        """Ask the controllers at ``urls`` (each with its prefix); ``session`` stays the caller's to close."""
+        self._controllers = [_Controller(url.rstrip("/"), session) for url in urls]
         self._timeout = timeout
         self._serving = 0
 
@@ -85,7 +85,7 @@ class RegistryClient:
         return self._ask(lambda calls, end: calls.instances(key, healthy_only, end))
 
     def close(self) -> None:
-        """Do nothing: the connections are the transport's."""
+        """Do nothing: the connections are the session's."""
 
     def _ask(self, call: Callable[[ControllerCalls | DbgptCalls, float], T]) -> T:
         end = time.monotonic() + self._timeout

@@ -10,10 +10,8 @@ from urllib.parse import urlencode
 import orjson
 
 from ...errors import WorkerUnreachable
-from ...sessions.answer import Answer
-from ...sessions.transport import Transport
-from ...wire.errors import PROBLEM_TYPE
-from ..remote_errors import error_of
+from ...sessions.session import Session
+from ...wire.errors import PROBLEM_TYPE, error_of_response
 from . import row_json
 from .base import Beaten, Instance, Receipt
 
@@ -32,9 +30,9 @@ class ControllerCalls:
     A refusal is the error of its code; NoSuchCall where the call is not known there.
     """
 
-    def __init__(self, url: str, transport: Transport) -> None:
+    def __init__(self, url: str, session: Session) -> None:
         self.url = url
-        self._transport = transport
+        self._session = session
 
     def beat(self, instances: Sequence[Instance], deadline: float) -> Beaten:
         """Register or refresh."""
@@ -67,15 +65,11 @@ class ControllerCalls:
         """Return the JSON of an answer that is 200; everything else is raised."""
         url = f"{self.url}/controller{path}" + (f"?{urlencode(query)}" if query else "")
         left = max(_LEAST, deadline - time.monotonic())
-        answer = self._transport.send(
-            method,
-            url,
-            body=None if body is None else orjson.dumps(body),
-            timeout=(min(self._transport.connect_timeout, left), left),
-        )
-        with answer:
-            data = self._read(answer, deadline)
-        status = answer.status_code
+        times = (min(self._session.connect_timeout, left), left)
+        data = None if body is None else orjson.dumps(body)
+        with self._session.request(method, url, body=data, timeout=times, until=time.monotonic() + left) as response:
+            data = response.read_whole(LARGEST_ANSWER)
+        status = response.status_code
         if status == 200:
             try:
                 return orjson.loads(data)
@@ -84,25 +78,8 @@ class ControllerCalls:
         if status in (404, 405) and PROBLEM_TYPE.encode() not in data:
             raise NoSuchCall
         if status < 400 or status >= 500 or status in _TRY_ANOTHER:
-            raise WorkerUnreachable(f"{self.url}: {error_of(status, answer.headers, data, 'it')}")
-        raise error_of(status, answer.headers, data, self.url)
-
-    def _read(self, answer: Answer, deadline: float) -> bytes:
-        while not answer.wait_head():
-            self._check(deadline)
-        parts, size = [], 0
-        while (data := answer.read1()) != b"":
-            self._check(deadline)
-            if data is not None:
-                parts.append(data)
-                size += len(data)
-                if size > LARGEST_ANSWER:
-                    raise self.nonsense(ValueError(f"has over {LARGEST_ANSWER} bytes"))
-        return b"".join(parts)
-
-    def _check(self, deadline: float) -> None:
-        if time.monotonic() > deadline:
-            raise WorkerUnreachable(f"{self.url} did not answer in time")
+            raise WorkerUnreachable(f"{self.url}: {error_of_response(status, response.headers, data, 'it')}")
+        raise error_of_response(status, response.headers, data, self.url)
 
     def nonsense(self, error: Exception) -> WorkerUnreachable:
         """Return what is raised of an answer that no controller gives."""

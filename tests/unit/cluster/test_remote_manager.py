@@ -28,7 +28,7 @@ from modelyard.errors import (
     WorkerUnreachable,
 )
 from modelyard.server.runtime import Runtime
-from modelyard.sessions.transport import Transport
+from modelyard.sessions.session import Session
 from modelyard.streams import Cancel
 from modelyard.types import GenerateRequest, WorkerType
 from modelyard.worker.protocol import EVERY_MODEL
@@ -306,25 +306,25 @@ def test_a_request_that_was_routed_here_is_never_sent_on(yard, tmp_path):
     # Two standalone services that know each other: one that is full does not pass on what it was sent.
     with (
         service(tmp_path / "s1", TABLES, role="standalone", registry=yard.registry) as first,
-        closing(Transport()) as transport,
+        closing(Session()) as session,
     ):
         first.local.worker_apply("a", "stop", None, {})
-        answer = transport.request(
+        answer = session.request(
             "POST",
             f"{url_of(first)}/worker/generate",
             body=b'{"model": "a", "prompt": "x"}',
             headers={"Modelyard-Route": "local"},
         )
         assert answer.status_code == 503
-        answer = transport.request("POST", f"{url_of(first)}/worker/generate", body=b'{"model": "a", "prompt": "x"}')
+        answer = session.request("POST", f"{url_of(first)}/worker/generate", body=b'{"model": "a", "prompt": "x"}')
         assert (answer.status_code, answer.json()["text"]) == (200, " x")
 
 
 def test_an_address_where_nobody_listens_fails_for_the_only_instance_with_the_reason():
     registry = MemoryRegistry(heartbeat_timeout=60)
     registry.beat([Instance("a@llm", f"http://127.0.0.1:{free_port()}/api")])
-    view, transport = RegistryView(registry, 60), Transport()
-    manager = RemoteWorkerManager(view, transport)
+    view, session = RegistryView(registry, 60), Session()
+    manager = RemoteWorkerManager(view, session)
     try:
         with pytest.raises(WorkerUnreachable, match="refused"):
             manager.generate(prompt("x"), Cancel())
@@ -333,7 +333,7 @@ def test_an_address_where_nobody_listens_fails_for_the_only_instance_with_the_re
     finally:
         manager.stop()
         view.stop()
-        transport.close()
+        session.close()
 
 
 @pytest.mark.parametrize(
@@ -349,10 +349,10 @@ def test_an_address_where_nobody_listens_fails_for_the_only_instance_with_the_re
 )
 def test_a_host_of_dbgpt_is_told_a_type_that_nobody_said_where_it_is_clear(registered, params, said):
     registry = MemoryRegistry(heartbeat_timeout=60)
-    with faulty(says(whole(200, b"null"))) as host, closing(Transport()) as transport:
+    with faulty(says(whole(200, b"null"))) as host, closing(Session()) as session:
         elsewhere = f"http://127.0.0.1:{free_port()}/api"
         registry.beat([Instance(MANAGER_KEY, host.url), *(Instance(key, elsewhere) for key in registered)])
-        manager = RemoteWorkerManager(RegistryView(registry, 60), transport)
+        manager = RemoteWorkerManager(RegistryView(registry, 60), session)
         manager.model_startup("new", None, params)
         manager.model_startup("new", WorkerType.RERANKER, params)
         asked = [json.loads(request.body) for request in host.requests]
@@ -361,8 +361,8 @@ def test_a_host_of_dbgpt_is_told_a_type_that_nobody_said_where_it_is_clear(regis
 
 def test_a_model_is_shut_down_at_a_host_of_dbgpt_by_its_type():
     registry = MemoryRegistry(heartbeat_timeout=60)
-    with faulty(says(whole(200, b"null"))) as host, closing(Transport()) as transport:
+    with faulty(says(whole(200, b"null"))) as host, closing(Session()) as session:
         registry.beat([Instance(MANAGER_KEY, host.url), Instance("new@text2vec", host.url)])
-        RemoteWorkerManager(RegistryView(registry, 60), transport).model_shutdown("new", None)
+        RemoteWorkerManager(RegistryView(registry, 60), session).model_shutdown("new", None)
         (asked,) = host.requests
     assert json.loads(asked.body)["worker_type"] == "text2vec"

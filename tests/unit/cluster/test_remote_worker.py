@@ -30,11 +30,12 @@ from faulty import (
 )
 from modelyard import errors
 from modelyard.cluster import remote_answer
-from modelyard.cluster.remote_model import RemoteMachine, RemoteModelWorker
-from modelyard.sessions.transport import Transport
+from modelyard.cluster.remote_machine import RemoteMachine
+from modelyard.cluster.remote_model import RemoteModelWorker
+from modelyard.sessions.session import Session
 from modelyard.streams import Cancel, OutputStream
 from modelyard.types import Burst, GenerateRequest, HostModels, ModelMetadata, SupportedModel, WorkerType
-from modelyard.wire.chunks import ChunkDecoder
+from modelyard.wire.chunks import PieceDecoder
 from modelyard.wire.errors import BY_CODE
 from running import wait_until
 
@@ -43,18 +44,18 @@ ENDING = output("", finish_reason="stop", usage=USAGE)
 
 
 @pytest.fixture
-def transport() -> Iterator[Transport]:
-    made = Transport(connect_timeout=2, read_timeout=5)
+def session() -> Iterator[Session]:
+    made = Session(connect_timeout=2, read_timeout=5)
     yield made
     made.close()
 
 
-def worker_at(server: Faulty, transport: Transport, key: str = "m@llm") -> RemoteModelWorker:
-    return RemoteModelWorker(key, server.url, transport)
+def worker_at(server: Faulty, session: Session, key: str = "m@llm") -> RemoteModelWorker:
+    return RemoteModelWorker(key, server.url, session)
 
 
-def stream_of(server: Faulty, transport: Transport, **fields: Any) -> OutputStream:
-    return worker_at(server, transport).generate_stream(GenerateRequest("m", prompt="x", **fields), Cancel())
+def stream_of(server: Faulty, session: Session, **fields: Any) -> OutputStream:
+    return worker_at(server, session).generate_stream(GenerateRequest("m", prompt="x", **fields), Cancel())
 
 
 def read(stream: OutputStream) -> tuple[list[str], BaseException | None]:
@@ -69,9 +70,9 @@ def read(stream: OutputStream) -> tuple[list[str], BaseException | None]:
     return pieces, None
 
 
-def text_from(script: Script, transport: Transport) -> str:
+def text_from(script: Script, session: Session) -> str:
     with faulty(script) as server:
-        pieces, error = read(stream_of(server, transport))
+        pieces, error = read(stream_of(server, session))
     assert error is None
     return "".join(pieces)
 
@@ -79,12 +80,12 @@ def text_from(script: Script, transport: Transport) -> str:
 # What is asked
 
 
-def test_a_stream_asks_for_pieces_of_the_workers_own_process(transport: Transport):
+def test_a_stream_asks_for_pieces_of_the_workers_own_process(session: Session):
     messages = [{"role": "human", "content": "Grüße"}]
     request = GenerateRequest("m", messages, temperature=0.0, max_new_tokens=5, chat_model=False, stop=["."])
     with faulty(says(streamed(ENDING))) as server:
-        worker_at(server, transport).generate(request, Cancel())
-        worker_at(server, transport).generate(request, Cancel(), wait=False)
+        worker_at(server, session).generate(request, Cancel())
+        worker_at(server, session).generate(request, Cancel(), wait=False)
     patient, at_once = server.requests
     assert (patient.method, patient.path) == ("POST", "/api/worker/generate_stream")
     assert patient.headers["accept"] == "application/x-model-output-delta"
@@ -103,12 +104,12 @@ def test_a_stream_asks_for_pieces_of_the_workers_own_process(transport: Transpor
     }
 
 
-def test_messages_are_sent_in_the_words_that_every_worker_understands(transport: Transport):
+def test_messages_are_sent_in_the_words_that_every_worker_understands(session: Session):
     parts = [{"type": "text", "text": "a "}, {"type": "text", "object": {"data": "b", "format": "text"}}]
     said = [("system", "s"), ("user", parts), ("assistant", "c"), ("human", "d"), ("ai", "e")]
     request = GenerateRequest("m", [{"role": role, "content": content} for role, content in said], echo=True)
     with faulty(says(streamed(ENDING))) as server:
-        worker_at(server, transport).generate(request, Cancel())
+        worker_at(server, session).generate(request, Cancel())
     sent = server.requests[0].json()
     assert [(message["role"], message["content"]) for message in sent["messages"]] == [
         *(("system", "s"), ("human", "a b"), ("ai", "c")),
@@ -117,30 +118,30 @@ def test_messages_are_sent_in_the_words_that_every_worker_understands(transport:
     assert sent["echo"] is True
 
 
-def test_a_stream_asks_for_nothing_before_its_first_burst_is_wanted(transport: Transport):
+def test_a_stream_asks_for_nothing_before_its_first_burst_is_wanted(session: Session):
     with faulty(says(streamed(ENDING))) as server:
-        stream_of(server, transport).close()
-        with stream_of(server, transport) as stream:
+        stream_of(server, session).close()
+        with stream_of(server, session) as stream:
             assert server.connections == 0
             next(stream)
             assert len(server.requests) == 1
 
 
-def test_a_request_that_can_not_be_written_as_json_is_invalid(transport: Transport):
+def test_a_request_that_can_not_be_written_as_json_is_invalid(session: Session):
     with faulty(says(streamed(ENDING))) as server, pytest.raises(errors.InvalidRequest, match="can't be sent on"):
-        worker_at(server, transport).generate(GenerateRequest("m", prompt="\ud800"), Cancel())
+        worker_at(server, session).generate(GenerateRequest("m", prompt="\ud800"), Cancel())
 
 
 # What comes
 
 
-def test_pieces_that_come_together_are_one_burst(transport: Transport):
+def test_pieces_that_come_together_are_one_burst(session: Session):
     sent = streamed(output("a"), output("b"), output("c", finish_reason="length", usage=USAGE, metrics={"speed": 1}))
-    with faulty(says(sent)) as server, stream_of(server, transport) as stream:
+    with faulty(says(sent)) as server, stream_of(server, session) as stream:
         assert list(stream) == [Burst(["a", "b", "c"], "length", USAGE, {"speed": 1})]
 
 
-def test_a_piece_is_given_out_when_it_comes_and_not_with_the_next(transport: Transport):
+def test_a_piece_is_given_out_when_it_comes_and_not_with_the_next(session: Session):
     taken = threading.Event()
 
     def script(peer: Peer) -> bool:
@@ -149,7 +150,7 @@ def test_a_piece_is_given_out_when_it_comes_and_not_with_the_next(transport: Tra
         peer.send(http_chunk(output("b") + ENDING), LAST)
         return True
 
-    with faulty(script) as server, stream_of(server, transport) as stream:
+    with faulty(script) as server, stream_of(server, session) as stream:
         assert next(stream) == Burst(["a"])
         taken.set()
         assert next(stream) == Burst(["b"], "stop", USAGE)
@@ -157,14 +158,14 @@ def test_a_piece_is_given_out_when_it_comes_and_not_with_the_next(transport: Tra
 
 
 @pytest.mark.parametrize("size", [1, 3, 7, 1000])
-def test_an_answer_may_be_cut_anywhere(transport: Transport, size: int):
+def test_an_answer_may_be_cut_anywhere(session: Session, size: int):
     sent = streamed(output("größe "), b"\0", output("日本"), output("😀") + output("!"), ENDING)
-    assert text_from(dribbles(sent, size), transport) == "größe 日本😀!"
+    assert text_from(dribbles(sent, size), session) == "größe 日本😀!"
 
 
-def test_an_answer_that_ends_with_its_connection_is_read_as_it_comes(transport: Transport):
+def test_an_answer_that_ends_with_its_connection_is_read_as_it_comes(session: Session):
     head = b"HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\n\r\n"
-    assert text_from(breaks_off(head, output("a"), output("b"), ENDING), transport) == "ab"
+    assert text_from(breaks_off(head, output("a"), output("b"), ENDING), session) == "ab"
 
 
 @pytest.mark.parametrize(
@@ -179,17 +180,17 @@ def test_an_answer_that_ends_with_its_connection_is_read_as_it_comes(transport: 
     ],
 )
 def test_of_a_text_that_comes_whole_each_time_only_what_is_new_is_given_out(
-    transport: Transport, texts: list[str], pieces: list[str]
+    session: Session, texts: list[str], pieces: list[str]
 ):
     sent = streamed(*(output(text, incremental=False) for text in texts), content_type=STREAM_TYPE)
     with faulty(says(sent)) as server:
-        assert read(stream_of(server, transport)) == (pieces, None)
+        assert read(stream_of(server, session)) == (pieces, None)
 
 
-def test_the_last_text_of_a_peer_may_be_empty(transport: Transport):
+def test_the_last_text_of_a_peer_may_be_empty(session: Session):
     last = output("", incremental=False, finish_reason="stop", usage=USAGE)
     with faulty(says(streamed(output("ab", incremental=False), last))) as server:
-        answer = worker_at(server, transport).generate(GenerateRequest("m", prompt="x"), Cancel())
+        answer = worker_at(server, session).generate(GenerateRequest("m", prompt="x"), Cancel())
     assert (answer.text, answer.finish_reason, answer.usage) == ("ab", "stop", USAGE)
 
 
@@ -204,40 +205,40 @@ def test_the_last_text_of_a_peer_may_be_empty(transport: Transport):
         ],
     ],
 )
-def test_content_in_the_place_of_text_is_understood(transport: Transport, content_of: Callable[[str], Any]):
+def test_content_in_the_place_of_text_is_understood(session: Session, content_of: Callable[[str], Any]):
     chunks = [
         json.dumps({"error_code": 0, "content": content_of(text), "finish_reason": None}).encode() + b"\0"
         for text in ("Hel", "Hello")
     ]
-    assert text_from(says(streamed(*chunks)), transport) == "Hello"
+    assert text_from(says(streamed(*chunks)), session) == "Hello"
 
 
-def test_keys_of_peers_that_nobody_knows_are_passed_over(transport: Transport):
+def test_keys_of_peers_that_nobody_knows_are_passed_over(session: Session):
     chunk = output("a", incremental=False, is_function_calling_model=True, tool_calls=None, finish_reason=3)
-    assert text_from(says(streamed(chunk)), transport) == "a"
+    assert text_from(says(streamed(chunk)), session) == "a"
 
 
-def test_the_load_is_known_as_soon_as_the_headers_are_there(transport: Transport):
+def test_the_load_is_known_as_soon_as_the_headers_are_there(session: Session):
     load = "Modelyard-Load: slots=8;free=7;waiting=0"
     with faulty(stalls(stream_head(load), http_chunk(b"\0"))) as server:
-        worker = worker_at(server, transport)
+        worker = worker_at(server, session)
         with worker.generate_stream(GenerateRequest("m", prompt="x"), Cancel()) as stream:
             assert (worker.load, stream.load) == (None, None)
             assert next(stream) is None
             assert worker.load == stream.load == "slots=8;free=7;waiting=0"
 
 
-@pytest.mark.parametrize("sent", [b"", stream_head(), stream_head() + http_chunk(output("a")[:-1])])
-def test_where_nothing_comes_the_stream_says_so_about_once_a_second(transport: Transport, sent: bytes):
-    with faulty(stalls(sent)) as server, stream_of(server, transport) as stream:
+@pytest.mark.parametrize("sent", [stream_head(), stream_head() + http_chunk(output("a")[:-1])])
+def test_where_nothing_comes_the_stream_says_so_about_once_a_second(session: Session, sent: bytes):
+    with faulty(stalls(sent)) as server, stream_of(server, session) as stream:
         began = time.monotonic()
         assert next(stream) is None
         assert next(stream) is None
         assert time.monotonic() - began < 4
 
 
-def test_an_empty_chunk_ends_a_silence(transport: Transport):
-    hasty = Transport(read_timeout=0.4)
+def test_an_empty_chunk_ends_a_silence(session: Session):
+    hasty = Session(read_timeout=0.4)
     beats = threading.Event()
 
     def script(peer: Peer) -> bool:
@@ -276,9 +277,9 @@ HALF = output("half a chunk")[:-4]
         says(whole(200, b"<html>Welcome to our proxy</html>", content_type="text/html")),
     ],
 )
-def test_what_breaks_before_a_piece_has_come_may_be_asked_elsewhere(transport: Transport, script: Script):
+def test_what_breaks_before_a_piece_has_come_may_be_asked_elsewhere(session: Session, script: Script):
     with faulty(script) as server:
-        pieces, error = read(stream_of(server, transport))
+        pieces, error = read(stream_of(server, session))
         assert server.url.split("/")[2] in str(error)
     assert pieces == []
     assert type(error) is errors.WorkerUnreachable
@@ -286,11 +287,11 @@ def test_what_breaks_before_a_piece_has_come_may_be_asked_elsewhere(transport: T
 
 @pytest.mark.parametrize(
     "rest",
-    [b"", http_chunk(b"\0"), http_chunk(HALF)[:-9], http_chunk(HALF), http_chunk(HALF) + LAST, b"zz\r\n", LAST[:-2]],
+    [b"", http_chunk(b"\0"), http_chunk(HALF)[:-9], http_chunk(HALF), http_chunk(HALF) + LAST, b"zz\r\n"],
 )
 @pytest.mark.parametrize("ends", [breaks_off, resets])
 def test_what_breaks_after_a_piece_is_lost_but_for_the_pieces_that_came(
-    transport: Transport, ends: Callable[..., Script], rest: bytes
+    session: Session, ends: Callable[..., Script], rest: bytes
 ):
     taken = threading.Event()
 
@@ -299,7 +300,7 @@ def test_what_breaks_after_a_piece_is_lost_but_for_the_pieces_that_came(
         taken.wait(20)
         return ends(rest)(peer)
 
-    with faulty(script) as server, stream_of(server, transport) as stream:
+    with faulty(script) as server, stream_of(server, session) as stream:
         assert next(stream) == Burst(["Hello ", "you"])
         taken.set()
         with pytest.raises(errors.WorkerLost):
@@ -307,10 +308,10 @@ def test_what_breaks_after_a_piece_is_lost_but_for_the_pieces_that_came(
 
 
 def test_a_worker_that_never_answers_is_unreachable_and_one_that_stalls_is_lost():
-    hasty = Transport(read_timeout=0.3)
+    hasty = Session(read_timeout=0.3)
     with faulty(stalls()) as server:
         pieces, error = read(stream_of(server, hasty))
-        assert (pieces, type(error)) == ([], errors.WorkerUnreachable)
+        assert (pieces, type(error)) == ([], errors.WorkerSilent)
     with faulty(stalls(stream_head(), http_chunk(output("a")))) as server:
         pieces, error = read(stream_of(server, hasty))
         assert (pieces, type(error)) == (["a"], errors.WorkerLost)
@@ -318,22 +319,22 @@ def test_a_worker_that_never_answers_is_unreachable_and_one_that_stalls_is_lost(
     hasty.close()
 
 
-def test_a_peers_answer_need_not_say_how_it_ended(transport: Transport):
-    assert text_from(says(streamed(output("a"))), transport) == "a"
+def test_a_peers_answer_need_not_say_how_it_ended(session: Session):
+    assert text_from(says(streamed(output("a"))), session) == "a"
 
 
 @pytest.mark.parametrize("sent", [streamed(), streamed(b"\0\0"), whole(200, b"")])
-def test_an_answer_without_a_word_is_an_error(transport: Transport, sent: bytes):
+def test_an_answer_without_a_word_is_an_error(session: Session, sent: bytes):
     with faulty(says(sent)) as server:
-        pieces, error = read(stream_of(server, transport))
+        pieces, error = read(stream_of(server, session))
     assert (pieces, type(error)) == ([], errors.EngineError)
     assert "without a word" in str(error)
 
 
-def test_a_chunk_over_the_limit_is_refused(transport: Transport, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(remote_answer, "ChunkDecoder", functools.partial(ChunkDecoder, limit=1000))
+def test_a_chunk_over_the_limit_is_refused(session: Session, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(remote_answer, "PieceDecoder", functools.partial(PieceDecoder, limit=1000))
     with faulty(stalls(stream_head(), http_chunk(b"x" * 2000))) as server:
-        _, error = read(stream_of(server, transport))
+        _, error = read(stream_of(server, session))
     assert "over 1000 bytes" in str(error)
 
 
@@ -346,10 +347,10 @@ def refused(code: str | None, error_code: int = 500, text: str = "why", **told: 
 
 
 @pytest.mark.parametrize("kind", sorted(set(BY_CODE.values()), key=lambda kind: kind.code))
-def test_an_error_of_ours_is_the_same_here(transport: Transport, kind: type[errors.ModelyardError]):
+def test_an_error_of_ours_is_the_same_here(session: Session, kind: type[errors.ModelyardError]):
     for script in (says(streamed(refused(kind.code))), says(whole(503, refused(kind.code)))):
         with faulty(script) as server:
-            pieces, error = read(stream_of(server, transport))
+            pieces, error = read(stream_of(server, session))
         assert (pieces, type(error), str(error)) == ([], kind, "why")
 
 
@@ -360,10 +361,10 @@ def test_every_error_of_ours_has_a_code_of_its_own():
     assert BY_CODE["cancelled"] is errors.WorkerLost, "somebody else's client has gone"
 
 
-def test_a_refusal_tells_the_load_and_when_to_come_again(transport: Transport):
+def test_a_refusal_tells_the_load_and_when_to_come_again(session: Session):
     told = ["Retry-After: 7", "Modelyard-Load: slots=1;free=0;waiting=3"]
     with faulty(says(whole(503, refused("overloaded", 503), *told, content_type=STREAM_TYPE))) as server:
-        worker = worker_at(server, transport)
+        worker = worker_at(server, session)
         stream = worker.generate_stream(GenerateRequest("m", prompt="x"), Cancel())
         _, error = read(stream)
     assert isinstance(error, errors.Overloaded)
@@ -371,17 +372,17 @@ def test_a_refusal_tells_the_load_and_when_to_come_again(transport: Transport):
     assert worker.load == stream.load == "slots=1;free=0;waiting=3"
 
 
-def test_an_invalid_request_names_its_fields(transport: Transport):
+def test_an_invalid_request_names_its_fields(session: Session):
     faults = [{"field": "top_p", "message": "too large"}]
     with faulty(says(whole(422, refused("invalid_request", 422, errors=faults)))) as server:
-        _, error = read(stream_of(server, transport))
+        _, error = read(stream_of(server, session))
     assert isinstance(error, errors.InvalidRequest)
     assert error.errors == faults
 
 
-def test_an_error_after_pieces_follows_them(transport: Transport):
+def test_an_error_after_pieces_follows_them(session: Session):
     with faulty(says(streamed(output("a"), output("b") + refused("engine_error") + output("c")))) as server:
-        pieces, error = read(stream_of(server, transport))
+        pieces, error = read(stream_of(server, session))
     assert (pieces, type(error), str(error)) == (["a", "b"], errors.EngineError, "why")
 
 
@@ -397,10 +398,10 @@ def test_an_error_after_pieces_follows_them(transport: Transport):
     ],
 )
 def test_an_error_without_a_code_of_ours_goes_by_its_number(
-    transport: Transport, error_code: Any, kind: type[errors.ModelyardError]
+    session: Session, error_code: Any, kind: type[errors.ModelyardError]
 ):
     with faulty(says(streamed(refused(None, error_code)))) as server:
-        _, error = read(stream_of(server, transport))
+        _, error = read(stream_of(server, session))
     assert (type(error), str(error)) == (kind, "why")
 
 
@@ -418,18 +419,18 @@ UNKNOWN_THERE = "Cound not found worker instances for model name a b and worker 
     ],
 )
 def test_only_the_whole_sentence_of_dbgpt_says_that_a_model_is_unknown_there(
-    transport: Transport, text: str, error_code: int, kind: type[errors.ModelyardError]
+    session: Session, text: str, error_code: int, kind: type[errors.ModelyardError]
 ):
     with faulty(says(streamed(refused(None, error_code, text)))) as server:
-        _, error = read(stream_of(server, transport))
+        _, error = read(stream_of(server, session))
     assert (type(error), str(error)) == (kind, text)
 
 
-def test_an_error_that_has_no_words_is_one_all_the_same(transport: Transport):
+def test_an_error_that_has_no_words_is_one_all_the_same(session: Session):
     chunk = json.dumps({"error_code": 1, "content": {"type": "image_url"}}).encode() + b"\0"
     for script in (says(streamed(chunk)), says(whole(500, chunk))):
         with faulty(script) as server:
-            _, error = read(stream_of(server, transport))
+            _, error = read(stream_of(server, session))
         assert isinstance(error, errors.EngineError)
 
 
@@ -462,13 +463,13 @@ FASTAPI = {"detail": [{"loc": ["body", "model"], "msg": "Field required", "type"
     ],
 )
 def test_a_status_that_is_none_of_success_is_an_error(
-    transport: Transport, answer: bytes, kind: type[errors.ModelyardError], words: str
+    session: Session, answer: bytes, kind: type[errors.ModelyardError], words: str
 ):
     with faulty(says(answer)) as server:
-        _, error = read(stream_of(server, transport))
+        _, error = read(stream_of(server, session))
         assert type(error) is kind
         with pytest.raises(kind, match=words):
-            worker_at(server, transport).count_token("x")
+            worker_at(server, session).count_token("x")
     if isinstance(error, errors.Unavailable):
         assert error.retry_after == (9 if b"Retry-After" in answer else 1)
 
@@ -476,9 +477,9 @@ def test_a_status_that_is_none_of_success_is_an_error(
 # Closing
 
 
-def test_closing_a_stream_hangs_up(transport: Transport):
+def test_closing_a_stream_hangs_up(session: Session):
     with faulty(stalls(stream_head(), http_chunk(output("a")))) as server:
-        stream = stream_of(server, transport)
+        stream = stream_of(server, session)
         assert next(stream) == Burst(["a"])
         stream.close()
         wait_until(lambda: server.open_connections == 0, "hung up")
@@ -486,7 +487,7 @@ def test_closing_a_stream_hangs_up(transport: Transport):
 
 
 @pytest.mark.parametrize("sent", [b"", stream_head(), stream_head() + http_chunk(output("a"))])
-def test_a_cancel_ends_a_stream_at_once(transport: Transport, sent: bytes):
+def test_a_cancel_ends_a_stream_at_once(session: Session, sent: bytes):
     cancel = Cancel()
     with faulty(stalls(sent)) as server:
 
@@ -498,20 +499,20 @@ def test_a_cancel_ends_a_stream_at_once(transport: Transport, sent: bytes):
         thread.start()
         began = time.monotonic()
         with pytest.raises(errors.Draining, match="going"):
-            worker_at(server, transport).generate(GenerateRequest("m", prompt="x"), cancel)
+            worker_at(server, session).generate(GenerateRequest("m", prompt="x"), cancel)
         assert time.monotonic() - began < 1
         thread.join(10)
         wait_until(lambda: server.open_connections == 0, "hung up")
 
 
-def test_streams_use_one_connection_after_the_other(transport: Transport):
+def test_streams_use_one_connection_after_the_other(session: Session):
     with faulty(says(streamed(output("a"), ENDING))) as server:
         for _ in range(5):
-            assert read(stream_of(server, transport)) == (["a"], None)
+            assert read(stream_of(server, session)) == (["a"], None)
         assert server.connections == 1
 
 
-def test_five_hundred_streams_that_break_leave_nothing_behind(transport: Transport):
+def test_five_hundred_streams_that_break_leave_nothing_behind(session: Session):
     scripts = [
         breaks_off(stream_head(), http_chunk(output("a"))),
         resets(stream_head(), http_chunk(output("a"))),
@@ -521,7 +522,7 @@ def test_five_hundred_streams_that_break_leave_nothing_behind(transport: Transpo
     ]
     with faulty(lambda peer: scripts[peer.number % len(scripts)](peer)) as server:
         before, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
-        failures = [read(stream_of(server, transport))[1] for _ in range(500)]
+        failures = [read(stream_of(server, session))[1] for _ in range(500)]
         assert all(failures)
         wait_until(lambda: server.open_connections <= 1, "all connections ended but one that may be used again")
         assert len(os.listdir("/proc/self/fd")) <= before + 2
@@ -531,10 +532,10 @@ def test_five_hundred_streams_that_break_leave_nothing_behind(transport: Transpo
 # Other calls
 
 
-def test_embeddings_are_one_row_a_text(transport: Transport):
+def test_embeddings_are_one_row_a_text(session: Session):
     load = "Modelyard-Load: slots=64;free=64;waiting=0"
     with faulty(says(whole(200, [[1.5, -2.0], [0.0, 1e-3]], load))) as server:
-        worker = worker_at(server, transport, "e@text2vec")
+        worker = worker_at(server, session, "e@text2vec")
         assert worker.embeddings(["a", "ü"], Cancel()) == [[1.5, -2.0], [0.0, 1e-3]]
         assert worker.load == "slots=64;free=64;waiting=0"
         worker.embeddings(["a", "b"], Cancel(), wait=False)
@@ -544,41 +545,41 @@ def test_embeddings_are_one_row_a_text(transport: Transport):
     assert {request.headers["modelyard-route"] for request in server.requests} == {"local"}
 
 
-def test_rerank_sends_the_query_along_and_takes_one_row(transport: Transport):
+def test_rerank_sends_the_query_along_and_takes_one_row(session: Session):
     with faulty(says(whole(200, [[0.5, 0.25]]))) as server:
-        assert worker_at(server, transport, "r@reranker").rerank("q", ["a", "b"], Cancel()) == [0.5, 0.25]
+        assert worker_at(server, session, "r@reranker").rerank("q", ["a", "b"], Cancel()) == [0.5, 0.25]
     assert server.requests[0].json() == {"model": "r", "input": ["a", "b"], "query": "q", "worker_type": "reranker"}
 
 
 @pytest.mark.parametrize("body", [b"null", b"[1, 2]", b"[[1]]", b"{}", b"no JSON", b""])
-def test_vectors_that_do_not_fit_the_texts_are_an_error(transport: Transport, body: bytes):
+def test_vectors_that_do_not_fit_the_texts_are_an_error(session: Session, body: bytes):
     with faulty(says(whole(200, body))) as server:
-        worker = worker_at(server, transport)
+        worker = worker_at(server, session)
         with pytest.raises(errors.EngineError, match="m@llm at http://localhost"):
             worker.embeddings(["a", "b"], Cancel())
         with pytest.raises(errors.EngineError, match="m@llm at http://localhost"):
             worker.rerank("q", ["a", "b"], Cancel())
 
 
-def test_embeddings_end_with_their_cancel(transport: Transport):
+def test_embeddings_end_with_their_cancel(session: Session):
     cancel = Cancel()
     with faulty(stalls()) as server:
         timer = threading.Thread(target=lambda: (wait_until(lambda: server.requests, "asked"), cancel.set()))
         timer.start()
         with pytest.raises(errors.Cancelled):
-            worker_at(server, transport).embeddings(["a"], cancel)
+            worker_at(server, session).embeddings(["a"], cancel)
         timer.join(10)
 
 
-def test_tokens_are_counted_by_the_model_that_is_meant(transport: Transport):
+def test_tokens_are_counted_by_the_model_that_is_meant(session: Session):
     with faulty(says(whole(200, 7))) as server:
-        assert worker_at(server, transport).count_token("a b") == 7
+        assert worker_at(server, session).count_token("a b") == 7
     assert server.requests[0].json() == {"model": "m", "prompt": "a b"}
     with faulty(says(whole(200, "seven"))) as server, pytest.raises(errors.EngineError, match="no count"):
-        worker_at(server, transport).count_token("a b")
+        worker_at(server, session).count_token("a b")
 
 
-def test_metadata_is_understood_from_both_peers(transport: Transport):
+def test_metadata_is_understood_from_both_peers(session: Session):
     said = {
         "model": "m",
         "context_length": 4096,
@@ -588,20 +589,20 @@ def test_metadata_is_understood_from_both_peers(transport: Transport):
         "ext_metadata": {"prompt_roles": ["a"], "prompt_sep": "\n", "prompt_chat_template": "{{ x }}"},
     }
     with faulty(says(whole(200, said))) as server:
-        assert worker_at(server, transport).metadata() == ModelMetadata("m", 4096, False, {}, "{{ x }}")
+        assert worker_at(server, session).metadata() == ModelMetadata("m", 4096, False, {}, "{{ x }}")
     with faulty(says(whole(200, {"model": "m", "ext_metadata": None}))) as server:
-        assert worker_at(server, transport).metadata() == ModelMetadata("m")
+        assert worker_at(server, session).metadata() == ModelMetadata("m")
     with faulty(says(whole(200, []))) as server, pytest.raises(errors.EngineError, match="no metadata"):
-        worker_at(server, transport).metadata()
+        worker_at(server, session).metadata()
 
 
 # A host
 
 
-def test_a_start_names_host_and_port_and_is_on_a_connection_of_its_own(transport: Transport):
+def test_a_start_names_host_and_port_and_is_on_a_connection_of_its_own(session: Session):
     with faulty(says(whole(200, None))) as server:
         port = int(server.url.split(":")[2].split("/")[0])
-        host = RemoteMachine(server.url, transport)
+        host = RemoteMachine(server.url, session)
         host.model_startup("m", WorkerType.TEXT2VEC, {"n_ctx": 5})
         host.model_startup("m", None, {})
         host.model_shutdown("m", WorkerType.LLM)
@@ -617,7 +618,7 @@ def test_a_start_names_host_and_port_and_is_on_a_connection_of_its_own(transport
 
 
 def test_a_start_may_take_longer_than_other_calls():
-    hasty = Transport(read_timeout=0.2)
+    hasty = Session(read_timeout=0.2)
     late = threading.Event()
 
     def script(peer: Peer) -> bool:
@@ -632,31 +633,31 @@ def test_a_start_may_take_longer_than_other_calls():
     hasty.close()
 
 
-def test_a_start_whose_answer_is_lost_is_not_asked_for_again(transport: Transport):
+def test_a_start_whose_answer_is_lost_is_not_asked_for_again(session: Session):
     with faulty(breaks_off()) as server:
         for _ in range(2):
             with pytest.raises(errors.WorkerUnreachable):
-                RemoteMachine(server.url, transport).model_startup("m", None, {})
+                RemoteMachine(server.url, session).model_startup("m", None, {})
         assert len(server.requests) == 2
 
 
-def test_what_came_of_apply_is_told(transport: Transport):
+def test_what_came_of_apply_is_told(session: Session):
     said = {"message": "restarted", "success": True, "timecost": 1.5, "more": 1}
     with faulty(says(whole(200, said))) as server:
-        outcome = RemoteMachine(server.url, transport).worker_apply("m", "restart", WorkerType.LLM, {"x": 1})
+        outcome = RemoteMachine(server.url, session).worker_apply("m", "restart", WorkerType.LLM, {"x": 1})
         assert (outcome.message, outcome.success, outcome.timecost) == ("restarted", True, 1.5)
     wanted = {"model": "m", "apply_type": "restart", "worker_type": "llm", "params": {"x": 1}}
     assert server.requests[0].json() == wanted
     with faulty(says(whole(200, {"message": "it broke", "success": False}))) as server:
-        assert RemoteMachine(server.url, transport).worker_apply("m", "stop", None, {}).success is False
+        assert RemoteMachine(server.url, session).worker_apply("m", "stop", None, {}).success is False
         assert "worker_type" not in server.requests[0].json()
     with faulty(says(whole(200, None))) as server, pytest.raises(errors.EngineError, match="what came of stop"):
-        RemoteMachine(server.url, transport).worker_apply("m", "stop", None, {})
+        RemoteMachine(server.url, session).worker_apply("m", "stop", None, {})
 
 
-def test_descriptions_are_asked_for_by_name_and_type(transport: Transport):
+def test_descriptions_are_asked_for_by_name_and_type(session: Session):
     with faulty(says(whole(200, [{"param_name": "n_ctx"}]))) as server:
-        host = RemoteMachine(server.url, transport)
+        host = RemoteMachine(server.url, session)
         assert host.parameter_descriptions("größe & co", WorkerType.LLM) == [{"param_name": "n_ctx"}]
         host.parameter_descriptions("m", None)
     assert [request.path.partition("?")[2] for request in server.requests] == [
@@ -665,30 +666,30 @@ def test_descriptions_are_asked_for_by_name_and_type(transport: Transport):
     ]
 
 
-def test_supported_models_are_read_also_where_a_peer_leaves_something_out(transport: Transport):
+def test_supported_models_are_read_also_where_a_peer_leaves_something_out(session: Session):
     said = [
         {"host": "10.0.0.1", "port": 8000, "models": [{"model": "m", "worker_type": "llm", "proxy": True, "new": 1}]},
         {"host": "10.0.0.2", "port": "8001", "models": None},
     ]
     with faulty(says(whole(200, said))) as server:
-        found = RemoteMachine(server.url, transport).supported_models()
+        found = RemoteMachine(server.url, session).supported_models()
     model = SupportedModel("m", "", "llm", path_exist=False, proxy=True, enabled=False, params=[])
     assert found == [HostModels("10.0.0.1", 8000, [model]), HostModels("10.0.0.2", 8001, [])]
 
 
-def test_what_a_host_refuses_keeps_its_code(transport: Transport):
+def test_what_a_host_refuses_keeps_its_code(session: Session):
     document = {"type": "urn:modelyard:error:conflict", "title": "x", "status": 409, "detail": "it runs already"}
     with (
         faulty(says(whole(409, document, content_type="application/problem+json"))) as server,
         pytest.raises(errors.Conflict, match=r"^it runs already$"),
     ):
-        RemoteMachine(server.url, transport).model_startup("m", None, {})
+        RemoteMachine(server.url, session).model_startup("m", None, {})
 
 
-def test_nobody_at_home_is_said_with_the_address(transport: Transport):
+def test_nobody_at_home_is_said_with_the_address(session: Session):
     with faulty(says(b"")) as server:
         url = server.url
     with suppress(errors.ModelyardError):
-        transport.request("GET", url)
+        session.request("GET", url)
     with pytest.raises(errors.WorkerUnreachable, match=f"{url.split('/')[2]} refused the connection"):
-        RemoteModelWorker("m@llm", url, transport).metadata()
+        RemoteModelWorker("m@llm", url, session).metadata()

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from modelyard.types import Burst, ModelOutput
-from modelyard.wire.chunks import NUL, WRITE_SIZE, ChunkDecoder, ChunkEncoder, encode_output
+from modelyard.wire.chunks import WRITE_SIZE, ChunkEncoder, PieceDecoder, encode_output
+from modelyard.wire.decoder import NUL
 from modelyard.wire.messages import dbgpt_messages, openai_messages, output_from_wire, text_of_content
 from running import ROOT
 
@@ -128,7 +129,7 @@ def test_random_text_survives_the_way_there_and_back(seed):
     alphabet = [*map(chr, range(0x250)), *"你好🙂", "\ud800", "\udfff", '"', "\\", "\x00"]
     pieces = ["".join(chance.choices(alphabet, k=chance.randrange(12))) for _ in range(200)]
     for delta in (False, True):
-        encoder, decoder, found = ChunkEncoder(delta=delta), ChunkDecoder(), []
+        encoder, decoder, found = ChunkEncoder(delta=delta), PieceDecoder(), []
         while pieces_left := pieces[len(found) :]:
             burst = Burst(pieces_left[: chance.randrange(1, 9)])
             for write in encoder.encode(burst):
@@ -149,19 +150,19 @@ def stream() -> bytes:
 
 def test_wherever_the_bytes_are_cut_the_chunks_are_the_same():
     data = stream()
-    whole = ChunkDecoder().feed(data)
+    whole = PieceDecoder().feed(data)
     assert [c["text"] for c in whole] == ["a", 'a"\\', 'a"\\你好', 'a"\\你好🙂', 'a"\\你好🙂z']
     for cut in range(len(data) + 1):
-        decoder = ChunkDecoder()
+        decoder = PieceDecoder()
         assert decoder.feed(data[:cut]) + decoder.feed(data[cut:]) == whole
         decoder.flush()
 
 
 def test_byte_by_byte_the_chunks_are_the_same():
-    decoder, found = ChunkDecoder(), []
+    decoder, found = PieceDecoder(), []
     for byte in stream():
         found += decoder.feed(bytes([byte]))
-    assert found == ChunkDecoder().feed(stream())
+    assert found == PieceDecoder().feed(stream())
 
 
 def delta_stream() -> bytes:
@@ -175,22 +176,22 @@ def texts(fed: tuple[list[str], list[dict[str, Any]]]) -> list[str]:
 
 def test_wherever_the_bytes_are_cut_the_pieces_are_the_same():
     data = delta_stream()
-    want = [chunk["text"] for chunk in ChunkDecoder().feed(data)]
+    want = [chunk["text"] for chunk in PieceDecoder().feed(data)]
     assert want == ["a", '"\\', "你好", "🙂", "", ",", '",', "x" * 40, "z"]
     for cut in range(len(data) + 1):
-        decoder = ChunkDecoder()
+        decoder = PieceDecoder()
         assert texts(decoder.feed_pieces(data[:cut])) + texts(decoder.feed_pieces(data[cut:])) == want
         decoder.flush()
 
 
 @pytest.mark.parametrize("pieces", TEXTS, ids=range(len(TEXTS)))
 def test_chunks_that_are_but_a_piece_are_read_as_that(pieces):
-    assert ChunkDecoder().feed_pieces(encoded([Burst(pieces)], delta=True)) == ([plain(p) for p in pieces], [])
+    assert PieceDecoder().feed_pieces(encoded([Burst(pieces)], delta=True)) == ([plain(p) for p in pieces], [])
 
 
 def test_a_chunk_that_says_more_than_a_piece_is_given_whole_with_all_that_follow():
     plain_one, more = encoded([Burst(["a"])], delta=True), encoded([Burst(["b"], "stop", USAGE)], delta=True)
-    decoder = ChunkDecoder()
+    decoder = PieceDecoder()
     assert decoder.feed_pieces(plain_one + more) == (["a"], [json.loads(more[:-1])])
     _, found = decoder.feed_pieces(plain_one + more + plain_one)
     assert [(chunk["text"], chunk["finish_reason"]) for chunk in found] == [("a", None), ("b", "stop"), ("a", None)]
@@ -199,9 +200,9 @@ def test_a_chunk_that_says_more_than_a_piece_is_given_whole_with_all_that_follow
 @pytest.mark.parametrize("text", [b'a",1,"b', b'a", "b": "c', b'a"', b"\\", b"\xff"])
 def test_what_only_looks_like_a_piece_is_no_piece(text):
     chunk = encoded([Burst(["?"])], delta=True).replace(b"?", text)
-    decoder = ChunkDecoder()
+    decoder = PieceDecoder()
     try:
-        want = ChunkDecoder().feed(chunk)
+        want = PieceDecoder().feed(chunk)
     except ValueError:
         with pytest.raises(ValueError, match=r"."):
             decoder.feed_pieces(chunk)
@@ -210,19 +211,19 @@ def test_what_only_looks_like_a_piece_is_no_piece(text):
 
 
 def test_a_chunk_is_given_as_soon_as_its_nul_is_there():
-    decoder = ChunkDecoder()
+    decoder = PieceDecoder()
     assert decoder.feed(b'{"text": "a"}') == []
     assert decoder.feed(NUL) == [{"text": "a"}]
 
 
 def test_empty_chunks_are_skipped():
-    assert ChunkDecoder().feed(NUL * 5) == []
-    assert ChunkDecoder().feed(b"") == []
+    assert PieceDecoder().feed(NUL * 5) == []
+    assert PieceDecoder().feed(b"") == []
 
 
 @pytest.mark.parametrize("cut", range(1, 13))
 def test_a_stream_that_breaks_off_inside_a_chunk_is_an_error(cut):
-    decoder = ChunkDecoder()
+    decoder = PieceDecoder()
     decoder.feed(b'{"text": "a"}\0' + b'{"text": "b"}'[:cut])
     with pytest.raises(ValueError, match=f"broke off inside a chunk, after {cut} bytes"):
         decoder.flush()
@@ -231,21 +232,21 @@ def test_a_stream_that_breaks_off_inside_a_chunk_is_an_error(cut):
 @pytest.mark.parametrize("chunk", [b"{", b"[1]", b'"text"', b"null", b"\xff\xfe", b'{"text": "\\ud800"}', b"{}{}"])
 def test_what_is_no_json_object_is_an_error(chunk):
     with pytest.raises(ValueError, match=r"."):
-        ChunkDecoder().feed(chunk + NUL)
+        PieceDecoder().feed(chunk + NUL)
 
 
 @pytest.mark.parametrize("step", [1, 7, 50, 1000])
 def test_a_chunk_over_the_limit_is_an_error_however_it_comes(step):
     data = b'{"text": "' + b"x" * 100 + b'"}' + NUL
-    decoder = ChunkDecoder(limit=50)
+    decoder = PieceDecoder(limit=50)
     with pytest.raises(ValueError, match="over 50 bytes"):
         for first in range(0, len(data), step):
             decoder.feed(data[first : first + step])
-    assert ChunkDecoder(limit=len(data)).feed(data)
+    assert PieceDecoder(limit=len(data)).feed(data)
 
 
 def test_many_chunks_within_the_limit_may_be_over_it_together():
-    assert len(ChunkDecoder(limit=20).feed(b'{"text": "a"}\0' * 100)) == 100
+    assert len(PieceDecoder(limit=20).feed(b'{"text": "a"}\0' * 100)) == 100
 
 
 # Outputs of the peers
@@ -257,7 +258,7 @@ def recorded_chunks() -> list[str]:
 
 
 def test_the_recorded_chunks_decode_to_what_was_said():
-    found = [output_from_wire(c) for text in recorded_chunks() for c in ChunkDecoder().feed(text.encode())]
+    found = [output_from_wire(c) for text in recorded_chunks() for c in PieceDecoder().feed(text.encode())]
     assert len(RECORDINGS) == 2
     assert [o.text for o in found] == [" token", " token token", " token token token"] * 2
     assert all(o.success and not o.incremental for o in found)

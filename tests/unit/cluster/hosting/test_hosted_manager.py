@@ -23,7 +23,7 @@ from modelyard.errors import (
     WorkerLost,
 )
 from modelyard.server.runtime import Runtime
-from modelyard.sessions.transport import Transport
+from modelyard.sessions.session import Session
 from modelyard.streams import Cancel
 from modelyard.types import GenerateRequest, WorkerType
 from running import free_port, wait_until
@@ -40,20 +40,20 @@ FEW = {"limit_model_concurrency": 4}
 HELLO = GenerateRequest("a", prompt="hello")
 
 
-_transports: list[Transport] = []
+_sessions: list[Session] = []
 
 
 @pytest.fixture(autouse=True)
 def closed() -> Iterator[None]:
     yield
-    while _transports:
-        _transports.pop().close()
+    while _sessions:
+        _sessions.pop().close()
 
 
 def manager_at(url: str, timeout: float = 20.0) -> HostedWorkerManager:
     """Return a manager over the host at ``url``; its connections end with the test."""
-    _transports.append(Transport())
-    return HostedWorkerManager(HostEndpoint(url), _transports[-1], timeout, lambda: ("web.example", 8000))
+    _sessions.append(Session())
+    return HostedWorkerManager(HostEndpoint(url), _sessions[-1], timeout, lambda: ("web.example", 8000))
 
 
 @pytest.fixture
@@ -119,13 +119,13 @@ def test_a_call_waits_for_a_host_that_is_being_started(tmp_path: Path, call: str
     port = free_port()
     manager = manager_at(f"http://127.0.0.1:{port}/api")
     asked = threading.Event()
-    original = manager._transport.send
+    original = manager._session.request
 
-    def send(*args: Any, **options: Any) -> Any:
+    def request(*args: Any, **options: Any) -> Any:
         asked.set()
         return original(*args, **options)
 
-    manager._transport.send = send  # type: ignore[method-assign]
+    manager._session.request = request  # type: ignore[method-assign]
     if call in CALLS:
         later = Later(lambda: CALLS[call](manager, Cancel(), True))
     else:

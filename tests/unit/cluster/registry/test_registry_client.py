@@ -29,7 +29,7 @@ from modelyard.errors import (
     RequestTooLarge,
     Unauthorized,
 )
-from modelyard.sessions.transport import Transport
+from modelyard.sessions.session import Session
 from modelyard.settings.settings import Settings
 from peer_controller import PeerController
 from running import free_port
@@ -71,8 +71,8 @@ def stack() -> Iterator[ExitStack]:
 
 
 @pytest.fixture
-def transport() -> Iterator[Transport]:
-    made = Transport(connect_timeout=2.0)
+def session() -> Iterator[Session]:
+    made = Session(connect_timeout=2.0)
     yield made
     made.close()
 
@@ -95,8 +95,8 @@ def controller(stack) -> Callable[..., Controller]:
 
 
 @pytest.fixture
-def client_of(transport) -> Callable[..., RegistryClient]:
-    return lambda *urls, timeout=10.0: RegistryClient(urls, transport, timeout)
+def client_of(session) -> Callable[..., RegistryClient]:
+    return lambda *urls, timeout=10.0: RegistryClient(urls, session, timeout)
 
 
 def nobody() -> str:
@@ -323,7 +323,7 @@ def test_its_token_is_sent(controller, registry, stack):
     url = controller(registry, tokens=[token.line for token in tokens]).url
 
     def client(token: str | None) -> RegistryClient:
-        made = Transport(token=token)
+        made = Session(token=token)
         stack.callback(made.close)
         return RegistryClient([url], made)
 
@@ -555,9 +555,9 @@ def test_a_refusal_of_a_peer_is_told_with_its_reason(client_of, stack):
         client_of(server.url).beat([one()])
 
 
-def test_a_peers_controller_that_was_replaced_by_ours_is_found_out(controller, registry, transport):
+def test_a_peers_controller_that_was_replaced_by_ours_is_found_out(controller, registry, session):
     peer, port = PeerController(), free_port()
-    client = RegistryClient([f"http://127.0.0.1:{port}/api"], transport)
+    client = RegistryClient([f"http://127.0.0.1:{port}/api"], session)
     with serving(peer.app, port):
         client.beat([one()])
     with pytest.raises(RegistryUnavailable):

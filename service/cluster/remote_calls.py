@@ -1,0 +1,105 @@
+"""RemoteCalls: the calls to the worker API of one address, each with a span, and what their responses mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import orjson
+from opentelemetry.trace import Span, SpanKind
+
+from ..errors import EngineError, InvalidRequest
+from ..sessions.response import Response
+from ..sessions.session import Session
+from ..streams import Cancel
+from ..telemetry import dbgpt
+from ..telemetry.tracing import current_tracing
+from ..types import JSONObject
+from ..wire.chunks import ROUTE_HEADER, ROUTE_LOCAL
+from ..wire.errors import error_of_response
+
+LOCAL = {ROUTE_HEADER: ROUTE_LOCAL}
+
+
+class RemoteCalls:
+    """Paths are those below ``/worker/``. Calls raise WorkerUnreachable, and what the worker answers with."""
+
+    def __init__(self, url: str, session: Session, key: str | None = None) -> None:
+        """``url`` has the API's prefix; ``key`` is the model that is called, if it is one."""
+        self._url = url
+        self._session = session
+        self._key = key
+        self._base = f"{url.rstrip('/')}/worker"
+        self.name = url if key is None else f"{key} at {url}"
+        """The other end, for people."""
+        self.load: str | None = None
+        """The load of the model at its last response: the value of ``Modelyard-Load``."""
+
+    def stream(self, path: str, body: bytes, headers: Mapping[str, str], cancel: Cancel) -> Response:
+        """Return the response to a POST, as soon as its headers are there; close it."""
+        return self._session.request("POST", f"{self._base}/{path}", body=body, headers=headers, cancel=cancel)
+
+    def post(
+        self, path: str, body: JSONObject, headers: Mapping[str, str] = LOCAL, cancel: Cancel | None = None
+    ) -> Any:
+        """Return the value that answers a POST."""
+        with self._running("POST", path):
+            if (span_id := dbgpt.span_id()) is not None:
+                body["span_id"] = span_id
+            return self._value("POST", path, body=encoded(body), headers=headers, cancel=cancel)
+
+    def change(self, path: str, body: JSONObject, timeout: float) -> Any:
+        """Return the value that answers a POST that changes something: over a connection of its own, and sent once."""
+        times = (self._session.connect_timeout, max(timeout, self._session.read_timeout))
+        with self._running("POST", path):
+            return self._value("POST", path, body=encoded(body), headers=LOCAL, timeout=times, reuse=False)
+
+    def get(self, path: str) -> Any:
+        """Return the value that answers a GET."""
+        with self._running("GET", path):
+            return self._value("GET", path, headers=LOCAL)
+
+    def _value(self, method: str, path: str, **options: Any) -> Any:
+        with self._session.request(method, f"{self._base}/{path}", **options) as response:
+            self.note_load(response)
+            data = response.content
+        if response.status_code != 200:
+            raise error_of_response(response.status_code, response.headers, data, self.name)
+        try:
+            return orjson.loads(data)
+        except orjson.JSONDecodeError:
+            beginning = data[:60].decode("utf-8", "replace")
+            raise EngineError(f"{self.name} answers with what is no JSON: {beginning!r}") from None
+
+    def note_load(self, response: Response) -> None:
+        """Keep the load that the headers of a response say."""
+        self.load = response.headers.get("modelyard-load") or self.load
+
+    def _running(self, method: str, path: str) -> AbstractContextManager[Span]:
+        """Return a context for a call, in which the span of the call is the current one."""
+        return current_tracing().running(self.span(method, path))
+
+    def span(self, method: str, path: str) -> Span:
+        """Return the span of a call to ``path``, below the current span."""
+        tracing, path = current_tracing(), path.partition("?")[0]
+        attributes: JSONObject = {}
+        if tracing.on:
+            parts = urlsplit(self._base)
+            attributes = {
+                "http.request.method": method,
+                "server.address": unquote(parts.hostname or ""),
+                "server.port": parts.port,
+                "url.full": f"{self._base}/{path}",
+                "modelyard.model": self._key,
+            }
+        return tracing.span(f"{method} /worker/{path}", attributes, SpanKind.CLIENT)
+
+
+def encoded(body: JSONObject) -> bytes:
+    """Return a body as it is sent. Raises InvalidRequest where it can't be."""
+    try:
+        return orjson.dumps(body)
+    except TypeError as error:  # half of a surrogate pair, or an object that is no JSON
+        raise InvalidRequest(f"the request can't be sent on: {error}") from None

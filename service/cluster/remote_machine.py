@@ -1,0 +1,108 @@
+"""RemoteMachine: another worker service, which is told what to run and says what it may run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+from ..errors import EngineError
+from ..sessions.session import Session
+from ..settings.params import DESCRIPTION_KEYS
+from ..types import ApplyOutcome, HostModels, JSONObject, SupportedModel, WorkerType, known, plain
+from .remote_calls import RemoteCalls
+
+START_TIMEOUT = 330.0
+"""Seconds that a start over HTTP may take, where its parameters do not say: a model's own, and a little more."""
+
+
+class RemoteMachine:
+    """The process at one address: what it runs, and may run. All calls may raise WorkerUnreachable."""
+
+    def __init__(self, url: str, session: Session) -> None:
+        """``url`` has the API's prefix."""
+        self.url = url
+        self._calls = RemoteCalls(url, session)
+
+    def model_startup(
+        self,
+        model: str,
+        worker_type: WorkerType | None,
+        params: Mapping[str, Any],
+        timeout: float = START_TIMEOUT,
+    ) -> None:
+        """Start a model and return when it is ready. Raises UnknownModel, Conflict, InvalidRequest, StartFailed.
+
+        It is asked once: where no answer comes, it may have been started all the same.
+        """
+        self._calls.change("models/startup", self._named(model, worker_type, params), _longer(timeout, params))
+
+    def model_shutdown(self, model: str, worker_type: WorkerType | None, timeout: float = START_TIMEOUT) -> None:
+        """Stop a model and forget it. Raises UnknownModel."""
+        self._calls.change("models/shutdown", self._named(model, worker_type, {}), timeout)
+
+    def worker_apply(
+        self,
+        model: str,
+        apply_type: str,
+        worker_type: WorkerType | None,
+        params: Mapping[str, Any],
+        timeout: float = START_TIMEOUT,
+    ) -> ApplyOutcome:
+        """Start, stop, restart or update the parameters of a model. Raises UnknownModel, InvalidRequest."""
+        body = {"model": model, "apply_type": apply_type, "params": dict(params)}
+        if worker_type is not None:
+            body["worker_type"] = worker_type.value
+        result = self._calls.change("apply", body, _longer(timeout, params))
+        if not isinstance(result, dict):
+            raise EngineError(f"{self.url} does not say what came of {apply_type}")
+        outcome = {"message": "", "success": False, "timecost": 0.0}
+        return ApplyOutcome(**{**outcome, **known(ApplyOutcome, result)})
+
+    def _named(self, model: str, worker_type: WorkerType | None, params: Mapping[str, Any]) -> JSONObject:
+        parts = urlsplit(self.url)
+        unix = parts.scheme == "http+unix"
+        body: JSONObject = {
+            "host": "localhost" if unix else parts.hostname,
+            "port": 0 if unix else parts.port or {"https": 443}.get(parts.scheme, 80),
+            "model": model,
+            "params": dict(params),
+        }
+        if worker_type is not None:
+            body["worker_type"] = worker_type.value
+        return body
+
+    def parameter_descriptions(self, model: str, worker_type: WorkerType | None) -> list[JSONObject]:
+        """Return the parameters of a model that it knows. Raises UnknownModel."""
+        query = {"model": model} if worker_type is None else {"model": model, "worker_type": worker_type.value}
+        return _descriptions(self._calls.get(f"parameter/descriptions?{urlencode(query)}"))
+
+    def supported_models(self) -> list[HostModels]:
+        """Return the models that may run there; a gateway tells of several hosts."""
+        return [
+            HostModels(
+                str(host.get("host")), int(host.get("port") or 0), [_supported(m) for m in _objects(host.get("models"))]
+            )
+            for host in _objects(self._calls.get("models/supports"))
+        ]
+
+
+def _longer(timeout: float, params: Mapping[str, Any]) -> float:
+    """Return ``timeout``, or what the parameters allow the start, if that is more."""
+    own = params.get("start_timeout")
+    return max(timeout, own + 30.0) if isinstance(own, int | float) else timeout
+
+
+def _objects(value: Any) -> list[JSONObject]:
+    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
+
+
+def _descriptions(value: Any) -> list[JSONObject]:
+    """Return ParameterDescriptions without the keys that not all clients know: DB-GPT 0.8 has more than 0.5."""
+    return [{name: value for name, value in entry.items() if name in DESCRIPTION_KEYS} for entry in _objects(value)]
+
+
+def _supported(model: JSONObject) -> SupportedModel:
+    absent = SupportedModel("", "", "", path_exist=False, proxy=False, enabled=False, params=[])
+    fields = {**known(SupportedModel, model), "params": _descriptions(model.get("params"))}
+    return SupportedModel(**{**plain(absent), **fields})

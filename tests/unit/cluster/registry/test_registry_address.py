@@ -137,7 +137,7 @@ def test_several_controllers_are_separated_by_commas():
     ]
 
 
-def test_a_controller_needs_a_transport():
+def test_a_controller_needs_a_session():
     with pytest.raises(ValueError, match="session"):
         open_registry("http://controller:8000/api")
 

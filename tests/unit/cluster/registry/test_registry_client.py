@@ -408,7 +408,7 @@ class _Quiet(WSGIRequestHandler):
         return "<local>"
 
 
-def test_closing_leaves_the_transport_to_its_owner(controller, registry, client_of):
+def test_closing_leaves_the_session_to_its_owner(controller, registry, client_of):
     client = client_of(controller(registry).url)
     client.beat([one()])
     client.close()

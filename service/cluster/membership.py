@@ -11,8 +11,7 @@ from ..errors import ConfigError, ModelyardError
 from ..files import state_folder
 from ..sessions.session import Session
 from ..settings.settings import CONTROLLERS, Settings
-from ..telemetry.tracing import outgoing_headers
-from ..telemetry.tracing import Tracing
+from ..telemetry.tracing import Tracing, outgoing_headers
 from ..types import JSONObject
 from ..worker.manager import LocalWorkerManager
 from ..worker.protocol import ModelEvent

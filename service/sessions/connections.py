@@ -217,13 +217,13 @@ class Incoming(io.BufferedReader):
         finally:
             self.source.is_held = False
 
-    def has_more(self) -> bool:
-        """Return whether more of the body, or its end, is here already."""
+    def has_more(self, *, end: bool = True) -> bool:
+        """Return whether more of the body is here already; with ``end`` its end counts too."""
         if self.closed:
             return False
         ahead = self._buffered()
         if ahead.startswith(b"\r\n"):  # the end of a chunk of HTTP, and perhaps the size of the next
-            return b"\n" in ahead[2:]
+            return b"\n" in ahead[2:] and (end or not ahead.startswith(b"\r\n0\r\n"))
         return ahead not in (b"", b"\r")
 
     def wait(self, seconds: float) -> bool:

@@ -93,7 +93,7 @@ class Response:
         if incoming.wait(tick):
             self._silence = 0.0
             data = self._read()
-            return self._joined(data, incoming) if incoming.has_more() else data
+            return self._joined(data, incoming) if data else data
         self._silence += tick
         if self._silence >= self._call.read_timeout:
             raise self._failed(WorkerSilent(f"{self._call.origin} was silent for {self._call.read_timeout:g} s"))
@@ -102,9 +102,13 @@ class Response:
         return None
 
     def _joined(self, data: bytes, incoming: Incoming) -> bytes:
-        """Return ``data`` with what has come behind it: each read gives one chunk of HTTP, however short."""
+        """Return ``data`` with what has come behind it: each read gives one chunk of HTTP, however short.
+
+        The end is left for the next call: a reader that gives up over the last chunk closes the connection, so that
+        a server that is about to stop does not wait for it.
+        """
         parts, size = [data], len(data)
-        while size < RECEIVE_SIZE and incoming.has_more():
+        while size < RECEIVE_SIZE and incoming.has_more(end=False):
             try:
                 parts.append(self._read())
             except ModelyardError:

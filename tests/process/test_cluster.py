@@ -327,7 +327,10 @@ def test_models_are_started_and_shut_down_on_a_chosen_host(yard: Yard) -> None:
     host, port = place(there)
     shut = yard.gateway.post("models/shutdown", {"model": "echo", "worker_type": "llm", "host": host, "port": port})
     assert (shut.status_code, shut.json()) == (200, None)
-    assert ("echo@llm", there.port) not in {(row["key"], port_of(row)) for row in yard.cluster.rows()}, "forgotten"
+    # The worker tells the registry after it has answered.
+    wait_until(
+        lambda: ("echo@llm", there.port) not in {(row["key"], port_of(row)) for row in yard.cluster.rows()}, "forgotten"
+    )
     assert answer_of(yard.gateway, echo())["error_code"] == 0, "the other has it"
     begun = yard.gateway.post("models/startup", {"model": "echo", "worker_type": "llm", "host": host, "port": port})
     assert (begun.status_code, begun.json()) == (200, None)

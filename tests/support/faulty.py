@@ -70,6 +70,8 @@ class Faulty:
         self._threads: list[threading.Thread] = []
         self.connections = 0
         """How many were accepted."""
+        self.reads_bodies = True
+        """Whether a request is read whole before the script runs."""
         if path is None:
             self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
             scheme = "http" if tls is None else "https"
@@ -108,7 +110,7 @@ class Faulty:
                 with self._lock:
                     self._open.discard(plain)
                     self._open.add(sock)
-            while (request := _read_request(sock)) is not None:
+            while (request := _read_request(sock, self.reads_bodies)) is not None:
                 with self._lock:
                     self.requests.append(request)
                     number = len(self.requests)
@@ -148,7 +150,7 @@ def faulty(script: Script, path: Path | None = None, tls: ssl.SSLContext | None 
         server.close()
 
 
-def _read_request(sock: socket.socket) -> Request | None:
+def _read_request(sock: socket.socket, reads_body: bool) -> Request | None:
     data = b""
     while b"\r\n\r\n" not in data:
         part = sock.recv(65536)
@@ -158,7 +160,7 @@ def _read_request(sock: socket.socket) -> Request | None:
     head, _, body = data.partition(b"\r\n\r\n")
     first, *lines = head.decode("latin-1").split("\r\n")
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    while len(body) < int(headers.get("content-length", 0)):
+    while reads_body and len(body) < int(headers.get("content-length", 0)):
         body += sock.recv(65536)
     method, path, _ = first.split(" ")
     return Request(method, path, headers, body)

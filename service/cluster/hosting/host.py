@@ -20,8 +20,7 @@ from ...sessions.response import Response
 from ...sessions.session import Session
 from ...settings.loading import serialize
 from ...settings.settings import ALLOCATOR, INLINE, Settings
-from ...telemetry.tracing import outgoing_headers
-from ...telemetry.tracing import Tracing
+from ...telemetry.tracing import Tracing, outgoing_headers
 from ...threads import BackgroundThread
 from ...types import JSONObject
 from ...worker.protocol import ServiceState

@@ -30,7 +30,7 @@ from faulty import (
     stream_head,
     whole,
 )
-from modelyard.errors import Cancelled, ConfigError, NotReady, WorkerUnreachable
+from modelyard.errors import Cancelled, ConfigError, NotConnected, NotReady, WorkerSilent, WorkerUnreachable
 from modelyard.sessions import adapters
 from modelyard.sessions.response import Response
 from modelyard.sessions.session import Session
@@ -128,6 +128,39 @@ def test_redirects_are_not_followed(session: Session):
         answer = ask(session, "GET", server.url)
     assert answer.status_code == 302
     assert elsewhere.connections == 0
+
+
+def test_nothing_comes_from_the_environment_or_from_answers_before(
+    session: Session, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    (tmp_path / "netrc").write_text("machine localhost login me password secret\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    with faulty(says(whole(200, b"", "Set-Cookie: a=b; Path=/"))) as server:
+        for _ in range(2):
+            ask(session, "GET", server.url)
+        assert not {"authorization", "cookie"} & set(server.requests[1].headers)
+
+
+def test_what_changes_is_asked_for_each_time():
+    values = iter("abcd")
+    asking = Session(token=lambda: next(values), current_headers=lambda: {"X-Trace": next(values)})
+    with faulty(says(HELLO)) as server:
+        for _ in range(2):
+            ask(asking, "GET", server.url)
+    sent = [(request.headers["x-trace"], request.headers["authorization"]) for request in server.requests]
+    assert sent == [("a", "Bearer b"), ("c", "Bearer d")]
+    asking.close()
+
+
+def test_small_packets_are_not_held_back(session: Session, monkeypatch: pytest.MonkeyPatch):
+    options: list[tuple[Any, ...]] = []
+    setsockopt = socket.socket.setsockopt
+    monkeypatch.setattr(
+        socket.socket, "setsockopt", lambda sock, *args: options.append(args) or setsockopt(sock, *args)
+    )
+    with faulty(says(HELLO)) as server:
+        ask(session, "GET", server.url)
+    assert (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1) in options
 
 
 # Connections
@@ -345,7 +378,7 @@ def test_a_server_whose_certificate_is_trusted_is_spoken_to_over_tls(certificate
 
 def test_a_certificate_that_is_not_trusted_is_refused(session: Session, tls: ssl.SSLContext):
     with faulty(says(HELLO), tls=tls) as server:
-        with pytest.raises(WorkerUnreachable, match="certificate that is not trusted"):
+        with pytest.raises(NotConnected, match="certificate that is not trusted"):
             ask(session, "GET", server.url)
         assert not server.requests
 
@@ -387,13 +420,13 @@ def test_certificates_that_can_not_be_read_are_a_fault_of_the_configuration(tmp_
 def test_a_port_where_nobody_listens_refuses(session: Session):
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    with pytest.raises(WorkerUnreachable, match=f"http://127.0.0.1:{port} refused the connection") as caught:
+    with pytest.raises(NotConnected, match=f"http://127.0.0.1:{port} refused the connection") as caught:
         ask(session, "GET", f"http://127.0.0.1:{port}/api")
     assert isinstance(caught.value.__cause__, ConnectionRefusedError)
 
 
 def test_a_name_that_nobody_knows_is_nobody_to_reach(session: Session):
-    with pytest.raises(WorkerUnreachable, match=r"http://no-such-host\.invalid has a name that can't be looked up"):
+    with pytest.raises(NotConnected, match=r"http://no-such-host\.invalid has a name that can't be looked up"):
         ask(session, "GET", "http://no-such-host.invalid/api")
 
 
@@ -415,7 +448,7 @@ def deaf() -> Iterator[str]:
 
 
 def test_a_connection_is_waited_for_no_longer_than_it_may_take(hasty: Session, deaf: str):
-    with pytest.raises(WorkerUnreachable, match=r"did not accept a connection within 0\.3 s"):
+    with pytest.raises(NotConnected, match=r"did not accept a connection within 0\.3 s"):
         ask(hasty, "GET", deaf)
 
 
@@ -508,11 +541,23 @@ def test_a_body_without_a_length_that_is_reset_is_not_whole(session: Session):
         b"220 mail.example.org ESMTP\r\n",
         b"\x16\x03\x01\x00\xa5\x01\x00",
         b"HTTP/2 200 OK\r\n\r\n",
+        b"HTTP/1.1 2000 OK\r\n\r\n",
         head(200, "Content-Length: x"),
+        head(200, "Content-Length: -1"),
+        head(200, "Content-Length: 5, 6") + b"abcdef",
+        head(200, "Content-Length: 5", "Content-Length: 6") + b"abcdef",
         head(200, "Transfer-Encoding: br"),
+        head(200, "Transfer-Encoding: gzip, chunked"),
         head(200, "Content-Encoding: gzip") + b"\x1f\x8b",
+        head(103, "Link: </a>") + HELLO,
         b"HTTP/1.1 200 OK\r\nX: " + b"x" * 70_000,
+        b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 1000,
         stream_head() + b"zz\r\n",
+        stream_head() + b"-1\r\nabc\r\n" + LAST,
+        stream_head() + b"ffffffffffffffff\r\nabc",
+        stream_head() + b"2\r\nabc\r\n" + LAST,
+        stream_head() + b"1" * 70_000,
+        stream_head() + b"0\r\n" + b"x" * 70_000,
     ],
 )
 def test_what_is_no_http_is_named(session: Session, sent: bytes):
@@ -523,6 +568,76 @@ def test_what_is_no_http_is_named(session: Session, sent: bytes):
         ask(session, "GET", server.url)
 
 
+def floods(lines: bytes) -> Callable[[Peer], None]:
+    """Return a script that sends ``lines`` without end, until the client hangs up."""
+
+    def script(peer: Peer) -> None:
+        peer.send(b"HTTP/1.1 200 OK\r\n" if lines.startswith(b"X") else b"")
+        with suppress(OSError):
+            while True:
+                peer.send(lines)
+
+    return script
+
+
+@pytest.mark.parametrize(
+    "lines", [head(100) * 100, head(100, "X: y"), b"X-" + b"y" * 5000, b"X: " + b"y" * 5000 + b"\r\n"]
+)
+def test_headers_without_end_are_given_up(session: Session, lines: bytes):
+    with faulty(floods(lines)) as server, pytest.raises(WorkerUnreachable, match="does not answer with HTTP"):
+        session.request("GET", server.url)
+
+
+@pytest.mark.parametrize("line", ["no colon", "blank before : colon", ": no name", "X: \x00\x7f\xff", "X: a\rY: b"])
+def test_an_odd_header_is_no_traceback(session: Session, line: str):
+    with faulty(says(whole(200, {"hello": "you"}, line), keep=False)) as server, suppress(WorkerUnreachable):
+        assert ask(session, "GET", server.url).status_code == 200
+
+
+def test_a_body_that_failed_never_looks_whole(session: Session):
+    with (
+        faulty(breaks_off(stream_head(), http_chunk(b"abc"))) as server,
+        session.request("GET", server.url) as response,
+    ):
+        assert response.read1() == b"abc"
+        for read in (response.read1, response.read_whole, response.read1):
+            with pytest.raises(WorkerUnreachable, match="broke off"):
+                read()
+
+
+def test_what_came_before_a_fault_is_given_out_first(session: Session):
+    sent = stream_head() + http_chunk(b"abc") + http_chunk(b"def") + b"zz\r\n"
+    with faulty(breaks_off(sent)) as server, session.request("GET", server.url) as response:
+        wait_until(lambda: server.open_connections == 0, "all was sent")
+        assert response.read1() == b"abcdef"
+        with pytest.raises(WorkerUnreachable, match="broke off"):
+            response.read1()
+
+
+def test_a_body_may_be_limited(session: Session):
+    with faulty(says(whole(200, b"x" * 1000))) as server:
+        with pytest.raises(WorkerUnreachable, match="over 999 bytes"):
+            session.request("GET", server.url).read_whole(999)
+        assert len(session.request("GET", server.url).read_whole(1000)) == 1000
+
+
+@pytest.mark.parametrize("begin", [b"HTTP/1.1 200 OK\r\nX: ", stream_head() + b"ffff\r\n", b"HTTP/1.1 200 OK\r\n\r\n"])
+def test_a_response_may_have_a_time_at_which_it_must_be_whole(session: Session, begin: bytes):
+    beats = threading.Event()
+
+    def dribbles_on(peer: Peer) -> None:
+        peer.send(begin)
+        with suppress(OSError):
+            while not beats.wait(0.02):
+                peer.send(b"x")
+
+    with faulty(dribbles_on) as server:
+        started = time.monotonic()
+        with pytest.raises(WorkerSilent, match="did not answer in time"):
+            session.request("GET", server.url, until=time.monotonic() + 0.3).read_whole()
+        assert time.monotonic() - started < 2
+
+
 # What goes well
 
 
@@ -530,6 +645,36 @@ def test_interim_answers_are_passed_over(session: Session):
     for parts in ([b"HTTP/1.1 100 Continue\r\n\r\n" + HELLO], [head(100), head(100, "X: y"), HELLO]):
         with faulty(says(*parts)) as server:
             assert ask(session, "GET", server.url).json() == {"hello": "you"}
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        head(200, "Content-Length: 5", "Content-Length: 5") + b"hello",
+        head(200, "Content-Length: 5, 5") + b"hello",
+        head(200, "Content-Length: 5", "Content-Encoding: Identity") + b"hello",
+        head(200, "Content-Length: 5", "X: folded", " over lines") + b"hello",
+        head(200, "Content-Length: 3", "Transfer-Encoding: Chunked") + http_chunk(b"hello") + LAST,
+        stream_head() + b"2;name=value\r\nhe\r\n0003\r\nllo\r\n0\r\nTrailer: x\r\n\r\n",
+        b"HTTP/1.1 200\r\nContent-Length: 5\r\n\r\nhello",
+    ],
+)
+def test_what_servers_do_at_times_is_understood(session: Session, sent: bytes):
+    with faulty(says(sent)) as server, session.request("GET", server.url) as response:
+        assert response.content == b"hello"
+
+
+def test_a_body_without_bytes_is_an_end_at_once(session: Session):
+    for sent in (whole(200, b""), head(204), head(304)):
+        with faulty(says(sent)) as server:
+            assert session.request("GET", server.url).read1() == b""
+            ask(session, "GET", server.url)
+            assert server.connections == 1
+
+
+def test_lists_within_lists_are_no_json(session: Session):
+    with faulty(says(whole(200, b"[" * 100_000))) as server, pytest.raises(ValueError, match="nested"):
+        session.request("GET", server.url).json()
 
 
 def test_an_answer_may_come_in_bytes(session: Session):
@@ -596,17 +741,86 @@ def cancel_soon(cancel: Cancel, ready: Callable[[], bool]) -> threading.Thread:
     return thread
 
 
+Place = tuple[dict[str, Any], Session]
+"""Where a faulty server listens, and a session that trusts it and waits long."""
+
+
+@pytest.fixture(params=["tcp", "tls", "unix"])
+def place(request: pytest.FixtureRequest, tmp_path: Path, certificate: Path, tls: ssl.SSLContext) -> Iterator[Place]:
+    where: dict[str, dict[str, Any]] = {"tcp": {}, "tls": {"tls": tls}, "unix": {"path": tmp_path / "a.sock"}}
+    patient = Session(connect_timeout=30, read_timeout=30, ca=str(certificate))
+    yield where[request.param], patient
+    patient.close()
+
+
 @pytest.mark.parametrize("sent", [b"", b"HTTP/1.1 200 OK\r\n", stream_head(), stream_head() + http_chunk(b"a")])
-def test_a_cancel_ends_a_call_at_once_wherever_it_waits(session: Session, sent: bytes):
+def test_a_cancel_ends_a_call_at_once_wherever_it_waits(place: Place, sent: bytes):
+    where, patient = place
     cancel = Cancel()
-    with faulty(stalls(sent)) as server:
+    with faulty(stalls(sent), **where) as server:
         thread = cancel_soon(cancel, lambda: len(server.requests) == 1)
         began = time.monotonic()
         with pytest.raises(Cancelled):
-            ask(session, "GET", server.url, cancel=cancel)
+            ask(patient, "GET", server.url, cancel=cancel)
         assert time.monotonic() - began < 1
         thread.join(10)
         wait_until(lambda: server.open_connections == 0, "hung up")
+
+
+def test_a_cancel_ends_a_stream_that_is_waited_for(place: Place):
+    where, patient = place
+    cancel = Cancel()
+    with (
+        faulty(stalls(stream_head(), http_chunk(b"a")), **where) as server,
+        patient.request("GET", server.url, cancel=cancel) as response,
+    ):
+        assert response.read1() == b"a"
+        thread = cancel_soon(cancel, lambda: True)
+        began = time.monotonic()
+        with pytest.raises(Cancelled):
+            while response.read1() is None:
+                pass
+        assert time.monotonic() - began < 1
+        thread.join(10)
+
+
+def test_a_cancel_ends_a_call_that_sends(place: Place):
+    where, patient = place
+    cancel, ended = Cancel(), threading.Event()
+    with faulty(lambda peer: not ended.wait(20), **where) as server:
+        server.reads_bodies = False
+        body = bytes(64 * 1024 * 1024)
+        thread = cancel_soon(cancel, lambda: len(server.requests) == 1)
+        began = time.monotonic()
+        with pytest.raises(Cancelled):
+            patient.request("POST", server.url, body=body, cancel=cancel)
+        assert time.monotonic() - began < 2
+        ended.set()
+        thread.join(10)
+
+
+def test_the_end_of_a_call_does_not_reach_its_connection_once_that_serves_another(session: Session):
+    began, go_on = threading.Event(), threading.Event()
+
+    def second(peer: Peer) -> bool:
+        peer.send(stream_head())
+        began.set()
+        go_on.wait(20)
+        peer.send(http_chunk(b"whole"), LAST)
+        return True
+
+    cancel = Cancel()
+    with faulty(in_turn(says(HELLO), second)) as server:
+        first = session.request("GET", server.url, cancel=cancel)
+        assert first.read1() == b'{"hello": "you"}'
+        other = session.request("GET", server.url)
+        assert began.wait(10)
+        cancel.set()
+        first.hang_up()
+        first.close()
+        go_on.set()
+        assert other.content == b"whole"
+        assert server.connections == 1
 
 
 def test_a_cancel_ends_a_call_that_waits_for_its_connection(deaf: str):
@@ -630,16 +844,6 @@ def test_a_cancel_ends_a_call_that_shakes_hands(certificate: Path):
         with pytest.raises(Cancelled):
             ask(patient, "GET", url, cancel=cancel)
         assert time.monotonic() - began < 1
-        thread.join(10)
-
-
-def test_a_cancel_ends_a_call_over_tls(certificate: Path, tls: ssl.SSLContext):
-    patient = Session(read_timeout=30, ca=str(certificate))
-    cancel = Cancel()
-    with faulty(stalls(stream_head()), tls=tls) as server:
-        thread = cancel_soon(cancel, lambda: len(server.requests) == 1)
-        with pytest.raises(Cancelled):
-            ask(patient, "GET", server.url, cancel=cancel)
         thread.join(10)
 
 
@@ -701,3 +905,56 @@ def test_five_hundred_calls_that_fail_leave_nothing_behind(session: Session):
         wait_until(lambda: server.open_connections == 0, "all connections ended")
         assert open_files() <= before
         wait_until(lambda: threading.active_count() <= threads, "all threads ended")
+
+
+# gevent
+
+GEVENT = """
+from gevent import monkey; monkey.patch_all()
+import sys, time, gevent
+from modelyard.errors import Cancelled
+from modelyard.sessions.session import Session
+from modelyard.streams import Cancel
+whole, stalling, deaf, path = sys.argv[1:]
+session = Session(connect_timeout=30, read_timeout=30)
+jobs = [gevent.spawn(lambda: session.request("GET", whole).content) for _ in range(20)]
+gevent.joinall(jobs, timeout=20, raise_error=True)
+assert all(job.value for job in jobs)
+assert session.request("GET", path).content
+
+def cancelled(url):
+    cancel = Cancel()
+    gevent.spawn_later(0.2, cancel.set)
+    began = time.monotonic()
+    try:
+        with session.request("GET", url, cancel=cancel) as response:
+            assert response.read1() == b"a"
+            while response.read1() is None:
+                pass
+    except Cancelled:
+        return time.monotonic() - began < 1.5
+    return False
+
+ticks = []
+def tick():
+    while True:
+        ticks.append(1)
+        gevent.sleep(0.01)
+ticking = gevent.spawn(tick)
+assert cancelled(stalling) and cancelled(deaf)
+assert len(ticks) > 10, "other greenlets went on"
+with session.request("GET", stalling) as response:
+    assert (response.read1(), response.read1()) == (b"a", None)
+print("done")
+"""
+
+
+def test_it_gives_way_to_other_greenlets_where_gevent_has_patched_sockets(deaf: str, tmp_path: Path):
+    with (
+        faulty(says(HELLO)) as server,
+        faulty(stalls(stream_head(), http_chunk(b"a"))) as stalling,
+        faulty(says(HELLO), path=tmp_path / "a.sock") as unix,
+    ):
+        command = [sys.executable, "-c", GEVENT, server.url, stalling.url, deaf, unix.url]
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert ran.stdout == "done\n", ran.stderr

@@ -31,7 +31,7 @@ def worker_key(name: str, worker_type: WorkerType | str) -> str:
 
 
 def split_worker_key(key: str) -> tuple[str, WorkerType]:
-    """Return name and type of a worker key; ValueError where it is none."""
+    """Return name and type of a worker key. Raises ValueError where it is not a worker key."""
     name, at, kind = key.rpartition("@")
     if not at or not name:
         raise ValueError(f"{key!r} is no worker key: expected name@type")
@@ -75,7 +75,7 @@ class ModelOutput:
 
 @dataclass(slots=True)
 class GenerateRequest:
-    """What to answer, and how. Validated by whoever makes it (the worker blueprint, for HTTP)."""
+    """What to answer, and how. Its maker validates it: for HTTP, the worker blueprint."""
 
     model: str
     messages: list[JSONObject] = field(default_factory=list)

@@ -58,7 +58,7 @@ class Attempts:
     _waits: bool = True
 
     def next(self) -> tuple[Instance, bool]:
-        """Return whom to ask now, and whether the request may wait there. Raises what all refusals come to."""
+        """Return the instance to try now, and whether the request may wait there. Raises the error of all refusals."""
         taken = self._fresh() or self._in_line()
         if taken is None:
             raise self._refusal()

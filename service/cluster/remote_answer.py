@@ -98,8 +98,8 @@ class RemoteAnswer:
     def _broken(self, error: Exception) -> ModelyardError:
         if self._cancel.is_set():
             return self._cancel.error
-        told = isinstance(error, WorkerUnreachable)
-        text = str(error) if told else f"{self._where} sent what is no answer: {error}"
+        is_ours = isinstance(error, WorkerUnreachable)
+        text = str(error) if is_ours else f"{self._where} sent an invalid answer: {error}"
         return WorkerLost(text) if self._gave_pieces else WorkerUnreachable(text)
 
     def _end(self) -> Exception:

@@ -89,21 +89,21 @@ class RemoteModelWorker:
     def _vectors(self, body: JSONObject, cancel: Cancel, *, wait: bool) -> list[list[float]]:
         rows = self._calls.post("embeddings", body, headers=LOCAL if wait else _AT_ONCE, cancel=cancel)
         if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
-            raise EngineError(f"{self.key} at {self.url} answers with what are no vectors")
+            raise EngineError(f"{self.key} at {self.url} answers with something other than vectors")
         return rows
 
     def count_token(self, prompt: str) -> int:
         """Return the tokens of ``prompt``."""
         count = self._calls.post("count_token", {"model": self.name, "prompt": prompt})
         if not isinstance(count, int):
-            raise EngineError(f"{self.key} at {self.url} answers with what is no count of tokens")
+            raise EngineError(f"{self.key} at {self.url} answers with something other than a count of tokens")
         return count
 
     def metadata(self) -> ModelMetadata:
         """Return what the model is."""
         metadata = self._calls.post("model_metadata", {"model": self.name})
         if not isinstance(metadata, dict):
-            raise EngineError(f"{self.key} at {self.url} answers with what is no metadata")
+            raise EngineError(f"{self.key} at {self.url} answers with something other than metadata")
         template = (metadata.get("ext_metadata") or {}).get("prompt_chat_template")
         return ModelMetadata(**{"model": self.name, **known(ModelMetadata, metadata), "prompt_chat_template": template})
 

@@ -138,7 +138,7 @@ class Response:
         return error
 
     def hang_up(self) -> None:
-        """End it from any thread: whoever reads it, or sends over its connection, fails there now."""
+        """End the call from any thread: a thread that reads or sends for it fails at once."""
         self._call.end()
 
     def close(self) -> None:

@@ -21,7 +21,7 @@ ROUTE_LOCAL = "local"
 EMPTY_CHUNK = NUL
 
 WRITE_SIZE = 64 * 1024
-"""Bytes that one write should not exceed by much: larger ones are slower, as their memory is mapped anew each time."""
+"""Bytes of one write at most, roughly. Larger writes are slower: their memory is mapped each time."""
 
 _HEAD = b'{"text": "'
 _MIDDLE = {

@@ -72,12 +72,12 @@ _BY_STATUS: Mapping[int, type[ModelyardError]] = {
 
 
 def error_of_response(status: int, headers: Mapping[str, str], body: bytes, where: str) -> ModelyardError:
-    """Return the error that a response with a status other than 200 means; ``where`` names who gave it."""
+    """Return the error that a response with a status other than 200 means; ``where`` names its server."""
     return error_of_document(status, headers, document_in(body), where)
 
 
 def document_in(body: bytes) -> JSONObject:
-    """Return the object in the body of an error; of anything else its beginning, as ``detail``, for people to read."""
+    """Return the object in an error body; for other bodies an object with their beginning as ``detail``."""
     try:
         document = json.loads(body.rstrip(b"\0"))
     except (ValueError, RecursionError):  # a page of a proxy, or nothing
@@ -86,9 +86,9 @@ def document_in(body: bytes) -> JSONObject:
 
 
 def error_of_document(status: int, headers: Mapping[str, str], document: JSONObject, where: str) -> ModelyardError:
-    """Return the error that an answer with a status other than 200 means; ``where`` names who gave it.
+    """Return the error that a response with a status other than 200 means; ``where`` names its server.
 
-    ``document`` is its body, or has what can be told of it as ``detail``.
+    ``document`` is the body, as `document_in` returns it.
     """
     if document.get("error_code"):
         return error_of_output(document, headers, status)
@@ -96,27 +96,27 @@ def error_of_document(status: int, headers: Mapping[str, str], document: JSONObj
     detail = _words(document.get("detail"))
     if not kind and code in BY_CODE:
         return _made(BY_CODE[code], detail, document.get("errors"), headers)
-    says = f"{where} answers with status {status}"
+    summary = f"{where} answers with status {status}"
     if location := headers.get("location"):
-        # A worker's address that leads elsewhere is a fault of its registration, and a way to be sent astray.
-        return WorkerUnreachable(f"{says}, which leads to {location[:200]}: that is not followed")
+        # A redirect means that the registered address is wrong, or that somebody wants to divert requests.
+        return WorkerUnreachable(f"{summary}, which leads to {location[:200]}: that is not followed")
     if status in (404, 405):
-        known = f" ({detail})" if detail else ""
-        return WorkerUnreachable(f"{says}: this call is not known there, its role is another, or its prefix{known}")
-    text = f"{says}: {detail}" if detail else says
+        reason = f" ({detail})" if detail else ""
+        return WorkerUnreachable(f"{summary}: this call is not known there, its role is another, or its prefix{reason}")
+    text = f"{summary}: {detail}" if detail else summary
     return _made(_BY_STATUS.get(status, EngineError), text, None, headers)
 
 
 def error_of_output(output: Mapping[str, Any], headers: Mapping[str, str], status: int = 200) -> ModelyardError:
     """Return the error that a ModelOutput with an ``error_code`` means; its text stays as it is."""
     context = output.get("model_context")
-    told = context if isinstance(context, dict) else {}
+    details = context if isinstance(context, dict) else {}
     try:
         text = output_from_wire(output).text
-    except ValueError:  # an error in pictures
+    except ValueError:  # its content is not text
         text = ""
-    if (kind := BY_CODE.get(str(told.get("error")))) is not None:
-        return _made(kind, text, told.get("errors"), headers)
+    if (kind := BY_CODE.get(str(details.get("error")))) is not None:
+        return _made(kind, text, details.get("errors"), headers)
     code = output["error_code"] if status == 200 else status
     if code == 404 or (code == 1 and _UNKNOWN_AT_PEER.fullmatch(text)):
         return UnknownModel(text)

@@ -21,7 +21,7 @@ _LEAST = 0.05
 
 
 class NoSuchCall(Exception):
-    """The server does not know the call: it is no controller of ours, or none at all."""
+    """The server does not know the call: it is not a controller of modelyard, or not a controller."""
 
 
 class ControllerCalls:

@@ -30,7 +30,7 @@ WORKER_CLASSES = ("gthread", "gevent")
 
 def start(run: Services, worker_class: str, application: str = "wsgi:app", **options: Any) -> Service:
     folder = run.folder()
-    command = [console_script("gunicorn"), application, "--bind", "127.0.0.1:{port}", "--no-control-socket"]
+    command = [console_script("gunicorn"), application, "--bind", "127.0.0.1:{port}"]
     command += ["--worker-class", worker_class]
     command += ["--threads", "32"] if worker_class == "gthread" else []
     service = run.start(

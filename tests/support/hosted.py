@@ -47,7 +47,7 @@ def monolith(
 ) -> Service:
     """Run the shop under gunicorn with several processes; it is asked as somebody who is logged in."""
     folder = folder or run.folder()
-    command = [console_script("gunicorn"), "wsgi:app", "--bind", "127.0.0.1:{port}", "--no-control-socket"]
+    command = [console_script("gunicorn"), "wsgi:app", "--bind", "127.0.0.1:{port}"]
     command += ["--workers", str(workers), "--worker-class", worker_class, "--keep-alive", "30"]
     command += ["--threads", "32"] if worker_class == "gthread" else []
     service = run.start(

@@ -1,5 +1,5 @@
 """The WSGI application, for ``gunicorn wsgi:app`` in a checkout. Importing it starts nothing."""
 
-from modelyard.server.app import create_app
+from modelyard.server.extension import create_app
 
 app = create_app()

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from flask import Flask, jsonify, request
-from modelyard.server.app import create_app
+from modelyard.server.extension import create_app
 
 PATH = "/bench/library"
 

@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 
 from modelyard.cluster.registry.base import Instance
 from modelyard.cluster.routing import Routes, Taken
-from modelyard.server.app import create_app
+from modelyard.server.extension import create_app
 
 
 def take(routes: Routes, instances: Sequence[Instance], tried: Collection[str] = ()) -> Taken:

@@ -12,9 +12,8 @@ from . import worker_schemas as schemas
 from .request import guard, problems
 from .request.access_log import AccessLine, log_access
 from .request.bodies import json_response, read_object
-from .request.calls import Call
 from .request.fields import load, load_query
-from .request.streaming import StreamBody, StreamResponse
+from .request.streaming import Call, StreamBody, StreamResponse
 from .request.traces import read_body
 
 

@@ -12,14 +12,13 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .client.client import Client
-    from .server.app import create_app
-    from .server.extension import Modelyard, current_modelyard
+    from .server.extension import Modelyard, create_app, current_modelyard
 
 __all__ = ["Client", "Modelyard", "__version__", "create_app", "current_modelyard"]
 
 _HOMES = {
     "Client": ".client.client",
-    "create_app": ".server.app",
+    "create_app": ".server.extension",
     "Modelyard": ".server.extension",
     "current_modelyard": ".server.extension",
 }

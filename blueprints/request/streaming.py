@@ -1,25 +1,85 @@
-"""A streamed answer as a WSGI response: bursts become chunks, silence is broken, and all is released at the end."""
+"""A data-plane call from admission to its last byte, and its streamed answer as a WSGI response.
+
+Bursts become chunks, a silence is broken, and all is released at the end.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import socket
+import struct
 import time
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from flask import Response
+from flask import Request, Response
 
 from ...errors import Cancelled, ModelyardError
-from ...streams import OutputStream
+from ...streams import Cancel, OutputStream
 from ...types import Burst
 from ...wire.chunks import EMPTY_CHUNK, STREAM_TYPE, ChunkEncoder, encode_output
 from ...wire.decoder import NUL
 from ...wire.messages import DELTA_TYPE
+from ...worker.protocol import Service
 from .access_log import AccessLine
-from .calls import Call
 from .problems import error_output, unforeseen
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+
+class Call:
+    """Holds a thread of the budget and watches the client's socket, until it is closed.
+
+    The constructor raises Overloaded, Draining or NotReady.
+    """
+
+    __slots__ = ("_closed", "_fileno", "_service", "_sock", "_timed", "cancel")
+
+    def __init__(self, service: Service, request: Request) -> None:
+        service.check_open()
+        service.budget.enter()
+        self._service = service
+        self._closed = False
+        self._timed = False
+        self.cancel = Cancel()
+        service.requests.add(self.cancel)
+        self._sock = _socket_of(request)
+        self._fileno = -1 if self._sock is None else self._sock.fileno()
+        if self._fileno >= 0:
+            service.watcher.watch(self._fileno, self.cancel.set)
+
+    def bound_writes(self, seconds: float) -> None:
+        """Limit each write to the client to ``seconds``."""
+        if self._sock is None:
+            return
+        with contextlib.suppress(OSError, AttributeError):
+            if os.get_blocking(self._fileno):
+                # The kernel's limit: a timeout of Python's socket would cost a poll for each write.
+                timeval = struct.pack("ll", int(seconds), int(seconds % 1 * 1_000_000))
+                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
+            else:
+                # gevent waits in its hub, where the kernel's limit has no effect.
+                self._sock.settimeout(seconds)
+                self._timed = True
+
+    def close(self) -> None:
+        """Release the socket and the thread; a second call does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._timed:
+            self._sock.settimeout(None)
+        if self._fileno >= 0:
+            self._service.watcher.unwatch(self._fileno)
+        self._service.requests.discard(self.cancel)
+        self._service.budget.leave()
+
+
+def _socket_of(request: Request) -> Any:
+    """Return the client's socket; None if the server does not provide it (tests, uWSGI)."""
+    return request.environ.get("gunicorn.socket") or request.environ.get("werkzeug.socket")
 
 
 class StreamBody:

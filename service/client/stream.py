@@ -11,10 +11,9 @@ from ..errors import EngineError, ModelyardError, WorkerLost, WorkerSilent, Work
 from ..sessions.faults import reason_of
 from ..sessions.response import Response
 from ..types import JSONObject, ModelOutput
-from ..wire.decoder import ChunkDecoder
+from ..wire.decoder import ChunkDecoder, WholeText
 from ..wire.errors import error_of_output
 from ..wire.messages import output_from_wire
-from ..wire.whole_text import WholeText
 
 
 class TextStream:

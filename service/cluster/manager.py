@@ -5,13 +5,16 @@ Models of this process, where it has some, are called directly; all others over 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from ..engines.base import Vectors
+from ..errors import ModelyardError
 from ..sessions.session import Session
 from ..streams import Cancel, OutputStream, Relay
 from ..telemetry.tracing import Tracing
+from ..threads import BackgroundThread
 from ..types import (
     ApplyOutcome,
     GenerateRequest,
@@ -28,12 +31,15 @@ from ..worker.spans import spanned
 from .attempts import Attempts, RoutedStreams
 from .directory import Directory, Worker
 from .machines import Machines
-from .prober import Prober
 from .registry.base import Instance, place_of
 from .routing import Routes
 from .view import RegistryView
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
+
+PROBE_TIMEOUT = (1.0, 2.0)
+"""Seconds to connect, and of silence."""
 
 
 class RemoteWorkerManager(SharedCalls):
@@ -204,6 +210,33 @@ class RemoteWorkerManager(SharedCalls):
         outcome = self._machines.worker_apply(model, apply_type, worker_type, params)
         self.view.refresh_soon()
         return outcome
+
+
+class Prober(BackgroundThread):
+    """Probes the addresses of `Routes` that are due, and notes the results there. Woken when an address has failed."""
+
+    def __init__(self, routes: Routes, session: Session) -> None:
+        """Probe by ``session``, which stays the caller's."""
+        super().__init__("modelyard-probe", self._probe_due)
+        self._routes = routes
+        self._session = session
+
+    def _probe_due(self) -> float | None:
+        for url in self._routes.to_probe():
+            self._routes.probed(url, self._probe(url))
+        return self._routes.next_probe_in()
+
+    def _probe(self, url: str) -> str:
+        """Return why an address does not answer; empty where it does, with any status below 500."""
+        try:
+            with self._session.request("GET", f"{url}/health", timeout=PROBE_TIMEOUT) as response:
+                response.read_whole()
+        except ModelyardError as error:
+            return str(error)
+        except Exception as error:
+            log.exception("probing %s failed", url)
+            return type(error).__name__
+        return f"it answers with {response.status_code}" if response.status_code >= 500 else ""
 
 
 def _model_instance(instance: Instance) -> ModelInstance:

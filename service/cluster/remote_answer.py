@@ -10,9 +10,9 @@ from ..sessions.response import Response
 from ..streams import Cancel
 from ..types import Burst, JSONObject
 from ..wire.chunks import PieceDecoder
+from ..wire.decoder import WholeText
 from ..wire.errors import error_of_output, error_of_response
 from ..wire.messages import output_from_wire
-from ..wire.whole_text import WholeText
 
 
 class RemoteAnswer:

@@ -18,6 +18,7 @@ from flask import Blueprint, Flask, current_app
 
 from ..blueprints.controller import controller_blueprint
 from ..blueprints.health import health_blueprint
+from ..blueprints.request.problems import install_in_app
 from ..blueprints.worker import worker_blueprint
 from ..settings import loading, params
 from ..settings.settings import CONTROLLERS, HOSTED, REMOTE, Settings
@@ -67,6 +68,18 @@ class Modelyard:
             loaded.models = []
         loaded.place(REMOTE if loaded.registry and loaded.models == [] else HOSTED)
         return attach(app, Runtime(loaded, after_start=callback), **blueprints)
+
+
+def create_app(settings: Settings | None = None) -> Flask:
+    """Return the WSGI application of the role that ``settings`` (default: environment and file) name.
+
+    Builds objects only: models start with the first request, or when the server says so. Raises ConfigError.
+    """
+    app = Flask("modelyard", static_folder=None, template_folder=None)
+    runtime = Runtime(settings or loading.load())
+    install_in_app(app)
+    attach(app, runtime, probes_prefix="")
+    return app
 
 
 def attach(app: Flask, runtime: Runtime, *, worker: bool = True, probes_prefix: str | None = None) -> Runtime:

@@ -110,7 +110,7 @@ def _override(server: Any, overrides: dict[str, Any]) -> None:
     app = server.app.wsgi()
     runtime = getattr(app, "extensions", {}).get("modelyard")
     if isinstance(runtime, Runtime) and app.name == "modelyard":
-        from modelyard.server.app import create_app  # noqa: PLC0415 - without --preload the master does not need it
+        from modelyard.server.extension import create_app  # noqa: PLC0415 - without --preload the master does not need it
 
         replacement = create_app(replace(runtime.settings, **overrides))
         app.wsgi_app = replacement.wsgi_app

@@ -21,7 +21,7 @@ from gunicorn.app.base import BaseApplication
 
 from ..cluster.hosting.folder import HostFolder, HostLock, is_needed, noted
 from ..settings.loading import HANDED_VARIABLE
-from .app import create_app
+from .extension import create_app
 
 log = logging.getLogger(__name__)
 

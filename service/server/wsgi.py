@@ -1,5 +1,5 @@
-"""The WSGI application, for ``gunicorn modelyard.wsgi:app``. Importing it starts nothing."""
+"""The WSGI application, for ``gunicorn modelyard.server.wsgi:app``. Importing it starts nothing."""
 
-from .app import create_app
+from .extension import create_app
 
 app = create_app()

@@ -1,8 +1,9 @@
-"""ModelWorker: one engine, the gate in front of it, and the state it is in."""
+"""ModelWorker: one engine, its start within a time limit, the gate in front of it, and the state it is in."""
 
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,13 +11,24 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from ..engines.base import Engine, ModelParams, Vectors
-from ..errors import Cancelled, EngineError, ModelyardError, NotReady, StartTimeout
+import requests
+
+from ..engines.base import Engine, ModelParams, Progress, Vectors
+from ..errors import (
+    BadModelFile,
+    Cancelled,
+    EngineError,
+    MissingLibrary,
+    ModelyardError,
+    NetworkFailure,
+    NotReady,
+    StartFailed,
+    StartTimeout,
+)
 from ..streams import TICK, Cancel, OutputStream, pumped, whole_answer
 from ..types import Burst, GenerateRequest, ModelMetadata, ModelOutput, WorkerType, worker_key
 from .admission import Gate, Ticket
 from .spans import CallSpan
-from .start import start_error, start_in_time
 
 log = logging.getLogger(__name__)
 
@@ -234,6 +246,53 @@ class ModelWorker:
     def load(self) -> str:
         """What its gate looks like now: the value of ``Modelyard-Load``."""
         return self.gate.load()
+
+
+def start_in_time(engine: Engine, progress: Progress, name: str, timeout: float) -> bool:
+    """Start ``engine`` in a thread of its own; return False where that takes longer than ``timeout`` seconds.
+
+    An engine that is late is stopped as soon as its start ends: it must not be used again. Raises what the engine
+    raises.
+    """
+    ended = threading.Event()
+    failures: list[BaseException] = []
+    deciding, given_up = threading.Lock(), False
+
+    def run() -> None:
+        try:
+            engine.start(progress)
+        except BaseException as error:  # noqa: BLE001 - raised again by the thread that waits
+            failures.append(error)
+        with deciding:
+            ended.set()
+        if given_up and not failures:
+            engine.stop()
+
+    threading.Thread(target=run, name=f"start-{name}", daemon=True).start()
+    ended.wait(timeout)
+    with deciding:
+        given_up = not ended.is_set()
+    if failures and not given_up:
+        raise failures[0]
+    return not given_up
+
+
+def start_error(error: BaseException, model: str) -> ModelyardError:
+    """Return the error of ours that says why ``model`` did not start; one that is ours already stays as it is."""
+    if isinstance(error, ModelyardError):
+        return error
+    subject = f"model {model!r} did not start"
+    if isinstance(error, ImportError):
+        return MissingLibrary(f"{subject}: {error}; install the library, or the extra that brings it")
+    if isinstance(error, requests.RequestException | ConnectionError | socket.gaierror):
+        return NetworkFailure(f"{subject}: the network failed: {error}")
+    if isinstance(error, TimeoutError):
+        return StartTimeout(f"{subject}: {str(error) or 'a time limit passed'}")
+    if isinstance(error, OSError):
+        return BadModelFile(f"{subject}: {error}")
+    if isinstance(error, MemoryError):
+        return StartFailed(f"{subject}: not enough memory")
+    return StartFailed(f"{subject}: {type(error).__name__}: {error}")
 
 
 class _Answer:

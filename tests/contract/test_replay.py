@@ -15,8 +15,7 @@ from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
-from modelyard.server.app import create_app
-from modelyard.server.extension import KEY
+from modelyard.server.extension import KEY, create_app
 from modelyard.settings.settings import Settings
 
 Exchange = dict[str, Any]

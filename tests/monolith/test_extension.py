@@ -12,8 +12,7 @@ import pytest
 from flask import Flask
 from modelyard.cluster.hosting import host
 from modelyard.errors import ConfigError
-from modelyard.server.app import create_app
-from modelyard.server.extension import Modelyard, current_modelyard
+from modelyard.server.extension import Modelyard, create_app, current_modelyard
 from modelyard.server.runtime import Runtime
 from modelyard.settings.settings import Settings
 from running import wait_until

@@ -11,8 +11,7 @@ from typing import Any
 
 from flask import Flask
 from modelyard.cluster.hosting.manager import HostedWorkerManager, HostEndpoint
-from modelyard.server.app import create_app
-from modelyard.server.extension import KEY
+from modelyard.server.extension import KEY, create_app
 from modelyard.server.runtime import Runtime
 from modelyard.sessions.session import Session
 from modelyard.settings.settings import Settings

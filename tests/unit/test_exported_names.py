@@ -21,7 +21,7 @@ def test_the_exported_names_are_exact():
         ("Client", "client.client"),
         ("Modelyard", "server.extension"),
         ("current_modelyard", "server.extension"),
-        ("create_app", "server.app"),
+        ("create_app", "server.extension"),
         ("__version__", "version"),
     ],
 )

@@ -126,7 +126,7 @@ def test_imports_within_the_package_are_found():
     assert {"engines.base", "errors"} <= set(imports("engines"))
     assert "errors" in imports("blueprints.request.problems")
     assert "settings.settings" in imports("server.gunicorn")
-    assert "server.app" not in imports("")
+    assert "server.extension" not in imports("")
 
 
 def test_the_page_on_the_architecture_says_the_same():

@@ -18,8 +18,7 @@ from flask import Flask, Response, abort
 from flask.testing import FlaskClient
 from modelyard import Modelyard
 from modelyard.errors import EngineError, StartFailed
-from modelyard.server.app import create_app
-from modelyard.server.extension import attach
+from modelyard.server.extension import attach, create_app
 from modelyard.server.runtime import Runtime
 from modelyard.settings.settings import Settings
 from modelyard.types import ModelOutput, WorkerType

@@ -13,8 +13,7 @@ from clients import chunks_of
 from flask.testing import FlaskClient
 from modelyard.engines.base import Engine
 from modelyard.errors import Cancelled, EngineError
-from modelyard.server.app import create_app
-from modelyard.server.extension import KEY
+from modelyard.server.extension import KEY, create_app
 from modelyard.server.runtime import Runtime
 from modelyard.settings import loading
 from modelyard.streams import Cancel

@@ -7,7 +7,7 @@ import socket
 import pytest
 import requests
 from modelyard.errors import BadModelFile, ConfigError, MissingLibrary, NetworkFailure, StartFailed, StartTimeout
-from modelyard.worker.start import start_error
+from modelyard.worker.worker import start_error
 
 
 @pytest.mark.parametrize(

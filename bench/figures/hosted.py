@@ -11,16 +11,13 @@ from ..pairs import CLIENTS, SHORT, STREAMS, TIMES, Pair, Way, added, load, shar
 from ..plan import Plan
 from ..report import Row, at_least, at_most, count, milliseconds, of_clients
 from ..rounds import in_turns
+from .hop import ADDED, SHARES
 from .smollm2 import speed_of, through
 
 NAME = "hosted"
 TITLE = "a model host beside four web processes, beside models inline in one"
 LIMITS = "a request read and written twice; for pieces, web processes, host and load generator on the same cores"
 
-ADDED = 0.5
-"""Milliseconds that the way to the host may add."""
-SHARE = 0.7
-"""Of inline's pieces a second."""
 SMOLLM2_SHARE = 0.97
 """Of inline's tokens a second."""
 
@@ -51,7 +48,7 @@ def _ways(plan: Plan) -> Iterator[Row]:
             for clients in CLIENTS:
                 found = pairs(load("generate_stream", pieces, accept, clients, plan.seconds / 2))
                 row = Row(NAME, f"{name}, {of_clients(clients)}", speeds(found, INLINE), "", f"{share(found):.2f} x")
-                yield at_least(row, share(found), SHARE)
+                yield at_least(row, share(found), SHARES[clients])
 
 
 def _time_row(case: str, found: list[Pair], time_of: Callable[[Outcome], float]) -> Row:

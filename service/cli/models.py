@@ -52,9 +52,10 @@ def list_models(client: Client, supported: bool, json_wanted: bool) -> None:
     listed = rows(map(ModelState.of, status["models"]), supported_models(client))
     if not supported:
         listed = [row for row in listed if row.state is not None]
-    ready, reason = bool(status.get("ready")), status.get("reason")
+    ready, state, reason = bool(status.get("ready")), status.get("state"), status.get("reason")
     if json_wanted:
-        click.echo(as_json({"ready": ready, "reason": reason, "models": [plain(row) for row in listed]}))
+        models = [plain(row) for row in listed]
+        click.echo(as_json({"ready": ready, "state": state, "reason": reason, "models": models}))
         return
     if not listed:
         click.echo("no model is hosted there; those that could be started: modelyard models list --supported")
@@ -66,7 +67,7 @@ def list_models(client: Client, supported: bool, json_wanted: bool) -> None:
         lines = [(row.name, row.type, row.state, row.weights, row.reason) for row in listed]
         click.echo(table(("NAME", "TYPE", "STATE", "WEIGHTS", "REASON"), lines, terminal_width()))
     if not ready:
-        click.echo(f"not ready: {reason}")
+        click.echo(f"not ready{f' ({state})' if state else ''}: {reason}")
 
 
 @models.command(short_help="Start a model.")

@@ -98,12 +98,12 @@ def test_a_url_without_a_path_gets_the_usual_prefix():
 def test_readiness_is_looked_for_below_the_prefix_and_then_above_it():
     def answer(path: str) -> Answer:
         if path == "/readyz":
-            return _json({"ready": False, "reason": "draining", "models": []}, 503)
+            return _json({"ready": False, "reason": "no new work", "models": [], "state": "draining"}, 503)
         return _json({"title": "Not Found"}, 404) if path.endswith("readyz") else _json([])
 
     with stranger(answer) as (url, asked):
         ran = modelyard("models", "list", "--url", f"{url}/ml/api/")
-        assert "not ready: draining" in ran.out
+        assert "not ready (draining): no new work" in ran.out
         assert asked == ["/ml/api/readyz", "/ml/readyz", "/readyz", "/ml/api/worker/models/supports"]
 
 

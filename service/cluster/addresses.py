@@ -1,4 +1,4 @@
-"""The address that others reach this process at: given by a setting, or found."""
+"""Find the address at which other processes reach this process."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _EXAMPLE = ("192.0.2.1", 9)
 def advertised_url(settings: Settings) -> str:
     """Return ``http://host:port/prefix`` of this process, as it is registered. Raises ConfigError.
 
-    It is ``--advertise``, with the prefix where that has no path; otherwise the address that the service listens on.
-    Where it listens on all, it is the address of the interface that leads to the registry.
+    It is ``--advertise``, with the prefix if that has no path; otherwise the address that the service listens on. If
+    the service listens on all addresses, it is the address of the interface that leads to the registry.
     """
     if settings.advertise:
         return checked(settings.advertise, settings.prefix)
@@ -31,7 +31,7 @@ def advertised_url(settings: Settings) -> str:
 
 
 def checked(url: str, prefix: str) -> str:
-    """Return an advertised address without a slash at its end, and with ``prefix`` where it has no path.
+    """Return an advertised address without a slash at its end, and with ``prefix`` if it has no path.
 
     Raises ConfigError.
     """
@@ -51,7 +51,7 @@ def _is_wildcard(host: str) -> bool:
 
 
 def _interface_to(registry: str) -> str:
-    """Return the address of the interface that leads to the registry; the loopback address where there is no route."""
+    """Return the address of the interface that leads to the registry; the loopback address without a route."""
     towards = _EXAMPLE
     try:
         parts = urlsplit(registry.partition(",")[0])

@@ -1,7 +1,7 @@
-"""One request's way over the instances of a model: which to call next, and what their refusals come to.
+"""Choose the next instance for a request, and merge the refusals of all instances into one error.
 
-First every candidate without waiting in line, then the line of the least loaded; each at most once. Once a piece of an
-answer has come, nothing is sent anywhere again.
+First each candidate is called once without waiting in line. Then the request waits in the line of the least loaded.
+After the first piece of an answer, the request is not sent again.
 """
 
 from __future__ import annotations
@@ -25,65 +25,65 @@ from .registry.base import Instance
 from .routing import Routes
 
 GONE_FOR = 1.0
-"""Seconds that an instance is left alone which does not know the model that it is registered with."""
+"""Seconds that an instance is not called after it did not know the model that it is registered with."""
 
 REFUSALS = (Unauthorized, Forbidden)
-"""What an instance says that does not take this process's own token; whose request it is plays no part in that."""
+"""The errors of an instance that does not accept the token of this process; the client is not at fault."""
 
 SEND_AGAIN = (Unavailable, UnknownModel, *REFUSALS)
-"""What an instance may say after which another is asked: it has computed nothing."""
+"""The errors after which the request is sent to another instance: nothing was computed."""
 
 
 @dataclass
 class Attempts:
-    """The instances to call for one request, one after the other. `next` takes one, `over` notes how it went."""
+    """The instances to call for one request. `next` returns one after the other, `over` notes how its call ended."""
 
     key: str
     look: Callable[[], Sequence[Instance]]
-    """Returns the instances that are known, healthy or not."""
+    """Returns the instances in view, healthy or not."""
     look_again: Callable[[], Sequence[Instance]]
-    """The same, after asking the registry once more."""
+    """Returns the same after the registry was read once more."""
     routes: Routes
     wait: bool
     """Whether the request may stand in a line."""
     failed: Callable[[], None] = lambda: None
-    """Called when an instance is not what the registry says."""
-    _known: Sequence[Instance] = ()
+    """Called when an instance is not in the state that the registry shows."""
+    _instances: Sequence[Instance] = ()
     _tried: set[str] = field(default_factory=set)
-    _said: dict[str, ModelyardError] = field(default_factory=dict)
+    _errors: dict[str, ModelyardError] = field(default_factory=dict)
     _full: list[Instance] = field(default_factory=list)
     _lines: Iterator[Instance] | None = None
     _looked_again: bool = False
-    _asked: Instance | None = None
+    _current: Instance | None = None
     _waits: bool = True
 
     def next(self) -> tuple[Instance, bool]:
-        """Return the instance to try now, and whether the request may wait there. Raises the error of all refusals."""
-        taken = self._fresh() or self._in_line()
+        """Return the instance to call now, and whether the request may wait there. Raises the error of all refusals."""
+        taken = self._untried() or self._in_line()
         if taken is None:
             raise self._refusal()
-        self._asked = taken
+        self._current = taken
         return taken, self._waits
 
-    def _fresh(self) -> Instance | None:
-        """Return one that was not asked yet."""
+    def _untried(self) -> Instance | None:
+        """Return an instance that was not called yet."""
         if self._lines is not None:
             return None
-        if not self._known:
-            self._known = self.look()
-        found = self.routes.take(self._known, self._tried)
-        if found.instance is None and not self._looked_again:
+        if not self._instances:
+            self._instances = self.look()
+        taken = self.routes.take(self._instances, self._tried)
+        if taken.instance is None and not self._looked_again:
             self._looked_again = True
-            self._known = self.look_again()
-            found = self.routes.take(self._known, self._tried)
-        if found.instance is not None:
-            # A refusal by the only instance would only cost time.
-            self._waits = self.wait and found.among == 1 and not self._tried
-            self._tried.add(found.instance.url)
-        return found.instance
+            self._instances = self.look_again()
+            taken = self.routes.take(self._instances, self._tried)
+        if taken.instance is not None:
+            # With a single instance a first call without waiting would only cost time.
+            self._waits = self.wait and taken.among == 1 and not self._tried
+            self._tried.add(taken.instance.url)
+        return taken.instance
 
     def _in_line(self) -> Instance | None:
-        """Return one of those that were full, for the request to wait there."""
+        """Return an instance that was full, for the request to wait in its line."""
         if self._lines is None:
             self._lines = iter(self.routes.by_load(self._full) if self.wait else ())
         taken = next(self._lines, None)
@@ -93,26 +93,26 @@ class Attempts:
         return taken
 
     def answering(self, load: str | None) -> None:
-        """Note that the last one answers, with the ``load`` that it had when it took the request."""
-        if self._asked is not None:
-            self.routes.answered(self._asked, load)
+        """Note that the current instance answers, with the ``load`` that it had when it accepted the request."""
+        if self._current is not None:
+            self.routes.answered(self._current, load)
 
     def over(self, error: BaseException | None = None, load: str | None = None) -> bool:
-        """Note how the call of the last one ended, with its ``load``; return whether another may be called."""
-        instance, self._asked = self._asked, None
+        """Note how the call of the current instance ended, with its ``load``; return whether another may be called."""
+        instance, self._current = self._current, None
         if instance is None:
             return False
         self.routes.ended(instance)
         if isinstance(error, SEND_AGAIN):
-            self._said[instance.url] = error
+            self._errors[instance.url] = error
             self._learn(instance, error)
             return True
         if isinstance(error, WorkerLost):
-            # Too late for another, but a reason to look whether it is there.
+            # Too late for another instance, but a reason to probe this one.
             self.routes.failed(instance, str(error))
             self.failed()
         elif error is None or isinstance(error, ModelyardError):
-            # An instance that fails for another reason can be reached.
+            # An instance that reports another error can be reached.
             self.routes.answered(instance, load)
         return False
 
@@ -132,22 +132,23 @@ class Attempts:
             self.failed()
 
     def _refusal(self) -> ModelyardError:
-        """Return one error for all: that of the only instance, or which are known and why none was taken."""
-        if len(self._known) == 1 and self._said:
-            error = next(iter(self._said.values()))
+        """Return one error for all: the error of the only instance, or a list of all instances with the reasons."""
+        if len(self._instances) == 1 and self._errors:
+            error = next(iter(self._errors.values()))
             if isinstance(error, REFUSALS):
-                return NotReady(f"{self._known[0].url} refuses this router, not its client: {error}", retry_after=5)
+                return NotReady(f"{self._instances[0].url} refuses this router, not its client: {error}", retry_after=5)
             return NotReady(str(error)) if isinstance(error, UnknownModel) else error
         reasons = "; ".join(
-            f"{one.url}: {self._said.get(one.url) or self.routes.why_not(one) or 'not asked'}" for one in self._known
+            f"{row.url}: {self._errors.get(row.url) or self.routes.why_not(row) or 'not called'}"
+            for row in self._instances
         )
-        overloaded = [error for error in self._said.values() if isinstance(error, Overloaded)]
+        overloaded = [error for error in self._errors.values() if isinstance(error, Overloaded)]
         if overloaded:
-            load = self.routes.load_of(self._known)
+            load = self.routes.load_of(self._instances)
             pause = min(error.retry_after for error in overloaded)
             text = f"no instance of {self.key} has room: {reasons}"
             return Overloaded(text, retry_after=pause, load=str(load) if load else None)
-        if not self._known:
+        if not self._instances:
             return UnknownModel(f"there is no instance of {self.key}")
         return NotReady(f"no instance of {self.key} can be taken: {reasons}", retry_after=1)
 
@@ -156,12 +157,12 @@ class RoutedStreams:
     """The streams of one request at the instances of a model: the `Source` of its relay."""
 
     def __init__(self, attempts: Attempts, ask: Callable[[Instance, Cancel, bool], OutputStream]) -> None:
-        """``ask(instance, cancel, wait)`` opens a stream at an instance."""
+        """Open a stream at an instance by ``ask(instance, cancel, wait)``."""
         self._attempts = attempts
         self._ask = ask
 
     def open(self, cancel: Cancel) -> OutputStream:
-        """Return a stream of the next instance. Raises what all refusals come to, where none is left."""
+        """Return a stream of the next instance. Raises one error for all refusals if no instance is left."""
         instance, wait = self._attempts.next()
         return self._ask(instance, cancel, wait)
 
@@ -170,5 +171,5 @@ class RoutedStreams:
         self._attempts.answering(stream.load)
 
     def ended(self, error: BaseException | None) -> bool:
-        """Note how it went; return whether another may be asked."""
+        """Note how the stream ended; return whether another instance may be called."""
         return self._attempts.over(error)

@@ -1,4 +1,4 @@
-"""Directory: which instances each model has, those of this process among them, and what to call for each."""
+"""Directory: the instances of each model, those of this process too, and the worker to call for each of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Worker: TypeAlias = ModelWorker | RemoteModelWorker
 
 
 class Directory:
-    """What the registry shows, with what this process knows of its own models better than the registry does."""
+    """The instances that the registry shows, with the newer state of the models of this process."""
 
     def __init__(
         self,
@@ -30,9 +30,9 @@ class Directory:
         models: LocalModels | None,
         own_url: Callable[[], str],
     ) -> None:
-        """Look into ``view``. Instances at ``own_url`` are those of ``models``, None where this process holds none.
+        """Read ``view``. The instances at ``own_url`` are ``models``; None if this process holds none.
 
-        ``routes`` is given the load of these; all others are called by ``session``.
+        ``routes`` gets the load of these. All other instances are called by ``session``.
         """
         self._view = view
         self._routes = routes
@@ -44,12 +44,12 @@ class Directory:
     # What to call
 
     def worker_at(self, instance: Instance) -> Worker:
-        """Return what to call for an instance. Raises UnknownModel for one of this process that was shut down."""
+        """Return the worker to call for an instance. Raises UnknownModel for one of this process that was shut down."""
         if self._models is not None and instance.url == self._own_url():
-            own = self._models.find(instance.key)
-            if own is None:
+            model = self._models.find(instance.key)
+            if model is None:
                 raise UnknownModel.among(self.keys(), instance.key)
-            return own
+            return model
         place = (instance.key, instance.url)
         worker = self._workers.get(place)
         if worker is None:
@@ -57,7 +57,7 @@ class Directory:
         return worker
 
     def alone(self, key: str) -> ModelWorker | None:
-        """Return the model of this process, where no other process has an instance of the key; else None."""
+        """Return the model of this process if no other process has an instance of the key; else None."""
         worker = self._find(key)
         return worker if worker is not None and len(self.all_of(key)) == 1 else None
 
@@ -67,15 +67,15 @@ class Directory:
     # Instances
 
     def usable(self, key: str) -> list[Instance]:
-        """Return the instances of a key: that of this process, if it is ready, and all others."""
+        """Return the instances of a key: that of this process, if it is ready, and those of other processes."""
         own_url = self._own_url()
-        others = [row for row in self._view.instances(key) if row.url != own_url]
+        remote = [row for row in self._view.instances(key) if row.url != own_url]
         worker = self._find(key)
         if worker is None or worker.state is not State.READY:
-            return others
-        own = Instance(key, own_url, load=worker.load, healthy=True, weight=worker.params.weight)
-        self._routes.answered(own, own.load)
-        return [own, *others]
+            return remote
+        local = Instance(key, own_url, load=worker.load, healthy=True, weight=worker.params.weight)
+        self._routes.answered(local, local.load)
+        return [local, *remote]
 
     def all_of(self, key: str) -> list[Instance]:
         """Return the instances of a key, in whatever state."""
@@ -85,7 +85,7 @@ class Directory:
         return [Instance(key, self._own_url(), weight=worker.params.weight), *instances]
 
     def refreshed(self, key: str) -> list[Instance]:
-        """Return the same, after the registry was read once more."""
+        """Return the instances of a key, in whatever state, after the registry was read once more."""
         self._view.refresh_now()
         return self.all_of(key)
 
@@ -93,8 +93,8 @@ class Directory:
 
     def keys(self) -> list[str]:
         """Return the keys of all models, sorted."""
-        own = set() if self._models is None else set(self._models.keys())
-        return sorted((own | {row.key for row in self._view.all() if row.url != self._own_url()}) - {MANAGER_KEY})
+        local = set() if self._models is None else set(self._models.keys())
+        return sorted((local | {row.key for row in self._view.all() if row.url != self._own_url()}) - {MANAGER_KEY})
 
     def key_of(self, model: str, *types: WorkerType) -> str:
         """Return the key of a model that is called as one of ``types``. Raises UnknownModel, Unsupported, NotReady."""
@@ -103,7 +103,7 @@ class Directory:
         if key is not None:
             return key
         if self._models is not None and self._models.has(model, None):
-            # It starts, has failed, or is of another type: the error of this process is more exact.
+            # It is starting, has failed, or is of another type: this process has the more exact error.
             self._models.worker(model, *types).check_ready()
         else:
             self._view.refresh_now(MISS_INTERVAL)
@@ -111,7 +111,7 @@ class Directory:
             if key is not None:
                 return key
         if not self._view.complete:
-            raise NotReady(f"the registry can't be read: {self._view.error or 'it was not asked yet'}", retry_after=2)
+            raise NotReady(f"the registry can't be read: {self._view.error or 'it was not read yet'}", retry_after=2)
         raise not_callable(self.keys(), model, types)
 
     def _first_usable(self, keys: Sequence[str]) -> str | None:

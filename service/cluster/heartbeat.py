@@ -1,6 +1,6 @@
-"""Heartbeat: the thread of a process that registers, refreshes and deregisters all of its keys together.
+"""Heartbeat: a thread that registers, refreshes and deregisters all keys of this process together.
 
-It has no other work, so that it goes on while all threads of the models are busy. Its last call is the deregistration.
+It has no other work, so it continues while all threads of the models are busy. Its last call is the deregistration.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ STOP_TIMEOUT = 5.0
 """Seconds that the last call may take."""
 
 FIRST_RETRY = 0.5
-"""Seconds until the next call after a first failure; each further one doubles them."""
+"""Seconds until the next call after the first failure; each further failure doubles them."""
 LONGEST_PAUSE = 3600.0
 JITTER = 0.1
-"""The share of an interval that is random: processes that started together then do not beat together."""
+"""The share of an interval that is random, so that processes that started together do not beat together."""
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Heartbeat:
     """Registers keys, which are added and removed at any time. `start` and `stop` may be called twice."""
 
     def __init__(self, registry: Registry) -> None:
-        """Call ``registry``, only from a thread of its own."""
+        """Call ``registry`` from a thread of its own, and from no other."""
         self._registry = registry
         self._changed = threading.Condition()
         self._members: dict[str, _Member] = {}
@@ -79,7 +79,7 @@ class Heartbeat:
         self._wake()
 
     def _wake(self) -> None:
-        """Call the registry now; after failures it stays with the pauses, which grow."""
+        """Call the registry now, unless the last call failed: then the growing pauses stay."""
         if not self._failures:
             self._thread.wake()
 
@@ -157,7 +157,7 @@ class Heartbeat:
             self._beat(members)
 
     def _check_successor(self, key: str) -> None:
-        """Register a key again whose successor has gone: it ended, or was a late call of this process itself."""
+        """Register a key again if its successor has gone: it ended, or was a late call of this process itself."""
         with self._changed:
             member = self._members.get(key)
         if member is None:

@@ -1,7 +1,7 @@
-"""What is done to whole machines of a cluster: models started and stopped there, their parameters, their catalogues.
+"""Start, stop and change models on the machines of a cluster, and read their parameters and catalogues.
 
-A machine is a worker service; it has registered its manager as `MANAGER_KEY`. This process is one too, if it holds
-models.
+A machine is a worker service, which has registered its manager as `MANAGER_KEY`. This process is a machine too, if it
+holds models.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def _refusals_of(url: str) -> Iterator[None]:
-    """Say that a machine refuses this process, by its token: the client's own was good enough."""
+    """Raise Forbidden where a machine refuses the token of this process: the client is not at fault."""
     try:
         yield
     except (Unauthorized, Forbidden) as error:
@@ -44,14 +44,14 @@ class Machines:
         local: LocalWorkerManager | None,
         own_url: Callable[[], str],
     ) -> None:
-        """Find machines in ``view``. The one at ``own_url`` is ``local``; None where this process holds no models."""
+        """Find machines in ``view``. The machine at ``own_url`` is ``local``; None if this process holds no models."""
         self._view = view
         self._session = session
         self._local = local
         self._own_url = own_url
 
     def machine_at(self, url: str) -> LocalWorkerManager | RemoteMachine:
-        """Return what to call for the machine at an address: this process itself, or one over HTTP."""
+        """Return the machine at an address: the manager of this process, or one that is called over HTTP."""
         if self._local is not None and url == self._own_url():
             return self._local
         return RemoteMachine(url, self._session)
@@ -67,12 +67,12 @@ class Machines:
         host: str | None,
         port: int | None,
     ) -> None:
-        """Start a model on the machine that ``host`` and ``port`` mean, or on the only one that can be meant."""
+        """Start a model on the machine at ``host`` and ``port``; without them, on this process or the only machine."""
         if not self._own() or host or port:
             self._view.refresh_now()
         urls = self._healthy()
         if not urls:
-            raise NotReady(f"no host is there that could start model {model!r}: no worker service is registered")
+            raise NotReady(f"no host can start model {model!r}: no worker service is registered")
         url = self._chosen(urls, host, port)
         with _refusals_of(url):
             self.machine_at(url).model_startup(model, self._type_at(url, model, worker_type, params), params)
@@ -90,9 +90,9 @@ class Machines:
     def worker_apply(
         self, model: str, apply_type: str, worker_type: WorkerType | None, params: Mapping[str, Any]
     ) -> ApplyOutcome:
-        """Do something to all instances of a name, on all machines at once.
+        """Apply ``apply_type`` to all instances of a name, on all machines at once.
 
-        A machine that does not know the name is left out. Raises UnknownModel where none knows it, and InvalidRequest.
+        A machine without such a model is left out. Raises UnknownModel if no machine has one, and InvalidRequest.
         """
         self._view.refresh_now()
         urls = self._healthy() if model == EVERY_MODEL else self._having(model, worker_type)
@@ -118,7 +118,7 @@ class Machines:
     # Which models there are
 
     def parameter_descriptions(self, model: str, worker_type: WorkerType | None) -> list[JSONObject]:
-        """Return the parameters of a model: of one that runs, or as the catalogue of some machine has it."""
+        """Return the parameters of a model, from a machine that runs it, or else from the catalogue of a machine."""
         self._view.refresh_now()
         failures: list[ModelyardError] = []
         having = self._having(model, worker_type)
@@ -128,7 +128,7 @@ class Machines:
             except UnknownModel as error:
                 failures.append(error)
             except ModelyardError as error:
-                # A machine of DB-GPT fails without a word where it does not know the model.
+                # A machine of DB-GPT fails without a reason if it does not have the model.
                 failures.insert(0 if url in having else len(failures), error)
         raise failures[0] if failures else self._unknown(model, worker_type)
 
@@ -136,16 +136,16 @@ class Machines:
         """Return the models that may run on each machine; one that does not answer has none, and an error."""
         self._view.refresh_now()
         urls = self._healthy()
-        found: list[HostModels] = []
+        hosts: list[HostModels] = []
         for url, result in zip(
             urls, in_parallel(urls, lambda url: self.machine_at(url).supported_models(), str), strict=True
         ):
             if isinstance(result, ModelyardError):
                 log.warning("%s does not say which models it supports: %s", url, result)
-                found.append(HostModels(*place_of(url), [], f"{url}: {result}"))
+                hosts.append(HostModels(*place_of(url), [], f"{url}: {result}"))
             else:
-                found += [HostModels(*models) for models in result]
-        return found
+                hosts += [HostModels(*models) for models in result]
+        return hosts
 
     # Which machines there are
 
@@ -159,19 +159,19 @@ class Machines:
         return list(dict.fromkeys([*self._own(), *(row.url for row in rows if row.healthy)]))
 
     def _having(self, model: str, worker_type: WorkerType | None) -> list[str]:
-        """Return the addresses of the machines that have a model: also where it is stopped, if the machine answers."""
+        """Return the addresses of the machines that have a model, running or stopped."""
         healthy = set(self._healthy())
-        own = self._own() if self._local is not None and self._local.models.has(model, worker_type) else []
+        local = self._own() if self._local is not None and self._local.models.has(model, worker_type) else []
         rows = [row for row in self._view.all() if _is_named(row, model, worker_type)]
-        return list(dict.fromkeys([*own, *(row.url for row in rows if row.healthy or row.url in healthy)]))
+        return list(dict.fromkeys([*local, *(row.url for row in rows if row.healthy or row.url in healthy)]))
 
     def _type_at(
         self, url: str, model: str, worker_type: WorkerType | None, params: Mapping[str, Any]
     ) -> WorkerType | None:
-        """Return the type to name to a machine: machines of DB-GPT want one. None where it is not clear.
+        """Return the type to send to a machine, which machines of DB-GPT require. None if it is not clear.
 
-        It is the one that was given, or stands among the parameters, or is that of all instances which are registered
-        under this name. This process needs none.
+        It is ``worker_type``, or that of ``params``, or the only type that is registered under this name. This process
+        does not need one.
         """
         if worker_type is not None or url in self._own():
             return worker_type
@@ -181,13 +181,13 @@ class Machines:
         return WorkerType(types[0]) if len(types) == 1 and types[0] in tuple(WorkerType) else None
 
     def _chosen(self, urls: Sequence[str], host: str | None, port: int | None) -> str:
-        """Return the one of ``urls`` that host and port mean. Raises InvalidRequest."""
+        """Return the address in ``urls`` that has this host and port. Raises InvalidRequest."""
         own = self._own()
         if not own and _fits(self._own_url(), host, port):
-            # The caller takes this gateway for a worker: it has no models, so the machine is left open.
+            # The caller takes this gateway for a worker. It has no models, so the caller names no machine.
             host, port = None, None
         if own and list(urls) == own:
-            # By whatever name it was reached: no other can be meant.
+            # This process is the only candidate, whatever name the caller has for it.
             return own[0]
         fitting = [url for url in urls if _fits(url, host, port)]
         if len(fitting) == 1:
@@ -196,14 +196,14 @@ class Machines:
             return own[0]
         names = ", ".join("{}:{}".format(*place_of(url)) for url in urls)
         if host or port:
-            wrong = f"{host or '*'}:{port or '*'} is {'several' if fitting else 'none'} of the hosts in question"
+            wrong = f"{host or '*'}:{port or '*'} fits {'several' if fitting else 'none'} of the hosts"
         else:
-            wrong = "is missing: there are several hosts in question"
-        raise InvalidRequest.of_fields([{"field": "host", "message": f"{wrong}; say host and port, one of {names}"}])
+            wrong = "is missing: several hosts are possible"
+        raise InvalidRequest.of_fields([{"field": "host", "message": f"{wrong}; give host and port, one of {names}"}])
 
     def _unknown(self, model: str, worker_type: WorkerType | None) -> UnknownModel:
-        own = set() if self._local is None else set(self._local.models.keys())
-        return UnknownModel.among((own | {row.key for row in self._view.all()}) - {MANAGER_KEY}, model, worker_type)
+        local = set() if self._local is None else set(self._local.models.keys())
+        return UnknownModel.among((local | {row.key for row in self._view.all()}) - {MANAGER_KEY}, model, worker_type)
 
 
 def _is_named(instance: Instance, model: str, worker_type: WorkerType | None) -> bool:

@@ -1,6 +1,6 @@
-"""The manager of the models of a whole cluster: finds the instances of a model, and calls one of them.
+"""The manager of the models of a cluster: finds the instances of a model, and calls one of them.
 
-Models of this process, where it has some, are called directly; all others over HTTP.
+Models of this process are called directly, all others over HTTP.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ PROBE_TIMEOUT = (1.0, 2.0)
 
 
 class RemoteWorkerManager(SharedCalls):
-    """Models wherever they run. `start` and `stop` it; it makes no connection before it is asked something."""
+    """The models of all processes. `start` and `stop` it; it makes no connection before its first call."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class RemoteWorkerManager(SharedCalls):
         *,
         tracing: Tracing | None = None,
     ) -> None:
-        """Route over what ``view`` shows; instances at ``own_url`` are those of ``local``."""
+        """Route over the instances in ``view``; those at ``own_url`` are the models of ``local``."""
         super().__init__(tracing)
         self.view = view
         self.routes = Routes()
@@ -66,7 +66,7 @@ class RemoteWorkerManager(SharedCalls):
     # Life
 
     def start(self) -> None:
-        """Start the thread that asks addresses that failed whether they are back."""
+        """Start the thread that probes the addresses that failed."""
         self._prober.start()
 
     def stop(self) -> None:
@@ -156,7 +156,7 @@ class RemoteWorkerManager(SharedCalls):
 
     def _instances(self, key: str | None = None) -> list[ModelInstance]:
         keys = self._directory.keys() if key is None else [key]
-        return [_model_instance(instance) for one in keys for instance in self._directory.all_of(one)]
+        return [_model_instance(instance) for each in keys for instance in self._directory.all_of(each)]
 
     def select_one_instance(self, key: str) -> ModelInstance:
         """Return an instance that the next request would go to. Raises UnknownModel, NotReady."""
@@ -166,16 +166,16 @@ class RemoteWorkerManager(SharedCalls):
         return _model_instance(instance)
 
     def load_of(self, model: str, worker_type: WorkerType) -> str | None:
-        """Return the last known load of the instances of a model, summed; None where none is known."""
+        """Return the sum of the last reported loads of a model's instances; None if there is none."""
         load = self.routes.load_of(self._directory.usable(worker_key(model, worker_type)))
         return None if load is None else str(load)
 
     def parameter_descriptions(self, model: str, worker_type: WorkerType | None) -> list[JSONObject]:
-        """Return a model's parameters with their values, as one that has it says. Raises UnknownModel."""
+        """Return a model's parameters with their values, from a machine that has it. Raises UnknownModel."""
         return self._machines.parameter_descriptions(model, worker_type)
 
     def supported_models(self) -> list[HostModels]:
-        """Return the models that may run on each host; one that does not answer has none, and says why."""
+        """Return the models that may run on each host; a host that does not answer has none, and an error."""
         return self._machines.supported_models()
 
     # What changes
@@ -190,7 +190,7 @@ class RemoteWorkerManager(SharedCalls):
         host: str | None = None,
         port: int | None = None,
     ) -> None:
-        """Start one model on a host; which may be left out where there is one, or this process holds models itself."""
+        """Start one model on a host; without ``host`` and ``port``, on this process or the only host."""
         self._machines.model_startup(model, worker_type, params, host=host, port=port)
         self.view.refresh_soon()
 
@@ -206,7 +206,7 @@ class RemoteWorkerManager(SharedCalls):
     def worker_apply(
         self, model: str, apply_type: str, worker_type: WorkerType | None, params: Mapping[str, Any]
     ) -> ApplyOutcome:
-        """Do one of `APPLY_TYPES` to all instances of a name, wherever they are, and merge what came of it."""
+        """Apply one of `APPLY_TYPES` to all instances of a name, on all machines, and merge the outcomes."""
         outcome = self._machines.worker_apply(model, apply_type, worker_type, params)
         self.view.refresh_soon()
         return outcome

@@ -1,4 +1,4 @@
-"""What ties one process to the others: the registry, the heartbeat, the view, and the manager over all of them."""
+"""Cluster: what connects this process to the others: registry, heartbeat, view, and the manager over all of them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ HEARTBEAT_INTERVAL = 20.0
 
 
 class Cluster:
-    """Objects only, until `start`. A worker that knows of no registry has none of this: it works alone."""
+    """The part of this process in a cluster. Objects only, until `start`. A worker without a registry has none."""
 
     def __init__(
         self,
@@ -43,26 +43,29 @@ class Cluster:
         *,
         tracing: Tracing | None = None,
     ) -> None:
-        """Build what the role of ``settings`` needs; ``session`` is what reaches others. Raises ConfigError."""
+        """Build what the role of ``settings`` needs; ``session`` sends requests to others. Raises ConfigError."""
         self._settings = settings
         self._local = local
         self.session = session or Session(**session_options(settings))
         self.registry: Registry = open_registry(
             registry_url(settings), heartbeat_timeout=settings.heartbeat_timeout, session=self.session
         )
-        own = [checked(settings.advertise, settings.prefix)] if settings.advertise else []
-        _refuse_itself(settings, [f"http://{settings.address}{settings.prefix}", *own])
+        advertised = [checked(settings.advertise, settings.prefix)] if settings.advertise else []
+        _refuse_itself(settings, [f"http://{settings.address}{settings.prefix}", *advertised])
         self.url = ""
-        """Where others reach this process; known once it is started."""
+        """The address at which others reach this process; empty before `start`."""
         self.heartbeat = Heartbeat(self.registry) if settings.owns_models else None
         self.view: RegistryView | None = None
         self.manager: RemoteWorkerManager | None = None
         if settings.routes:
             self.view = RegistryView(self.registry, settings.registry_refresh, self._seen)
-            here = local if settings.owns_models else None
-            # Where the models are hosted, instances at this address are the host's, and called like all others.
+            # With a model host, the instances at this address are the host's, and called like all others.
             self.manager = RemoteWorkerManager(
-                self.view, self.session, here, lambda: "" if settings.is_hosted else self.url, tracing=tracing
+                self.view,
+                self.session,
+                local if settings.owns_models else None,
+                lambda: "" if settings.is_hosted else self.url,
+                tracing=tracing,
             )
 
     def _seen(self, rows: Sequence[Instance]) -> None:
@@ -72,9 +75,9 @@ class Cluster:
     # Life
 
     def start(self) -> None:
-        """Find the own address, and start what looks at the registry. Nothing is registered yet."""
+        """Find the address of this process, and start the threads that read the registry. Nothing is registered yet."""
         if not self._settings.registry:
-            with contextlib.suppress(OSError):  # the registry itself says that it can't be opened, and why
+            with contextlib.suppress(OSError):  # the registry raises the same error with a better text
                 state_folder(self._settings.state_path, self._settings.instance_name)
         self.url = advertised_url(self._settings)
         if self.view is not None:
@@ -83,7 +86,7 @@ class Cluster:
             self.manager.start()
 
     def join(self) -> None:
-        """Register the worker manager, and each model from now on when it is ready."""
+        """Register the worker manager now, and each model when it becomes ready."""
         if self.heartbeat is None:
             return
         self._local.models.subscribe(self._follow)
@@ -91,17 +94,17 @@ class Cluster:
         self.heartbeat.start()
 
     def wait_heard(self) -> None:
-        """Block until all that is ready is registered, or can't be for now: a few seconds at most."""
+        """Block until all ready models are registered, or a call fails: a few seconds at most."""
         if self.heartbeat is not None:
             self.heartbeat.wait_settled(HEARD_TIMEOUT)
 
     def leave(self) -> None:
-        """Deregister everything: the last word to the registry. A second call does nothing."""
+        """Deregister everything, as the last call to the registry. A second call does nothing."""
         if self.heartbeat is not None:
             self.heartbeat.stop()
 
     def stop(self) -> None:
-        """End all threads, and let go of connections. A second call does nothing."""
+        """End all threads, and close the connections. A second call does nothing."""
         steps: list[tuple[str, Callable[[], object]]] = [("heartbeat", self.leave)]
         if self.manager is not None:
             steps.append(("prober", self.manager.stop))
@@ -124,9 +127,9 @@ class Cluster:
         assert self.heartbeat is not None
         worker = event.worker
         if event.kind == "started" and worker.params.register:
-            own = worker.params
+            params = worker.params
             self.heartbeat.add(
-                worker.key, lambda: self._instance(worker), own.heartbeat_interval, beats=own.send_heartbeat
+                worker.key, lambda: self._instance(worker), params.heartbeat_interval, beats=params.send_heartbeat
             )
         elif event.kind in ("starting", "failed", "stopped"):
             self.heartbeat.remove(worker.key)
@@ -146,11 +149,11 @@ class Cluster:
     # What it answers
 
     def why_not_ready(self) -> str | None:
-        """Return why a controller or gateway can't do its work; None where it can, and where models are what counts."""
+        """Return why a controller or gateway can't do its work; None if it can, and for a process with models."""
         if self._settings.owns_models:
             return None
         if self.view is not None:
-            # What was seen once serves on while the registry is away.
+            # The last view stays in use while the registry can't be read.
             return None if self.view.complete else self.view.error or "the registry was not read yet"
         try:
             self.registry.instances(MANAGER_KEY)
@@ -159,18 +162,18 @@ class Cluster:
         return None
 
     def models(self) -> list[JSONObject]:
-        """Return every model of the cluster with a state: what a gateway says in place of models of its own."""
+        """Return every model of the cluster with a state, as a gateway without models of its own reports them."""
         by_key: dict[str, list[Instance]] = {}
-        for one in self.view.all() if self.view is not None else []:
-            by_key.setdefault(one.key, []).append(one)
+        for row in self.view.all() if self.view is not None else []:
+            by_key.setdefault(row.key, []).append(row)
         by_key.pop(MANAGER_KEY, None)
-        found = []
-        for key, those in sorted(by_key.items()):
-            healthy = sum(one.healthy for one in those)
+        models: list[JSONObject] = []
+        for key, instances in sorted(by_key.items()):
+            healthy = sum(instance.healthy for instance in instances)
             state = State.READY if healthy else State.FAILED
-            reason = f"{healthy} of {len(those)} instances healthy"
-            found.append({"model": key, "state": state.value, "reason": reason})
-        return found
+            reason = f"{healthy} of {len(instances)} instances healthy"
+            models.append({"model": key, "state": state.value, "reason": reason})
+        return models
 
     def status(self) -> JSONObject:
         """Return how other processes see this one: its address, what it has registered, and the last error."""
@@ -179,19 +182,19 @@ class Cluster:
         return {"url": self.url, "registered": registered, "error": error}
 
 
-def _refuse_itself(settings: Settings, own: list[str]) -> None:
-    """Raise ConfigError where a controller would ask itself for the registry, and that again itself, without end."""
+def _refuse_itself(settings: Settings, own_urls: list[str]) -> None:
+    """Raise ConfigError if the registry of a controller is the controller itself: it would call itself without end."""
     named = [
         url.strip().rstrip("/").replace("//localhost:", "//127.0.0.1:") for url in (settings.registry or "").split(",")
     ]
-    if settings.role in CONTROLLERS and set(named) & {url.replace("//localhost:", "//127.0.0.1:") for url in own}:
+    if settings.role in CONTROLLERS and set(named) & {url.replace("//localhost:", "//127.0.0.1:") for url in own_urls}:
         raise ConfigError(
             f"registry {settings.registry}: that is this {settings.role} itself; name a store, or another controller"
         )
 
 
 def session_options(settings: Settings) -> JSONObject:
-    """Return how a `Session` speaks to other processes. Raises ConfigError."""
+    """Return the options of the `Session` that sends requests to other processes. Raises ConfigError."""
     headers = {}
     for item in settings.remote_headers:
         name, equals, value = item.partition("=")
@@ -200,7 +203,7 @@ def session_options(settings: Settings) -> JSONObject:
         headers[name.strip()] = value.strip()
     if (settings.token or settings.token_file) and any(name.lower() == "authorization" for name in headers):
         raise ConfigError(
-            "remote_headers: Authorization is what this process's own token is sent in: leave out one of them"
+            "remote_headers: Authorization is the header of this process's own token: leave out one of them"
         )
     return {
         "connect_timeout": settings.connect_timeout,
@@ -213,7 +216,7 @@ def session_options(settings: Settings) -> JSONObject:
 
 
 def check_registry(settings: Settings) -> None:
-    """Raise ConfigError or MissingLibrary where the registry of ``settings`` can't be opened; nothing is connected."""
+    """Raise ConfigError or MissingLibrary if the registry of ``settings`` can't be opened; nothing is connected."""
     with contextlib.closing(Session(**session_options(settings))) as session:
         open_registry(registry_url(settings), session=session).close()
     url = settings.registry or ""

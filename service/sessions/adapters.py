@@ -1,4 +1,4 @@
-"""Adapter: what mounts pools of our connections into a session of requests."""
+"""Make a session of requests that sends over pools of our connections."""
 
 from __future__ import annotations
 
@@ -24,16 +24,19 @@ IDLE_LIMIT = 30.0
 
 
 class _Idle:
-    """The idle connections of one pool, the newest on top; as many as there were calls at once.
+    """The idle connections of one pool, the newest on top. Their number is not limited.
 
-    A connection that urllib3 gives back belongs to no call any more: so what ends a call never hits another.
+    A connection that urllib3 gives back does not belong to a call any more, so ending a call never hits another call.
     """
 
     def __init__(self) -> None:
         self._connections: deque[Connection] = deque()
 
     def get(self, block: bool = True, timeout: float | None = None) -> Connection:
-        """Return one. ``queue.Empty`` where there is none, or the call wants a fresh one: then urllib3 makes one."""
+        """Return an idle connection. Raises ``queue.Empty`` if none is left, or the call needs a new one.
+
+        urllib3 makes a new connection then.
+        """
         call = current_call()
         if call is None or not call.fresh:
             with suppress(IndexError):
@@ -41,7 +44,7 @@ class _Idle:
         raise queue.Empty
 
     def put(self, connection: Connection | None, block: bool = True, timeout: float | None = None) -> None:
-        """Keep one, if another call may go over it. None is what urllib3 fills a queue with."""
+        """Keep a connection if another call may use it, else close it. Ignore None: urllib3 fills its queue with it."""
         if connection is None:
             return
         if connection.finish_call():
@@ -50,7 +53,7 @@ class _Idle:
             connection.close()
 
     def close_older(self, since: float) -> None:
-        """Close those that are idle since before ``since``, by the monotonic clock."""
+        """Close the connections that have been idle since before ``since``, by the monotonic clock."""
         with suppress(IndexError):  # another thread may take the last one
             while self._connections[0].idle_since < since:
                 self._connections.popleft().close()
@@ -76,7 +79,7 @@ class _Adapter(HTTPAdapter):
     """Sends requests over our connections."""
 
     def __init__(self, tls: Callable[[], ssl.SSLContext]) -> None:
-        """Check certificates by what ``tls`` returns."""
+        """Check certificates by the context that ``tls`` returns."""
         super().__init__()
         self._tls = tls
         self._pools: dict[Origin, _Pool] = {}
@@ -99,14 +102,14 @@ class _Adapter(HTTPAdapter):
         return _Pool("localhost", None, origin=origin)
 
     def _sweep(self, since: float) -> None:
-        """Close what is idle since before ``since``, of all servers, where that was not done since then."""
+        """Close the connections to all servers that have been idle since before ``since``; once in that time."""
         if self._swept < since:
             self._swept = time.monotonic()
             for pool in list(self._pools.values()):
                 pool.idle.close_older(since)
 
     def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
-        """Leave the pool as it is: it has its certificates."""
+        """Do nothing: the pool has its certificates."""
 
     def close(self) -> None:
         """Close the idle connections; those in use are closed when their responses are."""
@@ -126,9 +129,9 @@ class _RequestsSession(requests.Session):
             self.mount(scheme, adapter)
 
     def get_redirect_target(self, resp: requests.Response) -> None:
-        """Return that a response leads nowhere else."""
+        """Return None: a redirect is never followed."""
 
 
 def new_requests_session(tls: Callable[[], ssl.SSLContext]) -> requests.Session:
-    """Return a session whose connections can be shut down; https is checked by what ``tls`` returns."""
+    """Return a session whose connections can be shut down; https is checked by the context that ``tls`` returns."""
     return _RequestsSession(_Adapter(tls))

@@ -1,4 +1,4 @@
-"""Addresses: of a service, as a person writes it, and of the server behind the URL of a request."""
+"""Parse the address of a service, as a person writes it, and find the server behind the URL of a request."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ServiceAddress(NamedTuple):
     base: str
     """The URL that its calls stand under: without a slash at its end, without a user and password."""
     authorization: str | None
-    """The header that a user and password in the URL stand for."""
+    """The ``Authorization`` header made of the user and password in the URL; None without them."""
 
     @property
     def is_tls(self) -> bool:
@@ -36,7 +36,7 @@ class ServiceAddress(NamedTuple):
         return self.base.startswith("https:")
 
     def parents(self) -> Iterator[str]:
-        """Yield ``base``, and then all that it stands under, up to the root."""
+        """Yield ``base``, and then each URL above it, up to the root."""
         parts = urlsplit(self.base)
         path = parts.path
         while True:
@@ -47,18 +47,18 @@ class ServiceAddress(NamedTuple):
 
 
 def parse_address(url: str) -> ServiceAddress:
-    """Return the address that ``url`` names. Without a path, not even a slash, it gets ``/api``. Raises ConfigError."""
+    """Return the address that ``url`` names. A URL without a path (and slash) gets ``/api``. Raises ConfigError."""
     try:
         parts = urlsplit(url)
         good = parts.port != 0 if parts.scheme in _PORTS else parts.scheme == "http+unix"
     except ValueError:
         good = False
     if not good or not parts.netloc or not parts.hostname:
-        raise ConfigError(f"{url!r} is no address of a service: expected something like {DEFAULT_URL}")
+        raise ConfigError(f"{url!r} is not an address of a service: expected something like {DEFAULT_URL}")
     path = parts.path.rstrip("/") or ("" if parts.path else DEFAULT_PATH)
     if parts.scheme == "http+unix":
         if not unquote(parts.netloc).startswith("/"):
-            raise ConfigError(f"{url!r} is no address of a service: expected http+unix://%2Fpath%2Fof.sock{path}")
+            raise ConfigError(f"{url!r} is not an address of a service: expected http+unix://%2Fpath%2Fof.sock{path}")
         return ServiceAddress(urlunsplit((parts.scheme, parts.netloc, path, "", "")), None)
     user, at, host = parts.netloc.rpartition("@")
     authorization = make_headers(basic_auth=unquote(user))["authorization"] if at else None
@@ -66,7 +66,7 @@ def parse_address(url: str) -> ServiceAddress:
 
 
 class Origin(NamedTuple):
-    """The address that a server listens on. Of a unix socket ``host`` is the path, and ``port`` is 0."""
+    """The address that a server listens on. For a unix socket ``host`` is its path, and ``port`` is 0."""
 
     scheme: str
     host: str
@@ -82,18 +82,18 @@ class Origin(NamedTuple):
 
 @lru_cache(_CACHED)
 def origin_of(url: str) -> Origin:
-    """Return the server that ``url`` leads to. ValueError where it is not a URL that may be asked."""
+    """Return the server that ``url`` leads to. Raises ValueError for a URL that a request can't be sent to."""
     parts = urlsplit(url)
     target = parts.path + parts.query
     if not target.isascii() or not (target.isprintable() and " " not in target) or parts.fragment:
-        raise ValueError(f"{url!r} is no address: the path must be quoted")
+        raise ValueError(f"{url!r} is not a valid address: the path must be quoted")
     if parts.username is not None or parts.password is not None:
         raise ValueError(f"the address of {parts.hostname} has a name or password in it: give a token instead")
     if parts.scheme == "http+unix":
         path = unquote(parts.netloc)
         if not path.startswith("/"):
-            raise ValueError(f"{url!r} is no address: expected http+unix://%2Fpath%2Fof.sock/...")
+            raise ValueError(f"{url!r} is not a valid address: expected http+unix://%2Fpath%2Fof.sock/...")
         return Origin(parts.scheme, path, 0)
     if parts.scheme not in _PORTS or not parts.hostname:
-        raise ValueError(f"{url!r} is no address: expected http://, https:// or http+unix://")
+        raise ValueError(f"{url!r} is not a valid address: expected http://, https:// or http+unix://")
     return Origin(parts.scheme, parts.hostname, parts.port or _PORTS[parts.scheme])

@@ -1,4 +1,4 @@
-"""Call: one request on its way, which any thread may end at once, wherever it waits."""
+"""Call: one request under way. Any thread may end it at once, wherever it waits."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class Ended(Exception):
 
 
 class Call:
-    """The state of one request. The thread that sends it reads its response too; only `end` may come from another."""
+    """The state of one request. The thread that sends it also reads its response; other threads may only call `end`."""
 
     def __init__(
         self, origin: Origin, read_timeout: float, until: float | None, *, fresh: bool = False, keep: bool = True
     ) -> None:
-        """``read_timeout`` is seconds of silence; ``until`` the monotonic time when its response must be whole.
+        """Set the limits: ``read_timeout`` is seconds of silence, ``until`` the monotonic time of the whole response.
 
-        With ``fresh`` its connection has served no other request; without ``keep`` it will serve none.
+        ``fresh`` asks for a new connection; without ``keep`` the connection is closed after the response.
         """
         self.origin = origin
         self.read_timeout = read_timeout
@@ -43,24 +43,24 @@ class Call:
 
     @property
     def received(self) -> int:
-        """Bytes that have come of its response."""
+        """The number of bytes of its response that have come."""
         return 0 if self.incoming is None else self.incoming.source.received
 
     def hold(self, connection: Connection) -> None:
-        """Go over ``connection``. Raises Ended."""
+        """Use ``connection``. Raises Ended."""
         with self._lock:
             if self.has_ended:
                 raise Ended
             self._connection = connection
 
     def let_go(self) -> None:
-        """Leave its connection to others: from now on `end` does not touch it."""
+        """Release its connection: from now on `end` does not touch it."""
         with self._lock:
             self._connection = None
 
     def end(self) -> None:
-        """Shut its connection down: what another thread does with it fails there, now."""
-        # Under the lock: a connection that was let go may be another call's already.
+        """Shut its connection down: a thread that sends or receives on it fails at once."""
+        # Under the lock: a connection that was released may already belong to another call.
         with self._lock:
             self.has_ended = True
             if self._connection is not None:
@@ -68,7 +68,7 @@ class Call:
 
     @contextmanager
     def sent_here(self) -> Iterator[None]:
-        """Be the call that the connections of this thread, or greenlet, work for."""
+        """Make this the current call of the thread, or greenlet, in the body of a ``with``."""
         token = _current.set(self)
         try:
             yield
@@ -80,5 +80,5 @@ _current: ContextVar[Call | None] = ContextVar("modelyard_call", default=None)
 
 
 def current_call() -> Call | None:
-    """Return the call that this thread sends, if it sends one: so it comes through requests and urllib3."""
+    """Return the current call of this thread; None without one. It passes requests and urllib3 this way."""
     return _current.get()

@@ -1,6 +1,6 @@
-"""Connection: one of urllib3's to a server, over TCP, TLS or a unix socket, that can be shut down from any thread.
+"""Connection: a urllib3 connection over TCP, TLS or a unix socket that any thread can shut down.
 
-It connects by itself, as only so the socket is there before it is connected, and before TLS shakes hands.
+It makes its socket itself: so the socket can be shut down while it connects, and during the TLS handshake.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from .calls import Call, Ended, current_call
 from .faults import why_not_connected
 
 MAX_HEAD = 256 * 1024
-"""Bytes that status line and headers may have together, with all interim ones before them."""
+"""The most bytes of the status line and the headers together, with all interim responses before them."""
 
 _BUFFER = 16 * 1024
 
 
 class Connection(HTTPConnection):
-    """One call at a time goes over it."""
+    """A connection that serves one call at a time."""
 
     def __init__(self, *args: Any, origin: Origin, tls: ssl.SSLContext | None = None, **options: Any) -> None:
-        """Connect to ``origin`` when a request is sent, with ``tls`` where that is given."""
+        """Connect to ``origin`` when a request is sent, with ``tls`` if given."""
         super().__init__(*args, **options)
         self.idle_since = 0.0
         self._origin = origin
@@ -52,7 +52,7 @@ class Connection(HTTPConnection):
     def connect(self) -> None:
         """Connect within ``timeout`` seconds, to any of the host's addresses. Raises NotConnected, Ended.
 
-        Looking a name up takes as long as the system's resolver lets it.
+        The look-up of a name takes as long as the system's resolver allows.
         """
         try:
             self._connect()
@@ -90,34 +90,34 @@ class Connection(HTTPConnection):
             self.is_verified = True
 
     def _hold(self, sock: Any) -> None:
-        """Make ``sock`` the one that is shut down. Whoever ends the call sees it, or its end is seen here."""
+        """Make ``sock`` the socket that `shut_down` ends. Raises Ended if the call was ended before."""
         self._socket = sock
         if self._call is not None and self._call.has_ended:
             raise Ended
 
     def send(self, data: Any) -> None:
-        """Send ``data``, of which some must be taken within the call's seconds of silence."""
+        """Send ``data``. Each write must make progress within the call's ``read_timeout``."""
         if self.sock is None:
             self.connect()
         assert self._call is not None
-        # As `timeout` is still the one for connecting.
+        # Until now the socket has the timeout for connecting.
         self._socket.settimeout(self._call.read_timeout)
         super().send(data)
 
     @property
     def is_connected(self) -> bool:
-        """Whether another request may follow: the server has neither closed it, nor sent what nobody asked for."""
+        """Whether another request may follow: the server has not closed it, and has sent nothing unexpected."""
         return self.sock is not None and is_quiet(self.sock.fileno())
 
     def shut_down(self) -> None:
-        """End what another thread does with it, now: connecting, sending and receiving fail there."""
+        """End it at once from any thread: connecting, sending and receiving fail in the thread that uses it."""
         if self._socket is not None:
             with suppress(OSError):
-                # Not the TLS socket's own: it would let the reader go on in plain text.
+                # Not the method of the TLS socket: after that its reader would continue in plain text.
                 socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
     def finish_call(self) -> bool:
-        """Let go of its call, whose response has come; return whether another may follow."""
+        """Release its call, whose response has come; return whether another call may follow."""
         call, self._call = self._call, None
         if call is None:
             return False
@@ -128,7 +128,7 @@ class Connection(HTTPConnection):
 
 
 class TLSConnection(Connection):
-    """The same, where a Host header without a port means 443."""
+    """A `Connection` whose default port is 443: the Host header leaves it out."""
 
     default_port: ClassVar[int] = 443  # type: ignore[misc]  # as in urllib3's own
 
@@ -153,11 +153,11 @@ class _Wire:
 
 
 class HeadTooLong(http.client.HTTPException):
-    """A response's status line and headers do not end, or interim ones follow each other without end."""
+    """The status line and headers of a response do not end, or interim responses never stop."""
 
 
 class HeadBrokenOff(http.client.HTTPException):
-    """A response ends before its headers do: http.client would take those that came for all."""
+    """A response ends within its headers: http.client would take the headers that came for all."""
 
 
 class _Source(io.RawIOBase):
@@ -165,13 +165,13 @@ class _Source(io.RawIOBase):
 
     def __init__(self, sock: Any, call: Call) -> None:
         self._socket = sock
-        # Its own closing keeps the socket open until the response has come, after `http.client` has closed it.
+        # This file keeps the socket open until the response has come, also after `http.client` has closed the socket.
         self._raw = sock.makefile("rb", buffering=0)
         self._read_timeout, self._until = call.read_timeout, call.until
         self.received = 0
         self.is_in_head = True
         self.is_held = False
-        """Whether nothing is received for now: so that a reader shows what it has."""
+        """Whether reads return None for now: so a buffered reader shows only the bytes that it has."""
 
     def readable(self) -> bool:
         return True
@@ -202,13 +202,13 @@ class _Source(io.RawIOBase):
 
 
 class Incoming(io.BufferedReader):
-    """The bytes of one response: it can be asked whether there are any, and says at its end whether some were left."""
+    """The bytes of one response. It reports whether bytes are ready, and at its end whether some were left over."""
 
     def __init__(self, source: _Source) -> None:
         super().__init__(source, _BUFFER)
         self.source = source
         self.left_over = False
-        """Whether bytes came behind the response, which nobody asked for."""
+        """Whether bytes came after the response, which belong to no request."""
 
     def _buffered(self) -> bytes:
         self.source.is_held = True
@@ -218,7 +218,7 @@ class Incoming(io.BufferedReader):
             self.source.is_held = False
 
     def has_more(self, *, end: bool = True) -> bool:
-        """Return whether more of the body is here already; with ``end`` its end counts too."""
+        """Return whether more of the body has come; with ``end``, its end counts too."""
         if self.closed:
             return False
         ahead = self._buffered()
@@ -227,11 +227,11 @@ class Incoming(io.BufferedReader):
         return ahead not in (b"", b"\r")
 
     def wait(self, seconds: float) -> bool:
-        """Wait ``seconds`` at most until something, or the end, can be read without blocking; return whether it can."""
+        """Wait until bytes or the end can be read without blocking, ``seconds`` at most; return whether they can."""
         return self.closed or self.has_more() or self.source.wait(seconds)
 
     def close(self) -> None:
-        """Close it; what it still has is given up."""
+        """Close it, and discard the bytes that were not read."""
         if not self.closed:
             self.left_over = self._buffered() != b""
         super().close()

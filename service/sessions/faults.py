@@ -1,4 +1,4 @@
-"""What goes wrong with a request, in our errors: each exception of sockets, TLS, urllib3 and requests is read here."""
+"""Turn the exceptions of sockets, TLS, urllib3 and requests into our errors."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ..errors import NotConnected, WorkerSilent, WorkerUnreachable
 from .calls import Call
 
 FOREIGN = (requests.RequestException, HTTPError, http.client.HTTPException, OSError)
-"""What a request may raise beside errors of ours."""
+"""The exceptions that a request may raise beside our errors."""
 
 
 def why_not_connected(error: Exception, timeout: float) -> str:
-    """Return why there is no connection, as the end of a sentence that begins with the server."""
+    """Return why the connection failed, as the end of a sentence that begins with the server."""
     match error:
         case ssl.SSLCertVerificationError():
             return f"shows a certificate that is not trusted: {error.verify_message}"
@@ -37,7 +37,7 @@ def why_not_connected(error: Exception, timeout: float) -> str:
 
 
 def fault_of(error: Exception, call: Call) -> WorkerUnreachable:
-    """Return the error that stands for what requests or urllib3 raised; ``call`` says how far the request got."""
+    """Return our error for an exception of requests or urllib3; ``call`` shows how far the request got."""
     origin, causes = call.origin, list(_causes(error))
     if isinstance(error, requests.ConnectTimeout):
         return NotConnected(f"{origin} did not accept a connection")
@@ -45,7 +45,7 @@ def fault_of(error: Exception, call: Call) -> WorkerUnreachable:
         if call.until is not None and time.monotonic() >= call.until:
             return WorkerSilent(f"{origin} did not answer in time")
         if call.incoming is None and not _is_one(causes, requests.ReadTimeout, ReadTimeoutError):
-            return WorkerSilent(f"{origin} did not take the request: nothing of it for {call.read_timeout:g} s")
+            return WorkerSilent(f"{origin} did not accept the request: no byte of it for {call.read_timeout:g} s")
         return WorkerSilent(f"{origin} was silent for {call.read_timeout:g} s")
     if call.incoming is None or call.incoming.source.is_in_head:
         if call.received == 0 and _is_one(causes, ConnectionError, ssl.SSLError):
@@ -60,14 +60,14 @@ def _is_one(causes: list[BaseException], *kinds: type[BaseException]) -> bool:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield ``error`` and what it stands for: requests and urllib3 hide that in arguments, reasons and causes."""
+    """Yield ``error`` and its causes, which requests and urllib3 hide in arguments, reasons and causes."""
     seen: list[BaseException] = []
     inner: BaseException | None = error
     while inner is not None and inner not in seen:
         seen.append(inner)
         yield inner
-        found = [*inner.args, getattr(inner, "reason", None)]
-        inner = next((a for a in found if isinstance(a, BaseException)), inner.__cause__ or inner.__context__)
+        hidden = [*inner.args, getattr(inner, "reason", None)]
+        inner = next((a for a in hidden if isinstance(a, BaseException)), inner.__cause__ or inner.__context__)
 
 
 def _words(causes: list[BaseException]) -> str:
@@ -75,13 +75,13 @@ def _words(causes: list[BaseException]) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return what the operating system said went wrong, which requests hides four exceptions deep."""
+    """Return the reason that the operating system gives, which requests hides four exceptions deep."""
     causes = list(_causes(error))
     for cause in causes:
         match cause:
             case ssl.SSLCertVerificationError():
                 return f"its certificate is not trusted: {cause.verify_message}"
-            case ssl.SSLError():  # whose errno is none of the operating system's
+            case ssl.SSLError():  # its errno is not a number of the operating system
                 return f"it does not speak TLS as expected: {cause.reason or cause}"
             case OSError(errno=int(number)) if number:
                 return os.strerror(number) if number > 0 else str(cause.strerror)

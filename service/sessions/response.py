@@ -1,4 +1,4 @@
-"""Response: what comes back from one request, as it comes."""
+"""Response: the status, headers and body of one response, read as they come."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from .faults import FOREIGN, fault_of
 
 RECEIVE_SIZE = 64 * 1024
 MAX_WHOLE = 1024**3
-"""Bytes of a whole body: more is refused."""
+"""The most bytes of a whole body."""
 
 
 class Response:
-    """A response whose headers have come. One thread reads it; `close` it, which its end does too.
+    """A response whose headers have come. One thread reads it to its end, or closes it.
 
-    All that reads raises WorkerUnreachable, or the error of the request's cancel, and raises it again when it is called
-    again: what broke off never looks like a whole body.
+    Each call that reads raises WorkerUnreachable, or the error of the request's cancel. A later call raises the same
+    error again, so a body that broke off never looks whole.
     """
 
     def __init__(self, response: requests.Response, call: Call, cancel: Cancel | None) -> None:
-        """Read ``response``, to ``call``, until ``cancel`` is set."""
+        """Read ``response``, the response to ``call``, until ``cancel`` is set."""
         self.status_code = response.status_code
         self.headers: Mapping[str, str] = response.headers
-        """The headers; their names are the same in upper and lower case."""
+        """The headers; upper and lower case make no difference in their names."""
         self._raw = response.raw
         self._call = call
         self._cancel = cancel
@@ -45,7 +45,7 @@ class Response:
             raise WorkerUnreachable(f"{call.origin} does not answer with HTTP: {fault}")
 
     def _framing_fault(self) -> str | None:
-        """Return why nobody can say where the body ends, or what it says; None where all is well."""
+        """Return why the end or the encoding of the body is not clear; None if both are."""
         if self.status_code < 200:
             return f"an interim status, {self.status_code}, is all that comes"
         coding = self.headers.get("Transfer-Encoding", "chunked")
@@ -55,7 +55,7 @@ class Response:
             return f"the content-length {self.headers['Content-Length']!r} is not a length"
         coding = self.headers.get("Content-Encoding", "identity")
         if coding.lower() != "identity":
-            return f"the body is packed ({coding}), which was not asked for"
+            return f"the body is compressed ({coding}), which was not requested"
         return None
 
     @property
@@ -64,10 +64,10 @@ class Response:
         return self.read_whole()
 
     def json(self) -> Any:
-        """Return the whole body, parsed. ValueError where it is not JSON."""
+        """Return the whole body, parsed. Raises ValueError if it is not JSON."""
         try:
             return json.loads(self.content)
-        except RecursionError:  # of lists within lists
+        except RecursionError:  # lists within lists
             raise ValueError("it is nested too deeply") from None
 
     def read_whole(self, limit: int = MAX_WHOLE) -> bytes:
@@ -85,7 +85,7 @@ class Response:
         return self._content
 
     def read1(self) -> bytes | None:
-        """Return what has come of the body: b"" at its end, None where nothing came for about a second."""
+        """Return the bytes of the body that have come: b"" at its end, None if none came for about a second."""
         incoming = self._call.incoming
         if incoming is None or self._failure is not None or self._raw.length_remaining == 0:
             return self._read()
@@ -102,17 +102,17 @@ class Response:
         return None
 
     def _joined(self, data: bytes, incoming: Incoming) -> bytes:
-        """Return ``data`` with what has come behind it: each read gives one chunk of HTTP, however short.
+        """Return ``data`` with the bytes that have come after it: each read gives one chunk of HTTP, however short.
 
-        The end is left for the next call: a reader that gives up over the last chunk closes the connection, so that
-        a server that is about to stop does not wait for it.
+        The end is left for the next call. So a reader that stops at the last chunk closes the connection, and a server
+        that is about to stop does not wait for it.
         """
         parts, size = [data], len(data)
         while size < RECEIVE_SIZE and incoming.has_more(end=False):
             try:
                 parts.append(self._read())
             except ModelyardError:
-                break  # it is raised by the next call
+                break  # the next call raises it
             size += len(parts[-1])
         return b"".join(parts)
 
@@ -130,7 +130,7 @@ class Response:
         return data
 
     def _failed(self, error: ModelyardError) -> ModelyardError:
-        """Close it, and return what its reader is told."""
+        """Close it, and return the error for its reader."""
         if self._cancel is not None and self._cancel.is_set():
             error = self._cancel.error
         self._failure = error
@@ -142,7 +142,7 @@ class Response:
         self._call.end()
 
     def close(self) -> None:
-        """End it wherever it is: what was not read yet is given up. A second call does nothing."""
+        """End it, and discard what was not read. A second call does nothing."""
         if self._cancel is not None:
             self._cancel.forget(self._call.end)
         self._call.let_go()

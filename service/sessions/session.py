@@ -32,11 +32,11 @@ def _no_headers() -> Mapping[str, str]:
 
 
 class Session:
-    """Sends requests over TCP, TLS and unix sockets; safe to use from many threads, and made before a fork.
+    """Sends requests over TCP, TLS and unix sockets. Many threads may share it, and it may be made before a fork.
 
-    Nothing comes from the environment: no proxy, no password. No redirect is followed, no cookie kept. A request of
-    which the server has not answered a byte is sent once more, on a new connection, where it went over a kept one that
-    the server had closed.
+    It takes nothing from the environment: no proxy, no password. It follows no redirect and keeps no cookie. If the
+    server has closed a kept connection before the first byte of a response, the request is sent once more, on a new
+    connection.
     """
 
     def __init__(
@@ -49,10 +49,10 @@ class Session:
         token: str | Callable[[], str | None] | None = None,
         current_headers: Callable[[], Mapping[str, str]] = _no_headers,
     ) -> None:
-        """Send ``headers`` and ``token`` with every request, and what ``current_headers`` and ``token`` return then.
+        """Send ``headers`` and ``token`` with every request; ``token`` and ``current_headers`` may be functions.
 
-        ``read_timeout`` is seconds of silence. ``ca`` is a file or folder of certificates that https is checked
-        against; default: the system's. Raises ConfigError.
+        A function is called for each request. ``read_timeout`` is seconds of silence. ``ca`` is a file or folder of
+        certificates that https is checked against; default: the system's. Raises ConfigError.
         """
         self.connect_timeout = connect_timeout
         self.read_timeout = read_timeout
@@ -82,12 +82,12 @@ class Session:
         cancel: Cancel | None = None,
         reuse: bool = True,
     ) -> Response:
-        """Return the response as soon as its headers are there; read it to its end or close it.
+        """Return the response as soon as its headers have come; read it to its end or close it.
 
-        ``body`` is JSON. ``timeout`` is seconds to connect, and seconds of silence; ``until`` is when the response must
-        be whole, by the monotonic clock. Without ``reuse`` the request goes over a connection of its own, and is never
-        sent twice. Raises WorkerUnreachable (NotConnected where the server has seen nothing of it), the error of
-        ``cancel`` once that is set, and ValueError for a header that can't be sent.
+        ``body`` is JSON. ``timeout`` is a pair: seconds to connect, and seconds of silence. ``until`` is the monotonic
+        time by which the response must be whole. Without ``reuse`` the request has a connection of its own, and is
+        never sent twice. Raises WorkerUnreachable (NotConnected if no connection was made), the error of ``cancel``
+        once that is set, and ValueError for a header that can't be sent.
         """
         try:
             origin = origin_of(url)
@@ -143,9 +143,9 @@ class Session:
         return requests.Request(method, url, headers=self._headers).prepare()
 
     def close(self) -> None:
-        """Close the idle connections of this process; those in use are closed when their responses are.
+        """Close the idle connections of this process; each other one is closed with its response.
 
-        A second call does nothing; a later request makes new ones.
+        A second call does nothing; a later request makes new connections.
         """
         if (session := self._sessions.pop()) is not None:
             session.close()

@@ -199,7 +199,7 @@ def test_what_a_service_would_not_reach_others_with_is_a_fault(at: Path):
     assert "registry" not in check("--registry", f"sqlite:///{registry}").err
     assert list(registry.parent.iterdir()) == [], "only looked at"
     ran = check("--remote-headers", "X-Yard=1,Authorization=Basic eHk=", MODELYARD_TOKEN="own")
-    assert "remote_headers: Authorization is what this process's own token is sent in" in ran.err
+    assert "remote_headers: Authorization is the header of this process's own token" in ran.err
     assert "remote_headers" not in check("--remote-headers", "Authorization=Basic eHk=").err
 
 

@@ -269,7 +269,7 @@ def test_something_else_at_the_address_is_said_to_be_that() -> None:
 
 @pytest.mark.parametrize("url", ["here", "ftp://here", "http://", "http://h:0", "http+unix://relative.sock"])
 def test_what_is_no_address_is_refused_when_it_is_given(url: str) -> None:
-    with pytest.raises(errors.ConfigError, match="is no address"):
+    with pytest.raises(errors.ConfigError, match="is not an address"):
         Client(url)
 
 

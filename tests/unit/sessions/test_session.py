@@ -455,7 +455,7 @@ def test_a_connection_is_waited_for_no_longer_than_it_may_take(hasty: Session, d
 def test_a_server_that_takes_no_request_is_given_up(hasty: Session):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
-        with pytest.raises(WorkerUnreachable, match="did not take the request"):
+        with pytest.raises(WorkerUnreachable, match="did not accept the request"):
             ask(hasty, "POST", url, body=bytes(32 * 1024 * 1024))
 
 

@@ -59,12 +59,12 @@ class TextStream:
 
     @property
     def finish_reason(self) -> str | None:
-        """``stop`` or ``length``; None until it has ended."""
+        """The reason of the end, ``stop`` or ``length``; None before the end."""
         return self._last.finish_reason
 
     @property
     def usage(self) -> JSONObject | None:
-        """``prompt_tokens``, ``completion_tokens`` and ``total_tokens``; None until it has ended."""
+        """An object with ``prompt_tokens``, ``completion_tokens`` and ``total_tokens``; None before the end."""
         return self._last.usage
 
     # Reading
@@ -87,13 +87,13 @@ class TextStream:
                 return piece
 
     def begin(self) -> None:
-        """Wait for the first bytes of the answer, which may be without a piece. Raises the refusal of the service."""
+        """Wait for the first bytes of the answer, which need not hold a piece. Raises the refusal of the service."""
         self._wait()
         if self._failure is not None and not self._ready:
             raise self._failure
 
     def _wait(self) -> None:
-        """Read what comes next, unless the answer has ended."""
+        """Read the next bytes, unless the answer has ended."""
         if self._ended:
             return
         with self._reading:
@@ -136,11 +136,11 @@ class TextStream:
     def _finish(self) -> None:
         self._decoder.flush()
         if not self._chunks and not self._ended:
-            raise EngineError(f"{self._where} ended its answer without a word")
+            raise EngineError(f"{self._where} sent an empty answer")
         self._ended = True
 
     def _fail(self, error: ModelyardError) -> None:
-        # Where another thread's `close` breaks it off, it has just ended.
+        # After another thread's `close` this is the end, not a failure.
         if not self._ended:
             self._failure = error
             self._ended = True
@@ -148,13 +148,13 @@ class TextStream:
     def _broken(self, error: Exception) -> ModelyardError:
         kind = WorkerLost if self._pieces or self._ready else WorkerUnreachable
         if isinstance(error, WorkerSilent):
-            return kind(f"{self._where} fell silent in the middle of its answer")
+            return kind(f"{self._where} stopped sending in the middle of its answer")
         return kind(f"{self._where} broke off its answer: {reason_of(error)}")
 
     # The end
 
     def close(self) -> None:
-        """End the answer, wherever it is, and its connection. A second call does nothing."""
+        """End the answer and its connection at once. A second call does nothing."""
         self._ready.clear()
         if self._ended:
             return

@@ -1,4 +1,4 @@
-"""RemoteAnswer: the bursts of an answer that another process gives, as they come over HTTP."""
+"""RemoteAnswer: the bursts of an answer that another process sends over HTTP."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from ..wire.messages import output_from_wire
 
 
 class RemoteAnswer:
-    """An iterator of bursts; None where nothing came for about a second. `close` it.
+    """An iterator of bursts, with None if nothing came for about a second. `close` it.
 
-    The request leaves with the first `next`. What breaks before a piece has come is WorkerUnreachable; what breaks
-    later is WorkerLost, and what had come was given out before. An answer ends where the server says so: that its last
-    chunk says how it ended is not asked of peers. One without any chunk is an EngineError, as that server is well.
+    The request is sent at the first `next`. An answer that breaks off before its first piece is WorkerUnreachable,
+    later it is WorkerLost, after the pieces that had come. The answer ends with the body of the response; a last chunk
+    with a ``finish_reason`` is not required. A body without any chunk is an EngineError: its server can be reached.
     """
 
     def __init__(self, where: str, send: Callable[[], Response], cancel: Cancel) -> None:
-        """Send the request by ``send``, which ``cancel`` ends; ``where`` names the other end, for people."""
+        """Send the request by ``send``, which ``cancel`` ends; ``where`` names the server in messages."""
         self._where = where
         self._send = send
         self._cancel = cancel
@@ -35,7 +35,7 @@ class RemoteAnswer:
         self._gave_pieces = False
         self._failure: ModelyardError | None = None
         self.load: str | None = None
-        """The load that the answer's headers say."""
+        """The load in the headers of the response."""
 
     def __iter__(self) -> RemoteAnswer:
         return self
@@ -59,7 +59,7 @@ class RemoteAnswer:
         return self._burst([piece for piece in pieces if piece], chunks)
 
     def _begin(self) -> Response:
-        """Return the response, whose headers have come. Raises what a refusal means."""
+        """Return the response, whose headers have come. Raises the error that a refusal means."""
         self._response = response = self._send()
         self.load = response.headers.get("modelyard-load")
         if response.status_code != 200:
@@ -67,7 +67,7 @@ class RemoteAnswer:
         return response
 
     def _burst(self, pieces: list[str], chunks: list[JSONObject]) -> Burst | None:
-        """Return ``pieces`` and those of ``chunks`` as one burst; None where they say nothing new."""
+        """Return ``pieces`` and the pieces of ``chunks`` as one burst; None if they have nothing new."""
         finish_reason, usage, metrics = None, None, None
         for chunk in chunks:
             if chunk.get("error_code"):
@@ -104,14 +104,14 @@ class RemoteAnswer:
 
     def _end(self) -> Exception:
         if self._chunks == 0:
-            return EngineError(f"{self._where} ended its answer without a word")
+            return EngineError(f"{self._where} sent an empty answer")
         return StopIteration()
 
     def close(self) -> None:
-        """End it wherever it is; a second call does nothing."""
+        """End it; a second call does nothing."""
         if self._response is not None:
             self._response.close()
 
 
-def _of(kind: type, value: Any, before: Any) -> Any:
-    return value if isinstance(value, kind) else before
+def _of(kind: type, value: Any, previous: Any) -> Any:
+    return value if isinstance(value, kind) else previous

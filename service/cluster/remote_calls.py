@@ -1,4 +1,4 @@
-"""RemoteCalls: the calls to the worker API of one address, each with a span, and what their responses mean."""
+"""RemoteCalls: calls the worker API at one address, each call in a span, and turns responses into values or errors."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ LOCAL = {ROUTE_HEADER: ROUTE_LOCAL}
 
 
 class RemoteCalls:
-    """Paths are those below ``/worker/``. Calls raise WorkerUnreachable, and what the worker answers with."""
+    """Calls one worker API, by paths below ``/worker/``. They raise WorkerUnreachable and the errors of the worker."""
 
     def __init__(self, url: str, session: Session, key: str | None = None) -> None:
-        """``url`` has the API's prefix; ``key`` is the model that is called, if it is one."""
+        """Call the API at ``url``, which has the API's prefix; ``key`` is the model that is called, if any."""
         self._url = url
         self._session = session
         self._key = key
         self._base = f"{url.rstrip('/')}/worker"
         self.name = url if key is None else f"{key} at {url}"
-        """The other end, for people."""
+        """The name of the worker in messages."""
         self.load: str | None = None
         """The load of the model at its last response: the value of ``Modelyard-Load``."""
 
     def stream(self, path: str, body: bytes, headers: Mapping[str, str], cancel: Cancel) -> Response:
-        """Return the response to a POST, as soon as its headers are there; close it."""
+        """Return the response to a POST as soon as its headers have come; close it."""
         return self._session.request("POST", f"{self._base}/{path}", body=body, headers=headers, cancel=cancel)
 
     def post(
@@ -51,7 +51,7 @@ class RemoteCalls:
             return self._value("POST", path, body=encoded(body), headers=headers, cancel=cancel)
 
     def change(self, path: str, body: JSONObject, timeout: float) -> Any:
-        """Return the value that answers a POST that changes something: over a connection of its own, and sent once."""
+        """Return the value that answers a POST that changes something; it has its own connection, and is sent once."""
         times = (self._session.connect_timeout, max(timeout, self._session.read_timeout))
         with self._running("POST", path):
             return self._value("POST", path, body=encoded(body), headers=LOCAL, timeout=times, reuse=False)
@@ -71,14 +71,14 @@ class RemoteCalls:
             return orjson.loads(data)
         except orjson.JSONDecodeError:
             beginning = data[:60].decode("utf-8", "replace")
-            raise EngineError(f"{self.name} answers with what is no JSON: {beginning!r}") from None
+            raise EngineError(f"{self.name} does not answer with JSON: {beginning!r}") from None
 
     def note_load(self, response: Response) -> None:
-        """Keep the load that the headers of a response say."""
+        """Keep the load in the headers of a response."""
         self.load = response.headers.get("modelyard-load") or self.load
 
     def _running(self, method: str, path: str) -> AbstractContextManager[Span]:
-        """Return a context for a call, in which the span of the call is the current one."""
+        """Return a context manager for a call: in its body the span of the call is the current one."""
         return current_tracing().running(self.span(method, path))
 
     def span(self, method: str, path: str) -> Span:
@@ -98,8 +98,8 @@ class RemoteCalls:
 
 
 def encoded(body: JSONObject) -> bytes:
-    """Return a body as it is sent. Raises InvalidRequest where it can't be."""
+    """Return a body as bytes. Raises InvalidRequest if it can't be encoded."""
     try:
         return orjson.dumps(body)
-    except TypeError as error:  # half of a surrogate pair, or an object that is no JSON
+    except TypeError as error:  # half of a surrogate pair, or an object that JSON does not have
         raise InvalidRequest(f"the request can't be sent on: {error}") from None

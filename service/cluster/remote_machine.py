@@ -1,4 +1,4 @@
-"""RemoteMachine: another worker service, which is told what to run and says what it may run."""
+"""RemoteMachine: another worker service, on which models are started, stopped and listed."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ..types import ApplyOutcome, HostModels, JSONObject, SupportedModel, Worker
 from .remote_calls import RemoteCalls
 
 START_TIMEOUT = 330.0
-"""Seconds that a start over HTTP may take, where its parameters do not say: a model's own, and a little more."""
+"""Seconds that a start over HTTP may take by default: the default ``start_timeout`` of a model, and 30 seconds."""
 
 
 class RemoteMachine:
-    """The process at one address: what it runs, and may run. All calls may raise WorkerUnreachable."""
+    """The worker service at one address. All calls may raise WorkerUnreachable."""
 
     def __init__(self, url: str, session: Session) -> None:
-        """``url`` has the API's prefix."""
+        """Call the service at ``url``, which has the API's prefix, by ``session``."""
         self.url = url
         self._calls = RemoteCalls(url, session)
 
@@ -33,7 +33,7 @@ class RemoteMachine:
     ) -> None:
         """Start a model and return when it is ready. Raises UnknownModel, Conflict, InvalidRequest, StartFailed.
 
-        It is asked once: where no answer comes, it may have been started all the same.
+        The request is sent once: if no answer comes, the model may have been started all the same.
         """
         self._calls.change("models/startup", self._named(model, worker_type, params), _longer(timeout, params))
 
@@ -55,7 +55,7 @@ class RemoteMachine:
             body["worker_type"] = worker_type.value
         result = self._calls.change("apply", body, _longer(timeout, params))
         if not isinstance(result, dict):
-            raise EngineError(f"{self.url} does not say what came of {apply_type}")
+            raise EngineError(f"{self.url} does not answer {apply_type} with an outcome")
         outcome = {"message": "", "success": False, "timecost": 0.0}
         return ApplyOutcome(**{**outcome, **known(ApplyOutcome, result)})
 
@@ -73,12 +73,12 @@ class RemoteMachine:
         return body
 
     def parameter_descriptions(self, model: str, worker_type: WorkerType | None) -> list[JSONObject]:
-        """Return the parameters of a model that it knows. Raises UnknownModel."""
+        """Return the parameters of a model that it has, or can start. Raises UnknownModel."""
         query = {"model": model} if worker_type is None else {"model": model, "worker_type": worker_type.value}
         return _descriptions(self._calls.get(f"parameter/descriptions?{urlencode(query)}"))
 
     def supported_models(self) -> list[HostModels]:
-        """Return the models that may run there; a gateway tells of several hosts."""
+        """Return the models that may run on the machine; a gateway returns several hosts."""
         return [
             HostModels(
                 str(host.get("host")), int(host.get("port") or 0), [_supported(m) for m in _objects(host.get("models"))]
@@ -88,9 +88,9 @@ class RemoteMachine:
 
 
 def _longer(timeout: float, params: Mapping[str, Any]) -> float:
-    """Return ``timeout``, or what the parameters allow the start, if that is more."""
-    own = params.get("start_timeout")
-    return max(timeout, own + 30.0) if isinstance(own, int | float) else timeout
+    """Return ``timeout``, or the ``start_timeout`` among the parameters and 30 seconds, if that is more."""
+    start_timeout = params.get("start_timeout")
+    return max(timeout, start_timeout + 30.0) if isinstance(start_timeout, int | float) else timeout
 
 
 def _objects(value: Any) -> list[JSONObject]:
@@ -98,7 +98,7 @@ def _objects(value: Any) -> list[JSONObject]:
 
 
 def _descriptions(value: Any) -> list[JSONObject]:
-    """Return ParameterDescriptions without the keys that not all clients know: DB-GPT 0.8 has more than 0.5."""
+    """Return ParameterDescriptions with the keys that all clients accept: DB-GPT 0.8 has more than 0.5."""
     return [{name: value for name, value in entry.items() if name in DESCRIPTION_KEYS} for entry in _objects(value)]
 
 

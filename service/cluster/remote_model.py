@@ -1,4 +1,4 @@
-"""RemoteModelWorker: a model at an address, called as one of this process."""
+"""RemoteModelWorker: a model at an address, with the same calls as a model of this process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .remote_answer import RemoteAnswer
 from .remote_calls import LOCAL, RemoteCalls, encoded
 
 _ALSO_FALSE = ("echo", "chat_model")
-"""What is sent where it is false: its absence means true to some."""
+"""Fields that are sent when they are false too: some workers take an absent field for true."""
 
 _AT_ONCE = {**LOCAL, "Prefer": "wait=0"}
 _STREAM = {**LOCAL, "Accept": DELTA_TYPE}
@@ -26,10 +26,10 @@ _STREAM_AT_ONCE = {**_AT_ONCE, "Accept": DELTA_TYPE}
 
 
 class RemoteModelWorker:
-    """One model at one address. All calls block, and may raise WorkerUnreachable and whatever the worker says."""
+    """One model at one address. All calls block, and may raise WorkerUnreachable and each error of the worker."""
 
     def __init__(self, key: str, url: str, session: Session) -> None:
-        """``key`` is its worker key, ``url`` has the API's prefix."""
+        """Call the model with the worker key ``key`` at ``url``, which has the API's prefix."""
         self.key = key
         self.url = url
         self.name = split_worker_key(key)[0]
@@ -37,13 +37,13 @@ class RemoteModelWorker:
 
     @property
     def load(self) -> str | None:
-        """What its gate looked like in its last answer: the value of ``Modelyard-Load``."""
+        """The state of its gate in its last answer: the value of ``Modelyard-Load``."""
         return self._calls.load
 
     def generate_stream(self, request: GenerateRequest, cancel: Cancel, *, wait: bool = True) -> OutputStream:
-        """Return the stream of an answer; close it. The request leaves when its first burst is asked for.
+        """Return the stream of an answer; close it. The request is sent when its first burst is read.
 
-        The stream raises WorkerUnreachable, WorkerLost, Cancelled, and what the worker says.
+        The stream raises WorkerUnreachable, WorkerLost, Cancelled, and the errors of the worker.
         """
         calls = self._calls
         span = calls.span("POST", "generate_stream")
@@ -62,14 +62,17 @@ class RemoteModelWorker:
         return stream
 
     def generate(self, request: GenerateRequest, cancel: Cancel, *, wait: bool = True) -> ModelOutput:
-        """Return the whole answer, of a stream: so it can be watched and cancelled on its way. Raises like it."""
+        """Return the whole answer; raises like the stream.
+
+        It is requested as a stream, so that it can be cancelled at any time.
+        """
         with self.generate_stream(request, cancel, wait=wait) as stream:
             return whole_answer(stream)
 
     def embeddings(self, texts: Sequence[str], cancel: Cancel, *, wait: bool = True) -> Vectors:
-        """Return one row a text.
+        """Return one row for each text.
 
-        Nothing is sent until all are computed: the session's read timeout must be longer than that takes.
+        The worker sends nothing until all rows are computed, so the session's read timeout must be longer than that.
         """
         rows = self._vectors({"model": self.name, "input": list(texts)}, cancel, wait=wait)
         if len(rows) != len(texts):
@@ -77,8 +80,8 @@ class RemoteModelWorker:
         return rows
 
     def rerank(self, query: str, texts: Sequence[str], cancel: Cancel, *, wait: bool = True) -> Sequence[float]:
-        """Return a score a text; like `embeddings`."""
-        # A worker of DB-GPT looks for an embedder of that name unless it is told the type.
+        """Return a score for each text; like `embeddings`."""
+        # A worker of DB-GPT looks for an embedder of that name unless the body has the type.
         kind = self.key.rpartition("@")[2]
         body = {"model": self.name, "input": list(texts), "query": query, "worker_type": kind}
         rows = self._vectors(body, cancel, wait=wait)
@@ -93,14 +96,14 @@ class RemoteModelWorker:
         return rows
 
     def count_token(self, prompt: str) -> int:
-        """Return the tokens of ``prompt``."""
+        """Return the number of tokens of ``prompt``."""
         count = self._calls.post("count_token", {"model": self.name, "prompt": prompt})
         if not isinstance(count, int):
             raise EngineError(f"{self.key} at {self.url} answers with something other than a count of tokens")
         return count
 
     def metadata(self) -> ModelMetadata:
-        """Return what the model is."""
+        """Return the metadata of the model."""
         metadata = self._calls.post("model_metadata", {"model": self.name})
         if not isinstance(metadata, dict):
             raise EngineError(f"{self.key} at {self.url} answers with something other than metadata")
@@ -109,10 +112,10 @@ class RemoteModelWorker:
 
 
 def _prompt(request: GenerateRequest) -> bytes:
-    """Return the body that asks for ``request``, without what is not set: each key more is work on the other side.
+    """Return the body of ``request``, without the fields that are not set: each one is work for the worker.
 
-    In words that a worker of DB-GPT understands: it drops messages of OpenAI's roles, takes parts in a form of its own
-    only, and repeats the prompt unless it is told not to.
+    Its form is DB-GPT's: a worker of DB-GPT drops messages with OpenAI's roles, accepts parts in its own form only, and
+    repeats the prompt unless ``echo`` is false.
     """
     body = {
         name: value

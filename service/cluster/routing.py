@@ -1,4 +1,4 @@
-"""The choice among the instances of a model: the less loaded of two random ones, without those that fail.
+"""Choose among the instances of a model: the less loaded of two random ones, without those that fail.
 
 `Routes` keeps for each instance the requests under way, the last reported load, and failures. It does no I/O, and its
 clock is a parameter.
@@ -67,7 +67,7 @@ class Taken(NamedTuple):
 
 @dataclass(slots=True)
 class _Traffic:
-    """Of one instance: the requests of this process under way, and the last reported load."""
+    """The traffic of one instance: the requests of this process under way, and the last reported load."""
 
     in_flight: int = 0
     load: Load | None = None
@@ -78,7 +78,7 @@ class _Traffic:
 
 @dataclass(slots=True)
 class _Health:
-    """Of one address, or of one model there: its failures in a row."""
+    """The failures in a row of one address, or of one model at an address."""
 
     failures: int = 0
     cool_until: float = 0.0
@@ -148,7 +148,7 @@ class Routes:
     def _score(self, instance: Instance) -> float:
         traffic = self._traffic.get((instance.key, instance.url))
         if traffic is None:
-            # Nothing was sent there yet: the load of its last heartbeat is all there is.
+            # No request was sent to it yet: use the load of its last heartbeat.
             load = Load.parse(instance.load)
             busy = load.busy if load else 0
         else:

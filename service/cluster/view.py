@@ -20,8 +20,8 @@ NOW_INTERVAL = 0.05
 """Seconds between two reads by `RegistryView.refresh_now`."""
 
 KEPT_FOR = 30.0
-"""Seconds that a worker is kept as it was after a store has lost it, or came back without a new heartbeat of it: longer
-than the longest interval between two heartbeats."""
+"""Seconds that the old row of a worker is kept after a store has lost it, or came back without a new heartbeat of it:
+longer than the longest interval between two heartbeats."""
 
 
 class RegistryView:
@@ -54,11 +54,11 @@ class RegistryView:
         self._thread.stop()
 
     def refresh_soon(self) -> None:
-        """Read again in the background, at once: what was seen has turned out wrong."""
+        """Read again in the background, at once: a row has turned out to be wrong."""
         self._thread.wake()
 
     def instances(self, key: str) -> list[Instance]:
-        """Return the instances of a worker key, healthy or not. For a key that is not in view the registry is read."""
+        """Return the instances of a worker key, healthy or not. If the key is not in view, the registry is read."""
         rows = self._by_key.get(key)
         if not rows:
             self.refresh(MISS_INTERVAL)
@@ -72,15 +72,15 @@ class RegistryView:
         return [row for rows in self._by_key.values() for row in rows]
 
     def refresh(self, max_age: float = 0.0) -> None:
-        """Read, unless the last read is at most ``max_age`` seconds old. One that fails keeps what was seen."""
+        """Read, unless the last read is at most ``max_age`` seconds old. If the read fails, the old rows stay."""
         with self._reading:
             if time.monotonic() - self._read >= max_age:
                 self._refresh()
 
     def refresh_now(self, interval: float = NOW_INTERVAL) -> None:
-        """Return after a read that began after this call, so that what was registered before the call is in view.
+        """Return after a read that began after this call, so that everything registered before the call is in view.
 
-        Callers at the same time share a read; two reads are ``interval`` seconds apart. All share one that failed.
+        Callers at the same time share a read, also one that failed; two reads are ``interval`` seconds apart.
         """
         called = time.monotonic()
         with self._reading:
@@ -90,7 +90,7 @@ class RegistryView:
             self._refresh()
 
     def _work(self) -> float:
-        """Read, but not at once after the last time: many failures together are one reason. Return the pause."""
+        """Read, but not twice within a moment: many failures together are one reason to read. Return the pause."""
         left = self._read + min(MISS_INTERVAL, self._interval) - time.monotonic()
         if left > 0:
             return left
@@ -108,10 +108,10 @@ class RegistryView:
         self._read = time.monotonic()
 
     def _with_unheard(self, rows: list[Instance]) -> list[Instance]:
-        """Return the rows; of workers that a store has lost, or not heard of since it was away, the rows of before.
+        """Return the rows, and the old rows of workers that the store has lost, or not heard from since it was away.
 
-        Their heartbeats could not reach it; the next ones decide. A worker that ended in order is deregistered, not
-        forgotten; one that has died meanwhile fails its first request.
+        The heartbeats of these workers could not reach the store; their next ones decide. A worker that ended in order
+        is still in the store, as deregistered; a worker that has died meanwhile fails its first request.
         """
         heartbeats = {row.url: row.last_heartbeat or 0.0 for row in rows if row.key == MANAGER_KEY}
         for url, last in self._heartbeats.items():

@@ -83,7 +83,7 @@ def test_only_what_is_new_of_the_text_is_given_on(session, call, pieces):
     [
         ("stream that fails", [" token"], "engine_error", "**LLMServer Generate Error**: the engine broke"),
         ("stream that breaks off", [" token"], "worker_lost", "broke off its answer"),
-        ("stream without a word", [], "engine_error", "ended its answer without a word"),
+        ("stream without a word", [], "engine_error", "sent an empty answer"),
         ("stream of an unknown model", [], "unknown_model", "not found worker instances for model name nope"),
         ("stream that is refused", [], "invalid_request", "body.temperature: Input should be a valid number"),
     ],

@@ -1,8 +1,8 @@
-"""What web processes and their model host share: a folder with a socket, the host's lock, and the line it lives by.
+"""The folder that web processes share with their model host: it has a socket, the host's lock and its life line.
 
-The lock is held by the host, as long as any process of it lives. A web process that finds it free starts the next host
-and hands the lock over to it, so there are never two. The life line is held by every web process; the host ends when
-none holds it any more. Both are locks on files: they end with their processes, however those end.
+The host holds the lock while any of its processes lives. A web process that finds the lock free starts the next host
+and passes the lock on to it, so there are never two hosts. Every web process holds a share of the life line; the host
+ends when no process holds a share. Both are locks on files: they end with their processes, however those end.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from ...version import __version__
 log = logging.getLogger(__name__)
 
 MAX_SOCKET_PATH = 100
-"""Bytes of a socket's path: the system takes 107."""
+"""The most bytes of a socket's path: the system accepts 107."""
 
 
 @dataclass(frozen=True)
 class HostFolder:
-    """The folder of one service's model host; its socket may stand elsewhere, where the folder's path is too long."""
+    """The folder of one service's model host. Its socket is in another folder if the path would be too long."""
 
     path: Path
     socket: Path
 
     @classmethod
     def of(cls, settings: Settings) -> HostFolder:
-        """Return the folder, made if need be: in the state folder, or where that can't be written a private one.
+        """Return the folder, and make it if it does not exist: in the state folder, or in a private temporary folder.
 
-        Raises OSError where neither can.
+        Raises OSError if neither can be written.
         """
         try:
             path = state_folder(settings.state_path, settings.instance_name)
@@ -56,7 +56,7 @@ class HostFolder:
 
     @property
     def url(self) -> str:
-        """Where the host's API stands."""
+        """The address of the host's API."""
         return f"http+unix://{quote(str(self.socket), safe='')}/api"
 
     @property
@@ -80,8 +80,8 @@ def _private(name: str) -> Path:
     root = Path(tempfile.gettempdir()) / f"modelyard-{os.getuid()}"
     root.mkdir(mode=0o700, exist_ok=True)
     # In a folder that all may write, another user could have made it first.
-    found = root.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+    status = root.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
         raise PermissionError(f"{root} is not a folder of this user alone")
     folder = root / name
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -90,7 +90,7 @@ def _private(name: str) -> Path:
 
 
 class HostLock:
-    """The right to be the host, and what is noted of it: its pid, and how often one was started in a row."""
+    """The right to be the host. Notes in its file tell the pid of the host, and how many starts followed each other."""
 
     def __init__(self, path: Path, fd: int) -> None:
         """Hold the lock by the open file ``fd``."""
@@ -99,7 +99,7 @@ class HostLock:
 
     @classmethod
     def take(cls, path: Path) -> HostLock | None:
-        """Return the lock if it is free, None where a host holds it. Raises OSError."""
+        """Return the lock if it is free, None if a host holds it. Raises OSError."""
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -116,13 +116,13 @@ class HostLock:
         return _is_same(self.fd, self.path)
 
     def note(self, **values: float) -> None:
-        """Write down what the next process that takes the lock must know."""
+        """Write notes for the next process that takes the lock."""
         text = json.dumps(values).encode()
         os.pwrite(self.fd, text, 0)
         os.ftruncate(self.fd, len(text))
 
     def close(self) -> None:
-        """Let go of this copy: the lock is free when the last is closed."""
+        """Close this copy; the lock is free when the last copy is closed."""
         os.close(self.fd)
 
 
@@ -159,7 +159,7 @@ class LifeLine:
         self.release()
         fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            # Waits at most for a host that just looks whether anybody is left.
+            # Waits only while a host is checking the life line.
             fcntl.flock(fd, fcntl.LOCK_SH)
             server = _server_above()
             if server is not None:
@@ -172,20 +172,20 @@ class LifeLine:
         self._fd = fd
 
     def release(self) -> None:
-        """Let go of it; a second call does nothing."""
+        """Release the share; a second call does nothing."""
         fd, self._fd = self._fd, None
         if fd is not None:
             os.close(fd)
 
 
 def is_needed(life: Path) -> bool:
-    """Return whether a web process holds the life line, or the server is there that will start the next ones."""
+    """Return whether a web process holds the life line, or the web server runs that will start the next ones."""
     try:
         fd = os.open(life, os.O_RDWR | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError:
-        # Unknown, as where a busy host has no descriptor left: the host must not end for that.
+        # Not clear, for example without a free descriptor: the host must not end for that.
         return True
     try:
         with contextlib.suppress(BlockingIOError):
@@ -204,9 +204,9 @@ def _is_same(fd: int, path: Path) -> bool:
 
 
 def _server_above() -> dict[str, int] | None:
-    """Return the process that replaces web processes that end, with its start time; None where none is known.
+    """Return the master of the web server, with its start time; None without one.
 
-    Between the end of one web process and the first request of the next there may be minutes without any.
+    It replaces web processes that end. Minutes may pass between the end of one and the first request of the next.
     """
     pid = 0
     if os.environ.get("SERVER_SOFTWARE", "").startswith("gunicorn"):
@@ -220,15 +220,15 @@ def _server_above() -> dict[str, int] | None:
 
 
 def run_began() -> int:
-    """Return when the web server of this process began, or without one this process: it identifies a run."""
+    """Return when the web server of this process began, or else this process: the time identifies a run."""
     server = _server_above()
     return (server["began"] if server is not None else _began(os.getpid())) or 0
 
 
 def _is_same_program(pid: int) -> bool:
-    """Return whether a process runs the same program as this one: in a container the server may be process 1.
+    """Return whether a process runs the same program as this one, as a server that is process 1 in a container does.
 
-    Elsewhere process 1 adopts every process whose parent has ended, and never ends.
+    Outside of containers process 1 adopts every process whose parent has ended, and never ends.
     """
     try:
         return Path(f"/proc/{pid}/exe").readlink() == Path("/proc/self/exe").readlink()
@@ -237,7 +237,7 @@ def _is_same_program(pid: int) -> bool:
 
 
 def _began(pid: int) -> int | None:
-    """Return when a process began, in ticks since the boot: a pid alone may be another's by now. None of a dead one."""
+    """Return when a process began, in ticks since the boot; None for a dead process. A pid alone may be used again."""
     try:
         state, *rest = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
         return None if state == b"Z" else int(rest[18])

@@ -1,6 +1,6 @@
-"""The model host, as a web process sees it: started if there is none, held alive, watched, reported.
+"""ModelHost: starts the model host from a web process, keeps it alive, watches it, and reports its status.
 
-It is this same worker service in a process of its own, on a private unix socket (`host_process`). A web process that
+The host is the worker service in a process of its own, on a private unix socket (`host_process`). A web process that
 finds its lock free starts it; it lives as long as any process holds its life line.
 """
 
@@ -32,28 +32,29 @@ from .manager import HostedWorkerManager, HostEndpoint
 log = logging.getLogger(__name__)
 
 LOOK_INTERVAL = 0.5
-"""Seconds between two looks whether the host is there."""
+"""Seconds between two checks whether the host runs."""
 THREADS = 256
-"""Threads of a host, at least: it answers for all web processes together."""
+"""The least number of threads of a host: it answers for all web processes together."""
 SILENCE = 600.0
-"""Seconds until a host that says nothing is given up: that it has died shows at once, and what it computes may last."""
+"""Seconds of silence until a call to the host fails. They are many, as an answer may take long; a dead host is noticed
+at once."""
 IN_A_ROW = 60.0
-"""Seconds that a host must have lived for its end not to count as one more failure in a row."""
+"""Seconds after which the end of a host does not count as one more failure in a row."""
 FEW_STARTS = 2
-"""Starts in a row that only the log reports."""
+"""The number of starts in a row that only the log reports."""
 LONGEST_PAUSE = 30.0
 
 _NOT_INHERITED = ("GUNICORN_", "LISTEN_", "NOTIFY_SOCKET", "WATCHDOG_", "WERKZEUG_", "SERVER_SOFTWARE")
-"""Beginnings of variables that mean the web server, and not what it starts."""
+"""How the names of variables begin that are for the web server, and not for the processes that it starts."""
 _children: list[subprocess.Popen[bytes]] = []
 """The hosts that this process has started, until they are reaped: they outlive the runtime that started them."""
 
 
 class ModelHost:
-    """What one web process does for the host that it shares with others. Objects only, until `start`."""
+    """The part of one web process in the host that it shares with others. Objects only, until `start`."""
 
     def __init__(self, settings: Settings, *, tracing: Tracing | None = None) -> None:
-        """Use ``settings``, of the web process; ``tracing`` makes the spans of calls to the host."""
+        """Use the ``settings`` of the web process; ``tracing`` makes the spans of calls to the host."""
         self._settings = settings
         self._session = Session(settings.connect_timeout, SILENCE, current_headers=outgoing_headers)
         self._endpoint = HostEndpoint()
@@ -66,12 +67,12 @@ class ModelHost:
         )
         """Calls the models of the host."""
         self.url = ""
-        """The address of the web side, as the host registers it; known once that listens."""
+        """The address of the web side, as the host registers it; empty before `start`."""
         self._folder: HostFolder | None = None
         self._life: LifeLine | None = None
         self._thread = BackgroundThread("modelyard-host", self._work)
         self.error = ""
-        """Why there can't be a host; empty where there can."""
+        """Why a host can't be started; empty if it can."""
 
     # Life
 
@@ -127,16 +128,16 @@ class ModelHost:
             # Without its socket the host ends.
             folder.socket.unlink(missing_ok=True)
         elif is_other and folder.socket.exists():  # else another of the new processes has just ended it
-            log.warning("the model host runs with other settings than these: they count when the service is restarted")
+            log.warning("the model host runs with other settings: those of this process count after a restart")
 
     def _ensure(self) -> None:
-        """Start a host if there is none, with growing pauses where one after the other has ended."""
+        """Start a host if none runs, with growing pauses while one host after the other ends."""
         assert self._folder is not None
         lock = HostLock.take(self._folder.lock)
         last = noted(self._folder.lock)
         now = time.monotonic()
         age = now - last.get("since", now)
-        # A negative age means that the machine was started in between, and its clock with it.
+        # A negative age means that the machine was restarted, and its clock with it.
         starts = int(last.get("starts", 0)) if 0 <= age < IN_A_ROW else 0
         again = f"the model host was started {starts} times in a row: the log says what ended it"
         self._endpoint.trouble = again if starts > FEW_STARTS else ""
@@ -149,7 +150,7 @@ class ModelHost:
                 log.warning("the model host, pid %d, has ended: another is started", last["pid"])
             settings, run = self._hosts_settings(self._folder), run_began()
             lock.note(starts=starts + 1, since=now, settings=digest(serialize(settings)), run=run)
-            # In each run the first host forgets; the hosts after it bring back what ran.
+            # With --fresh the first host of a run forgets; the hosts after it bring back what ran.
             settings.fresh = self._settings.fresh and last.get("run") != run
             self._spawn(self._folder, lock, settings)
         finally:
@@ -158,7 +159,7 @@ class ModelHost:
     def _spawn(self, folder: HostFolder, lock: HostLock, settings: Settings) -> None:
         environ = {k: v for k, v in os.environ.items() if not k.startswith(_NOT_INHERITED)}
         child = subprocess.Popen(  # noqa: S603 - our own interpreter
-            # Without the folder that the web server was started in: nothing of its application is imported.
+            # With -P, so that nothing of the web server's folder, where its application is, can be imported.
             [
                 _python(),
                 "-P",
@@ -172,7 +173,7 @@ class ModelHost:
             stdout=2,
             pass_fds=[lock.fd],
             env={**ALLOCATOR, **environ},
-            # Not ended by what a terminal sends to the web server: it ends by its life line.
+            # In a session of its own: a signal of the terminal to the web server does not end it.
             start_new_session=True,
         )
         _children.append(child)
@@ -182,15 +183,15 @@ class ModelHost:
         log.info("the model host is started: pid %d, on %s", child.pid, folder.socket)
 
     def _hosts_settings(self, folder: HostFolder) -> Settings:
-        """Return the settings of the host: those of the web side, where it is not about the way in."""
-        own = self._settings
-        registry = registry_url(own) if own.routes else own.registry
-        its_own: dict[str, Any] = {
+        """Return the settings of the host: those of the web side, except for how the host is reached."""
+        web = self._settings
+        registry = registry_url(web) if web.routes else web.registry
+        changed: dict[str, Any] = {
             "role": "worker",
             "placement": INLINE,
             "workers": 1,
             "http_threads": "gthread",
-            "threads": max(own.threads, THREADS),
+            "threads": max(web.threads, THREADS),
             "host": f"unix:{folder.socket}",
             "prefix": "/api",
             "state_dir": str(folder.path.parent),
@@ -203,10 +204,10 @@ class ModelHost:
             "tokens": [],
             "tokens_file": None,
             "trusted_networks": [],
-            "access_log": own.log_level == "debug",
+            "access_log": web.log_level == "debug",
             "on_load_failure": "stay",
         }
-        return replace(own, **its_own)
+        return replace(web, **changed)
 
     # Calls
 
@@ -215,7 +216,7 @@ class ModelHost:
         return self._session.request(method, self._endpoint.url + path, **options)
 
     def status(self) -> JSONObject:
-        """Return the host's status and its ``pid``; where no host answers, a status with the reason."""
+        """Return the host's status and its ``pid``; if no host answers, a status with the reason."""
         pid = None if self._folder is None else noted(self._folder.lock).get("pid")
         host = {"pid": None if pid is None else int(pid)}
         if self.error:
@@ -240,16 +241,16 @@ def _python() -> str:
 
 
 class Shortcut(Session):
-    """Sends requests for the address of this service over its host's socket, and all others as usual."""
+    """A session that sends requests for the address of this service over its host's socket, and all others as usual."""
 
     def __init__(self, host: ModelHost, settings: Settings) -> None:
-        """Stand in for the session of ``settings``."""
+        """Take the place of the session of ``settings``."""
         super().__init__(**session_options(settings))
         self._host = host
 
     def request(self, method: str, url: str, **options: Any) -> Response:
         """Send a request; like `Session.request`."""
-        own = self._host.url
-        if own and url.startswith(f"{own}/"):
-            return self._host.request(method, url.removeprefix(own), **options)
+        base = self._host.url
+        if base and url.startswith(f"{base}/"):
+            return self._host.request(method, url.removeprefix(base), **options)
         return super().request(method, url, **options)

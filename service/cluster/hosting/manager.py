@@ -1,7 +1,7 @@
-"""The manager of the models of a model host: each call goes to the one process that holds them, over its socket.
+"""The manager of the models of a model host: it sends each call to the host, over its socket.
 
-It decides nothing: the host knows which models there are, keeps their limits and lines, and checks each request. The
-manager only waits while a host is being started.
+The host holds the models, their limits and lines, and checks each request. The manager only waits while a host is being
+started.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ from ..remote_model import RemoteModelWorker
 T = TypeVar("T")
 
 PAUSE = 0.1
-"""Seconds between two looks whether a host that is being started is there."""
+"""Seconds between two checks whether a host that is being started answers."""
 STATUS_TIMEOUT = (0.5, 2.0)
 
 
 @dataclass
 class HostEndpoint:
-    """Where the model host answers, as `ModelHost` finds it; the manager of the host's models reads it."""
+    """The address of the model host and its trouble: `ModelHost` writes them, `HostedWorkerManager` reads them."""
 
     url: str = ""
-    """The address of its API; empty until it is known."""
+    """The address of its API; empty until its folder is made."""
     trouble: str = ""
-    """What keeps the host from answering, other than that it is just being started."""
+    """Why the host does not answer; empty if it answers, or is just being started."""
 
 
 class HostedWorkerManager(SharedCalls):
-    """Models of the process behind a socket. It makes no connection before its first call."""
+    """The models of the host. It makes no connection before its first call."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class HostedWorkerManager(SharedCalls):
     ) -> None:
         """Call the host at ``endpoint``, and wait ``timeout`` seconds for one that is being started.
 
-        ``place`` returns the host and port that instances say.
+        ``place`` returns the host and port of instances.
         """
         super().__init__(tracing)
         self.endpoint = endpoint
@@ -75,10 +75,10 @@ class HostedWorkerManager(SharedCalls):
         self._place = place
         self._workers: dict[str, RemoteModelWorker] = {}
         self._keys: set[str] = set()
-        """The models of the host, by its last status."""
+        """The worker keys of the host's models, by its last status."""
 
     def _worker(self, model: str, *types: WorkerType) -> RemoteModelWorker:
-        """Return the model to call as one of ``types``. The call itself fails where the host has none."""
+        """Return the model to call as one of ``types``. If the host has no such model, the call itself fails."""
         keys = [worker_key(model, worker_type) for worker_type in types]
         if self._keys.isdisjoint(keys):
             with contextlib.suppress(ModelyardError):
@@ -100,7 +100,7 @@ class HostedWorkerManager(SharedCalls):
     def _called(
         self, call: Callable[[], T], model: str | None, cancel: Cancel | None = None, *, wait: bool = True
     ) -> T:
-        """Return the result of ``call``, once a host can answer it; without ``wait`` that must be now."""
+        """Return the result of ``call`` as soon as a host can answer it; without ``wait`` it is called once."""
         patience = self._patience(model, cancel, wait=wait)
         while True:
             try:
@@ -117,26 +117,26 @@ class HostedWorkerManager(SharedCalls):
         except ModelyardError:
             return False
         states = [m.get("state") for m in status["models"] if str(m.get("model")).rpartition("@")[0] == model]
-        # A model that is ready has become so after it refused the request.
+        # A model that is ready now has become ready after it refused the request.
         is_near = State.STARTING in states or State.READY in states or (not states and not status["ready"])
         return is_near or status["state"] == ServiceState.STARTING
 
     def forget(self) -> None:
-        """Forget which models the host has: one was shut down."""
+        """Forget the host's models: one of them was shut down."""
         self._keys = set()
 
     def status(self) -> JSONObject:
         """Return the host's ``/readyz``. Raises WorkerUnreachable, and the error that it answers with."""
         url = self.endpoint.url.removesuffix("/api") + "/readyz"
-        with self._session.request("GET", url, timeout=STATUS_TIMEOUT) as answer:
-            if answer.status_code not in (200, 503):
-                raise error_of_response(answer.status_code, answer.headers, answer.content, self.endpoint.url)
-            status = answer.json()
+        with self._session.request("GET", url, timeout=STATUS_TIMEOUT) as response:
+            if response.status_code not in (200, 503):
+                raise error_of_response(response.status_code, response.headers, response.content, self.endpoint.url)
+            status = response.json()
         self._keys = {str(model["model"]) for model in status["models"]}
         return {name: status.get(name) for name in ("ready", "state", "reason", "models")}
 
     def _check_known(self, model: str, kind: WorkerType) -> None:
-        """Raise the error of a model that this process has not called yet: so a stream fails before it begins."""
+        """Raise the error of a model that the host does not have, or that has failed, so that a stream fails early."""
         key = worker_key(model, kind)
         if key in self._keys:
             return
@@ -159,14 +159,14 @@ class HostedWorkerManager(SharedCalls):
     def generate_stream(
         self, request: GenerateRequest, cancel: Cancel | None = None, *, wait: bool = True
     ) -> OutputStream:
-        """Return the stream of an answer; close it. What the host says of the request shows at its first burst.
+        """Return the stream of an answer; close it. The host checks the request when its first burst is read.
 
-        Raises UnknownModel, Unsupported, NotReady at once, where the host is there to say so.
+        Raises UnknownModel, Unsupported, NotReady at once, if the host answers.
         """
         cancel = cancel or Cancel()
         self._check_known(request.model, WorkerType.LLM)
         streams = _HostStreams(
-            lambda one: self._worker(request.model, WorkerType.LLM).generate_stream(request, one, wait=wait),
+            lambda cancel: self._worker(request.model, WorkerType.LLM).generate_stream(request, cancel, wait=wait),
             self._patience(request.model, cancel, wait=wait),
         )
         return OutputStream(Relay(streams, cancel), cancel, lambda: None)
@@ -175,7 +175,7 @@ class HostedWorkerManager(SharedCalls):
     def embeddings(
         self, model: str, texts: Sequence[str], cancel: Cancel | None = None, *, wait: bool = True
     ) -> Vectors:
-        """Return one row of floats a text."""
+        """Return one row of floats for each text."""
         cancel = cancel or Cancel()
 
         def ask() -> Vectors:
@@ -187,11 +187,11 @@ class HostedWorkerManager(SharedCalls):
     def rerank(
         self, model: str, query: str, texts: Sequence[str], cancel: Cancel | None = None, *, wait: bool = True
     ) -> Sequence[float]:
-        """Return a score a text."""
+        """Return a score for each text."""
         cancel = cancel or Cancel()
 
         def ask() -> Sequence[float]:
-            # Looked up at each try: only a host that answers knows the type of the model.
+            # Looked up at each try: the type of the model is in the status of a host that answers.
             worker = self._worker(model, WorkerType.RERANKER, WorkerType.TEXT2VEC)
             return worker.rerank(query, texts, cancel, wait=wait)
 
@@ -199,13 +199,13 @@ class HostedWorkerManager(SharedCalls):
 
     @spanned
     def count_token(self, model: str | None, prompt: str) -> int:
-        """Return the tokens of ``prompt``; None stands for the only LLM."""
+        """Return the number of tokens of ``prompt``; the model None means the only LLM."""
         name = model or self._only_llm()
         return self._called(lambda: self._worker(name, *WorkerType).count_token(prompt), name)
 
     @spanned
     def model_metadata(self, model: str) -> ModelMetadata:
-        """Return what a model is."""
+        """Return the metadata of a model."""
         return self._called(lambda: self._worker(model, *WorkerType).metadata(), model)
 
     # What is there
@@ -229,8 +229,8 @@ class HostedWorkerManager(SharedCalls):
 
     def supported_models(self) -> list[HostModels]:
         """Return the models that may run on the host."""
-        found = self._called(lambda: self._machine().supported_models(), None)
-        return [HostModels(*self._place(), one.models) for one in found]
+        hosts = self._called(lambda: self._machine().supported_models(), None)
+        return [HostModels(*self._place(), host.models) for host in hosts]
 
     # What changes
 
@@ -244,7 +244,7 @@ class HostedWorkerManager(SharedCalls):
         host: str | None = None,
         port: int | None = None,
     ) -> None:
-        """Start one model, for all processes; whatever ``host`` and ``port`` say, on their host."""
+        """Start one model on the model host, for all processes; ``host`` and ``port`` are ignored."""
         self._called(lambda: self._machine().model_startup(model, worker_type, params), None)
 
     @spanned
@@ -258,12 +258,12 @@ class HostedWorkerManager(SharedCalls):
     def worker_apply(
         self, model: str, apply_type: str, worker_type: WorkerType | None, params: Mapping[str, Any]
     ) -> ApplyOutcome:
-        """Do something to a model, or to all. Raises UnknownModel, InvalidRequest."""
+        """Apply ``apply_type`` to a model, or to all. Raises UnknownModel, InvalidRequest."""
         return self._called(lambda: self._machine().worker_apply(model, apply_type, worker_type, params), None)
 
 
 class _Patience:
-    """The time that one request waits for a host that is being started."""
+    """The wait of one request for a host that is being started."""
 
     def __init__(self, manager: HostedWorkerManager, model: str | None, cancel: Cancel | None, until: float) -> None:
         self._manager = manager
@@ -272,9 +272,9 @@ class _Patience:
         self._until = until
 
     def wait(self, error: ModelyardError) -> None:
-        """Wait a moment, if a host may soon take the request that failed with ``error``; else raise.
+        """Wait a moment if a host may soon accept the request that failed with ``error``; else raise.
 
-        Raises ``error``, NotReady where the time is over without a host, or the error of the cancel.
+        Raises ``error``, NotReady if the time is over without a host, or the error of the cancel.
         """
         # Without an address, there was no host to call.
         is_absent = isinstance(error, NotConnected | Draining) or not self._manager.endpoint.url
@@ -290,7 +290,7 @@ class _Patience:
 
 
 class _HostStreams:
-    """The streams of one request, each at the host of its time: the `Source` of its relay."""
+    """The streams of one request, each from the host that runs at that time: the `Source` of its relay."""
 
     def __init__(self, ask: Callable[[Cancel], OutputStream], patience: _Patience) -> None:
         self._ask = ask

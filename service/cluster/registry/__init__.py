@@ -1,4 +1,4 @@
-"""The registries: controllers and stores. Each kind is a module, which is imported when it is chosen."""
+"""Open a registry: a controller or a store. Each kind is a module, which is imported when it is chosen."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def open_registry(
     """Return the registry at ``url``; nothing is connected yet. The caller closes it.
 
     ``http(s)://host:port/api[,second]``, ``sqlite:///path``, ``postgresql://...``, ``mysql://...``, ``redis://...``,
-    ``memory:``. ``session`` is what controllers are reached by, and stays the caller's. ConfigError where the address
-    is not valid, MissingLibrary where a driver is not installed; neither shows a password.
+    ``memory:``. ``session`` sends the requests to controllers; the caller closes it. Raises ConfigError if the address
+    is not valid, and MissingLibrary if a driver is not installed; neither shows a password.
     """
     scheme = url.partition(":")[0].lower()
     if scheme not in SCHEMES or ":" not in url:
@@ -35,7 +35,7 @@ def open_registry(
 
 def _memory(url: str, heartbeat_timeout: float, _session: Session | None) -> Registry:
     if url.partition(":")[2].strip("/"):
-        raise ConfigError(f"registry {masked(url)}: memory: takes no name, each process has one of its own")
+        raise ConfigError(f"registry {masked(url)}: memory: takes no name, as each process has its own")
     return _made("memory", "MemoryRegistry", "", heartbeat_timeout)
 
 
@@ -58,12 +58,12 @@ def _redis(url: str, heartbeat_timeout: float, _session: Session | None) -> Regi
 def _controllers(url: str, _heartbeat_timeout: float, session: Session | None) -> Registry:
     urls = controller_urls(url)
     if session is None:
-        raise ValueError("a controller is reached by a session: open_registry(url, session=...)")
+        raise ValueError("the registry of a controller needs a session: open_registry(url, session=...)")
     return _made("client", "RegistryClient", "", urls, session)
 
 
 def _made(module: str, name: str, extras: str, *arguments: Any) -> Registry:
-    """Return the registry that a module of this package makes of ``arguments``; ``extras`` bring what it imports."""
+    """Return a registry of the class ``name`` in a module of this package; ``extras`` install what it imports."""
     try:
         made: Registry = getattr(importlib.import_module(f"{__name__}.{module}"), name)(*arguments)
     except ModuleNotFoundError as error:

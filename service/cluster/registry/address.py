@@ -1,4 +1,4 @@
-"""Addresses of stores and controllers as an operator writes them, and as they may be shown: without passwords."""
+"""Parse the addresses of stores and controllers, and show them without passwords."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HIDDEN = "***"
 
 
 def masked(url: str) -> str:
-    """Return ``url`` with everything hidden that stands in the place of a password."""
+    """Return ``url`` with the passwords in it replaced."""
     shown = ",".join(_without_password(part) for part in re.split(r",(?=[a-zA-Z+]+://)", url))
     return re.sub(rf"(?i)([?&]{PRIVATE}=)[^&]*", rf"\1{HIDDEN}", shown)
 
@@ -28,12 +28,12 @@ def _without_password(url: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class StoreAddress:
-    """The address of a database server, taken apart."""
+    """The parts of the address of a database server."""
 
     url: str
     """The URL for the driver: without our own parameter ``prefix``."""
     prefix: str | None
-    """The start of the names of tables or keys; None where the address has none."""
+    """The start of the names of tables or keys; None without the parameter."""
     shown: str
     """The address in messages."""
     secrets: tuple[str, ...]
@@ -85,12 +85,12 @@ def sqlite_path(url: str) -> Path:
     if question:
         raise ConfigError(f"registry {url}: a file has no parameters")
     if not path or path == ":memory:" or path.endswith("/"):
-        raise ConfigError(f"registry {url}: names no file, as in sqlite:////var/lib/modelyard/registry.db")
+        raise ConfigError(f"registry {url}: a file name is missing, as in sqlite:////var/lib/modelyard/registry.db")
     return Path(unquote(path)).expanduser().absolute()
 
 
 def controller_urls(url: str) -> list[str]:
-    """Return the addresses of controllers, of which the first that answers serves. Raises ConfigError."""
+    """Return the addresses of controllers, separated by commas in ``url``. Raises ConfigError."""
     urls = [part.strip().rstrip("/") for part in url.split(",") if part.strip()]
     for part in urls:
         try:

@@ -1,8 +1,8 @@
 """The protocol of a registry, and its rows: instances, each a worker key at an address.
 
-A process calls `Registry.beat` with all of its instances: registration and heartbeat in one, each instance whole. So a
-store that lost everything is complete again after one interval. Health is computed at each read, by the store's clock:
-no job marks dead instances, and the clocks of other machines do not matter.
+A process calls `Registry.beat` with all of its instances, each of them complete: one call registers and refreshes. So
+a store that lost everything is complete again after one interval. Health is computed at each read, by the store's
+clock: there is no job that marks dead instances, and the clocks of other machines do not matter.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ HEARTBEAT_TIMEOUT = 60.0
 """Seconds without a heartbeat until an instance counts as unhealthy."""
 
 ANY_GENERATION = 0
-"""The generation of a heartbeat whose client knows none, as those of DB-GPT: it means that of the row."""
+"""The generation of a heartbeat whose client has none, such as DB-GPT's: it means the generation of the row."""
 
 
 @dataclass(slots=True)
@@ -45,14 +45,14 @@ class Instance:
     """The value of ``Modelyard-Load`` at its last heartbeat."""
     prompt_template: str | None = None
     generation: int | None = None
-    """Issued by the store at registration; None requests a new one, ANY_GENERATION means that of the row."""
+    """Issued by the store at registration; None requests a new one, ANY_GENERATION means the one of the row."""
     last_heartbeat: float | None = None
     """Seconds since 1970 by the store's clock."""
     healthy: bool = False
 
 
 def place_of(url: str) -> tuple[str, int]:
-    """Return host and port of an address, as DB-GPT's clients name it; for a unix socket its path, and 0."""
+    """Return the host and port of an address, as DB-GPT's clients name it; for a unix socket its path, and 0."""
     parts = urlsplit(url)
     if parts.scheme == "http+unix":
         return unquote(parts.netloc), 0
@@ -66,9 +66,9 @@ class Receipt:
     key: str
     url: str
     generation: int
-    """The one that the sender has from now on; where it is ``superseded``, that of its successor."""
+    """The generation of the sender from now on; if it is ``superseded``, the one of its successor."""
     superseded: bool = False
-    """A newer registration has this key and address: the beat changed nothing, and further ones will not."""
+    """Whether a newer registration has this key and address: then the beat changed nothing, nor will later ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,26 +82,27 @@ class Beaten:
 class Registry(Protocol):
     """A table of instances. Safe to use from many threads and processes at once; a forked child connects by itself.
 
-    Every call may raise RegistryUnavailable, after a time that is bounded.
+    Every call may raise RegistryUnavailable, after a limited time.
     """
 
     def beat(self, instances: Sequence[Instance]) -> Beaten:
-        """Register or refresh all of them. Those without a generation are registered, and issued a new one.
+        """Register or refresh all instances. Instances without a generation are registered, and get a new one.
 
         A generation is greater than every earlier one of the same key and address, also after the store was emptied.
-        An instance whose row has gone is stored with the generation that it has. One with ANY_GENERATION refreshes its
-        row's heartbeat and nothing else, is never superseded, and is registered where it has no row.
+        An instance whose row has gone is stored with the generation that it has. An instance with ANY_GENERATION
+        refreshes the heartbeat of its row and nothing else, is never superseded, and is registered if it has no row.
 
-        A registration may remove the rows of others that were silent for a day, see `forgetting`.
+        A registration may remove the rows of processes that were silent for a day, see `forgetting`.
 
-        Raises InvalidRequest where an instance is outside of `limits`, or is named twice.
+        Raises InvalidRequest if an instance is outside of `limits`, or occurs twice.
         """
 
     def deregister(self, instances: Sequence[Instance], *, forget: bool = False) -> list[Receipt]:
-        """Mark them unhealthy until they beat again; with ``forget`` remove their rows.
+        """Mark instances unhealthy until they beat again; with ``forget`` remove their rows.
 
-        One of an older generation changes nothing, and its receipt is ``superseded``; one without a generation, or with
-        ANY_GENERATION, always counts. One without a row is not an error: its receipt has the generation it came with.
+        An instance of an older generation changes nothing, and its receipt is ``superseded``. An instance without a
+        generation, or with ANY_GENERATION, always counts. An instance without a row is not an error: its receipt has
+        the generation that was sent.
         """
 
     def instances(self, key: str | None = None, *, healthy_only: bool = False) -> list[Instance]:

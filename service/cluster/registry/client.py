@@ -1,4 +1,4 @@
-"""The registry of one or several controllers, over HTTP."""
+"""The registry client: a registry that one or several controllers keep, over HTTP."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 TIMEOUT = 5.0
-"""Seconds that a call may take, however many controllers there are; each that is left gets the same share."""
+"""Seconds that a call may take in all, shared equally by the controllers that are tried."""
 
 
 class _Controller:
-    """One address, and whether DB-GPT's calls are what it understands: looked at again when it has failed."""
+    """One controller, and whether it understands DB-GPT's calls only, which is checked again after a failure."""
 
     def __init__(self, url: str, session: Session) -> None:
         self.url = url
@@ -32,7 +32,7 @@ class _Controller:
         self._is_peer = False
 
     def answer(self, call: Callable[[ControllerCalls | DbgptCalls, float], T], deadline: float) -> T:
-        """Return what it answers. WorkerUnreachable where another should be asked."""
+        """Return the result of ``call``. Raises WorkerUnreachable if another controller should be called."""
         if not self._is_peer:
             try:
                 return call(self._ours, deadline)
@@ -53,30 +53,31 @@ class _Controller:
 
 
 class RegistryClient:
-    """A registry that others keep. The first controller that answers serves until it fails; then the next is asked."""
+    """A registry that controllers keep. The first controller that answers is used until it fails; then the next one."""
 
     def __init__(self, urls: Sequence[str], session: Session, timeout: float = TIMEOUT) -> None:
-        """Ask the controllers at ``urls`` (each with its prefix); ``session`` stays the caller's to close."""
+        """Call the controllers at ``urls`` (each with its prefix) by ``session``, which the caller closes."""
         self._controllers = [_Controller(url.rstrip("/"), session) for url in urls]
         self._timeout = timeout
         self._serving = 0
 
     def beat(self, instances: Sequence[Instance]) -> Beaten:
-        """Register or refresh all of them."""
+        """Register or refresh all instances."""
         limits.check_beat(instances)
-        beaten = [self._beat(some) for some in _batches(instances)]
-        return Beaten([receipt for one in beaten for receipt in one.receipts], min(one.interval for one in beaten))
+        results = [self._beat(batch) for batch in _batches(instances)]
+        receipts = [receipt for beaten in results for receipt in beaten.receipts]
+        return Beaten(receipts, min(beaten.interval for beaten in results))
 
-    def _beat(self, some: Sequence[Instance]) -> Beaten:
-        return self._ask(lambda calls, end: calls.beat(some, end))
+    def _beat(self, batch: Sequence[Instance]) -> Beaten:
+        return self._ask(lambda calls, end: calls.beat(batch, end))
 
     def deregister(self, instances: Sequence[Instance], *, forget: bool = False) -> list[Receipt]:
-        """Mark them unhealthy until they beat again; with ``forget`` remove their rows."""
+        """Mark instances unhealthy until they beat again; with ``forget`` remove their rows."""
         limits.check_identities(instances)
-        return [receipt for some in _batches(instances) for receipt in self._deregister(some, forget)]
+        return [receipt for batch in _batches(instances) for receipt in self._deregister(batch, forget)]
 
-    def _deregister(self, some: Sequence[Instance], forget: bool) -> list[Receipt]:
-        return self._ask(lambda calls, end: calls.deregister(some, forget, end))
+    def _deregister(self, batch: Sequence[Instance], forget: bool) -> list[Receipt]:
+        return self._ask(lambda calls, end: calls.deregister(batch, forget, end))
 
     def instances(self, key: str | None = None, *, healthy_only: bool = False) -> list[Instance]:
         """Return all rows, or those of one key, ordered by key and address."""
@@ -101,12 +102,12 @@ class RegistryClient:
                 continue
             if index != self._serving:
                 self._serving = index
-                log.info("the registry is asked at %s from now on", controller.url)
+                log.info("the registry at %s is used from now on", controller.url)
             return answer
         raise RegistryUnavailable(f"no controller answers: {'; '.join(faults)}")
 
 
 def _batches(instances: Sequence[Instance]) -> Iterator[Sequence[Instance]]:
-    """Give what fits into a body each; an empty body where there is nothing at all."""
+    """Yield the instances in batches that fit into one body; without instances, one empty batch."""
     for start in range(0, max(1, len(instances)), MAX_INSTANCES):
         yield instances[start : start + MAX_INSTANCES]

@@ -1,4 +1,4 @@
-"""One controller at one address: its calls, bounded in time, and what its answers mean."""
+"""ControllerCalls: calls one controller over HTTP, within a deadline, and turns responses into values or errors."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ _LEAST = 0.05
 
 
 class NoSuchCall(Exception):
-    """The server does not know the call: it is not a controller of modelyard, or not a controller."""
+    """The server does not have the call: it is not a controller, or not one of modelyard."""
 
 
 class ControllerCalls:
-    """Each call ends by ``deadline`` (monotonic). WorkerUnreachable where another controller should be asked.
+    """The calls of one controller. Each ends by ``deadline`` (monotonic).
 
-    A refusal is the error of its code; NoSuchCall where the call is not known there.
+    They raise WorkerUnreachable if another controller should be called, NoSuchCall if the server does not have the
+    call, and for a refusal the error of its code.
     """
 
     def __init__(self, url: str, session: Session) -> None:
@@ -35,24 +36,24 @@ class ControllerCalls:
         self._session = session
 
     def beat(self, instances: Sequence[Instance], deadline: float) -> Beaten:
-        """Register or refresh."""
-        answer = self.ask("POST", "/instances", [row_json.sent(one) for one in instances], {}, deadline)
+        """Register or refresh instances."""
+        answer = self.ask("POST", "/instances", [row_json.sent(row) for row in instances], {}, deadline)
         try:
             return Beaten(row_json.read_receipts(answer, instances), float(answer["interval"]))
         except (KeyError, TypeError, ValueError) as error:
             raise self.nonsense(error) from None
 
     def deregister(self, instances: Sequence[Instance], forget: bool, deadline: float) -> list[Receipt]:
-        """Mark unhealthy, or remove."""
+        """Mark instances unhealthy, or remove their rows."""
         query = {"forget": "true"} if forget else {}
-        answer = self.ask("DELETE", "/instances", [row_json.sent(one) for one in instances], query, deadline)
+        answer = self.ask("DELETE", "/instances", [row_json.sent(row) for row in instances], query, deadline)
         try:
             return row_json.read_receipts(answer, instances)
         except ValueError as error:
             raise self.nonsense(error) from None
 
     def instances(self, key: str | None, healthy_only: bool, deadline: float) -> list[Instance]:
-        """Read rows."""
+        """Return the rows of a key, or all rows."""
         query = {"key": key} if key is not None else {}
         if healthy_only:
             query["healthy"] = "true"
@@ -62,7 +63,7 @@ class ControllerCalls:
             raise self.nonsense(error) from None
 
     def ask(self, method: str, path: str, body: Any, query: dict[str, str], deadline: float) -> Any:
-        """Return the JSON of an answer that is 200; everything else is raised."""
+        """Return the JSON of a response with status 200; raise the error of any other."""
         url = f"{self.url}/controller{path}" + (f"?{urlencode(query)}" if query else "")
         left = max(_LEAST, deadline - time.monotonic())
         times = (min(self._session.connect_timeout, left), left)
@@ -82,5 +83,5 @@ class ControllerCalls:
         raise error_of_response(status, response.headers, data, self.url)
 
     def nonsense(self, error: Exception) -> WorkerUnreachable:
-        """Return what is raised of an answer that no controller gives."""
+        """Return the error for a response that a controller does not give."""
         return WorkerUnreachable(f"{self.url} does not answer as a controller: the answer {error}")

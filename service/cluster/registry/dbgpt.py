@@ -1,4 +1,4 @@
-"""DB-GPT's controllers: an instance as they name it, by host and port, and their calls."""
+"""The calls of DB-GPT's controllers, and their form of an instance, which is named by host and port."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ INTERVAL = 20.0
 """Seconds between two heartbeats, as DB-GPT's workers send them."""
 
 PREFIX = "/api"
-"""Where DB-GPT's clients look for a worker, whatever prefix it has."""
+"""The prefix under which DB-GPT's clients look for the API of every worker."""
 
 _URL = re.compile(rf"http://(?P<host>\[[^\]]+\]|[^/:]+)(:(?P<port>\d+))?{PREFIX}")
 
@@ -33,7 +33,7 @@ def url_of(host: str, port: int) -> str:
 
 
 def host_and_port(url: str) -> tuple[str, int] | None:
-    """Return an address as DB-GPT names it; None for TLS, another prefix and unix sockets, which it can't reach."""
+    """Return the host and port of an address that DB-GPT can reach; None for TLS, another prefix and unix sockets."""
     match = _URL.fullmatch(url)
     return None if match is None else (match["host"].strip("[]"), int(match["port"] or 80))
 
@@ -57,7 +57,7 @@ def to_dbgpt(instance: Instance) -> ModelInstance | None:
 
 
 def from_dbgpt(row: ModelInstance) -> Instance:
-    """Return the instance; it has no generation. ValueError where its heartbeat is not a time."""
+    """Return the instance, which has no generation. Raises ValueError if its heartbeat is not a time."""
     return Instance(
         key=row.model_name,
         url=url_of(row.host, row.port),
@@ -80,7 +80,7 @@ class DbgptCalls:
         self._refused: set[tuple[str, str]] = set()
 
     def beat(self, instances: Sequence[Instance], deadline: float) -> Beaten:
-        """Register those without a generation, refresh the others; a heartbeat changes nothing else there."""
+        """Register instances without a generation, refresh the others; a heartbeat changes nothing else there."""
         receipts = []
         for instance in instances:
             row = self._row_of(instance)
@@ -92,7 +92,7 @@ class DbgptCalls:
         return Beaten(receipts, INTERVAL)
 
     def deregister(self, instances: Sequence[Instance], forget: bool, deadline: float) -> list[Receipt]:
-        """Mark unhealthy, or remove."""
+        """Mark instances unhealthy, or remove their rows."""
         for instance in instances:
             row = self._row_of(instance)
             if row is not None:
@@ -103,7 +103,7 @@ class DbgptCalls:
         return [Receipt(instance.key, instance.url, instance.generation or 0) for instance in instances]
 
     def instances(self, key: str | None, healthy_only: bool, deadline: float) -> list[Instance]:
-        """Return the rows, without those that are not valid."""
+        """Return the valid rows."""
         query = {"model_name": key} if key is not None else {}
         if healthy_only:
             query["healthy_only"] = "true"
@@ -114,7 +114,7 @@ class DbgptCalls:
         return sorted(rows, key=lambda row: (row.key, row.url))
 
     def _next_generation(self) -> int:
-        """Return a generation of this process: those controllers issue none, and compare none."""
+        """Return a generation of this process: DB-GPT's controllers neither issue nor compare generations."""
         with self._lock:
             self._generation = max(self._generation + 1, time.time_ns() // 1000)
             return self._generation
@@ -129,7 +129,7 @@ class DbgptCalls:
 
 
 def _read(entry: Any) -> Instance | None:
-    """Return the instance of a row; None where it is not valid."""
+    """Return the instance of a row; None if it is not valid."""
     try:
         instance = from_dbgpt(ModelInstance(**{**known(ModelInstance, entry), "port": int(entry["port"])}))
     except (AttributeError, KeyError, TypeError, ValueError):

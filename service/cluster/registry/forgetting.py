@@ -16,7 +16,7 @@ FORGET_AFTER = 24 * 3600.0
 """Seconds of silence after which the rows of an address are removed."""
 
 READ_INTERVAL = 3600.0
-"""Seconds between two searches of one process: a search reads the whole table."""
+"""Seconds between two searches of one process, as a search reads the whole table."""
 
 
 class Forgetting:
@@ -36,13 +36,14 @@ class Forgetting:
         try:
             self._forget()
         except ModelyardError as error:
-            # The beat itself was successful; dead rows can wait.
+            # The beat itself succeeded; dead rows can wait.
             log.warning("dead rows of the registry were not searched: %s", error)
 
     def _forget(self) -> None:
         silent = silent_for_long(self._registry.instances())
         if silent:
-            # With their generations: those registered meanwhile stay. Those that beat return with the next beat.
+            # With their generations, so that rows registered meanwhile stay. A row that is removed in spite of a beat
+            # returns with the next one.
             self._registry.deregister(silent, forget=True)
             log.info("removed after a long silence: %s", ", ".join(f"{row.key} at {row.url}" for row in silent))
 
@@ -50,8 +51,8 @@ class Forgetting:
 def silent_for_long(instances: Sequence[Instance]) -> list[Instance]:
     """Return the instances of addresses whose last heartbeat is `FORGET_AFTER` seconds older than the newest of all.
 
-    All of these times are the store's. A model that is stopped on a machine that beats is not silent, nor is one that
-    needs no heartbeats. One whose generation is ahead of the store's clock stays: the next would not be greater.
+    All of these times are the store's. A stopped model on a machine that beats is not silent, nor is a model that needs
+    no heartbeats. A row whose generation is ahead of the store's clock stays: the next generation must be greater.
     """
     latest: dict[str, float] = {}
     for row in instances:

@@ -1,4 +1,4 @@
-"""The limits of an instance: what each of its fields may be, for registries and for the bodies of requests alike."""
+"""The limits of the fields of an instance, for registries and for the bodies of requests."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ _HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,253}")
 _PATH = re.compile(r"(/[A-Za-z0-9._~!$&'()*+,;=:@%-]+)*")  # the characters of RFC 3986
 
 Check: TypeAlias = Callable[[object], str | None]
-"""Returns what is wrong with a value, None where it fits."""
+"""Returns what is wrong with a value; None if it is valid."""
 
 
 def check_beat(instances: Sequence[Instance]) -> None:
-    """Raise InvalidRequest where an instance does not fit. Its ``errors`` name the fields, as ``[3].url``."""
+    """Raise InvalidRequest if an instance is not valid. Its ``errors`` name the fields, as ``[3].url``."""
     _raise(instances, FIELDS)
 
 
 def check_identities(instances: Sequence[Instance]) -> None:
-    """Raise InvalidRequest where key, address or generation of an instance to be deregistered do not fit."""
+    """Raise InvalidRequest if the key, address or generation of an instance to deregister is not valid."""
     _raise(instances, IDENTITY)
 
 
 def check_lookup(key: str) -> None:
-    """Raise InvalidRequest where no instance can have that key."""
+    """Raise InvalidRequest if an instance can't have that key."""
     if fault := _name_fault(key, KEY_LENGTH):
         raise InvalidRequest.of_fields([FieldError(field="key", message=fault)])
 
@@ -97,7 +97,7 @@ def url_fault(value: object) -> str | None:
 
 
 def _parts_fault(parts: SplitResult) -> str | None:
-    """Return what is wrong with the parts of an address. Raises ValueError, which says it, for some faults."""
+    """Return what is wrong with the parts of an address. For some faults, raises ValueError with the text."""
     if "@" in parts.netloc:
         return "must not have a user name or password"
     if not _PATH.fullmatch(parts.path) or {".", ".."} & set(parts.path.split("/")):
@@ -172,7 +172,7 @@ FIELDS: Mapping[str, Check] = MappingProxyType(
 
 
 def _name_fault(value: object, limit: int) -> str | None:
-    """Return what is wrong with a name. Blanks at its ends are refused: not every database tells them apart."""
+    """Return what is wrong with a name. Blanks at its ends are refused, as some databases ignore them."""
     if fault := _text_fault(value, limit):
         return fault
     name = str(value)

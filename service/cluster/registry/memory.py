@@ -14,7 +14,7 @@ from .forgetting import Forgetting
 
 @dataclass(slots=True)
 class Row:
-    """An instance as its last beat described it, and whether it was deregistered since."""
+    """An instance as of its last beat, and whether it was deregistered since."""
 
     instance: Instance
     deregistered: bool = False
@@ -37,14 +37,14 @@ class MemoryRegistry:
         table: Table | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Keep rows in ``table`` (a new one, unless given); ``clock`` returns seconds since 1970."""
+        """Keep rows in ``table`` (default: a new one); ``clock`` returns seconds since 1970."""
         self.heartbeat_timeout = heartbeat_timeout
         self.table = table or Table()
         self._clock = clock
         self._forgetting = Forgetting(self)
 
     def beat(self, instances: Sequence[Instance]) -> Beaten:
-        """Register or refresh all of them."""
+        """Register or refresh all instances."""
         limits.check_beat(instances)
         with self.table.lock:
             now = self._clock()
@@ -66,7 +66,7 @@ class MemoryRegistry:
         return rows.receipt(instance, generation)
 
     def deregister(self, instances: Sequence[Instance], *, forget: bool = False) -> list[Receipt]:
-        """Mark them unhealthy until they beat again; with ``forget`` remove their rows."""
+        """Mark instances unhealthy until they beat again; with ``forget`` remove their rows."""
         limits.check_identities(instances)
         with self.table.lock:
             return [self._deregister_one(instance, forget) for instance in instances]
@@ -99,4 +99,4 @@ class MemoryRegistry:
         return replace(row.instance, capabilities=list(row.instance.capabilities), healthy=healthy)
 
     def close(self) -> None:
-        """Do nothing: there is nothing to close."""
+        """Do nothing: it has no connections."""

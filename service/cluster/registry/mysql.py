@@ -1,4 +1,4 @@
-"""MySQL and MariaDB behind `sql`, by PyMySQL."""
+"""The registry in MySQL or MariaDB: the part of `sql` that is theirs, by PyMySQL."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from . import schema
 from .sql import ANSWER_TIMEOUT, CONNECT_TIMEOUT, LOCK_TIMEOUT, SqlRegistry, of_row
 
 ONE: ColumnElement[int] = literal_column("1")
-"""Not a parameter: the driver joins many rows into one statement only where all parameters are values of rows."""
+"""Not a parameter: the driver joins many rows into one statement only if all parameters are values of rows."""
 
 
 class MysqlRegistry(SqlRegistry):
@@ -44,7 +44,7 @@ class MysqlRegistry(SqlRegistry):
         """Return the upsert of instances that have a generation."""
         insert = insert_into(table)
         older = table.c.generation <= insert.inserted.generation
-        # Assigned from left to right: the generation comes last, since the others compare with the old one.
+        # Assigned from left to right: the generation is last, since the others compare with its old value.
         names = [*of_row(table), "generation"]
         return insert.on_duplicate_key_update(
             [(name, func.if_(older, insert.inserted[name], table.c[name])) for name in names]
@@ -64,7 +64,7 @@ class MysqlRegistry(SqlRegistry):
         return connection.execute(select(func.get_lock(digest, LOCK_TIMEOUT))).scalar() == 1
 
     def unlock_schema(self, connection: Connection, name: str) -> None:
-        """Give it back."""
+        """Release the lock of the migrations."""
         digest = func.md5(func.concat(func.coalesce(func.database(), ""), name))
         connection.execute(select(func.release_lock(digest)))
 

@@ -1,4 +1,4 @@
-"""PostgreSQL behind `sql`, by psycopg 3."""
+"""The registry in PostgreSQL: the part of `sql` that is its own, by psycopg 3."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class PostgresqlRegistry(SqlRegistry):
         event.listen(engine, "do_connect", _connect)
 
     def relax(self, connection: Connection) -> None:
-        """Let this transaction be lost when the server's machine dies."""
+        """Do not wait for the disk: this transaction may be lost when the server's machine dies."""
         connection.execute(text("SET LOCAL synchronous_commit = off"))
 
     def registering(self, table: Table) -> Insert:
@@ -80,13 +80,13 @@ class PostgresqlRegistry(SqlRegistry):
 
 
 class BoundedConnection(psycopg.Connection[Any]):
-    """A connection on which no call waits longer than a server may take to answer.
+    """A connection whose calls wait for a limited time.
 
-    The server's own statement_timeout has no effect where the server, or its disk, stands still.
+    The server's own statement_timeout has no effect if the server, or its disk, hangs.
     """
 
     def wait(self, gen: Generator[Any, Any, T], interval: float = CHECK_INTERVAL, timeout: float | None = None) -> T:
-        """Wait for an answer; OperationalError after `ANSWER_TIMEOUT`."""
+        """Wait for an answer. Raises OperationalError after `ANSWER_TIMEOUT`."""
         # Older versions have no timeout.
         options = {} if timeout is None else {"timeout": timeout}
         return super().wait(self._bounded(gen), interval, **options)
@@ -98,7 +98,7 @@ class BoundedConnection(psycopg.Connection[Any]):
             while True:
                 ready = yield wanted
                 if not ready and time.monotonic() > deadline:
-                    # A late answer would be taken for the answer to another statement.
+                    # A late answer would be read as the answer to another statement.
                     self.close()
                     raise psycopg.OperationalError(f"no answer within {ANSWER_TIMEOUT + 1} s")
                 wanted = gen.send(ready)

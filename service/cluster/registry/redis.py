@@ -1,4 +1,4 @@
-"""A registry in Redis: for controllers on many machines, where a Redis is at hand.
+"""A registry in Redis, for controllers on many machines.
 
 Each worker key is a hash, `PREFIX:instances:KEY`, from address to row; `PREFIX:keys` is the set of worker keys. A row
 is generation, last heartbeat in microseconds, whether it was deregistered, and the rest as JSON, with blanks between.
@@ -27,9 +27,9 @@ ANSWER_TIMEOUT = 4.0
 VERSION = 1
 """The version of the stored keys. Rows are written whole with each beat, so a new field needs no new version."""
 BATCH = 500
-"""How many instances are in one script's call, and how many keys are read at once."""
+"""The most instances in one call of a script, and the most keys that are read at once."""
 REST = ("weight", "enabled", "check_healthy", "capabilities", "load", "prompt_template")
-"""The fields of an instance that a row has as JSON."""
+"""The fields of an instance that are JSON in a row."""
 T = TypeVar("T")
 
 OPEN = """
@@ -45,7 +45,7 @@ local function row_of(key, url)
 end
 local receipts = {}
 """
-"""The start of both scripts. Of a store of a newer version it returns that version, and changes nothing."""
+"""The start of both scripts. If the store has a newer version, it returns that version and changes nothing."""
 
 BEAT = (
     OPEN
@@ -112,7 +112,7 @@ class RedisRegistry:
         self._check_address()
 
     def beat(self, instances: Sequence[Instance]) -> Beaten:
-        """Register or refresh all of them."""
+        """Register or refresh all instances."""
         limits.check_beat(instances)
         receipts: list[Receipt] = []
         for chosen in _batches(list(instances)):
@@ -131,7 +131,7 @@ class RedisRegistry:
         return Beaten(receipts, rows.interval(self.heartbeat_timeout))
 
     def deregister(self, instances: Sequence[Instance], *, forget: bool = False) -> list[Receipt]:
-        """Mark them unhealthy until they beat again; with ``forget`` remove their rows."""
+        """Mark instances unhealthy until they beat again; with ``forget`` remove their rows."""
         limits.check_identities(instances)
         receipts: list[Receipt] = []
         for chosen in _batches(list(instances)):
@@ -169,8 +169,8 @@ class RedisRegistry:
         path = self._address.url.partition("?")[0].split("://", 1)[-1].partition("/")[2]
         if not self._address.url.split(":", 1)[1].startswith("//") or not (path == "" or path.isdecimal()):
             raise ConfigError(
-                f"registry {self._address.shown}: not an address of a Redis, as in redis://:PASSWORD@host:6379/0; what "
-                "follows the slash is the number of a database"
+                f"registry {self._address.shown}: not an address of a Redis, as in redis://:PASSWORD@host:6379/0; the "
+                "slash is followed by the number of a database"
             )
         try:
             self._make_client()
@@ -196,7 +196,7 @@ class RedisRegistry:
     def _read(self, client: redis.Redis, key: str | None) -> list[Instance]:
         keys = [key] if key is not None else sorted(_strings(client.smembers(f"{self._prefix}:keys")))
         instances: list[Instance] = []
-        # At least once, so that a store of a newer version is refused even where it has no keys.
+        # At least once, so that a store of a newer version is refused even without keys.
         for start in range(0, max(1, len(keys)), BATCH):
             chosen = keys[start : start + BATCH]
             with client.pipeline(transaction=False) as pipeline:

@@ -1,4 +1,4 @@
-"""Rows and receipts as JSON between a controller and its clients, written by the one and read by the others."""
+"""Rows and receipts as JSON: a controller writes them, its clients read them."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from ...types import JSONObject, known, plain
 from .base import Instance, Receipt
 
 MAX_INSTANCES = 1000
-"""How many instances a controller accepts in one body."""
+"""The most instances that a controller accepts in one body."""
 
 _FIELDS_OF_THE_STORE = ("last_heartbeat", "healthy")
 
 
 def whole(instance: Instance) -> JSONObject:
-    """Return a row as a controller answers it, with all fields."""
+    """Return a row for a response of a controller, with all fields."""
     return {**plain(instance), "last_heartbeat": iso(instance.last_heartbeat, "Z")}
 
 
 def sent(instance: Instance) -> JSONObject:
-    """Return an instance as a client sends it: without absent values, and without what the store sets."""
+    """Return an instance for a client's request: without absent values, and without the fields of the store."""
     return {
         name: value for name, value in plain(instance).items() if value is not None and name not in _FIELDS_OF_THE_STORE
     }
@@ -43,13 +43,13 @@ def _read_instance(entry: Any) -> Instance:
 
 
 def read_receipts(value: Any, instances: Sequence[Instance]) -> list[Receipt]:
-    """Return the receipts of an answer, one for each of ``instances``. Raises ValueError where it has others."""
+    """Return the receipts of an answer, one for each of ``instances``. Raises ValueError if they do not match."""
     try:
         receipts = [Receipt(**known(Receipt, entry)) for entry in value["instances"]]
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"has no receipts: {error}") from None
     if [(receipt.key, receipt.url) for receipt in receipts] != [(instance.key, instance.url) for instance in instances]:
-        raise ValueError("has other receipts than those of the instances that were sent")
+        raise ValueError("has receipts that do not match the instances that were sent")
     return receipts
 
 
@@ -59,7 +59,7 @@ def iso(at: float | None, zone: str = "") -> str | None:
 
 
 def seconds(text: str | None) -> float | None:
-    """Return ISO 8601 as seconds since 1970; without a zone it counts as UTC. ValueError where it is not a time."""
+    """Return ISO 8601 as seconds since 1970; without a zone it is UTC. Raises ValueError if it is not a time."""
     if text is None:
         return None
     moment = datetime.fromisoformat(text)

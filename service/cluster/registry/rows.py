@@ -1,4 +1,4 @@
-"""The rules of all stores: which generation a beat results in, which instances are healthy, and their columns."""
+"""The rules of all stores: the generation after a beat, the health of an instance, and the columns of its row."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ MICROSECONDS = 1_000_000
 
 
 def interval(heartbeat_timeout: float) -> float:
-    """Return the seconds between two beats: two may be lost before an instance counts as unhealthy."""
+    """Return the seconds between two beats: an instance stays healthy if two beats are lost."""
     return min(MAX_INTERVAL, heartbeat_timeout / 3)
 
 
 def is_healthy(instance: Instance, deregistered: bool, now: float, heartbeat_timeout: float) -> bool:
-    """Return whether an instance is alive, as far as the store can tell at ``now``, in seconds by its clock."""
+    """Return whether an instance is healthy at ``now``, in seconds by the store's clock."""
     if deregistered:
         return False
     return not instance.check_healthy or now - (instance.last_heartbeat or 0.0) <= heartbeat_timeout
 
 
 def settle(sent: int | None, held: int | None, now: int) -> int | None:
-    """Return the generation that a row has after a beat; None where the beat is superseded.
+    """Return the generation of a row after a beat; None if the beat is superseded.
 
-    ``sent`` is the beat's, ``held`` the row's (None: no row), ``now`` the store's clock in microseconds.
+    ``sent`` is the generation of the beat, ``held`` that of the row (None: no row), ``now`` the store's clock in
+    microseconds.
     """
     if sent is None or (sent == ANY_GENERATION and held is None):
         return max(now, 0 if held is None else held + 1)
@@ -37,7 +38,7 @@ def settle(sent: int | None, held: int | None, now: int) -> int | None:
 
 
 def outlives(held: int, sent: int | None) -> bool:
-    """Return whether a row is newer than the generation that a beat or deregistration was sent with."""
+    """Return whether the generation of a row is newer than that of a beat or deregistration."""
     return sent is not None and sent != ANY_GENERATION and sent < held
 
 
@@ -49,7 +50,7 @@ def receipt(instance: Instance, held: int | None) -> Receipt:
 
 
 def ordered(instances: list[Instance], *, healthy_only: bool) -> list[Instance]:
-    """Return them by key and address, independent of the collation of a database."""
+    """Return the instances by key and address, independent of the collation of a database."""
     return sorted((row for row in instances if row.healthy or not healthy_only), key=lambda row: (row.key, row.url))
 
 

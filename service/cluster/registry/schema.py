@@ -1,8 +1,8 @@
 """The tables of a registry, version by version. A new version is one more entry at the end of each list.
 
 A migration is a list of statements with ``{prefix}`` at the start of every name. Released migrations are never edited.
-MySQL commits each statement by itself, so a migration that was cut off is run again: a statement that was done before
-must then fail as "exists already", or do nothing.
+MySQL commits each statement by itself, so an interrupted migration is run again: a statement that was done before must
+then fail as "exists already", or do nothing.
 """
 
 from __future__ import annotations
@@ -87,20 +87,20 @@ def outstanding(
 ) -> list[tuple[int, list[str]]]:
     """Return the versions that a store of version ``held`` (None: a new store) lacks, each with its statements.
 
-    ConfigError where the store is of a newer version than this code knows; ``where`` names it.
+    Raises ConfigError if the version of the store is newer than all ``migrations``; ``where`` names the store.
     """
-    known = len(migrations)
-    if held is not None and held > known:
-        raise too_new(held, known, where)
+    newest = len(migrations)
+    if held is not None and held > newest:
+        raise too_new(held, newest, where)
     return [
         (version, [statement.replace("{prefix}", prefix) for statement in migrations[version - 1]])
-        for version in range((held or 0) + 1, known + 1)
+        for version in range((held or 0) + 1, newest + 1)
     ]
 
 
-def too_new(held: int, known: int, where: str) -> ConfigError:
-    """Return the error of a store that a newer modelyard has used."""
+def too_new(held: int, newest: int, where: str) -> ConfigError:
+    """Return the error for a store that a newer modelyard has used."""
     return ConfigError(
-        f"registry {where}: its tables are of version {held}, and this modelyard knows up to {known}: a newer one has "
+        f"registry {where}: its tables are of version {held}, and this modelyard knows up to {newest}: a newer one has "
         "used it; upgrade this one, or give it another store"
     )

@@ -1,7 +1,7 @@
-"""A registry in PostgreSQL, MySQL or MariaDB, by SQLAlchemy: for controllers on many machines.
+"""A registry in PostgreSQL, MySQL or MariaDB, by SQLAlchemy, for controllers on many machines.
 
-The server's clock is the store's. A row's id is the SHA-256 of key and address: they are longer than MySQL can index,
-and some collations take different names for the same.
+The server's clock is the store's. A row's id is the SHA-256 of its key and address: these may be longer than MySQL can
+index, and some collations treat different names as equal.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ RECYCLE_AFTER = 1800
 RETRY_FOR = 5.0
 """Seconds during which a transaction that met a deadlock is tried again."""
 BATCH = 500
-"""How many rows are named in one statement."""
+"""The most rows that one statement names."""
 
 
 class _Process:
@@ -76,7 +76,7 @@ class _Process:
 class SqlRegistry(ABC):
     """A registry that the processes of many machines share through a database server.
 
-    A subclass has the differences between databases: the clock, the upserts, locks, and the meaning of errors.
+    A subclass has what differs between databases: the clock, the upserts, locks, and the meaning of errors.
     """
 
     driver: ClassVar[str]
@@ -110,14 +110,14 @@ class SqlRegistry(ABC):
     # The differences between databases
 
     def prepare(self, engine: Engine) -> None:  # noqa: B027 - optional
-        """Bound the time of each call on ``engine``, where the driver's timeouts do not."""
+        """Limit the time of each call on ``engine``, if the driver's timeouts do not."""
 
     def relax(self, connection: Connection) -> None:  # noqa: B027 - optional
-        """Let this transaction be lost when the server's machine dies: the next heartbeat brings it back."""
+        """Do not wait for the disk: if the server's machine dies, the next heartbeat repeats this transaction."""
 
     @abstractmethod
     def registering(self, table: Table) -> Insert:
-        """Return the upsert of instances that are issued a new generation."""
+        """Return the upsert of instances that get a new generation."""
 
     @abstractmethod
     def refreshing(self, table: Table) -> Insert:
@@ -129,10 +129,10 @@ class SqlRegistry(ABC):
 
     @abstractmethod
     def lock_schema(self, connection: Connection, name: str) -> bool:
-        """Take the lock of the migrations. Return False where it was not free in time."""
+        """Take the lock of the migrations. Return False if it was not free in time."""
 
     def unlock_schema(self, connection: Connection, name: str) -> None:  # noqa: B027 - optional
-        """Give the lock back, where it does not end with the transaction."""
+        """Release the lock, if it does not end with the transaction."""
 
     @abstractmethod
     def is_retryable(self, error: BaseException | None) -> bool:
@@ -149,14 +149,14 @@ class SqlRegistry(ABC):
     # The registry
 
     def beat(self, instances: Sequence[Instance]) -> Beaten:
-        """Register or refresh all of them."""
+        """Register or refresh all instances."""
         limits.check_beat(instances)
         receipts = self._call(lambda connection: self._beat(connection, instances)) if instances else []
         self._forgetting.after(instances)
         return Beaten(receipts, rows.interval(self.heartbeat_timeout))
 
     def deregister(self, instances: Sequence[Instance], *, forget: bool = False) -> list[Receipt]:
-        """Mark them unhealthy until they beat again; with ``forget`` remove their rows."""
+        """Mark instances unhealthy until they beat again; with ``forget`` remove their rows."""
         limits.check_identities(instances)
         return self._call(lambda connection: self._deregister(connection, instances, forget)) if instances else []
 
@@ -191,7 +191,7 @@ class SqlRegistry(ABC):
         return engine
 
     def _call(self, work: Callable[[Connection], T]) -> T:
-        """Return the result of ``work`` in a transaction, repeated after a deadlock or where tables had gone."""
+        """Return the result of ``work`` in a transaction, repeated after a deadlock, or if the tables have gone."""
         process = self._processes.get()
         deadline = time.monotonic() + RETRY_FOR
         pause = 0.005
@@ -210,7 +210,7 @@ class SqlRegistry(ABC):
                     raise self._unavailable(error.orig) from error
             except faults.SQLAlchemyError as error:
                 raise self._unavailable(error) from error
-            time.sleep(random.uniform(0, pause))  # noqa: S311 (so that two do not meet again)
+            time.sleep(random.uniform(0, pause))  # noqa: S311 (so that two transactions do not meet again)
             pause = min(2 * pause, 0.2)
 
     def _unavailable(self, error: BaseException | None) -> RegistryUnavailable:
@@ -221,19 +221,19 @@ class SqlRegistry(ABC):
     # Tables
 
     def _migrate(self, engine: Engine) -> None:
-        """Bring the tables to the newest version that is known. Raises ConfigError."""
+        """Bring the tables to the newest version of the migrations. Raises ConfigError."""
         with engine.begin() as connection:
             if not self._outstanding(self._version(connection)):
                 return
         with engine.begin() as connection:
-            # Processes that start at once wait here for the first; the others find everything done.
+            # Processes that start at the same time wait here for the first one, which does all the work.
             lock = f"{self._prefix}_schema"
             if not self.lock_schema(connection, lock):
                 raise RegistryUnavailable(f"the registry {self._address.shown}: another process is making its tables")
             try:
                 self._migrate_locked(connection)
             except BaseException:
-                # Ends the lock too, which MySQL would leave to the next user of this connection.
+                # This ends the lock too, which MySQL would leave to the next user of this connection.
                 connection.invalidate()
                 raise
             self.unlock_schema(connection, lock)

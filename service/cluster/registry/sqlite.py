@@ -3,8 +3,8 @@
 Each call opens a connection and closes it. Writes are BEGIN IMMEDIATE transactions in WAL mode: readers never wait, and
 writers wait for each other, for a bounded time. The host's clock, in UTC, is the store's.
 
-The file is opened by SQLite alone. POSIX gives up all locks that a process holds on a file when any descriptor of it is
-closed; SQLite takes care of its own descriptors, and of no others.
+Only SQLite may open the file. POSIX drops all locks that a process holds on a file when any descriptor of it is closed;
+SQLite handles this for its own descriptors only.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .base import ANY_GENERATION, HEARTBEAT_TIMEOUT, Beaten, Instance, Receipt
 from .forgetting import Forgetting
 
 BUSY_TIMEOUT = 5.0
-"""Seconds that a call waits for the writes of other processes, and as long for those of other threads."""
+"""Seconds that a call waits for the writes of other processes, and again for those of other threads."""
 T = TypeVar("T")
 
 
@@ -34,30 +34,30 @@ class Lock(Protocol):
     """A lock of threads."""
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
-        """Take it. Return False where it was not free in time."""
+        """Take the lock. Return False if it was not free in time."""
 
     def release(self) -> None:
-        """Give it back."""
+        """Release the lock."""
 
 
 def _native_lock() -> Lock:
-    """Return a lock of native threads, also where gevent has replaced them: its thread pool consists of such."""
+    """Return a lock of native threads, also where gevent has replaced them: its thread pool has native threads."""
     monkey = sys.modules.get("gevent.monkey")
     lock: Lock = monkey.get_original("_thread", "allocate_lock")() if monkey else threading.Lock()
     return lock
 
 
 _READING, _WRITING = _TURNS = (_native_lock(), _native_lock())
-"""The turns of this process's threads, one to read and one to write: SQLite's own waiting is a series of naps."""
+"""The locks for the readers and the writers of this process. SQLite waits for a lock by sleeping again and again."""
 _held_for_fork: dict[int, list[Lock]] = {}
-"""By thread: the turns that it holds while it forks."""
+"""The locks that each thread holds while it forks."""
 
 
 def _before_fork() -> None:
     """Wait until no connection is open, so that none is inherited.
 
-    SQLite counts a process's locks in memory. A child with the counts of its parent would wait for locks that nobody
-    holds, and believe that it holds others.
+    SQLite counts a process's locks in memory. A child with the counts of its parent would wait for locks that no
+    process holds, and believe that it holds others.
     """
     _held_for_fork[threading.get_ident()] = [turn for turn in _TURNS if turn.acquire(timeout=2 * BUSY_TIMEOUT)]
 
@@ -106,14 +106,14 @@ class SqliteRegistry:
         self._forgetting = Forgetting(self)
 
     def beat(self, instances: Sequence[Instance]) -> Beaten:
-        """Register or refresh all of them."""
+        """Register or refresh all instances."""
         limits.check_beat(instances)
         receipts = self._write(lambda connection: _beat(connection, instances))
         self._forgetting.after(instances)
         return Beaten(receipts, rows.interval(self.heartbeat_timeout))
 
     def deregister(self, instances: Sequence[Instance], *, forget: bool = False) -> list[Receipt]:
-        """Mark them unhealthy until they beat again; with ``forget`` remove their rows."""
+        """Mark instances unhealthy until they beat again; with ``forget`` remove their rows."""
         limits.check_identities(instances)
         return self._write(lambda connection: _deregister(connection, instances, forget))
 
@@ -122,13 +122,13 @@ class SqliteRegistry:
         if key is not None:
             limits.check_lookup(key)
         statement, values = (READ, ()) if key is None else (READ_KEY, (key,))
-        found = self._call(lambda connection: connection.execute(statement, values).fetchall(), _READING)
+        table = self._call(lambda connection: connection.execute(statement, values).fetchall(), _READING)
         now = time.time()
-        instances = [rows.read(row, now, self.heartbeat_timeout) for row in found]
+        instances = [rows.read(row, now, self.heartbeat_timeout) for row in table]
         return rows.ordered(instances, healthy_only=healthy_only)
 
     def close(self) -> None:
-        """Do nothing: no call leaves a connection open."""
+        """Do nothing: each call closes its connection."""
 
     def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Return the result of ``work`` in a transaction of its own."""
@@ -140,7 +140,7 @@ class SqliteRegistry:
         return self._call(write, _WRITING)
 
     def _call(self, work: Callable[[sqlite3.Connection], T], turn: Lock) -> T:
-        """Return the result of ``work``, in a native thread where gevent runs: a wait must not stall its hub."""
+        """Return the result of ``work``; under gevent in a native thread, as a wait must not block its hub."""
         monkey = sys.modules.get("gevent.monkey")
         if monkey is None or not monkey.is_module_patched("threading"):
             return self._connected(work, turn)
@@ -157,15 +157,15 @@ class SqliteRegistry:
                 connection.row_factory = sqlite3.Row
                 with contextlib.closing(connection):
                     _prepare(connection)
-                    self._see_to_tables(connection)
+                    self._prepare_tables(connection)
                     return work(connection)
             finally:
                 turn.release()
         except (sqlite3.Error, OSError) as error:
             raise RegistryUnavailable(f"the registry in {self.path} can't be used: {error}") from error
 
-    def _see_to_tables(self, connection: sqlite3.Connection) -> None:
-        """Make or upgrade the tables. Those that a newer process has upgraded since the first call stay in use."""
+    def _prepare_tables(self, connection: sqlite3.Connection) -> None:
+        """Make or upgrade the tables. Tables that a newer process has upgraded since the first call stay in use."""
         if not self._has_seen_tables or (_version(connection) or 0) < len(self._migrations):
             _migrate(connection, self._migrations, str(self.path))
             self._has_seen_tables = True
@@ -204,9 +204,9 @@ def _held(connection: sqlite3.Connection, instance: Instance) -> int | None:
 
 
 def _make(path: Path) -> None:
-    """Make an empty database in WAL mode for its owner, unless it exists. SQLite gives its other files the same mode.
+    """Make an empty database in WAL mode, only for this user, unless it exists. Its other files get the same mode.
 
-    It is given its name when it is complete and closed, so that nobody sees another, and no locks on it are lost.
+    It gets its name when it is complete and closed, so that no process sees it earlier, and no lock on it is lost.
     """
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent}: make it")
@@ -224,7 +224,7 @@ def _make(path: Path) -> None:
 
 
 def _prepare(connection: sqlite3.Connection) -> None:
-    """Use WAL, which lasts, and leave it to the heartbeats to repair what a machine loses that dies."""
+    """Use WAL mode, without waiting for the disk: heartbeats repeat the rows that a machine loses when it dies."""
     (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
     if mode != "wal":
         raise sqlite3.OperationalError(f"its folder can't hold a shared file (journal mode {mode})")
@@ -233,7 +233,7 @@ def _prepare(connection: sqlite3.Connection) -> None:
 
 @contextlib.contextmanager
 def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """A write: nobody else writes until it ends, and all of it counts or nothing."""
+    """Run the body as one transaction: other writers wait, and all of its changes count or none."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield
@@ -245,7 +245,7 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 def _migrate(connection: sqlite3.Connection, migrations: Sequence[schema.Migration], where: str) -> None:
-    """Bring the tables to the newest version that ``migrations`` know. Raises ConfigError."""
+    """Bring the tables to the newest version of ``migrations``. Raises ConfigError."""
     if not schema.outstanding(_version(connection), migrations, schema.PREFIX, where):
         return
     with _transaction(connection):

@@ -127,7 +127,7 @@ def test_one_that_does_not_answer_is_left_for_the_next_which_then_is_kept(contro
     with caplog.at_level(logging.INFO, "modelyard.cluster.registry.client"):
         assert len(client.instances()) == 1
         assert len(client.instances()) == 1
-    assert [record.message for record in caplog.records] == [f"the registry is asked at {second.url} from now on"]
+    assert [record.message for record in caplog.records] == [f"the registry at {second.url} is used from now on"]
     first.start()
     asked = len(first.calls)
     assert len(client.instances()) == 1

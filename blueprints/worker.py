@@ -5,16 +5,18 @@ from __future__ import annotations
 from flask import Blueprint, Response, g, request
 from marshmallow import Schema
 
+from ..errors import ModelyardError
 from ..types import JSONObject, WorkerType
-from ..wire.chunks import ROUTE_HEADER, ROUTE_LOCAL
+from ..wire.chunks import EMPTY_CHUNK, ROUTE_HEADER, ROUTE_LOCAL, STREAM_TYPE, ChunkEncoder, encode_output
+from ..wire.decoder import NUL
+from ..wire.messages import DELTA_TYPE
 from ..worker.protocol import Service, WorkerManager
 from . import worker_schemas as schemas
 from .request import guard, problems
-from .request.access_log import AccessLine, log_access
-from .request.bodies import json_response, read_object
+from .request.access_log import log_access, read_call
+from .request.bodies import json_response
 from .request.fields import load, load_query
-from .request.streaming import Call, StreamBody, StreamResponse
-from .request.traces import read_body
+from .request.streaming import Call, StreamResponse, stream_response
 
 
 def worker_blueprint(service: Service, url_prefix: str, name: str = "modelyard_worker") -> Blueprint:
@@ -30,20 +32,10 @@ def worker_blueprint(service: Service, url_prefix: str, name: str = "modelyard_w
     return blueprint
 
 
-def _body(service: Service) -> JSONObject:
-    """Return the body of the request, and note its model and span. Raises InvalidRequest or RequestTooLarge."""
-    line: AccessLine = g.modelyard_line
-    body = read_object(request, service.settings.max_body_bytes)
-    model = body.get("model")
-    line.model = model if isinstance(model, str) else None
-    line.trace = read_body(service.tracing, request, line.trace, body)
-    return body
-
-
 def _loaded(service: Service, schema: Schema) -> JSONObject:
     """Return the checked body of a call that takes no thread of the budget."""
     service.check_open()
-    return load(schema, _body(service))
+    return load(schema, read_call(service))
 
 
 def _may_wait() -> bool:
@@ -63,22 +55,35 @@ def _type(fields: JSONObject) -> WorkerType | None:
     return WorkerType(fields["worker_type"]) if fields.get("worker_type") else None
 
 
+class _Chunks(ChunkEncoder):
+    """The stream of generate_stream, with the errors of `problems` as its last chunk."""
+
+    silence = EMPTY_CHUNK
+
+    def __init__(self, *, delta: bool) -> None:
+        super().__init__(delta=delta)
+        self.content_type = DELTA_TYPE if delta else STREAM_TYPE
+        self._is_delta = delta
+
+    def begin(self) -> bytes:
+        return b""
+
+    def end(self) -> bytes:
+        return b""
+
+    def failure(self, error: ModelyardError) -> bytes:
+        return encode_output(problems.error_output(error, delta=self._is_delta)) + NUL
+
+
 def _begin_stream(service: Service) -> StreamResponse:
     """Return the response to generate_stream once its first piece is ready; raise the errors that come before it."""
-    settings = service.settings
     call = Call(service, request)
-    body: StreamBody | None = None
     try:
-        prompt = schemas.generate_request(_body(service))
+        prompt = schemas.generate_request(read_call(service))
         stream = _manager(service).generate_stream(prompt, call.cancel, wait=_may_wait())
-        delta = problems.wants_delta(request)
-        body = StreamBody(call, stream, g.modelyard_line, delta=delta, silence_timeout=settings.silence_timeout)
-        body.prime(settings.first_output_timeout)
-        call.bound_writes(settings.write_timeout)
-        return StreamResponse(body, delta=delta, load=stream.load)
+        encoder = _Chunks(delta=problems.wants_delta(request))
+        return stream_response(service, call, stream, g.modelyard_line, encoder)
     except BaseException:
-        if body is not None:
-            body.release()
         call.close()
         raise
 
@@ -93,7 +98,7 @@ def _add_generation(blueprint: Blueprint, service: Service) -> None:
     def generate() -> Response:
         call = Call(service, request)
         try:
-            prompt = schemas.generate_request(_body(service))
+            prompt = schemas.generate_request(read_call(service))
             output = _manager(service).generate(prompt, call.cancel, wait=_may_wait())
         finally:
             call.close()
@@ -113,7 +118,7 @@ def _add_vectors(blueprint: Blueprint, service: Service) -> None:
     def embeddings() -> Response:
         call = Call(service, request)
         try:
-            body = _body(service)
+            body = read_call(service)
             fields = load(schemas.EMBEDDINGS, body)
             texts, model, query = schemas.texts(body), fields["model"], fields.get("query")
             manager = _manager(service)

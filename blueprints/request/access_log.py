@@ -12,7 +12,10 @@ import orjson
 from flask import Blueprint, Request, Response, g, request
 
 from ...telemetry.tracing import Tracing
-from .traces import CallTrace, arrived
+from ...types import JSONObject
+from ...worker.protocol import Service
+from .bodies import read_object
+from .traces import CallTrace, arrived, read_body
 
 log = logging.getLogger("modelyard.access")
 
@@ -22,7 +25,7 @@ class AccessLine:
 
     __slots__ = (
         *("_began", "_enabled", "_request", "_routine", "bytes", "caller", "error", "first", "model"),
-        *("pieces", "status", "trace"),
+        *("pieces", "request_id", "status", "trace"),
     )
 
     def __init__(
@@ -42,6 +45,12 @@ class AccessLine:
         self.error: str | None = None
         self.caller: str | None = None
         """The name of the request's token."""
+        self.request_id: str | None = None
+        """The id that its answer names, where it names one."""
+
+    def milliseconds(self) -> float:
+        """Return the milliseconds since the request began."""
+        return round((time.monotonic() - self._began) * 1000, 1)
 
     def began_output(self) -> None:
         """Note that the first piece is ready."""
@@ -60,18 +69,28 @@ class AccessLine:
             "method": method,
             "path": path,
             "status": self.status,
-            "ms": round((time.monotonic() - self._began) * 1000, 1),
+            "ms": self.milliseconds(),
             "bytes": self.bytes,
             "remote": remote,
         }
         if self.first is not None:
             line["first_ms"] = round((self.first - self._began) * 1000, 1)
-        for name in ("model", "pieces", "error", "caller"):
+        for name in ("model", "pieces", "error", "caller", "request_id"):
             value = getattr(self, name)
             if value is not None:
                 line[name] = value
         level = logging.DEBUG if self._routine and self.status < HTTPStatus.BAD_REQUEST else logging.INFO
         log.log(level, orjson.dumps(line).decode())
+
+
+def read_call(service: Service) -> JSONObject:
+    """Return the body of the current request, and note its model and span. Raises InvalidRequest or RequestTooLarge."""
+    line: AccessLine = g.modelyard_line
+    body = read_object(request, service.settings.max_body_bytes)
+    model = body.get("model")
+    line.model = model if isinstance(model, str) else None
+    line.trace = read_body(service.tracing, request, line.trace, body)
+    return body
 
 
 def log_access(

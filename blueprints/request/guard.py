@@ -38,7 +38,7 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
     "POST /controller/instances": (WORKER,),
     "DELETE /controller/instances": (WORKER,),
 }
-"""The scopes of each call below the API's prefix; any of them is enough. Other calls need admin."""
+"""The scopes of each call below the API's prefix; any of them is enough."""
 
 FORWARDED = frozenset(
     f"HTTP_{name}"
@@ -72,8 +72,12 @@ class _Granted(NamedTuple):
 class Guard:
     """Checks the requests of one service. Safe to use from many threads."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Read tokens and networks. Raises ConfigError."""
+    def __init__(self, settings: Settings, needs: Iterable[str] = ()) -> None:
+        """Read tokens and networks. Raises ConfigError.
+
+        Calls that are not in `NEEDS` need one of the scopes in ``needs``; without them admin.
+        """
+        self._others_need = tuple(needs)
         self._tokens = TokenStore(settings.tokens, settings.tokens_file)
         self._trusted = TrustedNetworks(settings.trusted_networks)
         self._allowed = parse_networks(settings.allowed_networks, "allowed_networks")
@@ -105,7 +109,7 @@ class Guard:
         if method == "OPTIONS":
             return _NOTHING
         verb = "GET" if method == "HEAD" else method
-        return frozenset((*NEEDS.get(f"{verb} {rule.removeprefix(self._prefix)}", ()), ADMIN))
+        return frozenset((*NEEDS.get(f"{verb} {rule.removeprefix(self._prefix)}", self._others_need), ADMIN))
 
     def _by_address(self, environ: Mapping[str, Any]) -> frozenset[str]:
         granted = self._granted(environ.get("REMOTE_ADDR"))
@@ -195,9 +199,12 @@ class Guard:
             )
 
 
-def install(blueprint: Blueprint, settings: Settings) -> Guard:
-    """Guard every view of a blueprint, before a body is read; return the guard. Raises ConfigError."""
-    guard = Guard(settings)
+def install(blueprint: Blueprint, settings: Settings, needs: Iterable[str] = ()) -> Guard:
+    """Guard every view of a blueprint, before a body is read; return the guard. Raises ConfigError.
+
+    Calls that are not in `NEEDS` need one of the scopes in ``needs``; without them admin.
+    """
+    guard = Guard(settings, needs)
 
     @blueprint.before_request
     def check() -> None:
@@ -211,7 +218,9 @@ def install(blueprint: Blueprint, settings: Settings) -> Guard:
 
 def _secret_in(environ: Mapping[str, Any]) -> str | None:
     scheme, _, secret = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
-    return secret.strip() or None if scheme.lower() == "bearer" else None
+    if scheme.lower() != "bearer":
+        secret = environ.get("HTTP_X_API_KEY", "")  # Anthropic's clients
+    return secret.strip() or None
 
 
 def _is_direct(environ: Mapping[str, Any]) -> bool:

@@ -1,6 +1,6 @@
 """A data-plane call from admission to its last byte, and its streamed answer as a WSGI response.
 
-Bursts become chunks, a silence is broken, and all is released at the end.
+Bursts become what the client reads, a silence is broken, and all is released at the end.
 """
 
 from __future__ import annotations
@@ -11,19 +11,16 @@ import socket
 import struct
 import time
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from flask import Request, Response
 
 from ...errors import Cancelled, ModelyardError
 from ...streams import Cancel, OutputStream
 from ...types import Burst
-from ...wire.chunks import EMPTY_CHUNK, STREAM_TYPE, ChunkEncoder, encode_output
-from ...wire.decoder import NUL
-from ...wire.messages import DELTA_TYPE
 from ...worker.protocol import Service
 from .access_log import AccessLine
-from .problems import error_output, unforeseen
+from .problems import unforeseen
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -82,17 +79,38 @@ def _socket_of(request: Request) -> Any:
     return request.environ.get("gunicorn.socket") or request.environ.get("werkzeug.socket")
 
 
+class Encoder(Protocol):
+    """Turns the bursts of one answer into what its client reads."""
+
+    content_type: str
+    silence: bytes
+    """What breaks a silence, and means nothing."""
+
+    def begin(self) -> bytes:
+        """Return what stands before the first burst; it leaves with it, or with the headers."""
+
+    def encode(self, burst: Burst) -> Iterable[bytes]:
+        """Return the writes that carry ``burst``; they are taken before the next burst."""
+
+    def end(self) -> bytes:
+        """Return what stands after the last burst."""
+
+    def failure(self, error: ModelyardError) -> bytes:
+        """Return what stands at the end of an answer that failed."""
+
+
 class StreamBody:
     """The iterable that the server sends. `close` closes the stream and the call, once."""
 
     def __init__(
-        self, call: Call, stream: OutputStream, line: AccessLine, *, delta: bool, silence_timeout: float
+        self, call: Call, stream: OutputStream, line: AccessLine, encoder: Encoder, *, silence_timeout: float
     ) -> None:
         self._call = call
         self._stream = stream
         self._line = line
-        self._delta = delta
-        self._encoder = ChunkEncoder(delta=delta)
+        self._encoder = encoder
+        self._prefix = encoder.begin()
+        """What was not sent yet of the beginning."""
         self._silence_timeout = silence_timeout
         self._first: Burst | None = None
         self._writes: Iterator[bytes] = iter(())
@@ -109,12 +127,21 @@ class StreamBody:
             try:
                 self._first = next(self._stream)
             except StopIteration:
-                self._ended = True
+                self._end()
                 return
             if time.monotonic() >= deadline:
                 # The server sends the headers with the first write.
-                self._writes = iter((EMPTY_CHUNK,))
+                self._writes = iter((self._taken_prefix() or self._encoder.silence,))
                 return
+
+    def _taken_prefix(self) -> bytes:
+        prefix, self._prefix = self._prefix, b""
+        return prefix
+
+    def _end(self) -> None:
+        self._ended = True
+        data = self._taken_prefix() + self._encoder.end()
+        self._writes = iter((data,) if data else ())
 
     def __iter__(self) -> Iterator[bytes]:
         return self
@@ -139,26 +166,27 @@ class StreamBody:
                 if burst is not None and (data := self._encode(burst)) is not None:
                     return data
                 if time.monotonic() >= quiet_until:
-                    return EMPTY_CHUNK
-        except Exception as error:  # noqa: BLE001 - the last chunk has every error
+                    return self._encoder.silence
+        except Exception as error:  # noqa: BLE001 - the end of the answer has every error
             self._ended = True
-            return self._last_chunk(error)
-        self._ended = True
-        raise StopIteration
+            return self._taken_prefix() + self._failure(error)
+        self._end()
+        return next(self._writes)
 
     def _encode(self, burst: Burst) -> bytes | None:
         self._line.began_output()
         self._line.pieces = (self._line.pieces or 0) + len(burst.pieces)
         self._writes = iter(self._encoder.encode(burst))
-        return next(self._writes, None)
+        data = next(self._writes, None)
+        return self._taken_prefix() + data if data is not None and self._prefix else data
 
-    def _last_chunk(self, error: Exception) -> bytes:
+    def _failure(self, error: Exception) -> bytes:
         if not isinstance(error, ModelyardError):
             error = unforeseen(error)
         self._line.error = error.code
         if isinstance(error, Cancelled):
             raise StopIteration
-        return encode_output(error_output(error, delta=self._delta)) + NUL
+        return self._encoder.failure(error)
 
     def release(self) -> None:
         """Cancel the stream, and release slot, thread and socket; a second call does nothing."""
@@ -183,12 +211,8 @@ class StreamBody:
 class StreamResponse(Response):
     """A response that knows whether the server has taken its body: then the server closes it."""
 
-    def __init__(self, body: StreamBody, *, delta: bool, load: str | None) -> None:
-        super().__init__(
-            body,
-            content_type=DELTA_TYPE if delta else STREAM_TYPE,
-            direct_passthrough=True,
-        )
+    def __init__(self, body: StreamBody, content_type: str, load: str | None) -> None:
+        super().__init__(body, content_type=content_type, direct_passthrough=True)
         self.headers["X-Accel-Buffering"] = "no"
         self.headers["Cache-Control"] = "no-cache"
         if load:
@@ -201,3 +225,20 @@ class StreamResponse(Response):
         body = super().__call__(environ, start_response)
         self.taken = True
         return body
+
+
+def stream_response(
+    service: Service, call: Call, stream: OutputStream, line: AccessLine, encoder: Encoder
+) -> StreamResponse:
+    """Return the response with ``stream`` once its first burst is ready, or its client has waited long enough.
+
+    Raises the errors that come before that; then ``stream`` and ``call`` are closed.
+    """
+    body = StreamBody(call, stream, line, encoder, silence_timeout=service.settings.silence_timeout)
+    try:
+        body.prime(service.settings.first_output_timeout)
+        call.bound_writes(service.settings.write_timeout)
+        return StreamResponse(body, encoder.content_type, stream.load)
+    except BaseException:
+        body.release()
+        raise

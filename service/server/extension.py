@@ -12,16 +12,18 @@ from __future__ import annotations
 import atexit
 import os
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 from flask import Blueprint, Flask, current_app
 
 from ..blueprints.controller import controller_blueprint
 from ..blueprints.health import health_blueprint
+from ..blueprints.openai.blueprint import openai_blueprint, paths_of_application
 from ..blueprints.request.problems import install_in_app
 from ..blueprints.worker import worker_blueprint
 from ..settings import loading, params
-from ..settings.settings import CONTROLLERS, HOSTED, REMOTE, Settings
+from ..settings.settings import CONTROLLERS, HOSTED, REMOTE, ROUTERS, Settings
 from ..worker.protocol import StartCallback
 from .runtime import Runtime
 
@@ -46,19 +48,23 @@ class Modelyard:
         *,
         url_prefix: str | None = None,
         worker: bool | None = None,
+        openai: bool | None = None,
         probes_prefix: str | None = None,
         after_start: StartCallback | None = None,
         **options: Any,
     ) -> Runtime:
         """Add the blueprints to ``app`` and return the runtime, which ``app.extensions["modelyard"]`` holds.
 
-        With ``worker`` false the worker API is left out; health and readiness stand under ``probes_prefix`` (default:
+        With ``worker`` false the worker API is left out; with ``openai`` OpenAI's API stands below ``/v1`` of the
+        prefix; health and readiness stand under ``probes_prefix`` (default:
         the API's prefix). In each process, ``after_start`` is called with the manager once the models were started, or
         have failed. Raises ConfigError.
         """
-        named = {"url_prefix": url_prefix, "worker": worker, "probes_prefix": probes_prefix, "after_start": after_start}
+        named: dict[str, Any] = {"url_prefix": url_prefix, "worker": worker, "openai": openai}
+        named |= {"probes_prefix": probes_prefix, "after_start": after_start}
         given = {**_config_of(app), **self._options, **options, **{k: v for k, v in named.items() if v is not None}}
         blueprints = {"worker": given.pop("worker", True), "probes_prefix": given.pop("probes_prefix", None)}
+        with_openai = given.pop("openai", False)
         callback = given.pop("after_start", None)
         given["prefix"] = given.pop("url_prefix", given.get("prefix", "/api"))
         given.setdefault("instance", f"{app.import_name}-{zlib.crc32(app.root_path.encode()):08x}")
@@ -67,7 +73,8 @@ class Modelyard:
         if loaded.models is None and not loaded.model_tables:
             loaded.models = []
         loaded.place(REMOTE if loaded.registry and loaded.models == [] else HOSTED)
-        return attach(app, Runtime(loaded, after_start=callback), **blueprints)
+        openai_paths = [f"{loaded.prefix}/v1"] if with_openai else []
+        return attach(app, Runtime(loaded, after_start=callback), openai_paths=openai_paths, **blueprints)
 
 
 def create_app(settings: Settings | None = None) -> Flask:
@@ -78,12 +85,21 @@ def create_app(settings: Settings | None = None) -> Flask:
     app = Flask("modelyard", static_folder=None, template_folder=None)
     runtime = Runtime(settings or loading.load())
     install_in_app(app)
-    attach(app, runtime, probes_prefix="")
+    is_router = runtime.settings.role in ROUTERS
+    openai_paths = paths_of_application(runtime.settings.prefix) if is_router else []
+    attach(app, runtime, probes_prefix="", openai_paths=openai_paths)
     return app
 
 
-def attach(app: Flask, runtime: Runtime, *, worker: bool = True, probes_prefix: str | None = None) -> Runtime:
-    """Register a runtime's blueprints with ``app`` and hold it there."""
+def attach(
+    app: Flask,
+    runtime: Runtime,
+    *,
+    worker: bool = True,
+    probes_prefix: str | None = None,
+    openai_paths: Sequence[str] = (),
+) -> Runtime:
+    """Register a runtime's blueprints with ``app`` and hold it there; OpenAI's API below each of ``openai_paths``."""
     prefix = runtime.settings.prefix
     app.extensions[KEY] = runtime
     health = health_blueprint(runtime, prefix, prefix if probes_prefix is None else probes_prefix)
@@ -91,6 +107,8 @@ def attach(app: Flask, runtime: Runtime, *, worker: bool = True, probes_prefix: 
     app.register_blueprint(health)
     if worker and runtime.settings.role != "controller":
         app.register_blueprint(worker_blueprint(runtime, prefix))
+    if openai_paths:
+        app.register_blueprint(openai_blueprint(runtime, openai_paths))
     if runtime.cluster is not None and runtime.settings.role in CONTROLLERS:
         registry = runtime.cluster.registry
         app.register_blueprint(controller_blueprint(lambda: registry, runtime.settings, prefix))

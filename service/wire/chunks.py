@@ -69,18 +69,8 @@ class ChunkEncoder:
         return 1024 if self._delta else max(1, WRITE_SIZE // (len(self._so_far) + 256))
 
     def _write(self, pieces: list[str], ending: Burst | None) -> bytes:
-        text = self._seamed(pieces) if self._delta else self._seam.join(self._texts(pieces))
+        text = join_escaped(pieces, self._seam) if self._delta else self._seam.join(self._texts(pieces))
         return b"".join((_HEAD, text, _MIDDLE[self._delta], _UNFINISHED if ending is None else _ending(ending)))
-
-    def _seamed(self, pieces: list[str]) -> bytes:
-        try:
-            text = orjson.dumps(pieces)[2:-2]
-        except orjson.JSONEncodeError:
-            text = b""
-        # A quote of a piece's own, just before a comma that ends it, would look like the end of a string.
-        if not text or b"\\" + _BETWEEN in text:
-            return self._seam.join([_escape(piece) for piece in pieces])
-        return text.replace(_BETWEEN, self._seam)
 
     def _texts(self, pieces: list[str]) -> Iterable[bytes | bytearray | memoryview]:
         escaped = [_escape(piece) for piece in pieces]
@@ -94,6 +84,18 @@ class ChunkEncoder:
             ends.append(len(self._so_far))
         whole = memoryview(bytes(self._so_far))
         return [whole[:end] for end in ends]
+
+
+def join_escaped(pieces: list[str], seam: bytes) -> bytes:
+    """Return the pieces as JSON strings without their quotes, with ``seam`` between two of them."""
+    try:
+        text = orjson.dumps(pieces)[2:-2]
+    except orjson.JSONEncodeError:
+        text = b""
+    # A quote of a piece's own, just before a comma that ends it, would look like the end of a string.
+    if not text or b"\\" + _BETWEEN in text:
+        return seam.join([_escape(piece) for piece in pieces])
+    return text.replace(_BETWEEN, seam)
 
 
 def _escape(piece: str) -> bytes:

@@ -49,9 +49,14 @@ def test_our_application_is_a_flask_application_with_the_extension() -> None:
 
 def test_the_registry_is_in_our_application_and_in_theirs_if_it_is_asked_for() -> None:
     ours, theirs = create_app(Settings(models=[])), Flask("theirs", static_folder=None)
-    Modelyard(theirs, url_prefix="/api", probes_prefix="", role="standalone")
+    Modelyard(theirs, url_prefix="/api", probes_prefix="", role="standalone", openai=True)
     assert ("/api/controller/instances", "DELETE,OPTIONS") in rules(ours)
-    assert rules(ours) == rules(theirs)
+    assert ("/api/v1/chat/completions", "OPTIONS,POST") in rules(theirs)
+    assert rules(theirs) <= rules(ours)
+    # OpenAI's API has more base URLs in an application that has nothing else.
+    below = {(path.removeprefix("/api"), methods) for path, methods in rules(theirs)}
+    below |= {(path.removeprefix("/v1"), methods) for path, methods in below}
+    assert rules(ours) - rules(theirs) <= below
 
 
 def test_nothing_of_the_application_is_touched_but_its_blueprints() -> None:

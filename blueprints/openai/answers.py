@@ -1,0 +1,141 @@
+"""Answers of chat and completions: the choices of one request, computed in turn, and what they used."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from ...streams import Cancel, OutputStream
+from ...types import Burst, GenerateRequest, JSONObject
+from ...version import __version__
+from ...worker.protocol import WorkerManager
+
+_FINISH_REASONS = frozenset({"stop", "length", "tool_calls", "content_filter", "function_call"})
+
+
+def finish_reason(reason: str | None) -> str:
+    """Return a finish reason that clients know."""
+    return reason if reason in _FINISH_REASONS else "stop"
+
+
+@dataclass(frozen=True)
+class Header:
+    """What each object of one answer begins with."""
+
+    id: str
+    model: str
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @classmethod
+    def new(cls, prefix: str, model: str) -> Header:
+        """Return the header of a new answer; ``prefix`` begins its id."""
+        return cls(f"{prefix}-{uuid.uuid4().hex}", model)
+
+    def of(self, kind: str) -> JSONObject:
+        """Return the first keys of an ``object`` of this ``kind``."""
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": f"modelyard-{__version__}",
+        }
+
+
+class Usage:
+    """The tokens of one answer: a prompt counts once, however many choices it has."""
+
+    def __init__(self, copies: int) -> None:
+        """Count for an answer with ``copies`` choices a prompt."""
+        self._copies = copies
+        self._prompt_tokens = self._completion_tokens = 0
+        self._is_known = False
+
+    def add(self, index: int, usage: JSONObject | None) -> None:
+        """Count the ``usage`` of the choice ``index``; None says nothing."""
+        if usage is None:
+            return
+        self._is_known = True
+        self._completion_tokens += usage.get("completion_tokens") or 0
+        if index % self._copies == 0:
+            self._prompt_tokens += usage.get("prompt_tokens") or 0
+
+    def total(self) -> JSONObject | None:
+        """Return the sum in OpenAI's keys; None where the engine has not said it."""
+        if not self._is_known:
+            return None
+        return usage_of(self._prompt_tokens, self._completion_tokens)
+
+
+def usage_of(prompt_tokens: int, completion_tokens: int) -> JSONObject:
+    """Return a ``usage`` of chat and completions."""
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+    }
+
+
+@dataclass
+class Choice:
+    """One whole choice."""
+
+    text: str = ""
+    finish_reason: str = "stop"
+
+
+def open_stream(manager: WorkerManager, requests: Sequence[GenerateRequest], cancel: Cancel) -> OutputStream:
+    """Return the stream of all choices of an answer; close it. Raises what the manager raises.
+
+    The choices are computed one after the other: so an answer never holds some slots of a model while it waits for
+    others. Of several, each ends with the one burst that has its finish reason.
+    """
+    if len(requests) == 1:
+        return manager.generate_stream(requests[0], cancel)
+    return OutputStream(_in_turn(manager, requests, cancel), cancel, lambda: None)
+
+
+def _in_turn(manager: WorkerManager, requests: Sequence[GenerateRequest], cancel: Cancel) -> Iterator[Burst | None]:
+    for request in requests:
+        # A stream sets its cancel when it ends, and the next choice needs one that is not set.
+        own = Cancel()
+
+        def pass_on(own: Cancel = own) -> None:
+            own.set(cancel.error)
+
+        cancel.on_set(pass_on)
+        reason: str | None = None
+        usage: JSONObject | None = None
+        try:
+            with manager.generate_stream(request, own) as stream:
+                for burst in stream:
+                    if burst is None:
+                        yield None
+                        continue
+                    reason, usage = burst.finish_reason or reason, burst.usage or usage
+                    if burst.pieces:
+                        yield Burst(burst.pieces)
+            yield Burst([], reason or "stop", usage)
+        finally:
+            cancel.forget(pass_on)
+
+
+def whole_choices(stream: OutputStream, count: int, usage: Usage) -> list[Choice]:
+    """Return the ``count`` choices of a stream, and add up their ``usage``."""
+    choices, index, has_ended = [Choice() for _ in range(count)], 0, False
+    pieces: list[list[str]] = [[] for _ in range(count)]
+    for burst in stream:
+        if burst is None:
+            continue
+        if has_ended and index + 1 < count:
+            index, has_ended = index + 1, False
+        pieces[index] += burst.pieces
+        usage.add(index, burst.usage)
+        if burst.finish_reason is not None:
+            choices[index].finish_reason = finish_reason(burst.finish_reason)
+            has_ended = True
+    for choice, texts in zip(choices, pieces, strict=True):
+        choice.text = "".join(texts)
+    return choices

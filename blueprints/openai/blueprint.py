@@ -1,0 +1,315 @@
+"""OpenAI's API for any manager: chat, completions, embeddings, rerank and the list of models."""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from flask import Blueprint, Response, g, request
+from werkzeug.exceptions import MethodNotAllowed, NotFound
+
+from ...access.tokens import INFER
+from ...errors import ModelyardError, UnknownModel
+from ...types import JSONObject, WorkerType, split_worker_key, worker_key
+from ...worker.protocol import Service
+from ..request import guard
+from ..request.access_log import log_access, read_call
+from ..request.bodies import json_response
+from ..request.fields import load
+from ..request.streaming import Call, stream_response
+from . import errors, schemas
+from .answers import Choice, Header, Usage, open_stream, whole_choices
+from .events import ChatEvents, CompletionEvents, Events
+from .vectors import COHERE, JINA, TEI, embeddings_answer, rerank_answer, sigmoid
+
+_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_CAPABILITIES = {WorkerType.LLM: "completion", WorkerType.TEXT2VEC: "embedding", WorkerType.RERANKER: "rerank"}
+
+
+class _TextCall(NamedTuple):
+    """A call that generates text: how its body is read, and what its answers look like."""
+
+    read: Callable[[JSONObject, str], schemas.Generation]
+    id_prefix: str
+    events: type[Events]
+    object: str
+    choice: Callable[[Choice], JSONObject]
+
+
+def _chat_choice(choice: Choice) -> JSONObject:
+    return {"message": {"role": "assistant", "content": choice.text, "refusal": None}}
+
+
+def _completion_choice(choice: Choice) -> JSONObject:
+    return {"text": choice.text}
+
+
+_CHAT = _TextCall(schemas.chat, "chatcmpl", ChatEvents, "chat.completion", _chat_choice)
+_COMPLETION = _TextCall(schemas.completion, "cmpl", CompletionEvents, "text_completion", _completion_choice)
+
+
+def openai_blueprint(service: Service, prefixes: Sequence[str], name: str = "modelyard_openai") -> Blueprint:
+    """Return the calls under each of ``prefixes``; the manager is looked up at each request.
+
+    Below a prefix that ends in ``/v1``, unknown paths are answered in OpenAI's shape too. Raises ConfigError.
+    """
+    blueprint = Blueprint(name, __name__)
+    errors.install(blueprint)
+    log_access(blueprint, enabled=service.settings.access_log, tracing=service.tracing)
+    _name_answers(blueprint)
+    guard.install(blueprint, service.settings, needs=(INFER,))
+    routes = _Routes(blueprint, prefixes)
+    _add_models(routes, service)
+    _add_generation(routes, service)
+    _add_vectors(routes, service)
+    routes.refuse_others()
+    return blueprint
+
+
+class _Routes:
+    """The routes of a blueprint, each under several prefixes."""
+
+    def __init__(self, blueprint: Blueprint, prefixes: Sequence[str]) -> None:
+        self._blueprint = blueprint
+        self._prefixes = prefixes
+        self._methods: dict[str, str] = {}
+
+    def add(self, method: str, path: str, view: Callable[..., Response]) -> None:
+        """Answer ``method`` at ``path`` by ``view``."""
+        self._methods[path.partition("<")[0]] = method
+        for prefix in self._prefixes:
+            self._blueprint.add_url_rule(f"{prefix}{path}", view.__name__, view, methods=[method])
+
+    def add_second_version(self, method: str, path: str, view: Callable[..., Response]) -> None:
+        """Answer ``method`` at ``path`` below ``/v2``, beside each ``/v1``."""
+        for prefix in self._prefixes:
+            if prefix.endswith("/v1"):
+                rule = f"{prefix.removesuffix('1')}2{path}"
+                self._blueprint.add_url_rule(rule, view.__name__, view, methods=[method])
+
+    def refuse_others(self) -> None:
+        """Answer what is not served below ``/v1``, so that a client reads why."""
+
+        def refuse_unknown(rest: str) -> Response:
+            for path, method in self._methods.items():
+                if f"/{rest}" == path or (path.endswith("/") and f"/{rest}".startswith(path)):
+                    raise MethodNotAllowed([method], f"{request.method} is not allowed at {request.path}: use {method}")
+            raise NotFound(
+                f"{request.method} {request.path} is not served here; there are {', '.join(sorted(self._methods))}"
+            )
+
+        for prefix in self._prefixes:
+            if prefix.endswith("/v1"):
+                rule = f"{prefix}/<path:rest>"
+                self._blueprint.add_url_rule(rule, "refuse_unknown", refuse_unknown, methods=_METHODS)
+
+
+def _name_answers(blueprint: Blueprint) -> None:
+    """Give each answer the id of its request: the client's, or a new one."""
+
+    @blueprint.before_request
+    def name_request() -> None:
+        given = request.headers.get("x-request-id", "")
+        g.modelyard_line.request_id = given if _REQUEST_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
+
+    @blueprint.after_request
+    def name_response(response: Response) -> Response:
+        line = g.get("modelyard_line")
+        if line is not None and line.request_id is not None:
+            response.headers["x-request-id"] = line.request_id
+            response.headers["openai-processing-ms"] = str(line.milliseconds())
+        return response
+
+
+# Models
+
+
+def _names_of(service: Service, kind: WorkerType) -> list[str]:
+    instances = service.manager.get_all_model_instances(kind, healthy_only=False)
+    return sorted({split_worker_key(instance.model_name)[0] for instance in instances})
+
+
+def _model(service: Service, body: JSONObject, *kinds: WorkerType) -> str:
+    """Return the model of a body; without one the only model of the first of ``kinds`` that has any.
+
+    Raises InvalidRequest where there are several, UnknownModel where there is none.
+    """
+    model = body.get("model")
+    if model is not None:
+        return str(model)  # of another type than text: the schema refuses it
+    for kind in kinds:
+        names = _names_of(service, kind)
+        if len(names) == 1:
+            return names[0]
+        if names:
+            raise schemas.fault("model", f"is missing: give one of {', '.join(names)}")
+    raise UnknownModel(f"no model is given, and there is none of type {' or '.join(kinds)}")
+
+
+def _add_models(routes: _Routes, service: Service) -> None:
+    created = int(time.time())
+
+    def entries() -> dict[str, JSONObject]:
+        kinds: dict[str, set[WorkerType]] = {}
+        ready: set[str] = set()
+        for instance in service.manager.get_all_model_instances(healthy_only=False):
+            name, kind = split_worker_key(instance.model_name)
+            kinds.setdefault(name, set()).add(kind)
+            if instance.healthy:
+                ready.add(name)
+        return {
+            name: {
+                "id": name,
+                "object": "model",
+                "created": created,
+                "owned_by": "modelyard",
+                "capabilities": sorted(_CAPABILITIES[kind] for kind in kinds[name]),
+                "status": {"value": "loaded" if name in ready else "unloaded"},
+            }
+            for name in sorted(kinds)
+        }
+
+    def models() -> Response:
+        service.check_open()
+        return json_response({"object": "list", "data": list(entries().values())})
+
+    def model(name: str) -> Response:
+        service.check_open()
+        present = entries()
+        if name not in present:
+            raise UnknownModel.among(present, name)
+        return json_response(present[name])
+
+    routes.add("GET", "/models", models)
+    routes.add("GET", "/models/<path:name>", model)
+
+
+# Text
+
+
+def _add_generation(routes: _Routes, service: Service) -> None:
+    def chat_completions() -> Response:
+        return _generate(service, _CHAT)
+
+    def completions() -> Response:
+        return _generate(service, _COMPLETION)
+
+    routes.add("POST", "/chat/completions", chat_completions)
+    routes.add("POST", "/completions", completions)
+
+
+def _generate(service: Service, text_call: _TextCall) -> Response:
+    call = Call(service, request)
+    try:
+        body = read_call(service)
+        generation = text_call.read(body, _model(service, body, WorkerType.LLM))
+        g.modelyard_line.model = generation.model
+        header = Header.new(text_call.id_prefix, generation.model)
+        count, usage = len(generation.requests), Usage(generation.copies)
+        stream = open_stream(service.manager, generation.requests, call.cancel)
+        if generation.stream:
+            events = text_call.events(header, count, usage, include_usage=generation.include_usage)
+            g.modelyard_stream = response = stream_response(service, call, stream, g.modelyard_line, events)
+            return response
+        with stream:
+            choices = whole_choices(stream, count, usage)
+    except BaseException:
+        call.close()
+        raise
+    call.close()
+    return json_response(_whole(text_call, header, choices, usage))
+
+
+def _whole(text_call: _TextCall, header: Header, choices: Sequence[Choice], usage: Usage) -> JSONObject:
+    answer = header.of(text_call.object)
+    answer["choices"] = [
+        {"index": index, **text_call.choice(choice), "logprobs": None, "finish_reason": choice.finish_reason}
+        for index, choice in enumerate(choices)
+    ]
+    if (total := usage.total()) is not None:
+        answer["usage"] = total
+    return answer
+
+
+# Vectors
+
+
+@contextmanager
+def _called(service: Service) -> Iterator[Call]:
+    call = Call(service, request)
+    try:
+        yield call
+    finally:
+        call.close()
+
+
+def _add_vectors(routes: _Routes, service: Service) -> None:
+    def embeddings() -> Response:
+        with _called(service) as call:
+            body = read_call(service)
+            loaded = load(schemas.EMBEDDINGS, body)
+            texts, model = schemas.inputs(body), _model(service, body, WorkerType.TEXT2VEC)
+            g.modelyard_line.model = model
+            rows = service.manager.embeddings(model, texts, call.cancel)
+            size = len(rows[0])
+            if loaded.get("dimensions", size) != size:
+                raise schemas.fault("dimensions", f"must be {size}: model {model!r} has vectors of that size alone")
+            as_base64 = loaded.get("encoding_format") == "base64"
+            return json_response(embeddings_answer(rows, model, _tokens(service, model, texts), as_base64=as_base64))
+
+    def rerank() -> Response:
+        return _rerank(service)
+
+    routes.add("POST", "/embeddings", embeddings)
+    routes.add("POST", "/rerank", rerank)
+    routes.add_second_version("POST", "/rerank", rerank)  # Cohere's
+
+
+def _rerank(service: Service) -> Response:
+    with _called(service) as call:
+        body = read_call(service)
+        loaded = load(schemas.RERANK, body)
+        shape = _rerank_shape(body)
+        field = "texts" if shape == TEI else "documents"
+        texts, query = schemas.documents(body.get(field), field), loaded["query"]
+        model = _model(service, body, WorkerType.RERANKER, WorkerType.TEXT2VEC)
+        g.modelyard_line.model = model
+        scores = service.manager.rerank(model, query, texts, call.cancel)
+        is_raw = bool(service.manager.get_model_instances(worker_key(model, WorkerType.RERANKER), healthy_only=False))
+        if is_raw and not (shape == TEI and loaded.get("raw_scores")):
+            scores = [sigmoid(score) for score in scores]
+        answer = rerank_answer(
+            shape,
+            scores,
+            texts,
+            model,
+            f"rerank-{uuid.uuid4().hex}",
+            top_n=loaded.get("top_n"),
+            tokens=0 if shape == TEI else _tokens(service, model, [query, *texts]),
+            with_texts=bool(loaded.get("return_text" if shape == TEI else "return_documents")),
+        )
+        return json_response(answer)
+
+
+def _rerank_shape(body: JSONObject) -> str:
+    if body.get("texts") is not None:
+        return TEI
+    return COHERE if request.path.endswith("/v2/rerank") else JINA
+
+
+def _tokens(service: Service, model: str, texts: Sequence[str]) -> int:
+    """Return the tokens of texts, counted together, in one call; 0 where the model can't count."""
+    try:
+        return service.manager.count_token(model, "\n".join(texts))
+    except ModelyardError:
+        return 0
+
+
+def paths_of_application(prefix: str) -> list[str]:
+    """Return the prefixes in an application of our own: base URLs of clients have ``/v1``, or not, or ``/api/v1``."""
+    return ["/v1", "", f"{prefix}/v1"]

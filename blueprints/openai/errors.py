@@ -1,0 +1,123 @@
+"""Errors in the shape of OpenAI's API: ``{"error": {message, type, param, code}}``, and the status that clients act on.
+
+A client shows ``message`` and nothing else. It repeats a request after a status of 408, 409, 429 or 500 and above,
+unless ``x-should-retry`` is false: so that header stands where a model has begun to work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from flask import Blueprint, Response, g
+from werkzeug.exceptions import HTTPException
+
+from ...errors import (
+    Cancelled,
+    EngineError,
+    Forbidden,
+    InputTooLong,
+    InvalidRequest,
+    ModelyardError,
+    Overloaded,
+    PromptTooLong,
+    RequestTooLarge,
+    Unauthorized,
+    Unavailable,
+    UnknownModel,
+    Unsupported,
+    WorkerLost,
+)
+from ...types import JSONObject
+from ..request.bodies import json_response
+from ..request.problems import unforeseen
+
+INVALID = "invalid_request_error"
+SERVER = "server_error"
+CONTEXT_LENGTH = "context_length_exceeded"
+
+
+class _Kind(NamedTuple):
+    """What an error is called, and its status."""
+
+    status: int
+    type: str
+    code: str | None
+
+
+_KINDS: Mapping[type[ModelyardError], _Kind] = {
+    InvalidRequest: _Kind(400, INVALID, None),
+    PromptTooLong: _Kind(400, INVALID, CONTEXT_LENGTH),
+    InputTooLong: _Kind(400, INVALID, CONTEXT_LENGTH),
+    RequestTooLarge: _Kind(413, INVALID, "request_too_large"),
+    Unauthorized: _Kind(401, INVALID, "invalid_api_key"),
+    Forbidden: _Kind(403, INVALID, "permission_denied"),
+    UnknownModel: _Kind(404, INVALID, "model_not_found"),
+    Unsupported: _Kind(400, INVALID, "unsupported"),
+    Overloaded: _Kind(503, "overloaded_error", "overloaded"),
+}
+"""By the class of the error, or the nearest above it; all others are `SERVER` with their own status and code."""
+
+_HAS_BEGUN = (EngineError, WorkerLost)
+"""Errors after which a repetition would compute everything again."""
+
+
+def install(blueprint: Blueprint) -> None:
+    """Handle every error of the blueprint's views."""
+    blueprint.register_error_handler(ModelyardError, response_to)
+    blueprint.register_error_handler(HTTPException, response_to_http)
+    blueprint.register_error_handler(Exception, lambda error: response_to(unforeseen(error)))
+
+
+def document(error: ModelyardError) -> JSONObject:
+    """Return the body for an error."""
+    kind, message, param = _kind_of(error), str(error), None
+    if isinstance(error, UnknownModel):
+        param = "model"
+    if isinstance(error, InvalidRequest) and error.errors:
+        param = error.errors[0]["field"]
+    if kind.code == CONTEXT_LENGTH:
+        # LangChain finds this error by words of its message alone.
+        message = f"the prompt is too long ({CONTEXT_LENGTH}): {message}"
+    return _document(message, kind.type, param, kind.code)
+
+
+def _document(message: str, kind: str, param: str | None, code: str | None) -> JSONObject:
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def _kind_of(error: ModelyardError) -> _Kind:
+    kinds = (_KINDS[one] for one in type(error).__mro__ if one in _KINDS)
+    return next(kinds, _Kind(error.status, SERVER, error.code))
+
+
+def response_to(error: ModelyardError) -> Response:
+    """Return the response for an error, and note the error in the access line."""
+    line = g.get("modelyard_line")
+    if line is not None:
+        line.error = error.code
+    response = json_response(document(error), _kind_of(error).status)
+    if isinstance(error, Unavailable):
+        response.headers["Retry-After"] = str(error.retry_after)
+        if error.load:
+            response.headers["Modelyard-Load"] = error.load
+    if isinstance(error, _HAS_BEGUN):
+        response.headers["x-should-retry"] = "false"
+    if isinstance(error, Unauthorized):
+        response.headers["WWW-Authenticate"] = 'Bearer realm="modelyard"'
+    if isinstance(error, Cancelled):
+        # The client has disconnected.
+        response.headers["Connection"] = "close"
+    return response
+
+
+def response_to_http(error: HTTPException) -> Response:
+    """Return the response for an error of the framework, or of the host application's ``abort``."""
+    status = error.code or 500
+    message = error.description or error.name
+    kind = INVALID if status < 500 else SERVER
+    response = json_response(_document(message, kind, None, error.name.lower().replace(" ", "_")), status)
+    for name, value in error.get_headers():
+        if name.lower() in ("allow", "retry-after", "www-authenticate"):
+            response.headers[name] = value
+    return response

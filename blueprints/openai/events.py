@@ -1,0 +1,101 @@
+"""Server-sent events of an answer: what is ready together leaves in one write, an event for each piece."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import ClassVar
+
+import orjson
+
+from ...errors import ModelyardError
+from ...types import Burst
+from ...wire.chunks import join_escaped
+from .answers import Header, Usage, finish_reason
+from .errors import document
+
+EVENTS_TYPE = "text/event-stream; charset=utf-8"
+_DONE = b"data: [DONE]\n\n"
+_KEEP_ALIVE = b": keep-alive\n\n"
+"""A comment: clients read an event without data, and everything after a line ``id:``, as JSON, and fail."""
+
+
+class Events:
+    """The events of one answer of ``count`` choices, which come one after the other."""
+
+    object: ClassVar[str]
+    text: ClassVar[tuple[bytes, bytes]]
+    """What stands before and after the escaped text of a choice."""
+    nothing: ClassVar[bytes]
+    """A choice without text."""
+    silence = _KEEP_ALIVE
+    content_type = EVENTS_TYPE
+
+    def __init__(self, header: Header, count: int, usage: Usage, *, include_usage: bool) -> None:
+        """Begin each event with ``header``; send ``usage`` at the end where it is asked for."""
+        self._count = count
+        self._usage = usage
+        self._include_usage = include_usage
+        self._head = b"data: " + orjson.dumps(header.of(self.object))[:-1] + b',"choices":['
+        self._tail = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
+        self._index = 0
+        self._has_ended = False
+        """Whether the choice has its finish reason."""
+
+    def begin(self) -> bytes:
+        """Return the events before the first burst."""
+        return b""
+
+    def encode(self, burst: Burst) -> Iterable[bytes]:
+        """Return the events of ``burst`` as one write; none where it says nothing."""
+        if self._has_ended and self._index + 1 < self._count:
+            self._index += 1
+            self._has_ended = False
+        events = self._pieces(burst.pieces) if burst.pieces else b""
+        self._usage.add(self._index, burst.usage)
+        if burst.finish_reason is not None:
+            events += self._finish(burst.finish_reason)
+        return [events] if events else []
+
+    def _pieces(self, pieces: list[str]) -> bytes:
+        opening = b'%b{"index":%d,%b' % (self._head, self._index, self.text[0])
+        closing = b'%b"finish_reason":null}%b' % (self.text[1], self._tail)
+        return opening + join_escaped(pieces, closing + opening) + closing
+
+    def _finish(self, reason: str) -> bytes:
+        self._has_ended = True
+        return self._event(self._index, self.nothing, orjson.dumps(finish_reason(reason)))
+
+    def _event(self, index: int, content: bytes, reason: bytes = b"null") -> bytes:
+        return b'%b{"index":%d,%b"finish_reason":%b}%b' % (self._head, index, content, reason, self._tail)
+
+    def end(self) -> bytes:
+        """Return the events after the last burst."""
+        events = b"" if self._has_ended else self._finish("stop")
+        if self._include_usage and (usage := self._usage.total()) is not None:
+            events += self._head + b'],"usage":' + orjson.dumps(usage) + b"}\n\n"
+        return events + _DONE
+
+    def failure(self, error: ModelyardError) -> bytes:
+        """Return the event of an error after the status has left: clients raise it."""
+        return b"data: " + orjson.dumps(document(error)) + b"\n\n"
+
+
+class ChatEvents(Events):
+    """The events of a chat completion."""
+
+    object = "chat.completion.chunk"
+    text = (b'"delta":{"content":"', b'"},"logprobs":null,')
+    nothing = b'"delta":{},"logprobs":null,'
+
+    def begin(self) -> bytes:
+        """Return the role of each choice: once, and in order, as clients add up what they read."""
+        role = b'"delta":{"role":"assistant","content":""},"logprobs":null,'
+        return b"".join(self._event(index, role) for index in range(self._count))
+
+
+class CompletionEvents(Events):
+    """The events of a completion."""
+
+    object = "text_completion"
+    text = (b'"text":"', b'","logprobs":null,')
+    nothing = b'"text":"","logprobs":null,'

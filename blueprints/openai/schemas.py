@@ -1,0 +1,305 @@
+"""The bodies of OpenAI's calls, as marshmallow schemas that are built once, and the requests that they mean.
+
+Null means absent, and unknown keys are ignored, as OpenAI's clients expect it. What a model here can't do is refused
+with the name of the field: a client that asks for tools must not get an answer that knows nothing of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from marshmallow import fields, validate
+
+from ...errors import InvalidRequest
+from ...types import GenerateRequest, JSONObject
+from ...wire.messages import text_of_content
+from ..request.fields import Base, Flag, integer, load, number
+
+MAX_CHOICES = 128
+MAX_MESSAGES = 10_000
+MAX_STOPS = 16
+MAX_INPUTS = 2048
+MAX_PROMPTS = 128
+COMPLETION_TOKENS = 16
+"""Tokens of a completion that does not say ``max_tokens``: OpenAI's own number."""
+
+_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+"""The roles of messages, by those that chat templates know."""
+_TOOL_ROLES = ("tool", "function")
+
+
+class _Sampling(Base):
+    """What chat and completions share."""
+
+    model = fields.String(validate=validate.Length(1, 512))
+    n = integer(1, MAX_CHOICES)
+    stream = Flag()
+    stream_options = fields.Dict(keys=fields.String())
+    temperature = number(0, 2)
+    top_p = number(0, 1)
+    seed = integer(-(2**63), 2**63 - 1)
+    max_tokens = integer(1, 10_000_000)
+    presence_penalty = number(-2, 2)
+    frequency_penalty = number(-2, 2)
+    top_k = integer(-1, 1_000_000)
+    min_p = number(0, 1)
+    repetition_penalty = number(0, 100)
+    logit_bias = fields.Dict(keys=fields.String())
+
+
+class ChatSchema(_Sampling):
+    """The body of a chat completion, without ``messages`` and ``stop``."""
+
+    max_completion_tokens = integer(1, 10_000_000)
+    logprobs = Flag()
+    top_logprobs = integer(0, 20)
+    tools = fields.List(fields.Dict(keys=fields.String()))
+    functions = fields.List(fields.Dict(keys=fields.String()))
+    response_format = fields.Dict(keys=fields.String())
+    modalities = fields.List(fields.String())
+
+
+class CompletionSchema(_Sampling):
+    """The body of a completion, without ``prompt`` and ``stop``."""
+
+    echo = Flag()
+    best_of = integer(1, MAX_CHOICES)
+    logprobs = integer(0, 5)
+    suffix = fields.String()
+
+
+class EmbeddingsSchema(Base):
+    """The body of embeddings, without ``input``."""
+
+    model = fields.String(validate=validate.Length(1, 512))
+    encoding_format = fields.String(validate=validate.OneOf(("float", "base64")))
+    dimensions = integer(1, 1_000_000)
+
+
+class RerankSchema(Base):
+    """The body of a rerank, in any of its shapes, without the texts."""
+
+    model = fields.String(validate=validate.Length(1, 512))
+    query = fields.String(required=True)
+    top_n = integer(1, 1_000_000)
+    return_documents = Flag()
+    return_text = Flag()
+    raw_scores = Flag()
+
+
+CHAT = ChatSchema()
+COMPLETION = CompletionSchema()
+EMBEDDINGS = EmbeddingsSchema()
+RERANK = RerankSchema()
+
+
+class Generation:
+    """A checked request for text: one `GenerateRequest` for each choice, and how the answer is sent."""
+
+    def __init__(self, requests: Sequence[GenerateRequest], copies: int, body: JSONObject) -> None:
+        """Ask for ``requests``, ``copies`` of each prompt; ``body`` says whether to stream."""
+        self.requests = requests
+        self.copies = copies
+        self.stream: bool = body.get("stream", False)
+        self.include_usage = bool(body.get("stream_options", {}).get("include_usage"))
+
+    @property
+    def model(self) -> str:
+        """The model that answers."""
+        return self.requests[0].model
+
+
+def chat(body: Mapping[str, Any], model: str) -> Generation:
+    """Return the request of a chat completion, for ``model``. Raises InvalidRequest."""
+    loaded = load(CHAT, body)
+    _refuse(loaded, model, _UNSUPPORTED_IN_CHAT)
+    if "top_logprobs" in loaded and not loaded.get("logprobs"):
+        raise fault("top_logprobs", "needs logprobs: true")
+    limit = loaded.get("max_completion_tokens", loaded.get("max_tokens"))
+    request = _request(loaded, body, model, limit)
+    request.messages = _messages(body.get("messages"), model)
+    return Generation(_copies(request, loaded.get("n", 1)), loaded.get("n", 1), loaded)
+
+
+def completion(body: Mapping[str, Any], model: str) -> Generation:
+    """Return the request of a completion, for ``model``. Raises InvalidRequest."""
+    loaded = load(COMPLETION, body)
+    _refuse(loaded, model, _UNSUPPORTED_IN_COMPLETIONS)
+    copies = loaded.get("n", 1)
+    if loaded.get("best_of", copies) != copies:
+        raise fault("best_of", f"must be n ({copies}): answers are not ranked here")
+    request = _request(loaded, body, model, loaded.get("max_tokens", COMPLETION_TOKENS))
+    request.echo = loaded.get("echo", False)
+    requests = [
+        copy for text in _prompts(body.get("prompt")) for copy in _copies(replace(request, prompt=text), copies)
+    ]
+    if len(requests) > MAX_CHOICES:
+        raise fault("n", f"times the prompts is {len(requests)}: at most {MAX_CHOICES} choices are made at once")
+    return Generation(requests, copies, loaded)
+
+
+def inputs(body: Mapping[str, Any]) -> list[str]:
+    """Return the texts to embed. Raises InvalidRequest with the entry."""
+    value = body.get("input")
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not texts:
+        raise fault("input", "must be a string, or a list of strings")
+    if len(texts) > MAX_INPUTS:
+        raise fault("input", f"has {len(texts)} texts, at most {MAX_INPUTS} are taken")
+    for index, text in enumerate(texts):
+        if isinstance(text, int | list):
+            raise fault(
+                "input",
+                "has token ids, which are those of another model's tokenizer: send text "
+                "(LangChain: OpenAIEmbeddings(check_embedding_ctx_length=False))",
+            )
+        _check_text(text, "input" if isinstance(value, str) else f"input[{index}]")
+    return texts
+
+
+def documents(value: Any, field: str) -> list[str]:
+    """Return the texts to rank: strings, or objects with ``text``. Raises InvalidRequest with the entry."""
+    if not isinstance(value, list) or not value:
+        raise fault(field, "must be a list of at least one text")
+    if len(value) > MAX_INPUTS:
+        raise fault(field, f"has {len(value)} texts, at most {MAX_INPUTS} are taken")
+    texts: list[str] = []
+    for index, entry in enumerate(value):
+        text = entry.get("text") if isinstance(entry, dict) else entry
+        if not isinstance(text, str):
+            raise fault(f"{field}[{index}]", "must be a string, or an object with text")
+        texts.append(text)
+    return texts
+
+
+def fault(field: str, message: str) -> InvalidRequest:
+    """Return the error for one field."""
+    return InvalidRequest.of_fields([{"field": field, "message": message}])
+
+
+def _check_text(text: Any, field: str) -> None:
+    if not isinstance(text, str):
+        raise fault(field, "must be a string")
+    if not text:
+        raise fault(field, "is empty: give a text")
+
+
+def _asks(value: Any) -> bool:
+    return bool(value)
+
+
+def _asks_for_json(value: JSONObject) -> bool:
+    return bool(value.get("type", "text") != "text")
+
+
+def _asks_for_audio(value: Any) -> bool:
+    return any(kind != "text" for kind in value)
+
+
+_UNSUPPORTED_IN_CHAT = {
+    "tools": _asks,
+    "functions": _asks,
+    "response_format": _asks_for_json,
+    "logprobs": _asks,
+    "logit_bias": _asks,
+    "modalities": _asks_for_audio,
+}
+_UNSUPPORTED_IN_COMPLETIONS = {"logprobs": lambda value: True, "logit_bias": _asks, "suffix": _asks}
+"""The fields that no engine here takes, with a function that says whether a value asks for something."""
+
+
+def _refuse(loaded: JSONObject, model: str, unsupported: Mapping[str, Any]) -> None:
+    for field, asks in unsupported.items():
+        if field in loaded and asks(loaded[field]):
+            raise fault(field, f"is not supported by model {model!r}: leave it out")
+
+
+def _request(loaded: JSONObject, body: Mapping[str, Any], model: str, limit: int | None) -> GenerateRequest:
+    seed = loaded.get("seed")
+    return GenerateRequest(
+        model,
+        temperature=loaded.get("temperature"),
+        top_p=loaded.get("top_p"),
+        top_k=loaded.get("top_k"),
+        min_p=loaded.get("min_p"),
+        seed=None if seed is None else seed % 2**32,
+        max_new_tokens=limit,
+        stop=_stops(body.get("stop")),
+        presence_penalty=loaded.get("presence_penalty"),
+        frequency_penalty=loaded.get("frequency_penalty"),
+        repetition_penalty=loaded.get("repetition_penalty"),
+    )
+
+
+def _copies(request: GenerateRequest, count: int) -> list[GenerateRequest]:
+    """Return ``count`` requests for one prompt: with a seed, each has another one."""
+    if count == 1 or request.seed is None:
+        return [request] * count
+    return [replace(request, seed=(request.seed + number) % 2**32) for number in range(count)]
+
+
+def _stops(stop: Any) -> list[str]:
+    if stop is None:
+        return []
+    stops = [stop] if isinstance(stop, str) else stop
+    if not isinstance(stops, list) or not all(isinstance(item, str) for item in stops):
+        raise fault("stop", "must be a string or a list of strings")
+    if len(stops) > MAX_STOPS:
+        raise fault("stop", f"has {len(stops)} entries, at most {MAX_STOPS} are taken")
+    return [item for item in stops if item]
+
+
+def _prompts(prompt: Any) -> list[str]:
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    if not isinstance(prompts, list) or not prompts:
+        raise fault("prompt", "must be a string, or a list of strings")
+    if len(prompts) > MAX_PROMPTS:
+        raise fault("prompt", f"has {len(prompts)} entries, at most {MAX_PROMPTS} are taken")
+    for index, text in enumerate(prompts):
+        if isinstance(text, int | list):
+            raise fault("prompt", "has token ids, which are not taken here: send text")
+        _check_text(text, "prompt" if isinstance(prompt, str) else f"prompt[{index}]")
+    return prompts
+
+
+def _messages(messages: Any, model: str) -> list[JSONObject]:
+    if not isinstance(messages, list) or not messages:
+        raise fault("messages", "must be a list of at least one object with role and content")
+    if len(messages) > MAX_MESSAGES:
+        raise fault("messages", f"has {len(messages)} entries, at most {MAX_MESSAGES} are taken")
+    return [_message(f"messages[{index}]", message, model) for index, message in enumerate(messages)]
+
+
+def _message(field: str, message: Any, model: str) -> JSONObject:
+    if not isinstance(message, dict):
+        raise fault(field, "must be an object with role and content")
+    role = message.get("role")
+    if role in _TOOL_ROLES:
+        raise fault(f"{field}.role", f"is {role!r}, and model {model!r} takes no tools")
+    if role not in _ROLES:
+        raise fault(f"{field}.role", f"must be one of {', '.join(_ROLES)}")
+    if message.get("tool_calls"):
+        raise fault(f"{field}.tool_calls", f"can't be read by model {model!r}, which takes no tools")
+    return {"role": _ROLES[role], "content": _text(f"{field}.content", message.get("content"), model)}
+
+
+def _text(field: str, content: Any, model: str) -> str:
+    if content is None:
+        raise fault(field, "is missing: must be a string or a list of parts")
+    for index, part in enumerate(content if isinstance(content, list) else ()):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind not in (None, "text", "refusal"):
+            raise fault(f"{field}[{index}]", f"is of type {kind!r}, and model {model!r} takes text alone")
+    parts = [_as_text(part) for part in content] if isinstance(content, list) else content
+    try:
+        return text_of_content(parts)
+    except ValueError as error:
+        raise fault(field, str(error)) from None
+
+
+def _as_text(part: Any) -> Any:
+    if isinstance(part, dict) and part.get("type") == "refusal":
+        return part.get("refusal")
+    return part

@@ -1,0 +1,72 @@
+"""Embeddings and ranked texts in the shapes that clients read."""
+
+from __future__ import annotations
+
+import base64
+import math
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+from ...engines.base import Vectors
+from ...types import JSONObject
+
+JINA, COHERE, TEI = "jina", "cohere", "tei"
+"""The shapes of a rerank: Jina's (also of vLLM and llama-server), Cohere's second version, and that of Hugging Face's
+text-embeddings-inference."""
+
+
+def embeddings_answer(rows: Vectors, model: str, tokens: int, *, as_base64: bool) -> JSONObject:
+    """Return the answer with one embedding a row; ``as_base64`` as little-endian float32."""
+    data = [
+        {"object": "embedding", "index": index, "embedding": _packed(row) if as_base64 else row}
+        for index, row in enumerate(rows)
+    ]
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return {"object": "list", "data": data, "model": model, "usage": usage}
+
+
+def _packed(row: Sequence[float]) -> str:
+    return base64.b64encode(struct.pack(f"<{len(row)}f", *row)).decode("ascii")
+
+
+def sigmoid(score: float) -> float:
+    """Return a raw score of a reranker as a number between 0 and 1."""
+    return 1 / (1 + math.exp(-score)) if score >= 0 else math.exp(score) / (1 + math.exp(score))
+
+
+def rerank_answer(
+    shape: str,
+    scores: Sequence[float],
+    texts: Sequence[str],
+    model: str,
+    answer_id: str,
+    *,
+    top_n: int | None,
+    tokens: int,
+    with_texts: bool,
+) -> Any:
+    """Return the ranking, best first: the ``top_n`` best, all without it."""
+    order = sorted(range(len(scores)), key=lambda index: (-scores[index], index))[:top_n]
+    if shape == TEI:
+        return [_ranked(index, "score", scores, texts[index] if with_texts else None, "text") for index in order]
+    entry = [
+        _ranked(index, "relevance_score", scores, {"text": texts[index]} if with_texts else None, "document")
+        for index in order
+    ]
+    if shape == COHERE:
+        meta = {"api_version": {"version": "2"}, "billed_units": {"search_units": 1}}
+        return {"id": answer_id, "results": entry, "meta": meta}
+    return {
+        "id": answer_id,
+        "model": model,
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+        "results": entry,
+    }
+
+
+def _ranked(index: int, name: str, scores: Sequence[float], text: Any, field: str) -> JSONObject:
+    entry: JSONObject = {"index": index, name: float(scores[index])}
+    if text is not None:
+        entry[field] = text
+    return entry

@@ -1,0 +1,503 @@
+"""OpenAI's API over Flask's test client: the answers and errors to the letter, and what reaches the engine."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import steered
+from flask import Flask, abort
+from flask.testing import FlaskClient
+from modelyard import Modelyard
+from modelyard.access.tokens import INFER, WORKER, digest_of, new_secret
+from modelyard.engines.scripted import Answers, Scripted
+from modelyard.server.extension import create_app
+from modelyard.server.runtime import Runtime
+from modelyard.settings.settings import INLINE, Settings
+from steered import Steered
+from werkzeug.test import TestResponse
+
+SCRIPTED = f"{Scripted.__module__}:{Scripted.__qualname__}"
+
+
+@pytest.fixture(scope="module")
+def answers() -> Answers:
+    """What the model ``gpt`` answers: the last message of the user, unless a test says something else."""
+    return Answers()
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory: pytest.TempPathFactory, answers: Answers) -> Iterator[Flask]:
+    Steered.reset()
+    folder = tmp_path_factory.mktemp("openai")
+    settings = Settings(state_dir=str(folder / "state"), models_dirs=[str(folder / "models")], max_body_bytes=64 * 1024)
+    settings.model_tables = (
+        {"name": "team/gpt", "worker_class": SCRIPTED, "script": answers.key},
+        {"name": "steered", "worker_class": steered.PATH, "limit_model_concurrency": 1, "max_waiting": 0},
+        {"name": "emb", "engine": "echo", "worker_type": "text2vec"},
+        {"name": "rank", "worker_class": steered.PATH, "worker_type": "reranker"},
+    )
+    made = create_app(settings)
+    runtime: Runtime = made.extensions["modelyard"]
+    runtime.start()
+    assert runtime.wait_loaded(30)
+    yield made
+    Steered.go.set()
+    assert runtime.requests == set(), "a request was never closed"
+    assert runtime.budget.held == 0, "a thread of the budget was lost"
+    runtime.stop()
+    assert Steered.running() == []
+
+
+@pytest.fixture
+def client(app: Flask) -> FlaskClient:
+    return app.test_client()
+
+
+def post(client: FlaskClient, path: str, body: Any, **options: Any) -> TestResponse:
+    # Buffered, the client reads all of it and closes it, as a server does.
+    return client.post(path, json=body, buffered=True, **options)
+
+
+def chat(client: FlaskClient, text: str = "a b", model: str = "team/gpt", **fields: Any) -> TestResponse:
+    body = {"model": model, "messages": [{"role": "user", "content": text}], **fields}
+    return post(client, "/v1/chat/completions", body)
+
+
+def events_of(response: TestResponse) -> list[dict[str, Any]]:
+    """Return the objects of a stream that ends in order."""
+    lines = response.get_data(as_text=True).split("\n\n")
+    assert lines[-2:] == ["data: [DONE]", ""]
+    return [json.loads(line.removeprefix("data: ")) for line in lines[:-2] if not line.startswith(":")]
+
+
+def error_of(response: TestResponse) -> dict[str, Any]:
+    error = response.get_json()["error"]
+    assert list(error) == ["message", "type", "param", "code"]
+    return error
+
+
+# Chat
+
+
+def test_a_chat_completion_has_openais_keys(client):
+    response = chat(client, "one two")
+    answer = response.get_json()
+    assert response.status_code == 200
+    assert answer.pop("id").startswith("chatcmpl-")
+    assert isinstance(answer.pop("created"), int)
+    assert answer.pop("system_fingerprint").startswith("modelyard-")
+    assert answer == {
+        "object": "chat.completion",
+        "model": "team/gpt",
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": "one two", "refusal": None},
+                "logprobs": None,
+                "finish_reason": "stop",
+            }
+        ],
+        "usage": {"prompt_tokens": 2, "completion_tokens": 2, "total_tokens": 4},
+    }
+
+
+def test_a_stream_is_byte_for_byte_what_clients_read(client):
+    response = chat(client, 'He said "hi", then\n left', stream=True)
+    assert response.headers["Content-Type"] == "text/event-stream; charset=utf-8"
+    assert response.headers["Cache-Control"] == "no-cache"
+    assert response.headers["X-Accel-Buffering"] == "no"
+    assert "Content-Length" not in response.headers
+    first = json.loads(response.data.split(b"\n\n")[0].removeprefix(b"data: "))
+    head = json.dumps({key: first[key] for key in list(first)[:5]}, separators=(",", ":"))[:-1]
+    assert list(first)[:5] == ["id", "object", "created", "model", "system_fingerprint"]
+    assert first["object"] == "chat.completion.chunk"
+
+    def event(delta: str, reason: str = "null") -> str:
+        choice = f'{{"index":0,"delta":{delta},"logprobs":null,"finish_reason":{reason}}}'
+        return f'data: {head},"choices":[{choice}]}}\n\n'
+
+    pieces = [r"He", r" said", r" \"hi\",", r" then\n", r" left"]
+    expected = event('{"role":"assistant","content":""}')
+    expected += "".join(event(f'{{"content":"{piece}"}}') for piece in pieces)
+    expected += event("{}", '"stop"') + "data: [DONE]\n\n"
+    assert response.get_data(as_text=True) == expected
+
+
+def test_usage_comes_last_where_it_is_asked_for(client):
+    events = events_of(chat(client, "one two", stream=True, stream_options={"include_usage": True}))
+    assert [event["usage"] for event in events[:-1]] == [None] * (len(events) - 1)
+    assert events[-1]["choices"] == []
+    assert events[-1]["usage"] == {"prompt_tokens": 2, "completion_tokens": 2, "total_tokens": 4}
+    assert all("usage" not in event for event in events_of(chat(client, stream=True)))
+
+
+def test_several_choices_begin_in_order_and_count_the_prompt_once(client):
+    events = events_of(chat(client, "one two", n=3, stream=True, stream_options={"include_usage": True}))
+    choices = [event["choices"][0] for event in events if event["choices"]]
+    assert [choice["index"] for choice in choices[:3]] == [0, 1, 2]
+    assert ["role" in choice["delta"] for choice in choices] == [True] * 3 + [False] * (len(choices) - 3)
+    for index in range(3):
+        own = [choice for choice in choices if choice["index"] == index]
+        assert "".join(choice["delta"].get("content", "") for choice in own) == "one two"
+        assert [choice["finish_reason"] for choice in own if choice["finish_reason"]] == ["stop"]
+    assert events[-1]["usage"] == {"prompt_tokens": 2, "completion_tokens": 6, "total_tokens": 8}
+    whole = chat(client, "one two", n=3).get_json()
+    assert [choice["index"] for choice in whole["choices"]] == [0, 1, 2]
+    assert [choice["message"]["content"] for choice in whole["choices"]] == ["one two"] * 3
+    assert whole["usage"] == events[-1]["usage"]
+
+
+def test_what_reaches_the_engine(client, answers):
+    messages = [
+        {"role": "developer", "content": "Be short."},
+        {"role": "user", "content": [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]},
+        {"role": "assistant", "content": "three", "reasoning_content": "hm", "tool_calls": None},
+        {"role": "user", "content": "four", "name": "Ada"},
+    ]
+    fields = {"max_completion_tokens": 3, "max_tokens": 9, "stop": "END", "seed": 2**32 + 5, "temperature": 0.5, "n": 2}
+    absent = {"logprobs": None, "tools": None, "response_format": {"type": "text"}, "verbosity": "low", "stream": False}
+    body = {"model": "team/gpt", "messages": messages, **fields, **absent}
+    assert post(client, "/v1/chat/completions", body).status_code == 200
+    first, second = (call.request for call in answers.asked[-2:])
+    assert first is not None
+    assert second is not None
+    assert first.messages == [
+        {"role": "system", "content": "Be short."},
+        {"role": "user", "content": "one two"},
+        {"role": "assistant", "content": "three"},
+        {"role": "user", "content": "four"},
+    ]
+    assert (first.max_new_tokens, first.stop, first.temperature) == (3, ["END"], 0.5)
+    assert [first.seed, second.seed] == [5, 6]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("tools", [{"type": "function", "function": {"name": "f"}}]),
+        ("functions", [{"name": "f"}]),
+        ("response_format", {"type": "json_object"}),
+        ("logprobs", True),
+        ("logit_bias", {"5": 1}),
+        ("modalities", ["text", "audio"]),
+    ],
+)
+def test_what_no_model_here_can_do_is_refused_with_model_and_field(client, field, value):
+    response = chat(client, **{field: value})
+    error = error_of(response)
+    assert response.status_code == 400
+    assert (error["type"], error["param"]) == ("invalid_request_error", field)
+    assert "team/gpt" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("message", "field"),
+    [
+        ("text", "messages[0]"),
+        ({"content": "a"}, "messages[0].role"),
+        ({"role": "robot", "content": "a"}, "messages[0].role"),
+        ({"role": "tool", "content": "a", "tool_call_id": "c"}, "messages[0].role"),
+        ({"role": "assistant", "tool_calls": [{"id": "c"}]}, "messages[0].tool_calls"),
+        ({"role": "user"}, "messages[0].content"),
+        ({"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, "messages[0].content[0]"),
+    ],
+)
+def test_a_message_that_can_not_be_read_is_named(client, message, field):
+    response = post(client, "/v1/chat/completions", {"model": "team/gpt", "messages": [message]})
+    assert response.status_code == 400
+    assert error_of(response)["param"] == field
+
+
+def test_an_error_in_the_middle_of_a_stream_is_an_event(client):
+    data = chat(client, "break", "steered", stream=True).get_data(as_text=True)
+    *_, last, end = data.split("\n\n")
+    error = json.loads(last.removeprefix("data: "))["error"]
+    assert end == ""
+    assert (error["type"], error["code"]) == ("server_error", "engine_error")
+    assert "RuntimeError" in error["message"]
+
+
+def test_an_error_before_the_first_piece_is_a_status(client):
+    response = chat(client, "crash", "steered", stream=True)
+    assert response.status_code == 500
+    assert response.headers["x-should-retry"] == "false"
+    assert error_of(response)["code"] == "engine_error"
+
+
+def test_a_prompt_that_is_too_long_says_so_in_the_words_that_clients_look_for(client):
+    response = chat(client, "refuse", "steered")
+    error = error_of(response)
+    assert response.status_code == 400
+    assert error["code"] == "context_length_exceeded"
+    assert "prompt is too long" in error["message"]
+    assert "context_length_exceeded" in error["message"]
+
+
+def test_overload_is_503_with_a_pause(app, client):
+    worker = next(w for w in app.extensions["modelyard"].local.models.workers() if w.name == "steered")
+    held = worker.gate.request()
+    try:
+        response = chat(client, "a", "steered")
+    finally:
+        held.release()
+    assert response.status_code == 503
+    assert int(response.headers["Retry-After"]) >= 1
+    assert error_of(response)["type"] == "overloaded_error"
+
+
+def test_a_silence_is_broken_by_comments_alone(app, client, answers):
+    settings = app.extensions["modelyard"].settings
+    first, silence = settings.first_output_timeout, settings.silence_timeout
+    settings.first_output_timeout = settings.silence_timeout = 0.1
+    answers.hold()
+    try:
+        body = {"model": "team/gpt", "messages": [{"role": "user", "content": "a"}], "stream": True}
+        response = client.post("/v1/chat/completions", json=body)
+        chunks = response.iter_encoded()
+        begun = next(chunks)
+        assert begun.startswith(b"data: ")
+        assert b'"role":"assistant"' in begun
+        assert next(chunks) == b": keep-alive\n\n"
+        response.close()
+    finally:
+        settings.first_output_timeout, settings.silence_timeout = first, silence
+
+
+# Completions
+
+
+def test_completions_answer_each_prompt(client, answers):
+    body = {"model": "team/gpt", "prompt": ["one two", "three"], "n": 2}
+    answer = post(client, "/v1/completions", body).get_json()
+    assert answer["object"] == "text_completion"
+    assert answer["id"].startswith("cmpl-")
+    texts = [(choice["index"], choice["text"], choice["logprobs"]) for choice in answer["choices"]]
+    assert texts == [(0, "one two", None), (1, "one two", None), (2, "three", None), (3, "three", None)]
+    assert answer["usage"] == {"prompt_tokens": 3, "completion_tokens": 6, "total_tokens": 9}
+    request = answers.asked[-1].request
+    assert request is not None
+    assert request.max_new_tokens == 16
+
+
+def test_completions_stream(client):
+    events = events_of(post(client, "/v1/completions", {"model": "team/gpt", "prompt": "one two", "stream": True}))
+    choices = [event["choices"][0] for event in events]
+    assert [choice["text"] for choice in choices] == ["one", " two", ""]
+    assert [choice["finish_reason"] for choice in choices] == [None, None, "stop"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"prompt": [1, 2]}, "prompt"),
+        ({"prompt": [[1, 2]]}, "prompt"),
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": "a", "suffix": "b"}, "suffix"),
+        ({"prompt": "a", "logprobs": 0}, "logprobs"),
+        ({"prompt": "a", "best_of": 2}, "best_of"),
+        ({"prompt": ["a"] * 100, "n": 2}, "n"),
+        ({"prompt": "a", "stop": ["a"] * 17}, "stop"),
+        ({"prompt": "a", "temperature": 3}, "temperature"),
+    ],
+)
+def test_a_completion_that_does_not_fit_is_refused_with_its_field(client, fields, param):
+    response = post(client, "/v1/completions", {"model": "team/gpt", **fields})
+    assert response.status_code == 400
+    assert error_of(response)["param"] == param
+
+
+# Embeddings and rerank
+
+
+def test_embeddings_are_floats_or_base64(client):
+    body = {"model": "emb", "input": ["one two", "three"]}
+    answer = post(client, "/v1/embeddings", body).get_json()
+    assert [entry["index"] for entry in answer["data"]] == [0, 1]
+    assert len(answer["data"][0]["embedding"]) == 384
+    assert answer["usage"] == {"prompt_tokens": 3, "total_tokens": 3}
+    packed = post(client, "/v1/embeddings", {**body, "encoding_format": "base64"}).get_json()
+    for entry, other in zip(answer["data"], packed["data"], strict=True):
+        floats = struct.unpack("<384f", base64.b64decode(other["embedding"]))
+        assert all(
+            math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-9) for a, b in zip(entry["embedding"], floats, strict=True)
+        )
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "words"),
+    [
+        ({"input": [[1, 2]]}, "input", "check_embedding_ctx_length"),
+        ({"input": [1, 2]}, "input", "token ids"),
+        ({"input": ""}, "input", "empty"),
+        ({"input": ["a", ""]}, "input[1]", "empty"),
+        ({"input": []}, "input", "must be"),
+        ({"input": ["a"] * 2049}, "input", "2048"),
+        ({"input": "a", "dimensions": 7}, "dimensions", "384"),
+        ({"input": "a", "encoding_format": "int8"}, "encoding_format", "Must be"),
+    ],
+)
+def test_embeddings_that_do_not_fit_are_refused_with_their_field(client, fields, param, words):
+    response = post(client, "/v1/embeddings", {"model": "emb", **fields})
+    error = error_of(response)
+    assert response.status_code == 400
+    assert error["param"] == param
+    assert words in error["message"]
+
+
+RANKED = ["b", "a a", "a"]
+
+
+def test_rerank_in_jinas_shape(client):
+    body = {"model": "rank", "query": "a", "documents": [RANKED[0], {"text": RANKED[1]}, RANKED[2]]}
+    answer = post(client, "/v1/rerank", {**body, "top_n": 2, "return_documents": True}).get_json()
+    assert answer["model"] == "rank"
+    assert answer["usage"]["total_tokens"] == 5
+    assert [(entry["index"], entry["document"]) for entry in answer["results"]] == [
+        (1, {"text": "a a"}),
+        (2, {"text": "a"}),
+    ]
+    assert answer["results"][0]["relevance_score"] == pytest.approx(1 / (1 + math.exp(-2)))
+    assert "document" not in post(client, "/rerank", body).get_json()["results"][0]
+
+
+def test_rerank_in_coheres_shape(client):
+    answer = post(client, "/v2/rerank", {"model": "rank", "query": "a", "documents": RANKED}).get_json()
+    assert set(answer) == {"id", "results", "meta"}
+    assert [entry["index"] for entry in answer["results"]] == [1, 2, 0]
+
+
+def test_rerank_in_the_shape_of_text_embeddings_inference(client):
+    body = {"query": "a", "texts": RANKED, "raw_scores": True, "return_text": True}
+    assert post(client, "/rerank", body).get_json() == [
+        {"index": 1, "score": 2.0, "text": "a a"},
+        {"index": 2, "score": 1.0, "text": "a"},
+        {"index": 0, "score": 0.0, "text": "b"},
+    ]
+
+
+@pytest.mark.parametrize("documents", [[], None, "a", [5], [{"text": 5}]])
+def test_documents_that_can_not_be_ranked_are_refused(client, documents):
+    response = post(client, "/v1/rerank", {"model": "rank", "query": "a", "documents": documents})
+    assert response.status_code == 400
+    assert str(error_of(response)["param"]).startswith("documents")
+
+
+# Models
+
+
+def test_models_are_listed(client):
+    answer = client.get("/v1/models").get_json()
+    assert answer["object"] == "list"
+    assert [entry["id"] for entry in answer["data"]] == ["emb", "rank", "steered", "team/gpt"]
+    entry = client.get("/models/team/gpt").get_json()
+    assert entry == answer["data"][3]
+    assert (entry["object"], entry["owned_by"], entry["capabilities"]) == ("model", "modelyard", ["completion"])
+    assert entry["status"] == {"value": "loaded"}
+
+
+def test_an_unknown_model_is_404(client):
+    for response in (client.get("/v1/models/nowhere"), chat(client, model="nowhere")):
+        error = error_of(response)
+        assert response.status_code == 404
+        assert (error["type"], error["code"], error["param"]) == ("invalid_request_error", "model_not_found", "model")
+        assert "team/gpt" in error["message"]
+
+
+def test_without_a_model_the_only_one_answers(client):
+    assert post(client, "/v1/embeddings", {"input": "a"}).get_json()["model"] == "emb"
+    response = post(client, "/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}]})
+    assert response.status_code == 400
+    assert error_of(response)["param"] == "model"
+    assert "steered, team/gpt" in error_of(response)["message"]
+
+
+# Every answer
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/chat/completions", "/api/v1/chat/completions"])
+def test_base_urls_have_v1_or_not(client, path):
+    body = {"model": "team/gpt", "messages": [{"role": "user", "content": "a"}]}
+    assert post(client, path, body).status_code == 200
+
+
+def test_errors_outside_of_views_have_the_shape_too(client):
+    unknown = client.post("/v1/audio/speech", json={})
+    assert unknown.status_code == 404
+    assert error_of(unknown)["code"] == "not_found"
+    assert "/chat/completions" in error_of(unknown)["message"]
+    wrong = client.get("/v1/chat/completions")
+    assert wrong.status_code == 405
+    assert wrong.headers["Allow"] == "POST"
+    assert "use POST" in error_of(wrong)["message"]
+    assert client.delete("/v1/models/team/gpt").status_code == 405
+    large = client.post("/v1/completions", data=b" " * (64 * 1024 + 1))
+    assert large.status_code == 413
+    assert "max_body_bytes" in error_of(large)["message"]
+    broken = client.post("/v1/completions", data=b"{")
+    assert broken.status_code == 400
+    assert "JSON" in error_of(broken)["message"]
+
+
+def test_each_answer_names_its_request(client):
+    assert chat(client).headers["x-request-id"].startswith("req_")
+    assert client.get("/v1/nowhere").headers["x-request-id"].startswith("req_")
+    named = client.get("/v1/models", headers={"x-request-id": "mine-1"})
+    assert named.headers["x-request-id"] == "mine-1"
+    assert float(named.headers["openai-processing-ms"]) >= 0
+    assert client.get("/v1/models", headers={"x-request-id": "bad id"}).headers["x-request-id"].startswith("req_")
+
+
+def test_keys_are_tokens_with_the_scope_infer(tmp_path: Path):
+    key, other = new_secret(), new_secret()
+    tokens = [f"team {INFER} {digest_of(key).hex()}", f"node {WORKER} {digest_of(other).hex()}"]
+    settings = Settings(state_dir=str(tmp_path), models=[], tokens=tokens)
+    app = create_app(settings)
+    client = app.test_client()
+    try:
+        assert client.get("/v1/models", headers={"Authorization": f"Bearer {key}"}).status_code == 200
+        assert client.get("/v1/models", headers={"x-api-key": key}).status_code == 200
+        missing = client.get("/v1/models")
+        assert missing.status_code == 401
+        assert error_of(missing)["code"] == "invalid_api_key"
+        assert missing.headers["x-request-id"]
+        assert client.get("/v1/models", headers={"x-api-key": other}).status_code == 403
+    finally:
+        app.extensions["modelyard"].stop()
+
+
+def test_an_application_has_it_below_its_prefix_if_it_wants(tmp_path: Path):
+    app = Flask("shop")
+    options: dict[str, Any] = {"placement": INLINE, "models": ["echo"], "state_dir": str(tmp_path), "role": "worker"}
+    runtime = Modelyard(app, url_prefix="/ml", openai=True, **options) and app.extensions["modelyard"]
+    plain = Flask("plain")
+    Modelyard(plain, url_prefix="/ml", **{**options, "models": []})
+
+    @app.before_request
+    def guard() -> None:
+        if "forbidden" in (app.extensions.get("note") or ""):
+            abort(401, "the shop wants a login")
+
+    client = app.test_client()
+    try:
+        runtime.start()
+        assert runtime.wait_loaded(30)
+        body = {"model": "echo", "messages": [{"role": "user", "content": "a"}], "max_tokens": 2}
+        assert post(client, "/ml/v1/chat/completions", body).get_json()["usage"]["completion_tokens"] == 2
+        assert error_of(client.get("/ml/v1/nowhere"))["code"] == "not_found"
+        assert client.get("/v1/models").status_code == 404
+        assert plain.test_client().get("/ml/v1/models").status_code == 404
+        app.extensions["note"] = "forbidden"
+        refused = post(client, "/ml/v1/chat/completions", body)
+        assert refused.status_code == 401
+        assert "login" in error_of(refused)["message"]
+    finally:
+        runtime.stop()
+        plain.extensions["modelyard"].stop()

@@ -14,7 +14,7 @@ from ..worker.protocol import Service, WorkerManager
 from . import worker_schemas as schemas
 from .request import guard, problems
 from .request.access_log import log_access, read_call
-from .request.bodies import json_response
+from .request.bodies import json_response, wants_delta
 from .request.fields import load, load_query
 from .request.streaming import Call, StreamResponse, stream_response
 
@@ -81,7 +81,7 @@ def _begin_stream(service: Service) -> StreamResponse:
     try:
         prompt = schemas.generate_request(read_call(service))
         stream = _manager(service).generate_stream(prompt, call.cancel, wait=_may_wait())
-        encoder = _Chunks(delta=problems.wants_delta(request))
+        encoder = _Chunks(delta=wants_delta(request))
         return stream_response(service, call, stream, g.modelyard_line, encoder)
     except BaseException:
         call.close()

@@ -10,7 +10,8 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Iterator
-from contextvars import copy_context
+from contextlib import contextmanager
+from contextvars import Context, copy_context
 from types import TracebackType
 from typing import Protocol
 
@@ -95,16 +96,8 @@ class OutputStream:
         self._ended = False
         self._listeners: list[Callable[[BaseException | None], None]] | None = None
         self.cancel = cancel
-        self._load = load
-
-    @property
-    def load(self) -> str | None:
-        """What the gate looked like at admission: the value of ``Modelyard-Load``.
-
-        Where the bursts have a ``load`` of their own, it is that, which may come with the first of them.
-        """
-        load: str | None = getattr(self._bursts, "load", None) if self._load is None else self._load
-        return load
+        self.load = load
+        """The gate at admission, the value of ``Modelyard-Load``; from another process with its first burst."""
 
     def __iter__(self) -> Iterator[Burst | None]:
         return self
@@ -178,62 +171,50 @@ class Source(Protocol):
         """
 
 
-class Relay:
-    """The bursts of one answer, from whichever stream of a `Source` gives it. `close` it."""
+class Relay(OutputStream):
+    """An answer from whichever stream of a `Source` gives it; its load is that of the first with a sign of life."""
 
     def __init__(self, source: Source, cancel: Cancel) -> None:
         """Open nothing yet. Streams are opened in the context of this call: spans that are made there are below it."""
-        self._source = source
-        self._cancel = cancel
-        self._context = copy_context()
-        self._stream: OutputStream | None = None
-        self._stream_cancel = Cancel()
-        self._has_begun = False
-        self.load: str | None = None
-        """The load of the first stream that gave a sign of life."""
+        super().__init__(self._relayed(source, copy_context()), cancel, lambda: None)
 
-    def __iter__(self) -> Iterator[Burst | None]:
-        return self
-
-    def __next__(self) -> Burst | None:
-        try:
-            stream = self._stream or self._open()
-            burst = next(stream)
-        except StopIteration:
-            self._end(None)
-            raise
-        except BaseException as error:
-            if not self._end(error) or self._has_begun or self._cancel.is_set():
+    def _relayed(self, source: Source, context: Context) -> Iterator[Burst | None]:
+        has_begun = False
+        while True:
+            try:
+                with self._opened(source, context) as stream:
+                    for burst in stream:
+                        if self.load is None:
+                            self.load = stream.load
+                        if burst is not None and not has_begun:
+                            has_begun = True
+                            source.begun(stream)
+                        yield burst
+            except GeneratorExit:
+                source.ended(None)
                 raise
-            return None
-        if self.load is None:
-            self.load = stream.load
-        if burst is not None and not self._has_begun:
-            self._has_begun = True
-            self._source.begun(stream)
-        return burst
+            except BaseException as error:
+                if not source.ended(error) or has_begun or self.cancel.is_set():
+                    raise
+            else:
+                source.ended(None)
+                return
+            yield None
 
-    def _open(self) -> OutputStream:
-        # A cancel of its own: a stream ends when it has failed, and the answer may need another.
-        self._stream_cancel = Cancel()
-        self._cancel.on_set(self._pass_on)
-        self._stream = self._context.run(self._source.open, self._stream_cancel)
-        return self._stream
+    @contextmanager
+    def _opened(self, source: Source, context: Context) -> Iterator[OutputStream]:
+        """Open the next stream, with a cancel of its own: it ends when it has failed, and the answer may go on."""
+        cancel = Cancel()
 
-    def _pass_on(self) -> None:
-        self._stream_cancel.set(self._cancel.error)
+        def pass_on() -> None:
+            cancel.set(self.cancel.error)
 
-    def _end(self, error: BaseException | None) -> bool:
-        stream, self._stream = self._stream, None
-        self._cancel.forget(self._pass_on)
-        if stream is not None:
-            stream.close()
-        return self._source.ended(error)
-
-    def close(self) -> None:
-        """End the stream that is open."""
-        if self._stream is not None:
-            self._end(None)
+        self.cancel.on_set(pass_on)
+        try:
+            with context.run(source.open, cancel) as stream:
+                yield stream
+        finally:
+            self.cancel.forget(pass_on)
 
 
 class Pump:

@@ -1,4 +1,4 @@
-"""Reads JSON bodies of requests, within a limit, and writes JSON responses."""
+"""Reads what requests carry, JSON bodies within a limit, and writes JSON responses."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from werkzeug.wsgi import get_input_stream
 
 from ...errors import InvalidRequest, RequestTooLarge
 from ...types import JSONObject
+from ...wire.messages import DELTA_TYPE
 
 JSON_TYPE = "application/json"
 
@@ -60,6 +61,11 @@ def _read(request: Request, limit: int, wanted: str) -> Any:
 
 def _too_large(what: str, limit: int) -> RequestTooLarge:
     return RequestTooLarge(f"{what}; at most {limit} are read (max_body_bytes)")
+
+
+def wants_delta(request: Request) -> bool:
+    """Return whether a client asks for new pieces instead of the whole text so far."""
+    return DELTA_TYPE in request.headers.get("Accept", "")
 
 
 def json_response(value: Any, status: int = 200, content_type: str = JSON_TYPE) -> Response:

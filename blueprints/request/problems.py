@@ -5,15 +5,14 @@ from __future__ import annotations
 import logging
 import uuid
 
-from flask import Blueprint, Flask, Request, Response, g, request
+from flask import Blueprint, Flask, Response, g, request
 from werkzeug.exceptions import HTTPException
 
 from ...errors import Cancelled, InvalidRequest, ModelyardError, Unauthorized, Unavailable
 from ...types import JSONObject, ModelOutput
 from ...wire.chunks import STREAM_TYPE, encode_output
 from ...wire.decoder import NUL
-from ...wire.messages import DELTA_TYPE
-from .bodies import JSON_TYPE, json_response
+from .bodies import JSON_TYPE, json_response, wants_delta
 
 log = logging.getLogger(__name__)
 
@@ -32,11 +31,6 @@ def install_in_app(app: Flask) -> None:
     """Handle the errors outside of views, unknown paths and methods, in an application of our own."""
     app.register_error_handler(HTTPException, _answer_http)
     app.register_error_handler(Exception, _answer_unforeseen)
-
-
-def wants_delta(request: Request) -> bool:
-    """Return whether a client asks for new pieces instead of the whole text so far."""
-    return DELTA_TYPE in request.headers.get("Accept", "")
 
 
 def unforeseen(error: BaseException) -> ModelyardError:

@@ -59,7 +59,7 @@ class Directory:
     def alone(self, key: str) -> ModelWorker | None:
         """Return the model of this process if no other process has an instance of the key; else None."""
         worker = self._find(key)
-        return worker if worker is not None and len(self.all_of(key)) == 1 else None
+        return worker if worker is not None and not self._remote(key) else None
 
     def _find(self, key: str) -> ModelWorker | None:
         return None if self._models is None else self._models.find(key)
@@ -68,14 +68,17 @@ class Directory:
 
     def usable(self, key: str) -> list[Instance]:
         """Return the instances of a key: that of this process, if it is ready, and those of other processes."""
-        own_url = self._own_url()
-        remote = [row for row in self._view.instances(key) if row.url != own_url]
-        worker = self._find(key)
+        remote, worker = self._remote(key), self._find(key)
         if worker is None or worker.state is not State.READY:
             return remote
-        local = Instance(key, own_url, load=worker.load, healthy=True, weight=worker.params.weight)
+        local = Instance(key, self._own_url(), load=worker.load, healthy=True, weight=worker.params.weight)
         self._routes.answered(local, local.load)
         return [local, *remote]
+
+    def _remote(self, key: str) -> list[Instance]:
+        """Return the instances of a key in other processes."""
+        own_url = self._own_url()
+        return [row for row in self._view.instances(key) if row.url != own_url]
 
     def all_of(self, key: str) -> list[Instance]:
         """Return the instances of a key, in whatever state."""
@@ -115,4 +118,8 @@ class Directory:
         raise not_callable(self.keys(), model, types)
 
     def _first_usable(self, keys: Sequence[str]) -> str | None:
-        return next((key for key in keys if self.usable(key)), None)
+        return next((key for key in keys if self._is_usable(key)), None)
+
+    def _is_usable(self, key: str) -> bool:
+        worker = self._find(key)
+        return (worker is not None and worker.state is State.READY) or bool(self._remote(key))

@@ -103,7 +103,7 @@ class RemoteWorkerManager(SharedCalls):
         def ask(instance: Instance, cancel: Cancel, wait: bool) -> OutputStream:
             return self._directory.worker_at(instance).generate_stream(request, cancel, wait=wait)
 
-        return OutputStream(Relay(RoutedStreams(self._attempts(key, wait), ask), cancel), cancel, lambda: None)
+        return Relay(RoutedStreams(self._attempts(key, wait), ask), cancel)
 
     @spanned
     def embeddings(

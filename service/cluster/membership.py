@@ -60,13 +60,9 @@ class Cluster:
         if settings.routes:
             self.view = RegistryView(self.registry, settings.registry_refresh, self._seen)
             # With a model host, the instances at this address are the host's, and called like all others.
-            self.manager = RemoteWorkerManager(
-                self.view,
-                self.session,
-                local if settings.owns_models else None,
-                lambda: "" if settings.is_hosted else self.url,
-                tracing=tracing,
-            )
+            own_url = (lambda: "") if settings.is_hosted else (lambda: self.url)
+            owner = local if settings.owns_models else None
+            self.manager = RemoteWorkerManager(self.view, self.session, owner, own_url, tracing=tracing)
 
     def _seen(self, rows: Sequence[Instance]) -> None:
         if self.manager is not None:

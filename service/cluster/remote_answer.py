@@ -1,13 +1,13 @@
-"""RemoteAnswer: the bursts of an answer that another process sends over HTTP."""
+"""RemoteAnswer: the stream of an answer that another process sends over HTTP."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ..errors import EngineError, ModelyardError, WorkerLost, WorkerUnreachable
 from ..sessions.response import Response
-from ..streams import Cancel
+from ..streams import Cancel, OutputStream
 from ..types import Burst, JSONObject
 from ..wire.chunks import PieceDecoder
 from ..wire.decoder import WholeText
@@ -15,8 +15,8 @@ from ..wire.errors import error_of_output, error_of_response
 from ..wire.messages import output_from_wire
 
 
-class RemoteAnswer:
-    """An iterator of bursts, with None if nothing came for about a second. `close` it.
+class RemoteAnswer(OutputStream):
+    """The stream of an answer over HTTP.
 
     The request is sent at the first `next`. An answer that breaks off before its first piece is WorkerUnreachable,
     later it is WorkerLost, after the pieces that had come. The answer ends with the body of the response; a last chunk
@@ -25,54 +25,45 @@ class RemoteAnswer:
 
     def __init__(self, where: str, send: Callable[[], Response], cancel: Cancel) -> None:
         """Send the request by ``send``, which ``cancel`` ends; ``where`` names the server in messages."""
+        super().__init__(self._received(send), cancel, self._close_response)
         self._where = where
-        self._send = send
-        self._cancel = cancel
         self._response: Response | None = None
-        self._decoder = PieceDecoder()
         self._whole = WholeText()
-        self._chunks = 0
         self._gave_pieces = False
         self._failure: ModelyardError | None = None
-        self.load: str | None = None
-        """The load in the headers of the response."""
 
-    def __iter__(self) -> RemoteAnswer:
-        return self
-
-    def __next__(self) -> Burst | None:
-        if self._failure is not None:
-            raise self._failure
-        response = self._response or self._begin()
-        try:
-            data = response.read1()
-            if data is None:
-                return None
-            if not data:
-                self._decoder.flush()
-            pieces, chunks = self._decoder.feed_pieces(data)
-        except (ValueError, WorkerUnreachable) as error:
-            raise self._broken(error) from error
-        if not data:
-            raise self._end()
-        self._chunks += len(pieces) + len(chunks)
-        return self._burst([piece for piece in pieces if piece], chunks)
-
-    def _begin(self) -> Response:
-        """Return the response, whose headers have come. Raises the error that a refusal means."""
-        self._response = response = self._send()
+    def _received(self, send: Callable[[], Response]) -> Iterator[Burst | None]:
+        self._response = response = send()
         self.load = response.headers.get("modelyard-load")
         if response.status_code != 200:
             raise error_of_response(response.status_code, response.headers, response.content, self._where)
-        return response
+        decoder, chunks_received = PieceDecoder(), 0
+        while (data := self._read(response, decoder)) is not None:
+            pieces, chunks = data
+            chunks_received += len(pieces) + len(chunks)
+            yield self._burst([piece for piece in pieces if piece], chunks, response.headers)
+            if self._failure is not None:
+                raise self._failure
+        if chunks_received == 0:
+            raise EngineError(f"{self._where} sent an empty answer")
 
-    def _burst(self, pieces: list[str], chunks: list[JSONObject]) -> Burst | None:
+    def _read(self, response: Response, decoder: PieceDecoder) -> tuple[list[str], list[JSONObject]] | None:
+        """Return the pieces and chunks that have come: none after a second of silence, None at the end."""
+        try:
+            data = response.read1()
+            if data == b"":
+                decoder.flush()
+                return None
+            return decoder.feed_pieces(data) if data else ([], [])
+        except (ValueError, WorkerUnreachable) as error:
+            raise self._broken(error) from error
+
+    def _burst(self, pieces: list[str], chunks: list[JSONObject], headers: Mapping[str, str]) -> Burst | None:
         """Return ``pieces`` and the pieces of ``chunks`` as one burst; None if they have nothing new."""
         finish_reason, usage, metrics = None, None, None
         for chunk in chunks:
             if chunk.get("error_code"):
-                assert self._response is not None
-                self._failure = error_of_output(chunk, self._response.headers)
+                self._failure = error_of_output(chunk, headers)
                 break
             text = chunk.get("text")
             if not isinstance(text, str):
@@ -96,19 +87,13 @@ class RemoteAnswer:
             raise self._broken(error) from error
 
     def _broken(self, error: Exception) -> ModelyardError:
-        if self._cancel.is_set():
-            return self._cancel.error
+        if self.cancel.is_set():
+            return self.cancel.error
         is_ours = isinstance(error, WorkerUnreachable)
         text = str(error) if is_ours else f"{self._where} sent an invalid answer: {error}"
         return WorkerLost(text) if self._gave_pieces else WorkerUnreachable(text)
 
-    def _end(self) -> Exception:
-        if self._chunks == 0:
-            return EngineError(f"{self._where} sent an empty answer")
-        return StopIteration()
-
-    def close(self) -> None:
-        """End it; a second call does nothing."""
+    def _close_response(self) -> None:
         if self._response is not None:
             self._response.close()
 

@@ -56,7 +56,7 @@ class RemoteModelWorker:
             calls.note_load(response)
             return response
 
-        stream = OutputStream(RemoteAnswer(calls.name, send, cancel), cancel, lambda: None)
+        stream = RemoteAnswer(calls.name, send, cancel)
         if span.is_recording():
             stream.when_closed(partial(end, span))
         return stream

@@ -19,7 +19,7 @@ from opentelemetry.trace import INVALID_SPAN, Span
 
 from ..engines.base import ModelParams
 from ..errors import ModelyardError
-from ..streams import Cancel, OutputStream
+from ..streams import OutputStream
 from ..telemetry.resource import shown
 from ..telemetry.tracing import Attributes, Tracing, attached, current_tracing, end, present
 from ..types import Burst, GenerateRequest, JSONObject, worker_key
@@ -135,14 +135,13 @@ class CallSpan:
     ) -> None:
         self.end(error)
 
-    def watched(
-        self, bursts: Iterator[Burst | None], request: GenerateRequest, cancel: Cancel
-    ) -> Iterator[Burst | None]:
-        """Return the engine's bursts with a span over them; the bursts alone where nothing is kept."""
+    def of_generation(self, request: GenerateRequest) -> GenerationSpan | None:
+        """Note that ``request`` gets its slot now, and return the span of its engine; None where nothing is kept."""
         if not self.recording:
-            return bursts
+            return None
+        self.note_slot()
         span = self._engine_span("chat" if request.uses_messages else "text_completion")
-        return WatchedBursts(bursts, span, request, cancel, content=self._tracing.content)
+        return GenerationSpan(span, request, content=self._tracing.content)
 
     def running_engine(self, operation: str, texts: Sequence[str]) -> AbstractContextManager[object]:
         """Return a context for the engine's ``embeddings`` or ``rerank``: a span, with the number of texts."""
@@ -165,16 +164,12 @@ class CallSpan:
 # Engines
 
 
-class WatchedBursts:
-    """An engine's bursts on their way, and the span over them, which ends where they do."""
+class GenerationSpan:
+    """The span over an engine's answer, from the slot to its end."""
 
-    def __init__(
-        self, bursts: Iterator[Burst | None], span: Span, request: GenerateRequest, cancel: Cancel, *, content: bool
-    ) -> None:
-        self._ended = False
-        self._bursts = bursts
+    def __init__(self, span: Span, request: GenerateRequest, *, content: bool) -> None:
+        """Note ``request`` in ``span``; with ``content`` its prompt and the answer too."""
         self._span = span
-        self._cancel = cancel
         self._content = content
         self._began = time.monotonic()
         self._pieces = 0
@@ -184,21 +179,10 @@ class WatchedBursts:
         if content:
             span.set_attribute("gen_ai.input.messages", _as_json(_messages(request)))
 
-    def __iter__(self) -> Iterator[Burst | None]:
-        return self
-
-    def __next__(self) -> Burst | None:
-        try:
-            burst = next(self._bursts)
-        except BaseException as error:
-            # An engine that was cancelled ends, or raises only that it was.
-            self._end(self._cancel.error if self._cancel.is_set() else error)
-            raise
-        if burst is not None:
-            self._note(burst)
-        return burst
-
-    def _note(self, burst: Burst) -> None:
+    def note(self, burst: Burst | None) -> None:
+        """Note a burst of the answer."""
+        if burst is None:
+            return
         if burst.pieces and not self._pieces:
             seconds = time.monotonic() - self._began
             self._span.add_event("modelyard.first_piece", {"modelyard.seconds": seconds})
@@ -213,24 +197,13 @@ class WatchedBursts:
             counts = {"input": burst.usage.get("prompt_tokens"), "output": burst.usage.get("completion_tokens")}
             self._span.set_attributes({f"gen_ai.usage.{name}_tokens": n for name, n in present(counts).items()})
 
-    def close(self) -> None:
-        """End the bursts; a caller that closes them before their end has cancelled them."""
-        try:
-            close = getattr(self._bursts, "close", None)
-            if close is not None:
-                close()
-        finally:
-            self._end(self._cancel.error)
-
-    def _end(self, error: BaseException) -> None:
-        if self._ended:
-            return
-        self._ended = True
+    def end(self, error: BaseException | None) -> None:
+        """End the span, as failed where there is an ``error``."""
         self._span.set_attribute("modelyard.pieces", self._pieces)
         if self._content:
             answer = {"role": "assistant", "parts": [_part("".join(self._answer))], "finish_reason": self._reason}
             self._span.set_attribute("gen_ai.output.messages", _as_json([answer]))
-        end(self._span, None if isinstance(error, StopIteration) else error)
+        end(self._span, error)
 
 
 def _requested(request: GenerateRequest) -> JSONObject:

@@ -148,18 +148,40 @@ class ModelWorker:
         except BaseException as error:
             span.end(error)
             raise
-        answer = _Answer(self, ticket, request, cancel, span)
+        answer = self._answer(request, cancel, ticket, span)
         stream = OutputStream(answer, cancel, lambda: self._let_go(cancel, ticket), load=self.gate.load())
         if span.recording:
             stream.when_closed(span.end)
         return stream
 
-    def bursts(self, request: GenerateRequest, cancel: Cancel, span: CallSpan) -> Iterator[Burst | None]:
-        """Return the engine's iterator; one that does not tick is driven by a thread of its own."""
-        bursts = iter(self.engine.generate_stream(request, cancel))
-        if not self.engine.ticks:
-            bursts = pumped(bursts, cancel, f"generate-{self.name}")
-        return span.watched(bursts, request, cancel)
+    def _answer(
+        self, request: GenerateRequest, cancel: Cancel, ticket: Ticket, span: CallSpan
+    ) -> Iterator[Burst | None]:
+        """Yield None while the request stands in line, then the engine's bursts. Its foreign errors become ours."""
+        while not ticket.wait(TICK):
+            yield None
+        watch = span.of_generation(request)
+        failure: BaseException | None = None
+        bursts: Iterator[Burst | None] = iter(())
+        try:
+            bursts = iter(self.engine.generate_stream(request, cancel))
+            if not self.engine.ticks:
+                bursts = pumped(bursts, cancel, f"generate-{self.name}")
+            for burst in bursts:
+                if watch is not None:
+                    watch.note(burst)
+                yield burst
+            if cancel.is_set():  # an engine that was cancelled may just end
+                failure = cancel.error
+        except BaseException as error:
+            failure = cancel.error if cancel.is_set() else error
+            cancel.set()  # before the iterator is closed, which waits for the engine
+            raise self.engine_error(error) from error
+        finally:
+            if watch is not None:
+                watch.end(failure)
+            if (close := getattr(bursts, "close", None)) is not None:
+                close()
 
     def generate(self, request: GenerateRequest, cancel: Cancel, *, wait: bool = True) -> ModelOutput:
         """Return the whole answer; raises like `generate_stream`."""
@@ -293,42 +315,6 @@ def start_error(error: BaseException, model: str) -> ModelyardError:
     if isinstance(error, MemoryError):
         return StartFailed(f"{subject}: not enough memory")
     return StartFailed(f"{subject}: {type(error).__name__}: {error}")
-
-
-class _Answer:
-    """The bursts of one answer: none while it stands in line, then the engine's, its foreign errors made ours."""
-
-    def __init__(
-        self, worker: ModelWorker, ticket: Ticket, request: GenerateRequest, cancel: Cancel, span: CallSpan
-    ) -> None:
-        self._worker = worker
-        self._span = span
-        self._ticket = ticket
-        self._request = request
-        self._cancel = cancel
-        self._bursts: Iterator[Burst | None] | None = None
-
-    def __iter__(self) -> Iterator[Burst | None]:
-        return self
-
-    def __next__(self) -> Burst | None:
-        try:
-            if self._bursts is None:
-                if not self._ticket.wait(TICK):
-                    return None
-                if self._span.recording:
-                    self._span.note_slot()
-                self._bursts = self._worker.bursts(self._request, self._cancel, self._span)
-            return next(self._bursts)
-        except StopIteration:
-            raise
-        except BaseException as error:
-            raise self._worker.engine_error(error) from error
-
-    def close(self) -> None:
-        close = getattr(self._bursts, "close", None)
-        if close is not None:
-            close()
 
 
 def _cosine(one: Sequence[float], other: Sequence[float]) -> float:

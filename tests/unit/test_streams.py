@@ -445,9 +445,8 @@ class Streams:
 
 def relayed(source: Streams, cancel: Cancel | None = None) -> OutputStream:
     NUMBER.set(7)
-    cancel = cancel or Cancel()
     try:
-        return OutputStream(Relay(source, cancel), cancel, lambda: None)
+        return Relay(source, cancel or Cancel())
     finally:
         NUMBER.set(8)
 

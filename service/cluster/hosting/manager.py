@@ -169,7 +169,7 @@ class HostedWorkerManager(SharedCalls):
             lambda cancel: self._worker(request.model, WorkerType.LLM).generate_stream(request, cancel, wait=wait),
             self._patience(request.model, cancel, wait=wait),
         )
-        return OutputStream(Relay(streams, cancel), cancel, lambda: None)
+        return Relay(streams, cancel)
 
     @spanned
     def embeddings(

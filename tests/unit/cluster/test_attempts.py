@@ -56,7 +56,7 @@ class Cluster:
 
     def stream(self, wait: bool = True, cancel: Cancel | None = None) -> OutputStream:
         cancel = cancel or Cancel()
-        return OutputStream(Relay(RoutedStreams(self.attempts(wait), self._ask), cancel), cancel, lambda: None)
+        return Relay(RoutedStreams(self.attempts(wait), self._ask), cancel)
 
     def _ask(self, one: Instance, cancel: Cancel, wait: bool) -> OutputStream:
         name = one.url.removeprefix("http://").removesuffix("/api")

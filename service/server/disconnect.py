@@ -1,8 +1,8 @@
-"""The watcher of clients' sockets: it sees a hang-up while a request waits or computes.
+"""The watcher of clients' sockets: it notices a hang-up while a request waits or computes.
 
-One thread, epoll with EPOLLRDHUP and EPOLLONESHOT: not woken by data, a fraction of a millisecond from the
-client's FIN or RST to the callback, also behind pipelined bytes. Under gevent, whose patches take epoll
-away, it looks at all sockets four times a second with the original poll, which never blocks.
+One thread uses epoll with EPOLLRDHUP and EPOLLONESHOT: data does not wake it, and the callback follows the client's FIN
+or RST within a fraction of a millisecond, also behind pipelined bytes. gevent's patches remove epoll; under gevent the
+thread checks all sockets four times a second with the original poll, which never blocks.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _JOIN_TIMEOUT = 2.0
 
 
 class DisconnectWatcher:
-    """Calls back when a watched socket's client hangs up. Take a socket out before it is closed."""
+    """Calls back when the client of a watched socket hangs up. Call `unwatch` before a socket is closed."""
 
     def __init__(self) -> None:
-        """Make one that watches nothing yet; `start` starts its thread."""
+        """Make a watcher without sockets; `start` starts its thread."""
         self._lock = threading.Lock()
         self._watched: dict[int, Callable[[], None]] = {}
         self._stopping = threading.Event()
@@ -48,7 +48,7 @@ class DisconnectWatcher:
             self._thread.start()
 
     def stop(self) -> None:
-        """End the thread, at once unless a callback holds it up; a second call does nothing."""
+        """End the thread at once, or after a callback that runs; a second call does nothing."""
         with self._lock:
             thread, self._thread = self._thread, None
         if thread is None:
@@ -74,7 +74,7 @@ class DisconnectWatcher:
             self._arm(fileno)
 
     def unwatch(self, fileno: int) -> None:
-        """Forget a socket; it may be one that is not watched."""
+        """Forget a socket, watched or not."""
         with self._lock:
             if self._watched.pop(fileno, None) is not None:
                 self._drop(fileno)
@@ -88,7 +88,7 @@ class DisconnectWatcher:
                 self._epoll.register(fileno, events)
             except FileExistsError:
                 self._epoll.modify(fileno, events)
-        except OSError as error:  # it is no socket any more
+        except OSError as error:  # it is closed, or not a socket any more
             self._watched.pop(fileno, None)
             log.debug("socket %d can't be watched: %s", fileno, error)
 
@@ -96,32 +96,32 @@ class DisconnectWatcher:
         if self._epoll is not None:
             try:
                 self._epoll.unregister(fileno)
-            except OSError:  # closed before it was taken out: the kernel has forgotten it already
+            except OSError:  # closed before `unwatch`: the kernel has forgotten it already
                 log.debug("socket %d was closed while watched", fileno)
 
     def _run(self) -> None:
         while not self._stopping.is_set():
             if self._epoll is None:
                 self._stopping.wait(_POLL_INTERVAL)
-                filenos = self._watched_gone()
+                filenos = self._poll_once()
             else:
                 filenos = [fileno for fileno, _ in self._epoll.poll()]
             for fileno in filenos:
-                self._tell(fileno)
+                self._call_back(fileno)
 
-    def _watched_gone(self) -> list[int]:
+    def _poll_once(self) -> list[int]:
         poll = original("poll")()
         with self._lock:
             for fileno in self._watched:
                 poll.register(fileno, select.POLLIN | select.POLLRDHUP)
         return [fileno for fileno, event in poll.poll(0) if event & GONE]
 
-    def _tell(self, fileno: int) -> None:
+    def _call_back(self, fileno: int) -> None:
         with self._lock:
             callback = self._watched.get(fileno)
             if callback is None:
                 return
-            # The event may have been meant for an earlier request on the same number: look again.
+            # The event may belong to an earlier request on the same number, so the socket is checked again.
             if not has_gone(fileno):
                 self._arm(fileno)
                 return

@@ -1,4 +1,4 @@
-"""Modelyard, the Flask extension: puts the blueprints into an application, and nothing else.
+"""Modelyard, the Flask extension: adds the blueprints to an application, and changes nothing else.
 
     app = Flask(__name__)
     Modelyard(app, url_prefix="/ml/api", models=["smollm2-135m"])
@@ -37,7 +37,7 @@ class Modelyard:
     """
 
     def __init__(self, app: Flask | None = None, **options: Any) -> None:
-        """Remember ``options`` and what else `init_app` takes; with ``app``, call it as well."""
+        """Keep ``options``, for `init_app`; with ``app``, call it at once. ``options`` may be all of its arguments."""
         self._options = options
         if app is not None:
             self.init_app(app)
@@ -55,10 +55,9 @@ class Modelyard:
     ) -> Runtime:
         """Add the blueprints to ``app`` and return the runtime, which ``app.extensions["modelyard"]`` holds.
 
-        With ``worker`` false the worker API is left out; with ``openai`` OpenAI's API stands below ``/v1`` of the
-        prefix; health and readiness stand under ``probes_prefix`` (default:
-        the API's prefix). In each process, ``after_start`` is called with the manager once the models were started, or
-        have failed. Raises ConfigError.
+        With ``worker`` false the worker API is left out; with ``openai`` OpenAI's API is under ``/v1`` of the prefix.
+        ``/healthz`` and ``/readyz`` are under ``probes_prefix`` (default: the API's prefix). In each process
+        ``after_start`` is called with the manager after the models were started or have failed. Raises ConfigError.
         """
         named: dict[str, Any] = {"url_prefix": url_prefix, "worker": worker, "openai": openai}
         named |= {"probes_prefix": probes_prefix, "after_start": after_start}
@@ -68,7 +67,7 @@ class Modelyard:
         callback = given.pop("after_start", None)
         given["prefix"] = given.pop("url_prefix", given.get("prefix", "/api"))
         given.setdefault("instance", f"{app.import_name}-{zlib.crc32(app.root_path.encode()):08x}")
-        # A host application takes models in; a registry for others to join is what it may ask for.
+        # An application is a worker by default: it offers no registry to others unless its role says so.
         loaded = loading.load(given, defaults={"role": "worker"})
         if loaded.models is None and not loaded.model_tables:
             loaded.models = []
@@ -80,7 +79,7 @@ class Modelyard:
 def create_app(settings: Settings | None = None) -> Flask:
     """Return the WSGI application of the role that ``settings`` (default: environment and file) name.
 
-    Builds objects only: models start with the first request, or when the server says so. Raises ConfigError.
+    Builds objects only: models start with the first request, or with the server's hook. Raises ConfigError.
     """
     app = Flask("modelyard", static_folder=None, template_folder=None)
     runtime = Runtime(settings or loading.load())
@@ -99,7 +98,10 @@ def attach(
     probes_prefix: str | None = None,
     openai_paths: Sequence[str] = (),
 ) -> Runtime:
-    """Register a runtime's blueprints with ``app`` and hold it there; OpenAI's API below each of ``openai_paths``."""
+    """Register the blueprints of a runtime with ``app``, and keep the runtime there.
+
+    OpenAI's API is under each of ``openai_paths``.
+    """
     prefix = runtime.settings.prefix
     app.extensions[KEY] = runtime
     health = health_blueprint(runtime, prefix, prefix if probes_prefix is None else probes_prefix)
@@ -128,7 +130,7 @@ def _start_with_first_request(blueprint: Blueprint, runtime: Runtime) -> None:
 
 
 def current_modelyard() -> Runtime:
-    """Return the runtime of the current application. RuntimeError where the extension is not there."""
+    """Return the runtime of the current application. Raises RuntimeError if the application has no Modelyard."""
     try:
         runtime: Runtime = current_app.extensions[KEY]
     except KeyError:
@@ -137,6 +139,6 @@ def current_modelyard() -> Runtime:
 
 
 def _config_of(app: Flask) -> dict[str, Any]:
-    """Return the settings that the application's config holds as ``MODELYARD_NAME``."""
+    """Return the settings in the application's config, where they are named ``MODELYARD_NAME``."""
     names = {f"MODELYARD_{name.upper()}": name for name in params.params_of(Settings)}
     return {names[key]: value for key, value in app.config.items() if key in names}

@@ -1,7 +1,7 @@
 """Settings and hooks of gunicorn for the roles of modelyard, used by ``modelyard serve`` and gunicorn.conf.py.
 
-Everything stands on gunicorn's documented settings and server hooks. Beyond these it reads ``server.cfg`` (as the
-examples of gunicorn do), ``server.app.wsgi()``, and the attributes ``wsgi``, ``sockets`` and ``age`` of a worker.
+They use gunicorn's documented settings and server hooks. They also read ``server.cfg`` (as gunicorn's examples do),
+``server.app.wsgi()``, and the attributes ``wsgi``, ``sockets`` and ``age`` of a worker.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ except ConfigError as error:
     sys.exit(f"modelyard: {error}")
 
 if _settings.http_threads == "gevent":
-    # Before anything imports ssl: patched later, https recurses without end.
+    # Before ssl is imported: patched later, https recurses without end.
     from gevent import monkey
 
     monkey.patch_all()
@@ -41,22 +41,22 @@ bind = _settings.address
 workers = _settings.workers
 worker_class = _settings.http_threads
 threads = _settings.threads
-# Under gthread, `threads` of these have a request, and 1,000 more may be idle between two requests.
+# Under gthread, `threads` connections have a request, and 1,000 more may be idle between two requests.
 worker_connections = _settings.threads + 1000
 # More than the 60 s after which nginx closes its side.
 keepalive = 75
 timeout = 60
-# Above the drain, as the master kills its workers after this time.
+# Longer than the drain, as the master kills its workers after this time.
 _DRAIN_MARGIN = 15
 graceful_timeout = int(_settings.drain_timeout) + _DRAIN_MARGIN
 errorlog = _settings.log_file or "-"
 loglevel = _settings.log_level
 proc_name = f"modelyard-{_settings.role}"
-# Known since gunicorn 25.1; versions before it ignore the name.
+# A setting since gunicorn 25.1; versions before it ignore the name.
 control_socket_disable = True
 
 _BOOT_ERROR = 3
-"""The exit status of a worker that can't boot: gunicorn starts no other one, and ends with the same status."""
+"""The exit status of a worker that can't boot: gunicorn starts no other worker, and ends with the same status."""
 _LOG_FORMAT = "[%(asctime)s] [%(process)d] [%(levelname)s] %(message)s"
 
 _failed_to_load = threading.Event()
@@ -64,7 +64,7 @@ _failed_to_load = threading.Event()
 
 
 def on_starting(server: Any) -> None:
-    """Refuse in the master what can't work: several processes that each hold models, an unprotected address."""
+    """End the master with a message if the settings can't work: several processes with models, an open address."""
     overrides: dict[str, Any] = {}
     if server.cfg.workers != 1 and _settings.owns_models:
         if _settings.placement is not None:
@@ -76,7 +76,7 @@ def on_starting(server: Any) -> None:
     addresses = list(_addresses(server.cfg.bind))
     ports = [port for _, port in addresses if port is not None]
     if ports and ports[0] not in (0, _settings.port):
-        # The folder of a service, with its registry, is named after the port.
+        # The folder of a service, which holds its registry, is named after the port.
         overrides["port"] = ports[0]
     if overrides:
         _override(server, overrides)
@@ -102,7 +102,7 @@ def _addresses(binds: list[str]) -> Iterator[tuple[str, int | None]]:
 
 
 def _override(server: Any, overrides: dict[str, Any]) -> None:
-    """Pass what only gunicorn's command line has said on to the processes that are about to be forked."""
+    """Pass the values of gunicorn's own command line on to the processes that are about to be forked."""
     for name, value in overrides.items():
         os.environ[f"MODELYARD_{name.upper()}"] = str(value)
     if not server.cfg.preload_app:
@@ -125,7 +125,7 @@ def post_worker_init(worker: Any) -> None:
     _configure_log(_settings)
     runtime.settings.host, runtime.settings.port = _address_of(worker) or (_settings.host, _settings.port)
     if worker.age > 1 and runtime.host is None:
-        # --fresh forgets what was set before this service, not what was set over HTTP to an earlier worker of it.
+        # --fresh forgets the state of earlier services, not what was set over HTTP at an earlier worker of this one.
         runtime.settings.fresh = False
     runtime.on_fatal = _end_service
     _drain_on_term(runtime)
@@ -170,7 +170,7 @@ def _configure_log(settings: Settings) -> None:
         logger.propagate = False
     root.setLevel(settings.log_level.upper())
     access.setLevel("DEBUG" if settings.log_level == "debug" else "INFO")
-    # It logs every failed try of every batch; modelyard.telemetry.export logs a failure once, with the reason.
+    # This logger reports every try of every batch; modelyard.telemetry.export logs a failure once, with the reason.
     logging.getLogger("opentelemetry.exporter").setLevel(logging.CRITICAL)
 
 
@@ -182,9 +182,9 @@ def _end_service(reason: str) -> None:
 
 
 def _drain_on_term(runtime: Runtime) -> None:
-    """Drain when SIGTERM comes, and only then call gunicorn's handler.
+    """Drain when SIGTERM comes, and call gunicorn's handler after the drain.
 
-    The handler sets an event and nothing else: the code that it interrupts may hold any lock.
+    Our handler only sets an event, as the code that it interrupts may hold any lock.
     """
     term = threading.Event()
     gunicorn_handler = signal.getsignal(signal.SIGTERM)
@@ -202,12 +202,12 @@ def _drain_on_term(runtime: Runtime) -> None:
 
     threading.Thread(target=drain, name="modelyard-drain", daemon=True).start()
     signal.signal(signal.SIGTERM, handle)
-    # signal.signal makes system calls end with EINTR; gunicorn had asked for the opposite.
+    # signal.signal makes system calls end with EINTR; gunicorn had set the opposite.
     signal.siginterrupt(signal.SIGTERM, False)
 
 
-# gunicorn's gevent worker, unlike its gthread worker, waits at SIGTERM until the last idle connection is closed, for as
-# long as graceful_timeout. SIGQUIT ends it at once, so it is sent when no request is being answered any more.
+# At SIGTERM gunicorn's gevent worker, unlike its gthread worker, waits until the last idle connection is closed, for
+# graceful_timeout at most. SIGQUIT ends it at once, so it is sent when no request is being answered any more.
 
 _requests: set[int] = set()
 """The requests that a gevent worker is answering. Its greenlets share one thread, so it needs no lock."""
@@ -231,6 +231,6 @@ if _settings.http_threads == "gevent":
 
 
 def _quit_when_idle() -> None:
-    """Send SIGQUIT to this process when its last answer has been written; after the margin, leave it to gunicorn."""
+    """Send SIGQUIT to this process when its last answer has been written; if that takes too long, gunicorn ends it."""
     if _is_idle.wait(_DRAIN_MARGIN):
         os.kill(os.getpid(), signal.SIGQUIT)

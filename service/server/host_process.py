@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 LOOK_INTERVAL = 0.5
 LINGER = 3.0
-"""Seconds that a host stays when no process needs it: the next web process may be starting."""
+"""Seconds that a host continues when no process needs it: the next web process may be starting."""
 BACKLOG = 2048
 """Connections that may wait to be accepted: the default of gunicorn."""
 _PASSED_FILE = 3
@@ -35,14 +35,14 @@ _PASSED_FILE = 3
 
 
 def main() -> None:
-    """Serve until no process is left that needs the host."""
+    """Serve until no process needs the host any more."""
     folder = HostFolder(Path(sys.argv[1]), Path(sys.argv[2]))
-    # The lock moves out of the way, and the socket gets its number before anything else is opened.
+    # The lock moves to another number, and the socket gets its number before any other file is opened.
     lock = HostLock(folder.lock, fcntl.fcntl(int(sys.argv[3]), fcntl.F_DUPFD_CLOEXEC, _PASSED_FILE + 1))
     os.close(int(sys.argv[3]))
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     os.environ[HANDED_VARIABLE] = sys.stdin.read()
-    # uWSGI's threads block all signals, and what they start inherits that.
+    # uWSGI's threads block all signals, and the processes that they start inherit that.
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     pid, since = os.getpid(), time.monotonic()
     notes = {"starts": 1, **noted(lock.path), "since": since}
@@ -54,21 +54,21 @@ def main() -> None:
         ended_on_request = not end.code
         raise
     finally:
-        # gunicorn's workers leave through here too.
+        # gunicorn's workers run this block too when they end.
         if os.getpid() == pid:
-            # A host that can't begin counts as a failure, as one that was killed: the next is started after a pause.
+            # A host that can't begin counts as a failure, like one that was killed: a pause follows.
             if ended_on_request:
                 lock.note(**{**notes, "starts": 0})
-            # Where the lock file is another host's by now, so is the socket.
+            # If the lock file belongs to another host by now, the socket does too.
             if lock.is_there:
                 folder.socket.unlink(missing_ok=True)
 
 
 def _serve(folder: HostFolder, lock: HostLock, listener: socket.socket) -> None:
-    from . import gunicorn as gunicorn_settings  # noqa: PLC0415 - it reads the settings, which came just now
+    from . import gunicorn as gunicorn_settings  # noqa: PLC0415 - it reads the settings, which have just come
 
     class Application(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
-        """gunicorn with our settings and none of the web server's: neither its file nor its variables are read."""
+        """gunicorn with our settings only: it reads neither the file nor the variables of the web server."""
 
         def load_config(self) -> None:
             for name, value in vars(gunicorn_settings).items():
@@ -87,7 +87,8 @@ def _serve(folder: HostFolder, lock: HostLock, listener: socket.socket) -> None:
         _listen(listener, folder.socket)
 
     def started(worker: Any) -> None:
-        # It contains secrets, and engines start processes. The master keeps it for its next worker.
+        # It contains secrets, which processes that engines start must not inherit. The master keeps it for its next
+        # worker.
         os.environ.pop(HANDED_VARIABLE, None)
         gunicorn_settings.post_worker_init(worker)
         runtime = worker.wsgi.extensions["modelyard"]
@@ -97,9 +98,9 @@ def _serve(folder: HostFolder, lock: HostLock, listener: socket.socket) -> None:
 
 
 def _listen(listener: socket.socket, path: Path) -> None:
-    """Listen at ``path``, and pass the socket to gunicorn in the way of systemd's socket activation.
+    """Listen at ``path``, and pass the socket to gunicorn by systemd's socket activation.
 
-    gunicorn removes the path of a socket that it made itself, at a time when the next host may listen there.
+    gunicorn would remove the path of a socket of its own, at a time when the next host may listen there.
     """
     path.unlink(missing_ok=True)
     previous = os.umask(0o077)
@@ -111,7 +112,7 @@ def _listen(listener: socket.socket, path: Path) -> None:
 
 
 def _watch(folder: HostFolder, lock: HostLock, runtime: Any) -> None:
-    """End the host when no process needs it, or when none can find it any more."""
+    """End the host when no process needs it, or when no process can reach it any more."""
     master = os.getppid()
     needed = time.monotonic()
     while True:
@@ -120,20 +121,20 @@ def _watch(folder: HostFolder, lock: HostLock, runtime: Any) -> None:
             return
         if not (lock.is_there and folder.socket.exists()):
             log.warning("the model host ends: its folder %s, or its socket in it, was deleted", folder.path)
-            # Another may start at once, elsewhere: two must not hold the models for long.
+            # Another host may start at once, in a new folder: two must not hold the models for long.
             runtime.drain(0)
             break
         if os.getppid() != master:
             log.warning("the model host ends: its master, pid %d, was killed", master)
-            # The next can't start before this one has ended.
+            # The next host can't start before this one has ended.
             runtime.drain(0)
             break
         if is_needed(folder.life):
             needed = time.monotonic()
         elif time.monotonic() - needed >= LINGER:
-            log.info("the model host ends: no process is left that needs it")
+            log.info("the model host ends: no process needs it any more")
             break
-    # Nothing is left to answer, and gunicorn's graceful end would wait for idle connections.
+    # No request is under way, and gunicorn's graceful end would wait for idle connections.
     os.kill(master if os.getppid() == master else os.getpid(), signal.SIGQUIT)
 
 

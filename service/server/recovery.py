@@ -1,4 +1,4 @@
-"""Recovery: what ran before in this service runs again, after the process before this one has let go of the models."""
+"""Recovery: start the models again that ran before, after the previous process has released them."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ log = logging.getLogger(__name__)
 
 
 class Recovery:
-    """The lock and the state file of a service, and the models that they bring back. Objects only, until `take_over`.
+    """The lock and the state file of a service. Objects only, until `take_over`.
 
-    Without a folder that can be written the models are started all the same, and nothing is remembered.
+    If the state folder can't be written, the models are started all the same, and nothing is remembered.
     """
 
     def __init__(self, models: LocalModels, settings: Settings) -> None:
-        """Bring back ``models`` in the state folder of ``settings``."""
+        """Add models to ``models``, from the state folder of ``settings``."""
         self._models = models
         self._settings = settings
         self.waiting_for = ""
-        """Why this process waits for another that holds the models; empty where it does not."""
+        """Why this process waits for another process that holds the models; empty if it does not wait."""
         self.problems: dict[str, str] = {}
         """Models that could not even be declared, with the reason."""
         self._configured: set[str] = set()
@@ -37,7 +37,7 @@ class Recovery:
         self._lock: OwnerLock | None = None
 
     def take_over(self, halt: threading.Event) -> None:
-        """Wait until the models are free, or ``halt`` is set; then read what ran, and write down what runs from now."""
+        """Wait until the models are free, or ``halt`` is set. Then read which models ran, and record each change."""
         settings = self._settings
         try:
             folder = state_folder(settings.state_path, settings.instance_name)
@@ -64,9 +64,9 @@ class Recovery:
         log.error("%s", reason)
 
     def declare(self, names: Sequence[str]) -> set[str]:
-        """Add the configured models ``names``, and those started over HTTP; return the keys not to be started.
+        """Add the configured models ``names``, and those started over HTTP; return the keys of models not to start.
 
-        Those are what was stopped over HTTP, and what is quarantined, which is marked as failed.
+        These were stopped over HTTP, or are quarantined; the quarantined ones are marked as failed.
         """
         quarantined = set(self._state.count_deaths()) if self._state else set()
         kept = self._state.models() if self._state else {}
@@ -83,7 +83,7 @@ class Recovery:
         return {key for key, entry in kept.items() if entry.get("stopped")} | quarantined
 
     def _add(self, name: str, worker_type: WorkerType | None, entry: JSONObject) -> None:
-        """Add one model, with what was set over HTTP when it last ran; the reason why it can't be is a problem."""
+        """Add a model, with the parameters that were set over HTTP. If it can't be added, keep the reason."""
         try:
             self._models.add(name, worker_type, entry.get("params", {}))
         except ModelyardError as error:
@@ -91,7 +91,7 @@ class Recovery:
             self.problems[name] = str(error)
 
     def _remember(self, event: ModelEvent) -> None:
-        """Write down what the next process must know of a model."""
+        """Record the change of a model for the next process."""
         state, key = self._state, event.worker.key
         assert state is not None
         if event.kind == "starting":
@@ -106,12 +106,12 @@ class Recovery:
         elif event.kind == "forgotten" and key not in self._configured:
             state.forget(key)
         else:
-            # A model that failed to start was not stopped: the next process tries again.
+            # A model that failed to start counts as not stopped: the next process tries again.
             stopped = event.kind != "changed" or event.worker.state is State.STOPPED
             state.update(key, model=event.worker.params.model_name, params=event.over_http, stopped=stopped)
 
     def end(self) -> None:
-        """Write down that this process ends on request, and release the lock. A second call does nothing."""
+        """Record that this process ends on request, and release the lock. A second call does nothing."""
         try:
             if self._state is not None:
                 self._state.end_all_starts()

@@ -1,4 +1,4 @@
-"""One process of a role: its manager, the guards in front of it, and its life from start to stop."""
+"""Runtime: one process of a role, with its manager, its limits, and its life from start to stop."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from .recovery import Recovery
 log = logging.getLogger(__name__)
 
 LOADER_TIMEOUT = 5.0
-"""Seconds that a stop waits for models that are just loading."""
+"""Seconds that a stop waits for models that are being loaded."""
 
 HOST_INTERVAL = 0.2
-"""Seconds between two looks whether a model host has started its models."""
+"""Seconds between two checks whether a model host has started its models."""
 
 CUT_TIMEOUT = 5.0
 """Seconds that answers get to send their last chunk, after the drain cut them off."""
 
 
 class Runtime:
-    """Objects only, until `start`: no thread, lock, socket or model before it."""
+    """One process. Objects only, until `start`: no thread, lock, socket or model before it."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Runtime:
         self.catalog = Catalog.load(settings.model_tables, settings.models_paths)
         has_models = settings.owns_models or settings.is_hosted
         self.names = self.catalog.names_to_start(settings.models) if has_models else []
-        """The models of this service that are started, by this process or its model host."""
+        """The names of the models that this process, or its model host, starts."""
         self.budget = Budget(settings.threads, settings.reserve)
         self.tracing = Tracing(settings)
         self.local = LocalWorkerManager(
@@ -68,7 +68,7 @@ class Runtime:
         self.problems = self._recovery.problems
         """Models that could not even be declared, with the reason."""
         self.host = ModelHost(settings, tracing=self.tracing) if settings.is_hosted else None
-        """The process that holds the models, where they are hosted."""
+        """The process that holds the models, if they are hosted."""
         self.own: WorkerManager = self.local if self.host is None else self.host.manager
         """The manager of the models of this service alone."""
         self.cluster: Cluster | None = None
@@ -80,7 +80,7 @@ class Runtime:
         self.manager.after_start(after_start)
         self.watcher = DisconnectWatcher()
         self.requests: set[Cancel] = set()
-        """What cancels each data-plane request that is under way."""
+        """The cancel of each data-plane request that is under way."""
         self.on_fatal: Callable[[str], None] | None = None
         """Called with the reason when a start failed and ``on_load_failure`` is ``exit``."""
         self._starting = threading.Lock()
@@ -150,21 +150,21 @@ class Runtime:
         return self._loaded.wait(timeout)
 
     def _place(self) -> tuple[str, int]:
-        """Return the host and port that instances of this process say."""
+        """Return the host and port of the instances of this process."""
         url = self.cluster.url if self.cluster is not None else ""
         return place_of(url) if url else (self.settings.host, self.settings.port)
 
     def _why_incomplete(self) -> str:
         return "" if self._declared.is_set() else self._recovery.waiting_for or "models are starting"
 
-    # What it answers
+    # Status
 
     def check_open(self) -> None:
-        """Raise Draining, or NotReady while another process holds the models; start on the first call."""
+        """Raise Draining, or NotReady while another process holds the models. The first call starts the runtime."""
         if self._loader is None:
             self.start()
         if self._draining.is_set():
-            raise Draining("this process is about to end: ask another instance, or again in a moment", retry_after=1)
+            raise Draining("this process is about to end: try another instance, or again in a moment", retry_after=1)
         if self._recovery.waiting_for:
             raise NotReady(self._recovery.waiting_for, retry_after=2)
 
@@ -191,7 +191,7 @@ class Runtime:
         return {"ready": state is ServiceState.READY, "state": state.value, "reason": reason, "models": models}
 
     def _obstacle(self) -> tuple[ServiceState, str] | None:
-        """Return what keeps this process from its work, whatever its models do."""
+        """Return the state and the reason that keep this process from its work; None if only its models matter."""
         if self._draining.is_set():
             return ServiceState.DRAINING, "draining"
         if self._recovery.waiting_for:
@@ -203,9 +203,9 @@ class Runtime:
     # End
 
     def drain(self, timeout: float | None = None) -> None:
-        """Deregister, refuse new work, let answers end within ``timeout`` seconds, and cut off the others.
+        """Deregister, refuse new work, let answers end within ``timeout`` seconds, and cut off the rest.
 
-        Those cut off get a last chunk with an error. The default of ``timeout`` is the setting.
+        An answer that is cut off gets a last chunk with an error. The default of ``timeout`` is ``drain_timeout``.
         """
         self._draining.set()
         if self.cluster is not None:

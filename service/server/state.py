@@ -1,7 +1,7 @@
-"""What a process leaves for its successor: a lock, what was running, what is quarantined.
+"""The state that a process leaves for the next one: a lock, the models that ran, and those in quarantine.
 
-One folder a service (role and port), mode 0700. The lock says who owns the models; `StateFile` says which of them ran,
-with which parameters that were set over HTTP, and which kill their process while they load.
+Each service (role and port) has one folder, mode 0700. The lock names the process that holds the models. `StateFile`
+has the models that ran, the parameters that were set over HTTP, and the models whose load killed their process.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from ..types import JSONObject, split_worker_key
 log = logging.getLogger(__name__)
 
 QUARANTINE_AFTER = 2
-"""Starts of a model in a row during which its process died, until it is left out."""
+"""The number of starts in a row in which the process died, until the model is left out."""
 
 
 class OwnerLock:
-    """The right to hold models, as a lock on a file that names its holder. Ends with the process."""
+    """The right to hold models, as a lock on a file that names its holder. It ends with the process."""
 
     def __init__(self, path: Path) -> None:
         """Use the file ``path``; nothing is opened yet."""
@@ -50,17 +50,17 @@ class OwnerLock:
         return True
 
     def holder(self) -> dict[str, int]:
-        """Return pid and ppid of the last process that held the lock; empty where none did."""
+        """Return pid and ppid of the last process that held the lock; empty if there was none."""
         try:
             return {k: int(v) for k, v in json.loads(self.path.read_text()).items()}
         except (OSError, ValueError, AttributeError):
             return {}
 
     def wait(self, stop: threading.Event, report: Callable[[str], None], interval: float = 0.1) -> bool:
-        """Take the lock, waiting for a holder that is about to end; return whether it is ours.
+        """Wait for the lock until ``stop`` is set; return whether this process holds it.
 
-        False where ``stop`` is set. ``report`` is called with the reason of each wait that is not a mere hand-over: a
-        second service on the same role and port.
+        ``report`` is called with a reason if the holder is a second service on the same role and port, and not the
+        previous process of this one.
         """
         reported = None
         while not self.acquire():
@@ -77,7 +77,7 @@ class OwnerLock:
         return True
 
     def release(self) -> None:
-        """Give the lock back; a second call does nothing."""
+        """Release the lock; a second call does nothing."""
         fd, self._fd = self._fd, None
         if fd is not None:
             os.close(fd)
@@ -96,15 +96,15 @@ def _alive(pid: int) -> bool:
 
 
 class StateFile:
-    """What ran: a table by worker key, written whole at every change. A folder that can't be written is logged once.
+    """The models that ran: a table by worker key, written whole at every change. A failed write is logged once.
 
-    Of a model: ``model`` (the name it is declared by), ``params`` (what was set over HTTP), ``added`` (declared by a
-    request only), ``stopped`` (over HTTP), ``loading`` (now), ``deaths`` (of processes in a row, while it loaded),
-    ``died`` (when the last of them was noticed, in seconds since 1970), ``quarantined``.
+    An entry has ``model`` (the declared name), ``params`` (set over HTTP), ``added`` (by a request, not configured),
+    ``stopped`` (over HTTP), ``loading`` (now), ``deaths`` (of processes in a row during its load), ``died`` (when the
+    last of them was noticed, in seconds since 1970), ``quarantined``.
     """
 
     def __init__(self, path: Path) -> None:
-        """Read ``path`` if it is there; one that can't be read is set aside as ``.bad``."""
+        """Read ``path`` if it exists; a file that can't be read is renamed to ``.bad``."""
         self._path = path
         self._lock = threading.Lock()
         self._complained = False
@@ -118,13 +118,13 @@ class StateFile:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, KeyError, TypeError) as error:
-            log.warning("%s can't be read (%s): set aside, nothing is remembered", self._path, error)
+            log.warning("%s can't be read (%s): it is renamed to .bad, and nothing is remembered", self._path, error)
             with contextlib.suppress(OSError):
                 self._path.replace(self._path.with_suffix(".bad"))
             return {}
         sound = {key: entry for key, entry in models.items() if _is_sound(key, entry)}
         if len(sound) < len(models):
-            log.warning("%s: entries that make no sense are left out: %s", self._path, sorted(set(models) - set(sound)))
+            log.warning("%s: entries that are not valid are left out: %s", self._path, sorted(set(models) - set(sound)))
         return sound
 
     def forget_all(self) -> None:
@@ -148,11 +148,11 @@ class StateFile:
             self._models.pop(key, None)
 
     def begin_start(self, key: str) -> None:
-        """Note that ``key`` loads now: should the process die, the next one finds the note."""
+        """Note that ``key`` is being loaded: if the process dies, the next one finds the note."""
         self.update(key, loading=True)
 
     def end_start(self, key: str) -> None:
-        """Note that the process outlived the load of ``key``, however it went."""
+        """Note that the process survived the load of ``key``, whether it succeeded or not."""
         self.update(key, loading=False, deaths=0)
 
     def end_all_starts(self) -> None:
@@ -162,7 +162,7 @@ class StateFile:
                 entry.pop("loading", None)
 
     def count_deaths(self) -> list[str]:
-        """Count what a dead predecessor was loading; return the keys that are quarantined now."""
+        """Count a death for each model that the previous process was loading; return the keys in quarantine."""
         with self._changing():
             for entry in self._models.values():
                 if entry.pop("loading", False):

@@ -228,7 +228,7 @@ def test_an_event_that_was_meant_for_an_earlier_request_is_looked_at_again(watch
     ours, theirs = connect()
     gone = threading.Event()
     watcher.watch(ours.fileno(), gone.set)
-    watcher._tell(ours.fileno())
+    watcher._call_back(ours.fileno())
     assert not gone.is_set()
     theirs.close()
     assert gone.wait(10)

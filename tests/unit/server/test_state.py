@@ -229,7 +229,7 @@ def test_a_file_that_can_not_be_read_is_set_aside(path, caplog, content):
     path.write_bytes(content)
     state = StateFile(path)
     assert state.models() == {}
-    assert "set aside" in caplog.text
+    assert "renamed to .bad" in caplog.text
     assert path.with_suffix(".bad").read_bytes() == content
     state.update("a@llm", running=True)
     assert StateFile(path).models() == {"a@llm": {"running": True}}

@@ -92,8 +92,8 @@ class RemoteWorkerManager(SharedCalls):
     ) -> OutputStream:
         """Return the stream of an answer; close it. An instance is called, and may refuse, at its first burst.
 
-        Raises UnknownModel, Unsupported, NotReady; the stream raises Overloaded, NotReady, WorkerUnreachable where no
-        instance takes the request, WorkerLost where one breaks off, and what the engine says.
+        Raises UnknownModel, Unsupported, NotReady. The stream raises Overloaded, NotReady or WorkerUnreachable if no
+        instance accepts the request, WorkerLost if the answer breaks off, and the errors of the engine.
         """
         cancel = cancel or Cancel()
         key = self._directory.key_of(request.model, WorkerType.LLM)
@@ -109,7 +109,7 @@ class RemoteWorkerManager(SharedCalls):
     def embeddings(
         self, model: str, texts: Sequence[str], cancel: Cancel | None = None, *, wait: bool = True
     ) -> Vectors:
-        """Return one row of floats a text."""
+        """Return one row of floats for each text."""
         cancel = cancel or Cancel()
         key = self._directory.key_of(model, WorkerType.TEXT2VEC)
         return self._called(key, lambda worker, waits: worker.embeddings(texts, cancel, wait=waits), wait)
@@ -118,20 +118,20 @@ class RemoteWorkerManager(SharedCalls):
     def rerank(
         self, model: str, query: str, texts: Sequence[str], cancel: Cancel | None = None, *, wait: bool = True
     ) -> Sequence[float]:
-        """Return a score a text, by a reranker, or by the cosine of an embedder of that name."""
+        """Return a score for each text, by a reranker, or by the cosine of an embedder of that name."""
         cancel = cancel or Cancel()
         key = self._directory.key_of(model, WorkerType.RERANKER, WorkerType.TEXT2VEC)
         return self._called(key, lambda worker, waits: worker.rerank(query, texts, cancel, wait=waits), wait)
 
     @spanned
     def count_token(self, model: str | None, prompt: str) -> int:
-        """Return the tokens of ``prompt``; without a model, by the only LLM of the cluster."""
+        """Return the number of tokens of ``prompt``; without a model, by the only LLM of the cluster."""
         key = self._directory.key_of(model or self._only_llm(), *WorkerType)
         return self._called(key, lambda worker, _: worker.count_token(prompt))
 
     @spanned
     def model_metadata(self, model: str) -> ModelMetadata:
-        """Return what a model is."""
+        """Return the metadata of a model."""
         key = self._directory.key_of(model, *WorkerType)
         return self._called(key, lambda worker, _: worker.metadata())
 

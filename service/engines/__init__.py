@@ -32,21 +32,21 @@ def load_class(path: str) -> type[Engine]:
     """
     module, _, attribute = path.partition(":") if ":" in path else path.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        engine = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # a module may raise anything while it is imported
         raise ConfigError(f"worker_class {path!r} can't be imported: {error}") from error
-    if not isinstance(found, type):
+    if not isinstance(engine, type):
         raise ConfigError(f"worker_class {path!r} is not a class")
-    refuse_asynchronous(found, path)
-    if not issubclass(found, Engine):
+    refuse_asynchronous(engine, path)
+    if not issubclass(engine, Engine):
         raise ConfigError(f"worker_class {path!r} is not a subclass of modelyard.engines.base.Engine")
-    return found
+    return engine
 
 
-def refuse_asynchronous(found: type, path: str) -> None:
-    """Raise ConfigError where a call of ``found`` is a coroutine: no event loop is there to await it."""
+def refuse_asynchronous(engine: type, path: str) -> None:
+    """Raise ConfigError if a method of ``engine`` is a coroutine: there is no event loop to await it."""
     for method in ("start", "stop", "generate_stream", "generate", "embed", "embeddings", "rerank", "count_token"):
-        function = getattr(found, method, None)
+        function = getattr(engine, method, None)
         if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
             raise ConfigError(
                 f"worker_class {path!r} is asynchronous: {method} is a coroutine, and modelyard runs threads, "

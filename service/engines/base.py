@@ -1,7 +1,7 @@
 """The base class of an engine, and the parameters that every model has. See docs/engines.md.
 
-Plain data goes in (`GenerateRequest`, lists of strings), bursts of plain data come out, and an event says when to
-stop. So an engine could run in another process without a change.
+Arguments and results are plain data (`GenerateRequest`, lists of strings, bursts), and an event ends the work. So an
+engine could run in another process without a change.
 """
 
 from __future__ import annotations

@@ -27,7 +27,8 @@ from .llama_http import LlamaHttp, PrivateFolder
 
 TEXTS_A_CALL = 32
 LETTERS_A_CALL = 1000
-"""Most texts and letters of one call to embed: a quarter of a second on one core. A cancel acts between two calls."""
+"""The most texts and letters of one call to embed: about a quarter of a second on one core. A cancel acts between two
+calls."""
 
 
 @dataclass
@@ -99,7 +100,7 @@ class LlamaCpp(Engine):
         self._try_out()
 
     def _try_out(self) -> None:
-        """Compute one token: a model that can't is not ready, and a server whose loop has not begun hangs in `stop`."""
+        """Compute one token, to find a model that can't; also, a server whose loop has not begun hangs in `stop`."""
         name, kind = self.params.registered_name, self.params.worker_type
         try:
             if kind == WorkerType.LLM:
@@ -117,26 +118,27 @@ class LlamaCpp(Engine):
 
     def _server_params(self, xllamacpp: Any) -> Any:
         assert self._folder is not None
-        own = self.params
+        params = self.params
         given = xllamacpp.CommonParams()
         given.model.path = str(self.path)
-        given.model_alias = {own.registered_name}
-        given.n_gpu_layers = own.n_gpu_layers
-        given.n_parallel = own.limit_model_concurrency
-        given.n_batch = given.n_ubatch = own.n_batch
-        given.cpuparams.n_threads = given.cpuparams_batch.n_threads = own.n_threads or max(1, (os.cpu_count() or 2) - 1)
-        given.cache_ram_mib = own.cache_ram_mib
+        given.model_alias = {params.registered_name}
+        given.n_gpu_layers = params.n_gpu_layers
+        given.n_parallel = params.limit_model_concurrency
+        given.n_batch = given.n_ubatch = params.n_batch
+        given.cpuparams.n_threads = params.n_threads or max(1, (os.cpu_count() or 2) - 1)
+        given.cpuparams_batch.n_threads = given.cpuparams.n_threads
+        given.cache_ram_mib = params.cache_ram_mib
         given.kv_unified = False
         given.verbosity = 1
         given.ui = given.endpoint_slots = False
         given.n_threads_http = 1
         given.hostnames = [str(self._folder.socket)]
-        if own.worker_type != WorkerType.LLM:
+        if params.worker_type != WorkerType.LLM:
             given.embedding = True
             # The library computes a text in one batch, and a few slots are enough to fill a batch.
-            given.n_parallel = min(own.limit_model_concurrency, 8)
-            given.n_batch = given.n_ubatch = max(self._n_ctx, own.n_batch)
-        if own.worker_type == WorkerType.RERANKER:
+            given.n_parallel = min(params.limit_model_concurrency, 8)
+            given.n_batch = given.n_ubatch = max(self._n_ctx, params.n_batch)
+        if params.worker_type == WorkerType.RERANKER:
             given.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_RANK
         given.n_ctx = self._n_ctx * given.n_parallel
         return given

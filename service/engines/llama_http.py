@@ -1,6 +1,6 @@
-"""The few calls that llama.cpp answers only over its own HTTP listener, on a private unix socket.
+"""The calls that llama.cpp answers only over its own HTTP listener, on a private unix socket.
 
-The listener can't be switched off; as a socket in a folder of mode 0700 no other user reaches it.
+The listener can't be switched off. Its socket is in a folder of mode 0700, so no other user can reach it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _TIMEOUT = 10.0
 
 
 class PrivateFolder:
-    """A folder of this process alone, for one socket. Those of dead processes are swept away."""
+    """A folder of this process, for one socket. Folders of dead processes are removed."""
 
     def __init__(self) -> None:
         """Make the folder."""
@@ -33,7 +33,7 @@ class PrivateFolder:
         self.socket = self.path / "llama.sock"
 
     def remove(self) -> None:
-        """Remove it with what it holds."""
+        """Remove the folder with its files."""
         shutil.rmtree(self.path, ignore_errors=True)
 
 
@@ -46,7 +46,7 @@ def _sweep(root: Path) -> None:
 
 
 class LlamaHttp:
-    """The calls to one listener, safe to make from many threads; they take a fraction of a millisecond."""
+    """The calls to one listener, each of which takes a fraction of a millisecond. Many threads may share it."""
 
     def __init__(self, path: Path) -> None:
         """Send to the socket at ``path``; connect at the first call."""
@@ -54,7 +54,7 @@ class LlamaHttp:
         self._url = f"http+unix://{quote(str(path), safe='')}"
 
     def post(self, path: str, body: JSONObject) -> JSONObject:
-        """Return the object that answers. Raises InvalidRequest for a refusal, EngineError for silence."""
+        """Return the JSON object of the response. Raises InvalidRequest (a refusal), EngineError (no answer)."""
         try:
             payload = orjson.dumps(body)
         except orjson.JSONEncodeError as error:

@@ -54,10 +54,10 @@ def _common(request: GenerateRequest, default_max_new_tokens: int) -> JSONObject
 
 
 class LlamaAnswer:
-    """One generation: turns the library's chunks into bursts, and keeps how it ended."""
+    """One answer: turns the library's chunks into bursts, and keeps its finish reason, usage and times."""
 
     def __init__(self, request: GenerateRequest, model: str) -> None:
-        """Prepare the answer to ``request``, by ``model``."""
+        """Prepare the answer of ``model`` to ``request``."""
         self._model = model
         self._stop_ids = frozenset(request.stop_token_ids)
         self._wants_metrics = request.metrics
@@ -159,7 +159,7 @@ def _usage(chunk: JSONObject) -> JSONObject | None:
 
 
 def refusal(error: Any, model: str) -> ModelyardError:
-    """Return the error of ours for the library's ``{code, message, type}``."""
+    """Return our error for the library's ``{code, message, type}``."""
     if error.get("type") == "exceed_context_size_error":
         count, limit = error.get("n_prompt_tokens"), error.get("n_ctx")
         return PromptTooLong(

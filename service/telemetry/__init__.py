@@ -1,1 +1,1 @@
-"""Spans by OpenTelemetry, and what goes with them over DB-GPT's wire."""
+"""Spans by OpenTelemetry, and their ids in DB-GPT's headers and bodies."""

@@ -1,7 +1,7 @@
 """Propagate DB-GPT's span ids beside W3C's: a propagator of OpenTelemetry for DB-GPT's header.
 
 DB-GPT writes ``<trace>:<span>``, in the header or as ``span_id`` in a body. Version 0.8 writes W3C's digits, version
-0.5 wrote uuids. A uuid, and any other text, becomes W3C's ids by one rule, the same at every hop: it stays one trace.
+0.5 wrote uuids. Every hop turns a uuid, or any other text, into the same W3C ids, so that it stays one trace.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ _RECEIVED = create_key("modelyard-dbgpt-span")
 
 @dataclass(frozen=True, slots=True)
 class ReceivedId:
-    """DB-GPT's id of a caller's span, as it came."""
+    """DB-GPT's id of a caller's span, as it was received."""
 
     text: str
     """``<trace>:<span>``."""
     trace_id: int
-    """The number that the rule makes of the trace."""
+    """W3C's id of the trace, made of the text."""
     parent: SpanContext
-    """The span that the headers name as the caller's: this id, or that of a ``traceparent`` beside it."""
+    """The caller's span by the headers: this id, or that of a ``traceparent`` beside it."""
 
 
 class DBGPTPropagator(TextMapPropagator):
     """Reads and writes DB-GPT's header. Compose it after W3C's propagator: a valid ``traceparent`` has precedence."""
 
     def __init__(self, sample: float = 1.0) -> None:
-        """Let a share ``sample`` of the traces count as recorded: DB-GPT does not tell whether it records them."""
+        """Mark a share ``sample`` of the traces as recorded: DB-GPT's header does not tell whether it records them."""
         self._bound = round(sample * 2**64)
 
     def extract(
@@ -56,7 +56,7 @@ class DBGPTPropagator(TextMapPropagator):
         context: Context | None = None,
         getter: Getter[CarrierT] = default_getter,
     ) -> Context:
-        """Return ``context`` with the caller's id, and the caller's span where it has none. Ignores an invalid id."""
+        """Return ``context`` with the caller's id, and with the caller's span if it has none. Ignore an invalid id."""
         context = Context() if context is None else context
         values = getter.get(carrier, HEADER)
         if not values or (ids := ids_of(values[0])) is None:
@@ -75,7 +75,7 @@ class DBGPTPropagator(TextMapPropagator):
         context: Context | None = None,
         setter: Setter[CarrierT] = default_setter,
     ) -> None:
-        """Write the span of ``context`` into ``carrier``, where it has a valid one."""
+        """Write the span of ``context`` into ``carrier``, if it has a valid one."""
         if (text := span_id(context)) is not None:
             setter.set(carrier, HEADER, text)
 
@@ -88,7 +88,7 @@ class DBGPTPropagator(TextMapPropagator):
 def span_id(context: Context | None = None) -> str | None:
     """Return the span of ``context`` (default: the current one) as ``<trace>:<span>``; None without a valid span.
 
-    The trace keeps the name that DB-GPT gave it. A caller's own span, passed on, is the text that came.
+    The trace keeps the name that DB-GPT gave it. A caller's span that is passed on keeps its whole text.
     """
     current = trace.get_current_span(context).get_span_context()
     if not current.is_valid:
@@ -116,7 +116,7 @@ def ids_of(text: object) -> tuple[int, int] | None:
 
 
 def _number(text: str, digits: int) -> int:
-    """Return the number that ``text`` is where it has just as many digits, dashes aside; otherwise a hash of it."""
+    """Return the number that ``text`` has if it is ``digits`` hexadecimal digits and dashes; else a hash of it."""
     plain = text.replace("-", "")
     if len(plain) == digits and _DIGITS.fullmatch(plain) and (number := int(plain, 16)):
         return number

@@ -1,7 +1,7 @@
-"""Export spans by OpenTelemetry's SDK: to a file of JSON lines, a collector, or a class of the operator's.
+"""Export spans by OpenTelemetry's SDK: to a file of JSON lines, a collector, or an exporter class of the operator.
 
-The SDK's BatchSpanProcessor exports in a thread of its own. A request never waits for it: where its queue is full,
-spans are dropped, and the SDK logs that.
+The SDK's BatchSpanProcessor exports in a thread of its own. A request never waits for it: if its queue is full, spans
+are dropped, and the SDK logs that.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ log = logging.getLogger(__name__)
 INTERVAL = 1.0
 """Seconds between two batches."""
 BATCH = 512
-"""Spans of a batch; as many leave before the interval has passed."""
+"""The most spans of a batch; a full batch is sent before the interval has passed."""
 QUEUE = 4096
 STOP_TIMEOUT = 5.0
 TRACES_PATH = "/v1/traces"
 
 
 class SpanExport:
-    """A provider of spans, and their way out of the process. `stop` it. It does not become the global provider."""
+    """A provider of spans with its exporter. `stop` it. It does not become the global provider."""
 
     def __init__(
         self, settings: Settings, exporter_class: type[SpanExporter] | None = None, *, interval: float = INTERVAL
     ) -> None:
-        """Export to what the setting names, or to a new ``exporter_class``, every ``interval`` seconds.
+        """Export to the target of the setting, or to a new ``exporter_class``, every ``interval`` seconds.
 
-        Raises what the exporter raises.
+        Raises the errors of the exporter.
         """
         self._exporter = _exporter(settings, exporter_class)
         self._stopped = False
@@ -69,7 +69,7 @@ class SpanExport:
         if self._stopped:
             return
         self._stopped = True
-        # In a thread: the SDK waits for a collector that does not answer as long as its exporter does.
+        # In a thread, because the SDK waits for a silent collector as long as its exporter does.
         thread = threading.Thread(target=self.provider.shutdown, name="modelyard-tracing-stop", daemon=True)
         thread.start()
         thread.join(timeout)
@@ -82,7 +82,7 @@ class GuardedExporter(SpanExporter):
     """Passes batches on to an exporter. Logs a failure once, until it works again, and never raises it."""
 
     def __init__(self, exporter: SpanExporter, reason: Callable[[], str] = lambda: "") -> None:
-        """Stand before ``exporter``; ``reason`` returns why its last export failed, where it does not raise that."""
+        """Pass spans on to ``exporter``; ``reason`` returns why its last export failed without an exception."""
         self._exporter = exporter
         self._reason = reason
         self._shutdown = threading.Lock()
@@ -119,7 +119,7 @@ class CollectorSession(requests.Session):
     """The HTTP session of OpenTelemetry's exporter: without proxies, and it keeps why the last request failed."""
 
     def __init__(self) -> None:
-        """Use nothing of the environment."""
+        """Make a session that ignores the environment."""
         super().__init__()
         self.trust_env = False
         self.failure = ""
@@ -168,7 +168,7 @@ def traces_url(url: str) -> str:
 
 
 class JsonLines(SpanExporter):
-    """Appends one JSON object a span to a file, which is opened for each batch: so it may be moved away."""
+    """Appends one JSON object for each span to a file, which is opened for each batch, so that it may be renamed."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -190,12 +190,12 @@ def _line(span: ReadableSpan) -> bytes:
     try:
         return orjson.dumps(row) + b"\n"
     except TypeError:
-        # A lone surrogate, which UTF-8 does not have; or what a host application's own sampler put in.
+        # A lone surrogate, which UTF-8 does not have, or a value of an application's own sampler.
         return json.dumps(row, default=str).encode() + b"\n"
 
 
 def as_row(span: ReadableSpan) -> JSONObject:
-    """Return what a line of the file holds of a span."""
+    """Return the JSON object of a span for a line of the file."""
     ids, began, ended = span.get_span_context(), span.start_time or 0, span.end_time or 0
     return {
         "trace_id": format(ids.trace_id if ids else 0, "032x"),

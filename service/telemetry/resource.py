@@ -1,4 +1,4 @@
-"""Facts that a trace has once, at the start of a process: versions, the machine, settings with private ones masked."""
+"""Attributes of the first span of a process: versions, the machine, and the settings, private ones masked."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _PACKAGES = ("flask", "gunicorn", "gevent", "gguf", "opentelemetry-sdk", "reques
 
 
 def of_service(settings: Settings) -> JSONObject:
-    """Return the facts of a process."""
-    facts: JSONObject = {
+    """Return the attributes of a process."""
+    attributes: JSONObject = {
         "process.runtime.name": platform.python_implementation(),
         "process.runtime.version": platform.python_version(),
         "os.description": platform.platform(),
@@ -25,8 +25,8 @@ def of_service(settings: Settings) -> JSONObject:
         "modelyard.host.cores": len(os.sched_getaffinity(0)),
         "modelyard.host.memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
     }
-    facts |= {f"modelyard.package.{name}": version for name in _PACKAGES if (version := _version(name)) is not None}
-    return facts | shown("modelyard.setting", settings)
+    versions = {f"modelyard.package.{name}": found for name in _PACKAGES if (found := _version(name)) is not None}
+    return attributes | versions | shown("modelyard.setting", settings)
 
 
 def shown(prefix: str, values: Any) -> JSONObject:

@@ -1,7 +1,8 @@
 """Make spans by OpenTelemetry's API: `Tracing` of one process, the current span, and the headers for the next hop.
 
 Tracing is off by default. A span then keeps nothing, and a caller's span is still passed on to the next hop. The API's
-context holds the current span while a call runs; what works later, or in another thread, attaches that context again.
+context holds the current span while a call runs; code that runs later, or in another thread, attaches the context
+again.
 
 What tracing costs while it is off, in CPU a request (``make bench``, figure ``tracing``): 1 us for a model of this
 process, and 5 us where the request goes on to another process: 0.2 % and 0.4 % of a ``generate`` of eight pieces.
@@ -36,7 +37,7 @@ Attributes = Mapping[str, Any]
 log = logging.getLogger(__name__)
 
 HOST = "host"
-"""The setting that gives the spans to the provider that the process has already: a host application's."""
+"""The value of the setting that gives the spans to the global provider, which the application has set up."""
 
 _TRACING = create_key("modelyard-tracing")
 _FAILED = Status(StatusCode.ERROR)
@@ -46,7 +47,7 @@ class Tracing:
     """The spans of one process. `start` it after a fork, and `stop` it."""
 
     def __init__(self, settings: Settings | None = None) -> None:
-        """Be off until `start`; without settings for good.
+        """Be off until `start`; without ``settings``, always.
 
         Raises MissingLibrary where OpenTelemetry's SDK is needed and not installed, ConfigError for a class that is not
         a SpanExporter.
@@ -70,14 +71,14 @@ class Tracing:
             self._exporter_class = _exporter_class(target)
 
     def start(self) -> None:
-        """Begin to trace, if the setting says so. A failure is logged, and nothing is traced then."""
+        """Begin to trace, if the setting is given. After a failure, which is logged, nothing is traced."""
         if self._settings.tracing is None or self.on:
             return
         try:
             self._tracer = self._open()
         except Exception as error:
             is_expected = isinstance(error, ModelyardError)
-            log.error("nothing is traced: %s", error, exc_info=None if is_expected else error)  # noqa: TRY400 - as said
+            log.error("nothing is traced: %s", error, exc_info=None if is_expected else error)  # noqa: TRY400 - see there
             return
         self.on = True
 
@@ -110,14 +111,14 @@ class Tracing:
         """Return a new span below the span of ``context`` (default: the current one), which the caller ends.
 
         Attributes that are None are left out. ``start_time`` is in nanoseconds since 1970. While tracing is off, the
-        span keeps nothing, and stands for the one above it.
+        span keeps nothing, and has the ids of the span above it.
         """
         if not self.on:
             return NonRecordingSpan(trace.get_current_span(context).get_span_context())
         if context is None:
             context = get_current()
             if not self._joins and get_value(_TRACING, context) is not self:
-                # The span of a host application leaves by another provider: it would be a parent that nobody finds.
+                # The application's spans go to another provider: as a parent, its span would be missing in the trace.
                 context = Context()
         return self._tracer.start_span(name, context, kind, present(attributes or {}), start_time=start_time)
 
@@ -140,21 +141,20 @@ class Tracing:
             detach(token)
 
     def service_start(self) -> AbstractContextManager[Span]:
-        """Return a context for the start of this process and its models: a span, with the facts of the process."""
+        """Return a context manager for the start of this process and its models: a span with `resource.of_service`."""
         return self.running(self.span("service.start", resource.of_service(self._settings) if self.on else None))
 
     def context_of_call(self, headers: Mapping[str, str]) -> Context:
         """Return the context in which a call with these ``headers`` is answered: its span is the caller's.
 
-        Where the process has a current span of a host application, that has precedence, unless our spans leave by a
-        provider of their own.
+        A current span of the application has precedence, unless our spans go to a provider of their own.
         """
         context = Context() if self.on and not self._joins else get_current()
         return context if has_span(context) else self._propagator.extract(headers, context)
 
 
 def propagator(sample: float = 1.0) -> CompositePropagator:
-    """Return what reads and writes spans in headers, W3C's and DB-GPT's; ``sample`` as for `DBGPTPropagator`."""
+    """Return the propagator for W3C's and DB-GPT's headers; ``sample`` as for `DBGPTPropagator`."""
     return CompositePropagator([TraceContextTextMapPropagator(), DBGPTPropagator(sample)])
 
 
@@ -163,7 +163,7 @@ _PROPAGATOR = propagator()
 
 
 def current_tracing() -> Tracing:
-    """Return the tracing that the current span belongs to; one that is off where there is none."""
+    """Return the tracing that the current span belongs to; without one, a tracing that is off."""
     tracing = get_value(_TRACING)
     return tracing if isinstance(tracing, Tracing) else _OFF
 
@@ -182,7 +182,7 @@ def outgoing_headers() -> dict[str, str]:
 
 @contextmanager
 def attached(context: Context) -> Iterator[None]:
-    """Make ``context`` the current one of this thread while the body runs."""
+    """Make ``context`` the current one of this thread in the body of a ``with``."""
     token = attach(context)
     try:
         yield
@@ -196,9 +196,9 @@ def present(attributes: Attributes) -> dict[str, Any]:
 
 
 def end(span: Span, error: BaseException | str | None = None) -> None:
-    """End a span, as failed where there is an ``error`` or the code of one. A second call does nothing.
+    """End a span; as failed with an ``error`` or its code. A second call does nothing.
 
-    The span keeps the code and never the text of an error, which may quote a prompt.
+    The span keeps the code of an error, and never its text, which may quote a prompt.
     """
     if not span.is_recording():
         return
@@ -209,12 +209,12 @@ def end(span: Span, error: BaseException | str | None = None) -> None:
 
 
 def _code_of(error: BaseException) -> str:
-    """Return the code of an error of ours, or the class of another."""
+    """Return the code of one of our errors, or the class of another exception."""
     return error.code if isinstance(error, ModelyardError) else type(error).__qualname__
 
 
 def _require(module: str) -> None:
-    """Raise MissingLibrary where ``module`` is not installed."""
+    """Raise MissingLibrary if ``module`` is not installed."""
     try:
         spec = importlib.util.find_spec(module)
     except ImportError:

@@ -1,4 +1,4 @@
-"""Admission: a gate for each model (slots and a line) and a budget for each process (threads).
+"""Admission: a `Gate` for each model (slots and a line), and a `Budget` for each process (threads).
 
 The budget is a bounded semaphore, the gate a bounded semaphore with a line. A request that does not fit is refused at
 once, before anything is computed.
@@ -17,12 +17,12 @@ from ..streams import Cancel
 
 
 class Ticket:
-    """A request's right to a slot: granted already, or a place in line. `release` it in any case."""
+    """The right of a request to a slot, or its place in line. `release` it in any case."""
 
     __slots__ = ("_cancel", "_deadline", "_decided", "_gate", "_released", "granted", "refusal")
 
     def __init__(self, gate: Gate, cancel: Cancel | None, deadline: float | None) -> None:
-        """Without a ``deadline`` it is granted."""
+        """Make a ticket that waits until ``deadline``; without a deadline, one that is granted."""
         self._gate = gate
         self._cancel = cancel
         self._deadline = deadline
@@ -30,12 +30,13 @@ class Ticket:
         self._decided = None if deadline is None else threading.Event()
         self.granted = deadline is None
         self.refusal: ModelyardError | None = None
-        """Changed under the gate's lock, like ``granted``; in line it is neither granted nor refused."""
+        """The error of a refused request. In line, ``refusal`` is None and ``granted`` false; both change under the
+        gate's lock."""
 
     def wait(self, timeout: float = math.inf) -> bool:
-        """Stand in line for ``timeout`` seconds at most; return whether the slot is granted.
+        """Wait in line, ``timeout`` seconds at most; return whether the slot is granted.
 
-        Raises Overloaded when the ``queue_timeout`` has passed, Cancelled, or what the gate was closed with.
+        Raises Overloaded when the ``queue_timeout`` has passed, Cancelled, or the error that the gate was closed with.
         """
         if self.granted:
             return True
@@ -48,7 +49,7 @@ class Ticket:
         return self.granted
 
     def release(self) -> None:
-        """Give the slot back, or leave the line; a second call does nothing."""
+        """Release the slot, or leave the line; a second call does nothing."""
         if self._cancel is not None:
             self._cancel.forget(self._abandon)
         self._gate._give_back(self)
@@ -76,7 +77,7 @@ class Gate:
     """
 
     def __init__(self, name: str, slots: int, max_waiting: int, queue_timeout: float) -> None:
-        """``slots`` requests run, ``max_waiting`` wait, each for ``queue_timeout`` seconds at most."""
+        """Let ``slots`` requests run, and ``max_waiting`` wait, each for ``queue_timeout`` seconds at most."""
         self.name = name
         self.slots = slots
         self.max_waiting = max_waiting
@@ -88,9 +89,9 @@ class Gate:
         self._closed: Callable[[], ModelyardError] | None = None
 
     def request(self, cancel: Cancel | None = None, *, wait: bool = True) -> Ticket:
-        """Return a ticket: granted where a slot is free, else a place in line if ``wait``.
+        """Return a ticket: granted if a slot is free, else a place in line if ``wait``.
 
-        Raises Overloaded at once where neither is to be had, or what `close` was given. A request that is cancelled
+        Raises Overloaded at once without a slot or a place, and the error of `close` after it. A cancelled request
         leaves the line.
         """
         with self._lock:
@@ -135,7 +136,7 @@ class Gate:
             self._idle.notify_all()
 
     def close(self, error: Callable[[], ModelyardError]) -> None:
-        """Refuse all that wait and all that come, each with an ``error()`` of its own."""
+        """Refuse the requests in line and all later ones, each with a new ``error()``."""
         with self._lock:
             self._closed = error
             while self._line:
@@ -148,12 +149,12 @@ class Gate:
 
     @property
     def free(self) -> int:
-        """Slots that nobody holds."""
+        """The number of free slots."""
         return self._free
 
     @property
     def waiting(self) -> int:
-        """Requests in line."""
+        """The number of requests in line."""
         return len(self._line)
 
     def load(self) -> str:
@@ -173,7 +174,7 @@ class Gate:
 
 
 class Budget:
-    """A bounded semaphore of the threads that data-plane requests may hold: the others answer for administration."""
+    """A bounded semaphore of the threads that data-plane requests may hold. The rest serve administration."""
 
     def __init__(self, threads: int, reserve: int) -> None:
         """Keep ``reserve`` of the ``threads`` free."""
@@ -185,7 +186,7 @@ class Budget:
         self._taken: deque[None] = deque()
 
     def enter(self) -> None:
-        """Take a thread; `leave` gives it back. Raises Overloaded if none is left."""
+        """Take a thread; `leave` returns it. Raises Overloaded if none is free."""
         if not self._free.acquire(blocking=False):
             raise Overloaded(
                 f"this process is busy: {self.total} requests run or wait, which is all that its {self.threads} "
@@ -194,7 +195,7 @@ class Budget:
         self._taken.append(None)
 
     def leave(self) -> None:
-        """Give a thread back. Raises IndexError if none is taken."""
+        """Return a thread. Raises IndexError if none is taken."""
         self._taken.pop()
         self._free.release()
 
@@ -204,10 +205,10 @@ class Budget:
         return len(self._taken)
 
     def check_room(self, name: str, wanted: int, taken: int) -> None:
-        """Raise Conflict when ``wanted`` slots more than the ``taken`` ones would not fit."""
+        """Raise Conflict if ``wanted`` slots and the ``taken`` ones exceed the budget."""
         if taken + wanted > self.total:
             raise Conflict(
-                f"no room for model {name!r}: it asks for {wanted} slots (limit_model_concurrency), the models here "
+                f"no room for model {name!r}: it asks for {wanted} slots (limit_model_concurrency), the other models "
                 f"have {taken} of the {self.total} that {self.threads} threads less {self.reserve} in reserve allow; "
                 f"ask for at most {max(0, self.total - taken)}, stop a model, or raise --threads"
             )

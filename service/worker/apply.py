@@ -1,6 +1,6 @@
 """Start, stop, restart and update_params of one model of this process.
 
-Each returns a sentence for the outcome, or raises; each holds the model's lifecycle lock throughout.
+Each operation holds the model's lifecycle lock, and returns a sentence for the outcome, or raises an error.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .worker import ModelWorker, State
 
 
 def operation(models: LocalModels, apply_type: str, params: Mapping[str, Any]) -> Callable[[LocalModel], str]:
-    """Return what ``apply_type`` does to one of the ``models``."""
+    """Return the function that applies ``apply_type`` to one of the ``models``."""
     operations: dict[str, Callable[[LocalModel], str]] = {
         "start": lambda model: _start(models, model),
         "stop": lambda model: _stop(models, model),
@@ -65,7 +65,7 @@ def _changes(worker: ModelWorker, params: Mapping[str, Any]) -> tuple[JSONObject
 
 
 def _replace(models: LocalModels, model: LocalModel, over_http: JSONObject, *, run: bool) -> None:
-    """Give the model new parameters; where it does not start with them, it runs on with the previous ones."""
+    """Give the model new parameters; if it does not start with them, it continues with the previous ones."""
     previous, previous_values = model.worker, model.over_http
     fresh = models.new_worker(previous.params.model_name, previous.worker_type, over_http)
     models.claim(model, fresh)

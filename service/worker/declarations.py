@@ -1,4 +1,4 @@
-"""Finds the engine of a model, and its parameters from all layers, the strongest first.
+"""Find the engine of a model, and its parameters from all layers, the strongest first.
 
 over HTTP  >  --set  >  environment  >  configuration file  >  catalogue  >  the engine's defaults
 """
@@ -62,7 +62,7 @@ class Declarations:
     ) -> None:
         """Read the environment once, from ``environ`` or this process, and check every ``--set``.
 
-        Raises ConfigError for one that has no model or does not fit, unless ``faults`` collects.
+        Raises ConfigError for one whose model does not exist, or whose value is not valid, unless ``faults`` collects.
         """
         self.settings = settings
         self.catalog = catalog
@@ -94,7 +94,7 @@ class Declarations:
         """Return the engine of ``name``, not started.
 
         Raises UnknownModel without a catalogue entry and a ``model_path``, InvalidRequest for parameters set over
-        HTTP that do not fit, ConfigError for all others.
+        HTTP that are not valid, ConfigError for all others.
         """
         entry, engine, layers = self.declaration(name, over_http)
         kind = _worker_type(entry, engine, worker_type)
@@ -105,9 +105,9 @@ class Declarations:
     def declaration(
         self, name: str, over_http: Mapping[str, object] | None = None, faults: Faults | None = None
     ) -> Declaration:
-        """Return what is declared of ``name``.
+        """Return the declaration of ``name``.
 
-        Raises what `engine` raises, but ConfigError for a value that does not fit only unless ``faults`` collects.
+        Raises the errors of `engine`. If ``faults`` collects, it gets the values that are not valid instead.
         """
         over_http = {k: v for k, v in (over_http or {}).items() if k not in ONLY_IN_CONFIGURATION}
         named = over_http.get("engine")
@@ -120,10 +120,10 @@ class Declarations:
                     f"is given; there are {names}"
                 )
             entry = self._entry_of_path(name, str(over_http["model_path"]), named)
-        own = _class_of(entry)
-        engine = own if named in (None, entry.engine, own.name) else _class_of_request(named)
+        default = _class_of(entry)
+        engine = default if named in (None, entry.engine, default.name) else _class_of_request(named)
         # Another engine than the entry's has other parameters, and other weights.
-        declared = (self._declared(entry, own, faults),) if engine is own else ()
+        declared = (self._declared(entry, default, faults),) if engine is default else ()
         layers = (
             Layer.of(from_json(engine.Params, over_http), LayerName.OVER_HTTP),
             self._command_line(name, engine, faults),
@@ -144,7 +144,7 @@ class Declarations:
         return layer
 
     def _declared(self, entry: CatalogEntry, engine: type[Engine], faults: Faults | None) -> Layer:
-        """Return the values of the model's entry: of its table in the configuration file, or of the catalogue."""
+        """Return the values of the model's entry, from its table in the configuration file, or from the catalogue."""
         values = from_plain(engine.Params, entry.declared, f"{entry.origin}, model {entry.name!r}", faults)
         table = next((table for table in self.settings.model_tables if table.get("name") == entry.name), {})
         file, catalogue = Origin(LayerName.FILE, self.settings.config or ""), Origin(LayerName.CATALOGUE)
@@ -172,7 +172,7 @@ class Declarations:
     def resolve(self, name: str, path: str) -> Path:
         """Return the weights of a model within the models folders.
 
-        Raises BadModelFile if they are absent, with the command that fetches them, or elsewhere.
+        Raises BadModelFile if they are missing, with the command that fetches them, or outside of these folders.
         """
         return weights.resolve(path, self.settings.models_paths, hint=self._pull_command(self.entry(name)))
 
@@ -184,7 +184,7 @@ class Declarations:
         try:
             engine = self.engine(entry.name)
         except ModelyardError as error:
-            # One entry that can't be built must not hide the others.
+            # An entry that can't be built must not hide the others.
             log.warning("model %s can't run here: %s", entry.name, error)
             return SupportedModel(entry.name, entry.model_path or "", entry.worker_type or "", False, False, False, [])
         path, exists = engine.params.model_path or "", not engine.needs_weights
@@ -217,7 +217,7 @@ def _refuse_identity(parameter: str, place: str) -> None:
 
 
 def _worker_type(entry: CatalogEntry, engine: type[Engine], requested: WorkerType | None) -> WorkerType:
-    """Return the type of a model: as requested, or of its entry, or the engine's default. Raises InvalidRequest."""
+    """Return the type of a model: the requested one, or its entry's, or the engine's default. Raises InvalidRequest."""
     kind = requested or (WorkerType(entry.worker_type) if entry.worker_type else engine.default_worker_type)
     if kind not in engine.worker_types:
         types = ", ".join(sorted(engine.worker_types))

@@ -1,4 +1,4 @@
-"""The models of this process, by worker key: declared, started, changed, stopped, and what listeners hear of it."""
+"""The models of this process, by worker key: declare, start, change and stop them, and call the listeners."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class LocalModel:
     worker: ModelWorker
     over_http: JSONObject
     claimed: int = 0
-    """Slots that a change under way holds for the worker to come."""
+    """Slots that a change under way holds for the next worker."""
     _lifecycle: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -57,7 +57,7 @@ class LocalModel:
         """
         limit = STOP_TIMEOUT + self.worker.params.start_timeout if timeout is None else timeout
         if not self._lifecycle.acquire(timeout=limit):
-            raise NotReady(f"model {self.worker.key} is {self.worker.state.value}: it was not let go of in {limit:g} s")
+            raise NotReady(f"model {self.worker.key} is {self.worker.state.value}: it was not free within {limit:g} s")
         try:
             yield
         finally:
@@ -74,7 +74,7 @@ class LocalModels:
         tracing: Tracing,
         incomplete: Callable[[], str] = lambda: "",
     ) -> None:
-        """Hold no model yet. ``incomplete`` returns why models may still be missing; empty where none is."""
+        """Hold no model yet. ``incomplete`` returns why models may still be missing; empty if none is."""
         self.declarations = declarations
         self.budget = budget
         self._tracing = tracing
@@ -99,7 +99,7 @@ class LocalModels:
         return [worker.key for worker in self.workers()]
 
     def named(self, name: str, worker_type: WorkerType | None) -> list[LocalModel]:
-        """Return the models of a name, and a type if given. Raises UnknownModel, or NotReady while models may come."""
+        """Return the models of a name (and type). Raises UnknownModel, or NotReady while models may be missing."""
         models = [model for model in self.all() if _is_named(model.worker, name, worker_type)]
         if not models:
             self.check_complete()
@@ -111,14 +111,14 @@ class LocalModels:
         return any(_is_named(worker, name, worker_type) for worker in self.workers())
 
     def find(self, key: str) -> ModelWorker | None:
-        """Return the worker of a worker key; None where there is none."""
+        """Return the worker of a worker key; None if there is none."""
         model = self._models.get(key)
         return model.worker if model else None
 
     def worker(self, name: str, *types: WorkerType) -> ModelWorker:
         """Return the worker of a model as the first of ``types`` that it has.
 
-        Raises UnknownModel, Unsupported where it has another type, NotReady while models may come.
+        Raises UnknownModel, Unsupported if it has another type, NotReady while models may still be missing.
         """
         for worker_type in types:
             model = self._models.get(worker_key(name, worker_type))
@@ -131,7 +131,7 @@ class LocalModels:
         """Raise NotReady while models may still be missing."""
         reason = self._incomplete()
         if reason:
-            raise NotReady(f"no model is here yet: {reason}", retry_after=2)
+            raise NotReady(f"the models are not there yet: {reason}", retry_after=2)
 
     # Adding
 
@@ -140,30 +140,30 @@ class LocalModels:
     ) -> ModelWorker:
         """Declare a model, without starting it.
 
-        Raises Conflict where its key is taken, or its slots exceed what is left of the budget, and what
-        `Declarations.engine` raises.
+        Raises Conflict if its key is taken, or its slots exceed the rest of the budget, and the errors of
+        `Declarations.engine`.
         """
         values = dict(over_http or {})
         worker = self.new_worker(name, worker_type, values)
         with self._lock:
             if worker.key in self._models:
-                raise Conflict(f"model {worker.key} is here already: start, restart or update it with apply")
+                raise Conflict(f"model {worker.key} exists already: start, restart or update it with apply")
             self._check_room(worker)
             self._models[worker.key] = LocalModel(worker, values)
         return worker
 
     def new_worker(self, name: str, worker_type: WorkerType | None, over_http: JSONObject) -> ModelWorker:
-        """Return a worker of the declared model, not started. Raises what `Declarations.engine` raises."""
+        """Return a worker of the declared model, not started. Raises the errors of `Declarations.engine`."""
         engine = self.declarations.engine(name, worker_type, over_http)
         return ModelWorker(engine, lambda: self.declarations.locate(engine))
 
     def _check_room(self, worker: ModelWorker) -> None:
-        """Raise Conflict when its slots, with those of the other models, exceed the budget."""
+        """Raise Conflict if its slots, with those of the other models, exceed the budget."""
         taken = sum(model.slots for model in self.all() if model.worker.key != worker.key)
         self.budget.check_room(worker.name, worker.gate.slots, taken)
 
     def claim(self, model: LocalModel, worker: ModelWorker) -> None:
-        """Hold room for the worker that is about to replace the model's own. Raises Conflict."""
+        """Hold slots for the worker that is about to replace the model's current one. Raises Conflict."""
         with self._lock:
             self._check_room(worker)
             model.claimed = worker.gate.slots
@@ -179,8 +179,8 @@ class LocalModels:
     ) -> None:
         """Start every model but those whose key is in ``skip``, one after the other.
 
-        Once ``halted`` returns true, no other is started. A failed start is logged, and listeners hear of it; without
-        ``ignore_errors`` the first StartFailed is raised, after the others.
+        Once ``halted`` returns true, no other is started. A failed start is logged, and listeners are called; without
+        ``ignore_errors`` the first error is raised at the end.
         """
         failures: list[ModelyardError] = []
         for model in self.all():
@@ -199,7 +199,7 @@ class LocalModels:
     def stop(self, *, ignore_errors: bool = True, timeout: float = LIFECYCLE_TIMEOUT) -> None:
         """Stop every model, the last added first; without ``ignore_errors`` raise the first error at the end.
 
-        A model that is not let go of within ``timeout`` seconds, which all models share, is left as it is.
+        A model whose lock is not free within ``timeout`` seconds, which all models share, is left as it is.
         """
         deadline = time.monotonic() + timeout
         failures: list[Exception] = []
@@ -217,10 +217,10 @@ class LocalModels:
             raise failures[0]
 
     def startup(self, name: str, worker_type: WorkerType | None, over_http: JSONObject) -> None:
-        """Start one model, in place of a stopped one of its key, whose values ``over_http`` come on top of.
+        """Start one model. It replaces a stopped model of its key, whose values set over HTTP it keeps.
 
-        Raises Conflict where it runs or there is no room, StartFailed, and what `Declarations.engine` raises. Then the
-        models are as they were before.
+        Raises Conflict if it runs or there is no room, StartFailed, and the errors of `Declarations.engine`. After an
+        error the models are as before.
         """
         model = LocalModel(self.new_worker(name, worker_type, over_http), over_http)
         key = model.worker.key
@@ -255,7 +255,7 @@ class LocalModels:
 
     @contextmanager
     def held(self, model: LocalModel) -> Iterator[None]:
-        """Hold a model's lifecycle lock. Raises NotReady after too long, UnknownModel where it was shut down."""
+        """Hold a model's lifecycle lock. Raises NotReady after too long, UnknownModel if it was shut down."""
         with model.alone():
             if self._models.get(model.worker.key) is not model:
                 raise UnknownModel(f"model {model.worker.key} was shut down meanwhile")
@@ -281,7 +281,7 @@ class LocalModels:
         self._listeners.append(listener)
 
     def tell(self, kind: EventKind, model: LocalModel) -> None:
-        """Call every listener; what one raises is logged."""
+        """Call every listener. An exception of a listener is logged."""
         for listener in self._listeners:
             try:
                 listener(ModelEvent(kind, model.worker, dict(model.over_http)))

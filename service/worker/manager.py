@@ -27,7 +27,7 @@ from .worker import State
 
 
 class LocalWorkerManager(SharedCalls):
-    """Calls the models of this process, and changes which there are."""
+    """Calls, starts, stops and changes the models of this process."""
 
     def __init__(
         self,
@@ -40,8 +40,8 @@ class LocalWorkerManager(SharedCalls):
     ) -> None:
         """Hold no model yet.
 
-        ``place`` returns the host and port that instances say; ``incomplete`` why models may still be missing, as long
-        as they may.
+        ``place`` returns the host and port of instances; ``incomplete`` why models may still be missing, or an empty
+        text.
         """
         super().__init__(tracing)
         self.models = LocalModels(declarations, budget, self.tracing, incomplete)
@@ -53,7 +53,7 @@ class LocalWorkerManager(SharedCalls):
     def generate_stream(
         self, request: GenerateRequest, cancel: Cancel | None = None, *, wait: bool = True
     ) -> OutputStream:
-        """Return the stream of an answer; close it. Raises UnknownModel, Overloaded, NotReady, and more."""
+        """Return the stream of an answer; close it. Raises UnknownModel, Unsupported, Overloaded, NotReady."""
         worker = self.models.worker(request.model, WorkerType.LLM)
         return worker.generate_stream(request, cancel or Cancel(), wait=wait)
 
@@ -61,20 +61,20 @@ class LocalWorkerManager(SharedCalls):
     def embeddings(
         self, model: str, texts: Sequence[str], cancel: Cancel | None = None, *, wait: bool = True
     ) -> Vectors:
-        """Return one row of floats a text."""
+        """Return one row of floats for each text."""
         return self.models.worker(model, WorkerType.TEXT2VEC).embeddings(texts, cancel or Cancel(), wait=wait)
 
     @spanned
     def rerank(
         self, model: str, query: str, texts: Sequence[str], cancel: Cancel | None = None, *, wait: bool = True
     ) -> Sequence[float]:
-        """Return a score a text, by a reranker, or by the cosine of an embedder of that name."""
+        """Return a score for each text, by a reranker, or by the cosine of an embedder of that name."""
         worker = self.models.worker(model, WorkerType.RERANKER, WorkerType.TEXT2VEC)
         return worker.rerank(query, texts, cancel or Cancel(), wait=wait)
 
     @spanned
     def count_token(self, model: str | None, prompt: str) -> int:
-        """Return the tokens of ``prompt``; without a model, by the only LLM of this process."""
+        """Return the number of tokens of ``prompt``; without a model, by the only LLM of this process."""
         if not model:
             self.models.check_complete()
             model = self._only_llm()
@@ -82,7 +82,7 @@ class LocalWorkerManager(SharedCalls):
 
     @spanned
     def model_metadata(self, model: str) -> ModelMetadata:
-        """Return what a model is."""
+        """Return the metadata of a model."""
         return self.models.worker(model, *WorkerType).metadata()
 
     # Which models there are
@@ -108,7 +108,7 @@ class LocalWorkerManager(SharedCalls):
         ]
 
     def load_of(self, model: str, worker_type: WorkerType) -> str | None:
-        """Return the value of ``Modelyard-Load`` for a model; None where it is not in this process."""
+        """Return the value of ``Modelyard-Load`` for a model; None if it is not in this process."""
         worker = self.models.find(key_of(model, worker_type))
         return worker.load if worker else None
 
@@ -126,8 +126,8 @@ class LocalWorkerManager(SharedCalls):
     ) -> None:
         """Start one model now, with ``params`` over its declared values; ``host`` and ``port`` are ignored.
 
-        Raises UnknownModel, Conflict (it runs, or there is no room), InvalidRequest, StartFailed; then nothing is left
-        behind, and what ran still runs.
+        Raises UnknownModel, Conflict (it runs, or there is no room), InvalidRequest, StartFailed. After an error the
+        models are as before.
         """
         self.models.check_complete()
         entry = self.models.declarations.entry(model)
@@ -148,8 +148,8 @@ class LocalWorkerManager(SharedCalls):
     ) -> ApplyOutcome:
         """Start, stop, restart or change all instances of a name (``*``: of all names), in parallel.
 
-        Failures are in the outcome. Raises UnknownModel without an instance, InvalidRequest for parameters that
-        do not fit.
+        Failures are in the outcome. Raises UnknownModel without an instance, InvalidRequest for parameters that are
+        not valid.
         """
         if apply_type not in APPLY_TYPES:
             fault = f"{apply_type!r} is not one of {', '.join(APPLY_TYPES)}"

@@ -1,4 +1,4 @@
-"""The same operation on several targets at once, and one outcome out of many."""
+"""Run an operation on several targets at once, and merge the outcomes."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ log = logging.getLogger(__name__)
 def in_parallel(
     targets: Sequence[T], operation: Callable[[T], R], name: Callable[[T], str]
 ) -> list[R | ModelyardError]:
-    """Run ``operation`` on each target in a thread of its own; return what each returns or raises, in their order.
+    """Run ``operation`` on each target in a thread of its own; return the results and errors, in their order.
 
-    An error that is not ours is logged, and named by its class.
+    An unexpected exception is logged, and becomes an error with the name of its class.
     """
     results: list[R | ModelyardError] = [ModelyardError("did not run") for _ in targets]
 
@@ -36,7 +36,7 @@ def in_parallel(
             results[index] = ModelyardError(f"failed: {type(error).__name__}")
 
     threads = [
-        # In a copy of this thread's context: spans that are made there are below this thread's.
+        # In a copy of this thread's context, so that spans of the operation are below the current span.
         threading.Thread(target=copy_context().run, args=(run, *target), name=f"apply-{name(target[1])}", daemon=True)
         for target in enumerate(targets)
     ]
@@ -58,12 +58,12 @@ def timed(operation: Callable[[], str]) -> ApplyOutcome:
 
 
 def outcome_of(result: ApplyOutcome | ModelyardError, seconds: float = 0.0) -> ApplyOutcome:
-    """Return a result of `in_parallel` as an outcome: an error is one that failed, after so many ``seconds``."""
+    """Return a result of `in_parallel` as an outcome; an error becomes a failure that took ``seconds``."""
     return ApplyOutcome(str(result), False, seconds) if isinstance(result, ModelyardError) else result
 
 
 def merged(outcomes: Sequence[ApplyOutcome]) -> ApplyOutcome:
-    """Return one outcome: all must have succeeded, messages are joined, the longest time counts."""
+    """Return one outcome of all: a success if all succeeded, with joined messages and the longest time."""
     return ApplyOutcome(
         message="; ".join(outcome.message for outcome in outcomes),
         success=all(outcome.success for outcome in outcomes),

@@ -1,4 +1,4 @@
-"""What every manager of models does, what its listeners hear, and what blueprints need of their process."""
+"""The protocols of managers of models, of their listeners, and of the process that blueprints are in."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ EventKind = Literal["starting", "started", "failed", "stopped", "forgotten", "ch
 
 @dataclass(frozen=True)
 class ModelEvent:
-    """What happened to a model; ``over_http`` are the parameters that were set over HTTP."""
+    """The change of a model; ``over_http`` has the parameters that were set over HTTP."""
 
     kind: EventKind
     worker: ModelWorker
@@ -44,7 +44,7 @@ StartCallback: TypeAlias = Callable[["WorkerManager"], object]
 
 
 class ServiceState(str, Enum):
-    """Whether a service can do its work, and what keeps it from that: the ``state`` of its `Service.status`."""
+    """Whether a service can do its work, or why not: the ``state`` of its `Service.status`."""
 
     READY = "ready"
     STARTING = "starting"
@@ -70,7 +70,7 @@ class Watcher(Protocol):
 
 
 class Service(Protocol):
-    """What the blueprints need of the process that they stand in."""
+    """The process, as the blueprints see it."""
 
     settings: Settings
     tracing: Tracing
@@ -79,28 +79,28 @@ class Service(Protocol):
     """The manager of the models of this service alone."""
     budget: Budget
     requests: set[Cancel]
-    """What cancels each data-plane request that is under way."""
+    """The cancel of each data-plane request that is under way."""
 
     @property
     def watcher(self) -> Watcher:
         """The watcher of clients' sockets."""
 
     def check_open(self) -> None:
-        """Raise Draining or NotReady where no request is taken."""
+        """Raise Draining or NotReady if no request is accepted now."""
 
     def status(self) -> JSONObject:
         """Return ``ready``, ``state`` (`ServiceState`), the reason, and each model with its own state and reason."""
 
 
 class WorkerManager(Protocol):
-    """What every manager does, over the models of one process or of a whole cluster."""
+    """A manager of models: of one process, of a model host, or of a whole cluster."""
 
     def generate_stream(
         self, request: GenerateRequest, cancel: Cancel | None = None, *, wait: bool = True
     ) -> OutputStream:
         """Return the stream of an answer, which the caller closes; without ``wait`` a full model refuses at once.
 
-        Raises UnknownModel, Unsupported, Overloaded, NotReady; the stream may raise what the engine says as well.
+        Raises UnknownModel, Unsupported, Overloaded, NotReady; the stream also raises the errors of the engine.
         """
 
     def generate(self, request: GenerateRequest, cancel: Cancel | None = None, *, wait: bool = True) -> ModelOutput:
@@ -109,18 +109,18 @@ class WorkerManager(Protocol):
     def embeddings(
         self, model: str, texts: Sequence[str], cancel: Cancel | None = None, *, wait: bool = True
     ) -> Vectors:
-        """Return one row of floats a text; raises like `generate_stream`, and InputTooLong."""
+        """Return one row of floats for each text; raises like `generate_stream`, and InputTooLong."""
 
     def rerank(
         self, model: str, query: str, texts: Sequence[str], cancel: Cancel | None = None, *, wait: bool = True
     ) -> Sequence[float]:
-        """Return a score a text; raises like `embeddings`."""
+        """Return a score for each text; raises like `embeddings`."""
 
     def count_token(self, model: str | None, prompt: str) -> int:
-        """Return the tokens of ``prompt``; None stands for the only LLM. Never stands in line."""
+        """Return the number of tokens of ``prompt``; the model None means the only LLM. Never waits in line."""
 
     def model_metadata(self, model: str) -> ModelMetadata:
-        """Return what a model is. Never stands in line."""
+        """Return the metadata of a model. Never waits in line."""
 
     def model_startup(
         self,
@@ -131,9 +131,9 @@ class WorkerManager(Protocol):
         host: str | None = None,
         port: int | None = None,
     ) -> None:
-        """Start one model and return when it is ready; over several hosts, ``host`` and ``port`` say where.
+        """Start one model and return when it is ready; of several hosts, on the one at ``host`` and ``port``.
 
-        Raises UnknownModel, Conflict, InvalidRequest, StartFailed; then nothing is left behind.
+        Raises UnknownModel, Conflict, InvalidRequest, StartFailed. After an error the models are as before.
         """
 
     def model_shutdown(
@@ -144,10 +144,10 @@ class WorkerManager(Protocol):
     def worker_apply(
         self, model: str, apply_type: str, worker_type: WorkerType | None, params: Mapping[str, Any]
     ) -> ApplyOutcome:
-        """Do one of `APPLY_TYPES` to all instances of a name (`EVERY_MODEL`: of all names).
+        """Apply one of `APPLY_TYPES` to all instances of a name (`EVERY_MODEL`: of all names).
 
-        Failures are in the outcome. Raises UnknownModel where there is no instance, InvalidRequest for parameters that
-        do not fit.
+        Failures are in the outcome. Raises UnknownModel without an instance, InvalidRequest for parameters that are
+        not valid.
         """
 
     def parameter_descriptions(self, model: str, worker_type: WorkerType | None) -> list[JSONObject]:
@@ -168,12 +168,12 @@ class WorkerManager(Protocol):
         """Return a healthy instance of a worker key. Raises UnknownModel, NotReady."""
 
     def load_of(self, model: str, worker_type: WorkerType) -> str | None:
-        """Return the value of ``Modelyard-Load`` for a model; None where it is not known."""
+        """Return the last value of ``Modelyard-Load`` for a model; None if there is none."""
 
     def after_start(self, callback: StartCallback | None) -> None:
-        """Call ``callback`` with this manager once its models were started or have failed; at once where they were.
+        """Call ``callback`` with this manager after its models were started or have failed; at once if they were.
 
-        None is ignored. What a callback raises is logged with its name, and changes nothing else.
+        None is ignored. An exception of a callback is logged with its name, and changes nothing else.
         """
 
     def notify_started(self) -> None:

@@ -1,4 +1,4 @@
-"""What every manager does alike: the calls that follow from its other calls, and the callbacks after its start."""
+"""The calls that all managers share: they are made of their other calls, and of the callbacks after the start."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ log = logging.getLogger(__name__)
 
 
 class SharedCalls(WorkerManager):
-    """A mixin for managers: it has no model, and reaches them by `_instances` and `generate_stream` alone."""
+    """The base of managers. It has no models, and reaches them by `_instances` and `generate_stream` alone."""
 
     def __init__(self, tracing: Tracing | None = None) -> None:
-        """Make spans by ``tracing``; without it none is made."""
+        """Make spans by ``tracing``; without it, make none."""
         self.tracing = tracing or Tracing()
         self._after_start: list[StartCallback] | None = []
         """The callbacks that wait for the start; None after it."""
@@ -37,7 +37,7 @@ class SharedCalls(WorkerManager):
 
     def get_model_instances(self, key: str, *, healthy_only: bool = True) -> list[ModelInstance]:
         """Return the instances of a worker key; those that are not ready too, unless ``healthy_only``."""
-        return [one for one in self._instances(key) if one.healthy or not healthy_only]
+        return [instance for instance in self._instances(key) if instance.healthy or not healthy_only]
 
     def get_all_model_instances(
         self, worker_type: WorkerType | None = None, *, healthy_only: bool = True
@@ -51,7 +51,7 @@ class SharedCalls(WorkerManager):
         ]
 
     def select_one_instance(self, key: str) -> ModelInstance:
-        """Return a healthy instance of a worker key. Raises UnknownModel, or NotReady where none is healthy."""
+        """Return a healthy instance of a worker key. Raises UnknownModel, or NotReady if none is healthy."""
         instances = self._instances(key)
         if not instances:
             raise UnknownModel(f"there is no instance of {key}")
@@ -61,22 +61,22 @@ class SharedCalls(WorkerManager):
         return random.choice(healthy)  # noqa: S311 - no secret
 
     def _only_llm(self) -> str:
-        """Return the name of the only LLM: of those that are ready, or of all where none is.
+        """Return the name of the only LLM that is ready, or else of the only LLM.
 
-        Raises InvalidRequest where there is none, or several.
+        Raises InvalidRequest if there is none, or several.
         """
         instances = self.get_all_model_instances(WorkerType.LLM, healthy_only=False)
         ready = [instance for instance in instances if instance.healthy]
         names = {split_worker_key(instance.model_name)[0] for instance in ready or instances}
         if len(names) == 1:
             return names.pop()
-        which = f"one of {', '.join(sorted(names))}" if names else "no LLM is here"
+        which = f"one of {', '.join(sorted(names))}" if names else "there is no LLM"
         raise InvalidRequest.of_fields([{"field": "model", "message": f"is missing: {which}"}])
 
     # The start
 
     def after_start(self, callback: StartCallback | None) -> None:
-        """Call ``callback`` with this manager once its models were started or have failed; at once where they were."""
+        """Call ``callback`` with this manager after its models were started or have failed; at once if they were."""
         if callback is None:
             return
         with self._after_start_lock:

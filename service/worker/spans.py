@@ -29,7 +29,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 MAX_TEXT = 64 * 1024
-"""Letters of one attribute that holds prompts, answers or texts."""
+"""The most characters of an attribute that holds prompts, answers or texts."""
 
 
 # Managers
@@ -45,7 +45,7 @@ T = TypeVar("T", bound=Traced)
 
 
 def spanned(method: Callable[Concatenate[T, P], R]) -> Callable[Concatenate[T, P], R]:
-    """Put a span over each call of a manager's method; over a stream until it is closed."""
+    """Put a span over each call of a manager's method; the span of a stream ends when the stream is closed."""
     name = f"manager.{method.__name__}"
 
     @functools.wraps(method)
@@ -83,7 +83,7 @@ def start_span(tracing: Tracing, params: ModelParams) -> Iterator[None]:
     """Put a span over the start of a model, with its parameters; private ones are masked."""
     span = tracing.span("model.start")
     if span.is_recording():
-        span.set_attributes(_facts_of(params))
+        span.set_attributes(_attributes_of(params))
     with tracing.running(span):
         try:
             yield
@@ -92,25 +92,25 @@ def start_span(tracing: Tracing, params: ModelParams) -> Iterator[None]:
             raise
 
 
-def _facts_of(params: ModelParams) -> JSONObject:
-    facts: JSONObject = {
+def _attributes_of(params: ModelParams) -> JSONObject:
+    attributes: JSONObject = {
         "modelyard.model": worker_key(params.registered_name, params.worker_type),
         "gen_ai.provider.name": params.engine,
         "gen_ai.request.model": params.registered_name,
     }
-    return facts | shown("modelyard.param", params)
+    return attributes | shown("modelyard.param", params)
 
 
 class CallSpan:
-    """The span over one call of a model of this process, below the current span; and its engine's span below it."""
+    """The span of one call of a model of this process, below the current span, with the engine's span below it."""
 
-    __slots__ = ("_asked", "_params", "_span", "_tracing", "recording")
+    __slots__ = ("_began", "_params", "_span", "_tracing", "recording")
 
     def __init__(self, call: str, params: ModelParams) -> None:
-        """Begin the span of ``call``, where the current span belongs to a tracing that is on."""
+        """Begin the span of ``call``, if the current span belongs to a tracing that is on."""
         self._tracing = current_tracing()
         self._params = params
-        self._asked = time.monotonic()
+        self._began = time.monotonic()
         self._span: Span = INVALID_SPAN
         if self._tracing.on:
             key = worker_key(params.registered_name, params.worker_type)
@@ -121,7 +121,7 @@ class CallSpan:
     def note_slot(self) -> None:
         """Note that the request gets its slot now."""
         self._span.add_event("modelyard.slot")
-        self._span.set_attribute("modelyard.time_in_line", time.monotonic() - self._asked)
+        self._span.set_attribute("modelyard.time_in_line", time.monotonic() - self._began)
 
     def end(self, error: BaseException | None = None) -> None:
         """End the span. A second call does nothing."""
@@ -136,7 +136,7 @@ class CallSpan:
         self.end(error)
 
     def of_generation(self, request: GenerateRequest) -> GenerationSpan | None:
-        """Note that ``request`` gets its slot now, and return the span of its engine; None where nothing is kept."""
+        """Note that ``request`` gets its slot now, and return the span of its engine; None without recording."""
         if not self.recording:
             return None
         self.note_slot()
@@ -144,7 +144,7 @@ class CallSpan:
         return GenerationSpan(span, request, content=self._tracing.content)
 
     def running_engine(self, operation: str, texts: Sequence[str]) -> AbstractContextManager[object]:
-        """Return a context for the engine's ``embeddings`` or ``rerank``: a span, with the number of texts."""
+        """Return a context manager for the engine's ``embeddings`` or ``rerank``: a span with the number of texts."""
         span = self._engine_span(operation)
         span.set_attribute("modelyard.texts", len(texts))
         if self._tracing.content:
@@ -165,7 +165,7 @@ class CallSpan:
 
 
 class GenerationSpan:
-    """The span over an engine's answer, from the slot to its end."""
+    """The span of an engine's answer, from the moment it has a slot to its end."""
 
     def __init__(self, span: Span, request: GenerateRequest, *, content: bool) -> None:
         """Note ``request`` in ``span``; with ``content`` its prompt and the answer too."""

@@ -1,4 +1,4 @@
-"""ModelWorker: one engine, its start within a time limit, the gate in front of it, and the state it is in."""
+"""ModelWorker: one engine with its state, the gate in front of it, and its start within a time limit."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from .spans import CallSpan
 log = logging.getLogger(__name__)
 
 STOP_TIMEOUT = 35.0
-"""Seconds that cancelled answers get to let go of an engine before it is freed."""
+"""Seconds that cancelled answers get to release an engine before it is freed."""
 
 
 class State(str, Enum):
-    """Where a model is in its life."""
+    """The state of a model."""
 
     STOPPED = "stopped"
     STARTING = "starting"
@@ -50,7 +50,7 @@ class ModelWorker:
     """A model of this process. All calls block; those that compute hold a slot of the gate."""
 
     def __init__(self, engine: Engine, locate: Callable[[], Path | None] = lambda: None) -> None:
-        """Stand in front of ``engine``, which is not started yet; ``locate`` finds its weights when it is."""
+        """Hold ``engine``, which is not started yet; ``locate`` finds its weights at the start."""
         self.engine = engine
         self._locate = locate
         self.params: ModelParams = engine.params
@@ -59,20 +59,20 @@ class ModelWorker:
         self.key = worker_key(self.name, self.worker_type)
         self.state = State.STOPPED
         self.reason = ""
-        """Why it is in that state: progress while it starts, the cause where it failed."""
+        """Why it is in that state: the progress of a start, or the cause of a failure."""
         self.started_in = 0.0
         self._lock = threading.Lock()
         self._active: set[Cancel] = set()
         self.gate = self._new_gate()
 
     def _new_gate(self) -> Gate:
-        own = self.params
-        return Gate(self.name, own.limit_model_concurrency, own.max_waiting, own.queue_timeout)
+        params = self.params
+        return Gate(self.name, params.limit_model_concurrency, params.max_waiting, params.queue_timeout)
 
     # Life
 
     def start(self) -> None:
-        """Load the model, within ``start_timeout``. Raises StartFailed; then the state is failed, with the reason."""
+        """Load the model within ``start_timeout``. Raises StartFailed; then the state is failed, with the reason."""
         with self._lock:
             if self.state in (State.STARTING, State.READY, State.STOPPING):
                 raise NotReady(f"model {self.name!r} is {self.state.value}: it can't be started now")
@@ -83,7 +83,7 @@ class ModelWorker:
         except BaseException as error:
             failure = start_error(error, self.name)
             self.state, self.reason = State.FAILED, str(failure)
-            # A traceback says something only where we do not know the cause.
+            # A traceback helps only if the cause is not clear.
             log.warning("model %s did not start: %s", self.key, failure, exc_info=failure.code == "start_failed")
             raise failure from error
         self.started_in = time.monotonic() - began
@@ -95,7 +95,7 @@ class ModelWorker:
         engine, limit = self.engine, self.params.start_timeout
         engine.path = self._locate()
         if not start_in_time(engine, self._progress, self.name, limit):
-            # The late engine may come to life at any time: the next start takes another one.
+            # The late engine may still start at any time, so the next start uses a new one.
             self.engine = type(engine)(engine.params, engine.path)
             raise StartTimeout(f"model {self.name!r} did not start within {limit:g} s (start_timeout)")
 
@@ -104,7 +104,7 @@ class ModelWorker:
         log.info("model %s: %s", self.key, sentence)
 
     def stop(self, timeout: float = STOP_TIMEOUT) -> None:
-        """Refuse new work, cancel what runs, and free the engine. A model that does not run is left as it is."""
+        """Refuse new work, cancel running answers, and free the engine. A model that does not run is only marked."""
         with self._lock:
             if self.state in (State.STOPPED, State.FAILED):
                 self.state, self.reason = State.STOPPED, ""
@@ -119,7 +119,7 @@ class ModelWorker:
         if not self.gate.wait_idle(timeout):
             self.state, self.reason = State.READY, ""
             self.gate = self._new_gate()
-            raise EngineError(f"model {self.name!r} did not stop: its engine does not let go of {len(active)} answers")
+            raise EngineError(f"model {self.name!r} did not stop: its engine does not end {len(active)} answers")
         try:
             self.engine.stop()
         finally:
@@ -127,7 +127,7 @@ class ModelWorker:
             log.info("model %s is stopped", self.key)
 
     def quarantine(self) -> None:
-        """Leave it out, as failed: its process died too often while it loaded. A start by hand tries again."""
+        """Mark it as failed, because its process died too often during its load. A start by hand tries again."""
         self.state = State.FAILED
         self.reason = (
             "quarantined: the process died each of the last times that it loaded; "
@@ -137,10 +137,10 @@ class ModelWorker:
     # Calls
 
     def generate_stream(self, request: GenerateRequest, cancel: Cancel, *, wait: bool = True) -> OutputStream:
-        """Admit the request and return its stream, which owns the slot, or the place in line. Close it.
+        """Admit the request and return its stream, which owns the slot or the place in line. Close it.
 
-        Raises Overloaded where the line is full, NotReady; the stream raises these, Cancelled, and what the
-        engine says.
+        Raises Overloaded if the line is full, and NotReady. The stream raises these, Cancelled, and the errors of the
+        engine.
         """
         span = CallSpan("generate", self.params)
         try:
@@ -157,7 +157,7 @@ class ModelWorker:
     def _answer(
         self, request: GenerateRequest, cancel: Cancel, ticket: Ticket, span: CallSpan
     ) -> Iterator[Burst | None]:
-        """Yield None while the request stands in line, then the engine's bursts. Its foreign errors become ours."""
+        """Yield None while the request waits in line, then the engine's bursts. Foreign errors become ours."""
         while not ticket.wait(TICK):
             yield None
         watch = span.of_generation(request)
@@ -171,7 +171,7 @@ class ModelWorker:
                 if watch is not None:
                     watch.note(burst)
                 yield burst
-            if cancel.is_set():  # an engine that was cancelled may just end
+            if cancel.is_set():  # a cancelled engine may end without an error
                 failure = cancel.error
         except BaseException as error:
             failure = cancel.error if cancel.is_set() else error
@@ -189,11 +189,11 @@ class ModelWorker:
             return whole_answer(stream)
 
     def embeddings(self, texts: Sequence[str], cancel: Cancel, *, wait: bool = True) -> Vectors:
-        """Return one row a text. Raises Overloaded, NotReady, Cancelled, InputTooLong, EngineError."""
+        """Return one row for each text. Raises Overloaded, NotReady, Cancelled, InputTooLong, EngineError."""
         return self._computed("embeddings", lambda: self.engine.embed(texts, cancel), texts, cancel, wait)
 
     def rerank(self, query: str, texts: Sequence[str], cancel: Cancel, *, wait: bool = True) -> Sequence[float]:
-        """Return a score a text; a model that only embeds answers by cosine. Raises like `embeddings`."""
+        """Return a score for each text; an embedding model scores by cosine. Raises like `embeddings`."""
         if self.worker_type is WorkerType.RERANKER:
             scores: Sequence[float] = self._computed(
                 "rerank", lambda: self.engine.rerank(query, texts, cancel), [query, *texts], cancel, wait
@@ -203,7 +203,7 @@ class ModelWorker:
         return [_cosine(rows[0], row) for row in rows[1:]]
 
     def count_token(self, prompt: str) -> int:
-        """Return the tokens of ``prompt``; never stands in line."""
+        """Return the number of tokens of ``prompt``; never waits in line."""
         self.check_ready()
         try:
             return self.engine.count_token(prompt)
@@ -211,7 +211,7 @@ class ModelWorker:
             raise self.engine_error(error) from error
 
     def metadata(self) -> ModelMetadata:
-        """Return what the model is; never stands in line."""
+        """Return the metadata of the model; never waits in line."""
         self.check_ready()
         return self.engine.metadata()
 
@@ -228,7 +228,7 @@ class ModelWorker:
                 with span.running_engine(operation, texts):
                     return call()
             except BaseException as error:
-                # An engine only knows that it was cancelled; the cancel has the reason.
+                # The engine raises Cancelled; the cancel has the reason.
                 reason = cancel.error if isinstance(error, Cancelled) and cancel.is_set() else self.engine_error(error)
                 raise reason from error
             finally:
@@ -258,7 +258,7 @@ class ModelWorker:
         raise NotReady(f"model {self.name!r} is {self.state.value}{why}", retry_after=5)
 
     def engine_error(self, error: BaseException) -> BaseException:
-        """Return ``error`` if clients may see it, else one of ours that says that the engine broke."""
+        """Return ``error`` if clients may see it, else an EngineError with the name of its class."""
         if isinstance(error, ModelyardError) or not isinstance(error, Exception):
             return error
         log.error("engine of %s failed", self.key, exc_info=error)
@@ -266,15 +266,14 @@ class ModelWorker:
 
     @property
     def load(self) -> str:
-        """What its gate looks like now: the value of ``Modelyard-Load``."""
+        """The state of its gate now: the value of ``Modelyard-Load``."""
         return self.gate.load()
 
 
 def start_in_time(engine: Engine, progress: Progress, name: str, timeout: float) -> bool:
-    """Start ``engine`` in a thread of its own; return False where that takes longer than ``timeout`` seconds.
+    """Start ``engine`` in a thread of its own; return False if that takes longer than ``timeout`` seconds.
 
-    An engine that is late is stopped as soon as its start ends: it must not be used again. Raises what the engine
-    raises.
+    A late engine is stopped as soon as its start ends; it must not be used again. Raises the errors of the engine.
     """
     ended = threading.Event()
     failures: list[BaseException] = []
@@ -300,7 +299,7 @@ def start_in_time(engine: Engine, progress: Progress, name: str, timeout: float)
 
 
 def start_error(error: BaseException, model: str) -> ModelyardError:
-    """Return the error of ours that says why ``model`` did not start; one that is ours already stays as it is."""
+    """Return our error for a failed start of ``model``; an error that is ours already is returned as it is."""
     if isinstance(error, ModelyardError):
         return error
     subject = f"model {model!r} did not start"
@@ -317,7 +316,7 @@ def start_error(error: BaseException, model: str) -> ModelyardError:
     return StartFailed(f"{subject}: {type(error).__name__}: {error}")
 
 
-def _cosine(one: Sequence[float], other: Sequence[float]) -> float:
-    dot = sum(a * b for a, b in zip(one, other, strict=True))
-    norms = sum(a * a for a in one) * sum(b * b for b in other)
+def _cosine(left: Sequence[float], right: Sequence[float]) -> float:
+    dot = sum(a * b for a, b in zip(left, right, strict=True))
+    norms = sum(a * a for a in left) * sum(b * b for b in right)
     return float(dot / norms**0.5) if norms else 0.0

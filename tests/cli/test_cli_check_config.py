@@ -233,7 +233,7 @@ def test_values_that_do_not_go_together_are_faults(at: Path, words: list[str], r
 
 def test_two_models_with_one_registered_name_are_a_fault(at: Path):
     toml = '[[models]]\nname = "a"\nengine = "echo"\nmodel_alias = "b"\n[[models]]\nname = "b"\nengine = "echo"\n'
-    assert "b@llm is here already" in check(toml=toml).complaint
+    assert "b@llm exists already" in check(toml=toml).complaint
 
 
 def test_without_faults_it_prints_tables_and_ends_with_0(at: Path):

@@ -121,8 +121,8 @@ def test_the_thread_is_not_woken_by_data(connect, monkeypatch):
     made.start()
     try:
         looks: list[int] = []
-        tell = made._tell
-        monkeypatch.setattr(made, "_tell", lambda fileno: (looks.append(fileno), tell(fileno)))
+        tell = made._call_back
+        monkeypatch.setattr(made, "_call_back", lambda fileno: (looks.append(fileno), tell(fileno)))
         ours, theirs = connect()
         gone = threading.Event()
         made.watch(ours.fileno(), gone.set)

@@ -60,7 +60,7 @@ def test_an_added_model_is_declared_and_not_started(manager):
 
 def test_a_key_is_added_once(manager):
     manager.models.add("a")
-    with pytest.raises(Conflict, match="a@llm is here already"):
+    with pytest.raises(Conflict, match="a@llm exists already"):
         manager.models.add("a")
     manager.models.add("a", WorkerType.TEXT2VEC, {"limit_model_concurrency": 4})
     assert [w.key for w in manager.models.workers()] == ["a@llm", "a@text2vec"]
@@ -68,7 +68,7 @@ def test_a_key_is_added_once(manager):
 
 def test_two_models_with_one_alias_are_refused(manager):
     manager.models.add("a", over_http={"model_alias": "b"})
-    with pytest.raises(Conflict, match="b@llm is here already"):
+    with pytest.raises(Conflict, match="b@llm exists already"):
         manager.models.add("b")
 
 
@@ -227,7 +227,7 @@ def test_while_models_are_still_to_be_declared_everybody_is_told_to_come_again()
         lambda: manager.worker_apply("*", "start", None, {}),
         lambda: manager.model_shutdown("a", None),
     ):
-        with pytest.raises(NotReady, match="no model is here yet: another process holds them"):
+        with pytest.raises(NotReady, match="the models are not there yet: another process holds them"):
             call()
 
 

@@ -224,7 +224,7 @@ def test_an_engine_that_does_not_let_go_is_not_freed_under_its_answers(ready):
     worker = ready()
     stream = ask(worker, "hold")
     first_piece(stream)
-    with pytest.raises(EngineError, match="does not let go of 1 answers"):
+    with pytest.raises(EngineError, match="does not end 1 answers"):
         worker.stop(timeout=0.01)
     assert (worker.state, steered(worker).stops) == (State.READY, 0)
     stream.close()

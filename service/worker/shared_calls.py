@@ -70,7 +70,7 @@ class SharedCalls(WorkerManager):
         names = {split_worker_key(instance.model_name)[0] for instance in ready or instances}
         if len(names) == 1:
             return names.pop()
-        which = f"one of {', '.join(sorted(names))}" if names else "there is no LLM"
+        which = f"one of {', '.join(sorted(names))}" if names else "no LLM is hosted"
         raise InvalidRequest.of_fields([{"field": "model", "message": f"is missing: {which}"}])
 
     # The start

@@ -127,9 +127,8 @@ def post_worker_init(worker: Any) -> None:
     if worker.age > 1 and runtime.host is None:
         # --fresh forgets the state of earlier services, not what was set over HTTP at an earlier worker of this one.
         runtime.settings.fresh = False
-    runtime.on_fatal = _end_service
     _drain_on_term(runtime)
-    runtime.start()
+    runtime.start(_end_service)
 
 
 def worker_exit(server: Any, worker: Any) -> None:

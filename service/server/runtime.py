@@ -81,8 +81,6 @@ class Runtime:
         self.watcher = DisconnectWatcher()
         self.requests: set[Cancel] = set()
         """The cancel of each data-plane request that is under way."""
-        self.on_fatal: Callable[[str], None] | None = None
-        """Called with the reason when a start failed and ``on_load_failure`` is ``exit``."""
         self._starting = threading.Lock()
         self._loader: threading.Thread | None = None
         self._stopped = False
@@ -93,8 +91,11 @@ class Runtime:
 
     # Start
 
-    def start(self) -> None:
-        """Start the watcher and the loader; return at once. A second call does nothing."""
+    def start(self, on_fatal: Callable[[str], None] = lambda reason: None) -> None:
+        """Start the watcher and the loader; return at once. A second call does nothing.
+
+        ``on_fatal`` is called with the reason if a model fails to start and ``on_load_failure`` is ``exit``.
+        """
         if self._loader is not None:
             return
         with self._starting:
@@ -106,10 +107,10 @@ class Runtime:
             if self.host is not None:
                 self.host.start()
             self.watcher.start()
-            self._loader = threading.Thread(target=self._load, name="modelyard-loader", daemon=True)
+            self._loader = threading.Thread(target=self._load, args=(on_fatal,), name="modelyard-loader", daemon=True)
             self._loader.start()
 
-    def _load(self) -> None:
+    def _load(self, on_fatal: Callable[[str], None]) -> None:
         try:
             if self.settings.owns_models:
                 self._recovery.take_over(self._halt)
@@ -127,8 +128,8 @@ class Runtime:
             self.manager.notify_started()
         failed = {w.key: w.reason for w in self.local.models.workers() if w.state is State.FAILED}
         failed = self.problems | failed
-        if failed and self.settings.on_load_failure == "exit" and self.on_fatal is not None:
-            self.on_fatal("; ".join(f"{name}: {reason}" for name, reason in failed.items()))
+        if failed and self.settings.on_load_failure == "exit":
+            on_fatal("; ".join(f"{name}: {reason}" for name, reason in failed.items()))
 
     def _wait_for(self, host: ModelHost) -> None:
         while host.status()["state"] == ServiceState.STARTING and not self._halt.wait(HOST_INTERVAL):

@@ -18,6 +18,7 @@ from typing import Any
 
 import orjson
 import requests
+from opentelemetry.sdk.environment_variables import OTEL_BSP_SCHEDULE_DELAY
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
@@ -30,7 +31,7 @@ from ..version import __version__
 log = logging.getLogger(__name__)
 
 INTERVAL = 1.0
-"""Seconds between two batches."""
+"""Seconds between two batches, if ``OTEL_BSP_SCHEDULE_DELAY`` (milliseconds) does not say it."""
 BATCH = 512
 """The most spans of a batch; a full batch is sent before the interval has passed."""
 QUEUE = 4096
@@ -42,12 +43,14 @@ class SpanExport:
     """A provider of spans with its exporter. `stop` it. It does not become the global provider."""
 
     def __init__(
-        self, settings: Settings, exporter_class: type[SpanExporter] | None = None, *, interval: float = INTERVAL
+        self, settings: Settings, exporter_class: type[SpanExporter] | None = None, *, interval: float | None = None
     ) -> None:
         """Export to the target of the setting, or to a new ``exporter_class``, every ``interval`` seconds.
 
         Raises the errors of the exporter.
         """
+        if interval is None and OTEL_BSP_SCHEDULE_DELAY not in os.environ:
+            interval = INTERVAL
         self._exporter = _exporter(settings, exporter_class)
         self._stopped = False
         self.provider = TracerProvider(
@@ -59,7 +62,7 @@ class SpanExport:
             BatchSpanProcessor(
                 self._exporter,
                 max_queue_size=QUEUE,
-                schedule_delay_millis=interval * 1000,
+                schedule_delay_millis=None if interval is None else interval * 1000,
                 max_export_batch_size=BATCH,
             )
         )

@@ -201,7 +201,8 @@ def test_prompts_and_answers_are_there_where_they_are_wanted(run: Services) -> N
 
 def test_a_stop_sends_off_what_is_left(run: Services) -> None:
     folder = run.folder()
-    service = run.start(TABLES, folder=folder, tracing=f"file:{folder}/trace.jsonl")
+    late = {"OTEL_BSP_SCHEDULE_DELAY": "3600000"}
+    service = run.start(TABLES, folder=folder, tracing=f"file:{folder}/trace.jsonl", environ=late)
     trace, headers = trace_of(1)
     service.post("generate", prompt(), headers=headers)
     service.signal(signal.SIGTERM)

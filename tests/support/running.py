@@ -324,13 +324,17 @@ def services(models_dir: Path | None = None) -> Iterator[Services]:
 
 
 def surroundings_of(folder: Path) -> dict[str, str]:
-    """Return an environment without settings of ours or gunicorn's, whose temporary files lie in ``folder``."""
+    """Return an environment without settings of ours or gunicorn's, whose temporary files lie in ``folder``.
+
+    Spans leave at once.
+    """
     inherited = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith(("MODELYARD_", "GUNICORN_", "PYTEST_")) and not name.lower().endswith("_proxy")
     }
-    return {**inherited, "TMPDIR": str(folder / "tmp"), "PYTHONPATH": str(ENGINES), "PYTHONUNBUFFERED": "1"}
+    variables = {"TMPDIR": str(folder / "tmp"), "PYTHONPATH": str(ENGINES), "PYTHONUNBUFFERED": "1"}
+    return {**inherited, **variables, "OTEL_BSP_SCHEDULE_DELAY": "50"}
 
 
 def _choose(worker_class: str | None) -> dict[str, str]:

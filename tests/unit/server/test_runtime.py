@@ -156,8 +156,7 @@ def test_a_failed_start_ends_the_process_if_that_is_wanted(make):
     for wanted, told in (("exit", 1), ("stay", 0)):
         fatal: list[str] = []
         runtime = make(table("a", fail="other"), table("b", size=99), on_load_failure=wanted, instance=wanted)
-        runtime.on_fatal = fatal.append
-        runtime.start()
+        runtime.start(fatal.append)
         assert runtime.wait_loaded(30)
         wait_until(lambda fatal=fatal, told=told: len(fatal) == told, "it was told, or not")
         runtime._loader.join(30)

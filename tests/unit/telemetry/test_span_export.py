@@ -136,6 +136,12 @@ def test_spans_leave_by_themselves_and_at_the_end(made):
     slow.stop()
 
 
+def test_opentelemetrys_own_variable_says_how_often_spans_leave(monkeypatch):
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "0")
+    with pytest.raises(ValueError, match="must be positive"):
+        SpanExport(Settings(), Kept)
+
+
 def test_a_full_batch_does_not_wait_for_its_time(made):
     _, tracer = made(Kept)
     spans(tracer, BATCH)

@@ -14,7 +14,7 @@
     │   ├── Overloaded                 all slots are busy and the line is full or too slow
     │   ├── NotReady                   the model is starting, stopped or failed
     │   ├── Draining                   this process is about to end
-    │   ├── WorkerUnreachable          a remote worker did not answer; nothing of an answer has come
+    │   ├── WorkerUnreachable          a remote worker did not answer, or not as one; nothing has come
     │   │   ├── NotConnected           there was not even a connection: it has not seen the request
     │   │   └── WorkerSilent           it was silent for too long, and may still be at work
     │   └── RegistryUnavailable        neither a controller nor a store answers
@@ -177,7 +177,7 @@ class Draining(Unavailable):
 
 
 class WorkerUnreachable(Unavailable):
-    """A remote worker refused the connection, broke it, or did not answer in time; nothing of an answer has come."""
+    """A remote worker refused or broke the connection, was silent, or sent an invalid answer; no piece has come."""
 
     code = "worker_unreachable"
     title = "A worker does not answer"

@@ -11,7 +11,7 @@ from ..streams import Cancel, OutputStream
 from ..types import Burst, JSONObject
 from ..wire.chunks import PieceDecoder
 from ..wire.decoder import WholeText
-from ..wire.errors import error_of_output, error_of_response
+from ..wire.errors import error_of_output, error_of_response, load_in
 from ..wire.messages import output_from_wire
 
 
@@ -34,7 +34,7 @@ class RemoteAnswer(OutputStream):
 
     def _received(self, send: Callable[[], Response]) -> Iterator[Burst | None]:
         self._response = response = send()
-        self.load = response.headers.get("modelyard-load")
+        self.load = load_in(response.headers)
         if response.status_code != 200:
             raise error_of_response(response.status_code, response.headers, response.content, self._where)
         decoder, chunks_received = PieceDecoder(), 0
@@ -71,7 +71,7 @@ class RemoteAnswer(OutputStream):
             if piece := text if chunk.get("incremental") else self._whole.new_in(text):
                 pieces.append(piece)
             finish_reason = _of(str, chunk.get("finish_reason"), finish_reason)
-            usage = _of(dict, chunk.get("usage"), usage)
+            usage = _usage(chunk.get("usage")) or usage
             metrics = _of(dict, chunk.get("metrics"), metrics)
         if not pieces and self._failure is not None:
             raise self._failure
@@ -100,3 +100,9 @@ class RemoteAnswer(OutputStream):
 
 def _of(kind: type, value: Any, previous: Any) -> Any:
     return value if isinstance(value, kind) else previous
+
+
+def _usage(value: Any) -> JSONObject | None:
+    """Return a usage, None if one of its counts is not a number."""
+    counts = ("prompt_tokens", "completion_tokens", "total_tokens")
+    return value if isinstance(value, dict) and all(type(value.get(name) or 0) is int for name in counts) else None

@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 import orjson
 from opentelemetry.trace import Span, SpanKind
 
-from ..errors import EngineError, InvalidRequest
+from ..errors import InvalidRequest, WorkerUnreachable
 from ..sessions.response import Response
 from ..sessions.session import Session
 from ..streams import Cancel
@@ -18,7 +18,7 @@ from ..telemetry import dbgpt
 from ..telemetry.tracing import current_tracing
 from ..types import JSONObject
 from ..wire.chunks import ROUTE_HEADER, ROUTE_LOCAL
-from ..wire.errors import error_of_response
+from ..wire.errors import error_of_response, load_in
 
 LOCAL = {ROUTE_HEADER: ROUTE_LOCAL}
 
@@ -70,12 +70,15 @@ class RemoteCalls:
         try:
             return orjson.loads(data)
         except orjson.JSONDecodeError:
-            beginning = data[:60].decode("utf-8", "replace")
-            raise EngineError(f"{self.name} does not answer with JSON: {beginning!r}") from None
+            raise self.invalid(f"not JSON: {data[:60].decode('utf-8', 'replace')!r}") from None
+
+    def invalid(self, fault: str) -> WorkerUnreachable:
+        """Return the error for an answer that does not fit the call: another instance may answer."""
+        return WorkerUnreachable(f"{self.name} sent an invalid answer: {fault}")
 
     def note_load(self, response: Response) -> None:
         """Keep the load in the headers of a response."""
-        self.load = response.headers.get("modelyard-load") or self.load
+        self.load = load_in(response.headers) or self.load
 
     def _running(self, method: str, path: str) -> AbstractContextManager[Span]:
         """Return a context manager for a call: in its body the span of the call is the current one."""

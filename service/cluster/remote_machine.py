@@ -9,7 +9,7 @@ from urllib.parse import urlencode, urlsplit
 from ..errors import EngineError
 from ..sessions.session import Session
 from ..settings.params import DESCRIPTION_KEYS
-from ..types import ApplyOutcome, HostModels, JSONObject, SupportedModel, WorkerType, known, plain
+from ..types import ApplyOutcome, HostModels, JSONObject, SupportedModel, WorkerType
 from .remote_calls import RemoteCalls
 
 START_TIMEOUT = 330.0
@@ -56,8 +56,12 @@ class RemoteMachine:
         result = self._calls.change("apply", body, _longer(timeout, params))
         if not isinstance(result, dict):
             raise EngineError(f"{self.url} does not answer {apply_type} with an outcome")
-        outcome = {"message": "", "success": False, "timecost": 0.0}
-        return ApplyOutcome(**{**outcome, **known(ApplyOutcome, result)})
+        seconds = result.get("timecost")
+        return ApplyOutcome(
+            message=_text(result.get("message")),
+            success=result.get("success") is True,
+            timecost=seconds if isinstance(seconds, int | float) else 0.0,
+        )
 
     def _named(self, model: str, worker_type: WorkerType | None, params: Mapping[str, Any]) -> JSONObject:
         parts = urlsplit(self.url)
@@ -81,7 +85,9 @@ class RemoteMachine:
         """Return the models that may run on the machine; a gateway returns several hosts."""
         return [
             HostModels(
-                str(host.get("host")), int(host.get("port") or 0), [_supported(m) for m in _objects(host.get("models"))]
+                _text(host.get("host")),
+                _port(host.get("port")),
+                [_supported(model) for model in _objects(host.get("models"))],
             )
             for host in _objects(self._calls.get("models/supports"))
         ]
@@ -103,6 +109,22 @@ def _descriptions(value: Any) -> list[JSONObject]:
 
 
 def _supported(model: JSONObject) -> SupportedModel:
-    absent = SupportedModel("", "", "", path_exist=False, proxy=False, enabled=False, params=[])
-    fields = {**known(SupportedModel, model), "params": _descriptions(model.get("params"))}
-    return SupportedModel(**{**plain(absent), **fields})
+    return SupportedModel(
+        model=_text(model.get("model")),
+        path=_text(model.get("path")),
+        worker_type=_text(model.get("worker_type")),
+        path_exist=model.get("path_exist") is True,
+        proxy=model.get("proxy") is True,
+        enabled=model.get("enabled") is True,
+        params=_descriptions(model.get("params")),
+    )
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _port(value: Any) -> int:
+    """Return a port, which some peers send as text; 0 for other values."""
+    text = str(value) if isinstance(value, int | str) else ""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 5 else 0

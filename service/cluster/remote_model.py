@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from ..engines.base import Vectors
-from ..errors import EngineError
 from ..sessions.response import Response
 from ..sessions.session import Session
 from ..streams import Cancel, OutputStream, whole_answer
@@ -19,6 +18,15 @@ from .remote_calls import LOCAL, RemoteCalls, encoded
 
 _ALSO_FALSE = ("echo", "chat_model")
 """Fields that are sent when they are false too: some workers take an absent field for true."""
+
+_METADATA: Mapping[str, type] = {
+    "model": str,
+    "context_length": int,
+    "chat_model": bool,
+    "metadata": dict,
+    "prompt_chat_template": str,
+}
+"""The types of the fields of a ModelMetadata."""
 
 _AT_ONCE = {**LOCAL, "Prefer": "wait=0"}
 _STREAM = {**LOCAL, "Accept": DELTA_TYPE}
@@ -76,7 +84,7 @@ class RemoteModelWorker:
         """
         rows = self._vectors({"model": self.name, "input": list(texts)}, cancel, wait=wait)
         if len(rows) != len(texts):
-            raise EngineError(f"{self.key} at {self.url} answers {len(texts)} texts with {len(rows)} rows")
+            raise self._calls.invalid(f"{len(rows)} rows for {len(texts)} texts")
         return rows
 
     def rerank(self, query: str, texts: Sequence[str], cancel: Cancel, *, wait: bool = True) -> Sequence[float]:
@@ -86,29 +94,36 @@ class RemoteModelWorker:
         body = {"model": self.name, "input": list(texts), "query": query, "worker_type": kind}
         rows = self._vectors(body, cancel, wait=wait)
         if len(rows) != 1 or len(rows[0]) != len(texts):
-            raise EngineError(f"{self.key} at {self.url} does not answer with a score for each of {len(texts)} texts")
+            raise self._calls.invalid(f"not a score for each of {len(texts)} texts")
         return rows[0]
 
     def _vectors(self, body: JSONObject, cancel: Cancel, *, wait: bool) -> list[list[float]]:
         rows = self._calls.post("embeddings", body, headers=LOCAL if wait else _AT_ONCE, cancel=cancel)
         if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
-            raise EngineError(f"{self.key} at {self.url} answers with something other than vectors")
+            raise self._calls.invalid("not a list of vectors")
+        if not all(set(map(type, row)) <= {float, int} for row in rows):
+            raise self._calls.invalid("a vector with a value that is not a number")
         return rows
 
     def count_token(self, prompt: str) -> int:
         """Return the number of tokens of ``prompt``."""
         count = self._calls.post("count_token", {"model": self.name, "prompt": prompt})
-        if not isinstance(count, int):
-            raise EngineError(f"{self.key} at {self.url} answers with something other than a count of tokens")
+        if type(count) is not int:
+            raise self._calls.invalid("not a count of tokens")
         return count
 
     def metadata(self) -> ModelMetadata:
         """Return the metadata of the model."""
         metadata = self._calls.post("model_metadata", {"model": self.name})
         if not isinstance(metadata, dict):
-            raise EngineError(f"{self.key} at {self.url} answers with something other than metadata")
-        template = (metadata.get("ext_metadata") or {}).get("prompt_chat_template")
-        return ModelMetadata(**{"model": self.name, **known(ModelMetadata, metadata), "prompt_chat_template": template})
+            raise self._calls.invalid("not metadata of a model")
+        details = metadata.get("ext_metadata") or {}
+        template = details.get("prompt_chat_template") if isinstance(details, dict) else details
+        values = known(ModelMetadata, {**metadata, "prompt_chat_template": template})
+        for name, value in values.items():
+            if not isinstance(value, _METADATA[name]):
+                raise self._calls.invalid(f"metadata whose {name} is not of type {_METADATA[name].__name__}")
+        return ModelMetadata(**{"model": self.name, **values})
 
 
 def _prompt(request: GenerateRequest) -> bytes:

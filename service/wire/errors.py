@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ..errors import (
@@ -31,6 +31,7 @@ from .messages import output_from_wire
 PROBLEM_TYPE = "urn:modelyard:error:"
 _MAX_TEXT = 2000
 _PAUSE = re.compile(r"\d{1,4}", re.ASCII)
+_LOAD = re.compile(r"slots=\d{1,9};free=\d{1,9};waiting=\d{1,9}", re.ASCII)
 _UNKNOWN_AT_PEER = re.compile(
     r"(\*\*LLMServer Generate Error, Please CheckErrorInfo\.\*\*: )?"
     r"Cound not found worker instances for model name .+ and worker type \w+"
@@ -71,6 +72,12 @@ _BY_STATUS: Mapping[int, type[ModelyardError]] = {
 }
 
 
+def load_in(headers: Mapping[str, str]) -> str | None:
+    """Return the load of the model that answers: the value of ``Modelyard-Load``, None if it is absent or invalid."""
+    load = headers.get("modelyard-load") or ""
+    return load if _LOAD.fullmatch(load) else None
+
+
 def error_of_response(status: int, headers: Mapping[str, str], body: bytes, where: str) -> ModelyardError:
     """Return the error that a response with a status other than 200 means; ``where`` names its server."""
     return error_of_document(status, headers, document_in(body), where)
@@ -92,9 +99,10 @@ def error_of_document(status: int, headers: Mapping[str, str], document: JSONObj
     """
     if document.get("error_code"):
         return error_of_output(document, headers, status)
-    kind, _, code = str(document.get("type")).partition(PROBLEM_TYPE)
+    kind = document.get("type")
+    code = kind.removeprefix(PROBLEM_TYPE) if isinstance(kind, str) and kind.startswith(PROBLEM_TYPE) else ""
     detail = _words(document.get("detail"))
-    if not kind and code in BY_CODE:
+    if code in BY_CODE:
         return _made(BY_CODE[code], detail, document.get("errors"), headers)
     summary = f"{where} answers with status {status}"
     if location := headers.get("location"):
@@ -115,9 +123,12 @@ def error_of_output(output: Mapping[str, Any], headers: Mapping[str, str], statu
         text = output_from_wire(output).text
     except ValueError:  # its content is not text
         text = ""
-    if (kind := BY_CODE.get(str(details.get("error")))) is not None:
-        return _made(kind, text, details.get("errors"), headers)
+    name = details.get("error")
+    if isinstance(name, str) and name in BY_CODE:
+        return _made(BY_CODE[name], text, details.get("errors"), headers)
     code = output["error_code"] if status == 200 else status
+    if not isinstance(code, int):
+        return EngineError(text or EngineError.title)
     if code == 404 or (code == 1 and _UNKNOWN_AT_PEER.fullmatch(text)):
         return UnknownModel(text)
     return _made(_BY_STATUS.get(code, EngineError), text, None, headers)
@@ -129,19 +140,30 @@ def _made(kind: type[ModelyardError], text: str, errors: Any, headers: Mapping[s
         return kind(text, [error for error in errors if _is_field_error(error)] if isinstance(errors, list) else ())
     if issubclass(kind, Unavailable):
         pause = headers.get("retry-after") or ""
-        return kind(text, int(pause) if _PAUSE.fullmatch(pause) else 1, headers.get("modelyard-load"))
+        return kind(text, int(pause) if _PAUSE.fullmatch(pause) else 1, load_in(headers))
     return kind(text)
 
 
 def _is_field_error(error: Any) -> bool:
-    return isinstance(error, dict) and set(error) == {"field", "message"}
+    return isinstance(error, dict) and set(error) == {"field", "message"} and _are_strings(error.values())
+
+
+def _are_strings(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
 def _words(detail: Any) -> str:
-    """Return a ``detail`` as text: FastAPI's is a list of faults where a body does not fit."""
+    """Return a ``detail`` as text: a string, or FastAPI's list of faults of a body; empty for other values."""
     if isinstance(detail, list):
-        return "; ".join(_words(one) for one in detail)[:_MAX_TEXT]
-    if isinstance(detail, dict) and "msg" in detail:
-        place = ".".join(str(step) for step in detail.get("loc", ()))
-        return f"{place}: {detail['msg']}"
-    return "" if detail is None else str(detail)[:_MAX_TEXT]
+        return "; ".join(words for fault in detail if (words := _fault(fault)))[:_MAX_TEXT]
+    return _fault(detail)[:_MAX_TEXT]
+
+
+def _fault(fault: Any) -> str:
+    if not isinstance(fault, dict):
+        return fault if isinstance(fault, str) else ""
+    message, place = fault.get("msg"), fault.get("loc")
+    if not isinstance(message, str):
+        return ""
+    steps = [str(step) for step in place if isinstance(step, str | int)] if isinstance(place, list) else []
+    return f"{'.'.join(steps)}: {message}" if steps else message

@@ -41,11 +41,16 @@ def _with_roles(messages: Iterable[Mapping[str, Any]], column: int) -> list[JSON
 
 
 def output_from_wire(chunk: Mapping[str, Any]) -> ModelOutput:
-    """Return the output of a decoded chunk, of 0.5 (``text``) or 0.8 (``content``) peers."""
+    """Return the output of a decoded chunk, of 0.5 (``text``) or 0.8 (``content``) peers.
+
+    ValueError if its text is not a string, or its content has a part that is not text.
+    """
     output = ModelOutput(**known(ModelOutput, chunk))
     content = chunk.get("content")
     if "text" not in chunk and content is not None:
         output.text = text_of_content(content)
+    if not isinstance(output.text, str):
+        raise ValueError("text is not a string")  # noqa: TRY004 - the data is at fault, not the caller
     return output
 
 
@@ -72,5 +77,6 @@ def _text_of_part(part: Any) -> str:
                 return text
         if kind == "thinking":
             return ""
-        raise ValueError(f"a part of type {kind!r} is not understood: only text is")
+        name = kind if kind is None or isinstance(kind, str) else type(kind).__name__
+        raise ValueError(f"a part of type {name!r} is not understood: only text is")
     raise ValueError("a part must be a string or an object with type and object")

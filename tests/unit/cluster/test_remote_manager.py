@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import steered
 from clusters import service, url_of
-from faulty import faulty, says, whole
+from faulty import faulty, says, streamed, whole
 from modelyard.cluster.manager import RemoteWorkerManager
 from modelyard.cluster.registry.base import MANAGER_KEY, Instance
 from modelyard.cluster.registry.memory import MemoryRegistry
@@ -318,6 +318,35 @@ def test_a_request_that_was_routed_here_is_never_sent_on(yard, tmp_path):
         assert answer.status_code == 503
         answer = session.request("POST", f"{url_of(first)}/worker/generate", body=b'{"model": "a", "prompt": "x"}')
         assert (answer.status_code, answer.json()["text"]) == (200, " x")
+
+
+@pytest.mark.parametrize(
+    ("answer", "call", "result"),
+    [
+        (streamed(b'{"text": 5}\0'), lambda m: m.generate(prompt("x")).text, " x"),
+        (whole(200, b"<html>"), lambda m: m.count_token("a", "x y"), 2),
+        (whole(200, {"ext_metadata": [1]}), lambda m: m.model_metadata("a").model, "a"),
+    ],
+)
+def test_an_instance_that_answers_nonsense_is_passed_over(tmp_path, answer, call, result):
+    Steered.reset()
+    with faulty(says(answer)) as server, service(tmp_path, TABLES, role="worker", models=["a"]) as worker:
+        registry = MemoryRegistry(heartbeat_timeout=60)
+        registry.beat(
+            [
+                Instance("a@llm", server.url, weight=1000),
+                Instance("a@llm", f"http://127.0.0.1:{worker.settings.port}/api"),
+            ]
+        )
+        view, session = RegistryView(registry, 60), Session()
+        manager = RemoteWorkerManager(view, session)
+        try:
+            assert [call(manager) for _ in range(5)] == [result] * 5
+            assert server.requests
+        finally:
+            manager.stop()
+            view.stop()
+            session.close()
 
 
 def test_an_address_where_nobody_listens_fails_for_the_only_instance_with_the_reason():

@@ -274,6 +274,9 @@ HALF = output("half a chunk")[:-4]
         says(streamed(b"nonsense\0")),
         says(streamed(b"[]\0")),
         says(streamed(b'{"content": [{"type": "image_url"}]}\0')),
+        says(streamed(b'{"text": 5}\0')),
+        says(streamed(b'{"text": ["a"], "incremental": true}\0')),
+        says(streamed(b'{"content": {"type": ' + b"[" * 900 + b"]" * 900 + b"}}\0")),
         says(whole(200, b"<html>Welcome to our proxy</html>", content_type="text/html")),
     ],
 )
@@ -395,6 +398,8 @@ def test_an_error_after_pieces_follows_them(session: Session):
         (422, errors.InvalidRequest),
         (503, errors.Unavailable),
         ("?", errors.EngineError),
+        ([503], errors.EngineError),
+        ({"code": 503}, errors.EngineError),
     ],
 )
 def test_an_error_without_a_code_of_ours_goes_by_its_number(
@@ -460,6 +465,9 @@ FASTAPI = {"detail": [{"loc": ["body", "model"], "msg": "Field required", "type"
             "^no such$",
         ),
         (whole(400, {"type": "urn:modelyard:error:of_tomorrow", "detail": "new"}), errors.InvalidRequest, "new"),
+        (whole(422, {"detail": [{"loc": 5, "msg": "odd"}, 7, [[]]]}), errors.InvalidRequest, "422: odd$"),
+        (whole(500, {"type": ["x"], "detail": {"msg": {}}}), errors.EngineError, "status 500$"),
+        (whole(400, {"error_code": 1, "model_context": {"error": ["x"]}, "text": 5}), errors.InvalidRequest, "fit"),
     ],
 )
 def test_a_status_that_is_none_of_success_is_an_error(
@@ -551,13 +559,13 @@ def test_rerank_sends_the_query_along_and_takes_one_row(session: Session):
     assert server.requests[0].json() == {"model": "r", "input": ["a", "b"], "query": "q", "worker_type": "reranker"}
 
 
-@pytest.mark.parametrize("body", [b"null", b"[1, 2]", b"[[1]]", b"{}", b"no JSON", b""])
+@pytest.mark.parametrize("body", [b"null", b"[1, 2]", b"[[1]]", b"{}", b"no JSON", b"", b'[["a", "b"], [true, true]]'])
 def test_vectors_that_do_not_fit_the_texts_are_an_error(session: Session, body: bytes):
     with faulty(says(whole(200, body))) as server:
         worker = worker_at(server, session)
-        with pytest.raises(errors.EngineError, match="m@llm at http://localhost"):
+        with pytest.raises(errors.WorkerUnreachable, match="m@llm at http://localhost"):
             worker.embeddings(["a", "b"], Cancel())
-        with pytest.raises(errors.EngineError, match="m@llm at http://localhost"):
+        with pytest.raises(errors.WorkerUnreachable, match="m@llm at http://localhost"):
             worker.rerank("q", ["a", "b"], Cancel())
 
 
@@ -575,7 +583,7 @@ def test_tokens_are_counted_by_the_model_that_is_meant(session: Session):
     with faulty(says(whole(200, 7))) as server:
         assert worker_at(server, session).count_token("a b") == 7
     assert server.requests[0].json() == {"model": "m", "prompt": "a b"}
-    with faulty(says(whole(200, "seven"))) as server, pytest.raises(errors.EngineError, match="other than a count"):
+    with faulty(says(whole(200, "seven"))) as server, pytest.raises(errors.WorkerUnreachable, match="not a count"):
         worker_at(server, session).count_token("a b")
 
 
@@ -592,8 +600,39 @@ def test_metadata_is_understood_from_both_peers(session: Session):
         assert worker_at(server, session).metadata() == ModelMetadata("m", 4096, False, {}, "{{ x }}")
     with faulty(says(whole(200, {"model": "m", "ext_metadata": None}))) as server:
         assert worker_at(server, session).metadata() == ModelMetadata("m")
-    with faulty(says(whole(200, []))) as server, pytest.raises(errors.EngineError, match="other than metadata"):
+
+
+@pytest.mark.parametrize(
+    ("sent", "fault"),
+    [
+        ([], "not metadata"),
+        ({"context_length": "long"}, "context_length is not of type int"),
+        ({"chat_model": "yes"}, "chat_model"),
+        ({"metadata": []}, "metadata"),
+        ({"ext_metadata": ["a"]}, "prompt_chat_template is not of type str"),
+        ({"ext_metadata": {"prompt_chat_template": 5}}, "prompt_chat_template is not of type str"),
+    ],
+)
+def test_metadata_of_another_shape_is_an_invalid_answer(session: Session, sent: Any, fault: str):
+    with faulty(says(whole(200, sent))) as server, pytest.raises(errors.WorkerUnreachable, match=fault):
         worker_at(server, session).metadata()
+
+
+@pytest.mark.parametrize("load", ["slots=1;free=0", "slots=x;free=0;waiting=3", "slots=1;free=0;waiting=3\x0b"])
+def test_a_load_that_is_not_valid_is_not_passed_on(session: Session, load: str):
+    with faulty(says(whole(503, refused("overloaded", 503), f"Modelyard-Load: {load}"))) as server:
+        worker = worker_at(server, session)
+        stream = worker.generate_stream(GenerateRequest("m", prompt="x"), Cancel())
+        _, error = read(stream)
+    assert isinstance(error, errors.Overloaded)
+    assert (error.load, worker.load, stream.load) == (None, None, None)
+
+
+@pytest.mark.parametrize("usage", [{"prompt_tokens": "4"}, {"total_tokens": [1]}, 5])
+def test_a_usage_whose_counts_are_not_numbers_is_left_out(session: Session, usage: Any):
+    with faulty(says(streamed(output("a", finish_reason="stop", usage=usage)))) as server:
+        answer = worker_at(server, session).generate(GenerateRequest("m", prompt="x"), Cancel())
+    assert (answer.text, answer.finish_reason, answer.usage) == ("a", "stop", None)
 
 
 # A host
@@ -651,6 +690,9 @@ def test_what_came_of_apply_is_told(session: Session):
     with faulty(says(whole(200, {"message": "it broke", "success": False}))) as server:
         assert RemoteMachine(server.url, session).worker_apply("m", "stop", None, {}).success is False
         assert "worker_type" not in server.requests[0].json()
+    with faulty(says(whole(200, {"message": 5, "success": "yes", "timecost": "long"}))) as server:
+        outcome = RemoteMachine(server.url, session).worker_apply("m", "stop", None, {})
+        assert (outcome.message, outcome.success, outcome.timecost) == ("", False, 0.0)
     with faulty(says(whole(200, None))) as server, pytest.raises(errors.EngineError, match="answer stop with"):
         RemoteMachine(server.url, session).worker_apply("m", "stop", None, {})
 
@@ -670,11 +712,17 @@ def test_supported_models_are_read_also_where_a_peer_leaves_something_out(sessio
     said = [
         {"host": "10.0.0.1", "port": 8000, "models": [{"model": "m", "worker_type": "llm", "proxy": True, "new": 1}]},
         {"host": "10.0.0.2", "port": "8001", "models": None},
+        {"host": 5, "port": "http", "models": [{"model": 5, "enabled": "yes", "params": 7}]},
     ]
     with faulty(says(whole(200, said))) as server:
         found = RemoteMachine(server.url, session).supported_models()
     model = SupportedModel("m", "", "llm", path_exist=False, proxy=True, enabled=False, params=[])
-    assert found == [HostModels("10.0.0.1", 8000, [model]), HostModels("10.0.0.2", 8001, [])]
+    nothing = SupportedModel("", "", "", path_exist=False, proxy=False, enabled=False, params=[])
+    assert found == [
+        HostModels("10.0.0.1", 8000, [model]),
+        HostModels("10.0.0.2", 8001, []),
+        HostModels("", 0, [nothing]),
+    ]
 
 
 def test_what_a_host_refuses_keeps_its_code(session: Session):

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import steered
-from clusters import service, url_of
 from commands import modelyard
+from in_process import service, url_of
 from modelyard.cluster.registry.base import MANAGER_KEY, Instance
 from modelyard.server.runtime import Runtime
 from running import wait_until

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import steered
-from clusters import hosted_manager, remote_manager
+from in_process import hosted_manager, remote_manager
 from modelyard.errors import (
     BadModelFile,
     Cancelled,

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import requests
-from clients import DELTA, NO_WAIT, Connection, outputs
+from clients import DELTA, Connection, outputs
+from cluster_processes import MANAGER, SCRIPT, TABLES, Cluster, api, echo, port_of
 from faulty_proxy import Proxy
 from processes import children
-from real_clusters import MANAGER, SCRIPT, TABLES, Cluster, api, echo, port_of
 from running import Service, Services, free_port, wait_until
 
 from scripts import journal, script
@@ -261,32 +261,6 @@ def test_who_hangs_up_at_a_gateway_ends_the_work_at_the_worker(yard: Yard) -> No
     wait_until(lambda: sum(len(journal(w, "end left")) for w in yard.workers) == 1, "the engine has ended", 5)
 
 
-def test_who_does_not_want_to_wait_is_refused_where_all_are_full_and_who_does_gets_in(run: Services) -> None:
-    yard = Yard(run, tables=TABLES.replace("= 16", "= 1", 1))
-    held = [Connection(yard.gateway.port) for _ in range(2)]
-    waiting = Connection(yard.gateway.port)
-    try:
-        for number, client in enumerate(held):
-            client.send("POST", "generate_stream", script(name=f"held{number}", each=0.05, pieces=100_000), DELTA)
-        wait_until(lambda: all(len(journal(w, "begin")) == 1 for w in yard.workers), "each has one", 10)
-        refused = yard.gateway.post("generate", script(name="no"), headers=NO_WAIT)
-        assert (refused.status_code, refused.headers["Modelyard-Load"]) == (503, "slots=2;free=0;waiting=0")
-        assert all(f"127.0.0.1:{worker.port}" in refused.json()["text"] for worker in yard.workers)
-        waiting.send("POST", "generate", script(name="in line"))
-        wait_until(
-            lambda: {"slots=1;free=0;waiting=1"} <= {row["load"] for row in yard.cluster.rows(SCRIPT)}, "it waits"
-        )
-        full = next(row for row in yard.cluster.rows(SCRIPT) if row["load"] == "slots=1;free=0;waiting=1")
-        there = next(worker for worker in yard.workers if worker.port == port_of(full))
-        held[int(journal(there, "begin")[0].removeprefix("begin held"))].close()
-        head, _ = waiting.read_answer()
-        assert head.status == 200
-        assert journal(there, "begin in line")
-    finally:
-        for client in (*held, waiting):
-            client.close()
-
-
 def test_apply_reaches_all_instances_and_its_outcomes_are_merged(yard: Yard) -> None:
     def applied(apply_type: str, model: str = "script", **params: Any) -> dict[str, Any]:
         response = yard.gateway.post("apply", {"model": model, "apply_type": apply_type, "params": params})
@@ -339,56 +313,7 @@ def test_models_are_started_and_shut_down_on_a_chosen_host(yard: Yard) -> None:
     assert twice.status_code == 409
 
 
-def test_supported_models_are_those_of_every_host_and_who_does_not_answer_is_named(run: Services) -> None:
-    yard = Yard(run, heartbeat_timeout=60)
-    there, gone = yard.workers
-
-    def supports() -> tuple[dict[int, list[str]], str | None]:
-        response = yard.gateway.get("models/supports")
-        assert response.status_code == 200
-        listed = {one["port"]: [model["model"] for model in one["models"]] for one in response.json()}
-        return listed, response.headers.get("Modelyard-Missing")
-
-    listed, missing = supports()
-    assert missing is None
-    assert set(listed) == {there.port, gone.port}
-    assert {"script", "echo"} <= set(listed[gone.port])
-    gone.kill()
-    listed, missing = supports()
-    assert missing == f"127.0.0.1:{gone.port}"
-    assert {"script", "echo"} <= set(listed[there.port])
-    assert listed[gone.port] == []
-
-
 # Other shapes
-
-
-def test_a_standalone_answers_with_its_own_models_and_with_those_registered_at_it(run: Services) -> None:
-    cluster = Cluster(run)
-    own = '[[models]]\nname = "own"\nengine = "echo"\nlimit_model_concurrency = 4\n'
-    alone = cluster.start("standalone", own + TABLES)
-    worker = cluster.start("worker", TABLES + VECTORS, registry=api(alone))
-    found = {(row["key"], port_of(row)) for row in cluster.rows(at=alone)}
-    assert found == {
-        *cluster.whole([alone, worker]),
-        ("own@llm", alone.port),
-        ("vectors@text2vec", worker.port),
-    }
-    assert answer_of(alone, {"model": "own", "prompt": "x", "max_new_tokens": 1})["error_code"] == 0
-    assert alone.post("embeddings", {"model": "vectors", "input": ["a"]}).json() == [[1.0, 0.0]]
-    for _ in range(40):
-        assert answer_of(alone, script(name="both"))["error_code"] == 0
-    assert all(len(journal(service, "begin both")) >= 5 for service in (alone, worker))
-    assert not any(line["path"].startswith("/api/controller") for line in worker.access_lines())
-    # What it asks of itself never goes over HTTP.
-    assert not any(
-        line["remote"] == "127.0.0.1" and line["path"].endswith("generate_stream") for line in alone.access_lines()
-    )
-    listed = {one["port"] for one in alone.get("models/supports").json()}
-    assert listed == {alone.port, worker.port}
-    worker.signal(signal.SIGTERM)
-    assert worker.wait_ended(20) == 0
-    assert answer_of(alone, script(name="own"))["error_code"] == 0
 
 
 def test_a_controller_stands_in_front_of_another(run: Services) -> None:

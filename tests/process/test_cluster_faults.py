@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import requests
 from clients import DELTA, outputs
+from cluster_processes import SCRIPT, TABLES, Cluster, api, echo, wait_sees, wait_takes_part
 from faulty_proxy import Proxy
-from real_clusters import SCRIPT, TABLES, Cluster, api, echo, wait_sees, wait_takes_part
 from running import ENGINES, Service, Services, free_port, wait_until
 from stores import StoreServers
 from urllib3.exceptions import HTTPError

@@ -12,7 +12,7 @@ import sys
 
 import pytest
 import requests
-from hosted import host_pid, host_processes, wait_gone, wait_workers
+from monoliths import host_pid, host_processes, wait_gone, wait_workers
 from running import ROOT, Service, Services, console_script, free_port, surroundings_of
 
 EXAMPLE = ROOT / "examples" / "monolith"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from clients import DELTA, outputs
-from hosted import API, host_pid, monolith, wait_host, wait_workers
+from monoliths import API, host_pid, monolith, wait_host, wait_workers
 from processes import children
 from running import Service, Services, wait_until
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from clients import DELTA, NO_WAIT, chunks_of
-from hosted import (
+from monoliths import (
     API,
     PREFIX,
     SHOP,

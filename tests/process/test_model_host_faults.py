@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import requests
 from clients import DELTA, NO_WAIT, Connection, chunks_of
-from hosted import (
+from monoliths import (
     API,
     LOGIN,
     PREFIX,

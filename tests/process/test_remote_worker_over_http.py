@@ -18,18 +18,16 @@ from modelyard.cluster.remote_machine import RemoteMachine
 from modelyard.cluster.remote_model import RemoteModelWorker
 from modelyard.errors import (
     Cancelled,
-    Conflict,
     EngineError,
     InvalidRequest,
     ModelyardError,
-    Overloaded,
     UnknownModel,
     WorkerLost,
     WorkerUnreachable,
 )
 from modelyard.sessions.session import Session
 from modelyard.streams import Cancel
-from modelyard.types import GenerateRequest, WorkerType
+from modelyard.types import GenerateRequest
 from running import Service, Services, wait_until
 
 MODELS = """
@@ -45,15 +43,6 @@ delay = 0.02
 name = "script"
 worker_class = "scripted:Scripted"
 journal = "{journal}"
-
-[[models]]
-name = "narrow"
-worker_class = "scripted:Scripted"
-limit_model_concurrency = 1
-
-[[models]]
-name = "spare"
-engine = "echo"
 
 [[models]]
 name = "echo-embed"
@@ -97,13 +86,6 @@ def script(model: str = "script", **plan: Any) -> GenerateRequest:
 def lines(journal: Path, *words: object) -> list[str]:
     text = " ".join(map(str, words))
     return [line for line in journal.read_text().splitlines() if line.startswith(text)] if journal.exists() else []
-
-
-def test_an_answer_is_that_of_the_model_itself(service: Service, session: Session):
-    request = GenerateRequest("echo", [{"role": "human", "content": "Grüße"}], max_new_tokens=500)
-    direct = service.post("generate", {"model": "echo", "messages": request.messages, "max_new_tokens": 500}).json()
-    answer = worker(service, session, "echo").generate(request, Cancel())
-    assert answer.to_dict() == direct
 
 
 def test_pieces_come_one_by_one(service: Service, session: Session):
@@ -160,17 +142,6 @@ def test_closing_a_stream_that_waits_reaches_the_engine(service: Service, sessio
     wait_until(lambda: lines(journal, "end", name, 0), "the engine's end")
 
 
-def test_who_may_not_wait_is_refused_with_the_load(service: Service, session: Session):
-    remote = worker(service, session, "narrow")
-    with remote.generate_stream(script("narrow", pieces=1000, each=0.05), Cancel()) as stream:
-        assert next(burst for burst in stream if burst is not None).pieces == ["x"]
-        with pytest.raises(Overloaded) as refused:
-            remote.generate(script("narrow"), Cancel(), wait=False)
-    assert refused.value.load == remote.load == "slots=1;free=0;waiting=0"
-    assert refused.value.retry_after >= 1
-    assert remote.generate(script("narrow", pieces=2), Cancel()).text == "xx", "who may wait gets the slot"
-
-
 def test_a_failure_comes_after_the_pieces_before_it(service: Service, session: Session):
     service.may_show_tracebacks = True
     pieces: list[str] = []
@@ -195,36 +166,6 @@ def test_errors_are_the_same_on_either_side(service: Service, session: Session):
     with pytest.raises(InvalidRequest) as caught:
         worker(service, session, "echo-embed", "text2vec").embeddings([], Cancel())
     assert [error["field"] for error in caught.value.errors] == ["input"]
-
-
-def test_the_calls_that_generate_nothing(service: Service, session: Session):
-    embedder = worker(service, session, "echo-embed", "text2vec")
-    rows = embedder.embeddings(["a", "b"], Cancel())
-    assert rows == service.post("embeddings", {"model": "echo-embed", "input": ["a", "b"]}).json()
-    assert len(embedder.rerank("q", ["a", "b", "c"], Cancel())) == 3
-    assert embedder.load == "slots=64;free=64;waiting=0"
-    metadata = worker(service, session, "echo").metadata()
-    assert (metadata.model, metadata.context_length) == ("echo", 4096)
-
-
-def test_a_host_starts_stops_and_tells(service: Service, session: Session):
-    host = RemoteMachine(api(service), session)
-    host.model_shutdown("spare", None)
-    with pytest.raises(UnknownModel):
-        worker(service, session, "spare").metadata()
-    host.model_startup("spare", WorkerType.LLM, {"context_length": 77})
-    assert worker(service, session, "spare").metadata().context_length == 77
-    with pytest.raises(Conflict, match="spare"):
-        host.model_startup("spare", WorkerType.LLM, {})
-    with pytest.raises(InvalidRequest, match="context_length"):
-        host.worker_apply("spare", "update_params", None, {"context_length": -1})
-    outcome = host.worker_apply("spare", "stop", None, {})
-    assert (outcome.success, outcome.message) == (True, "model spare@llm stopped")
-    described = host.parameter_descriptions("spare", WorkerType.LLM)
-    assert {"param_name", "default_value", "ext_metadata"} <= set(described[0])
-    [one] = host.supported_models()
-    assert {"echo", "slow", "spare"} <= {model.model for model in one.models}
-    host.worker_apply("spare", "start", None, {})
 
 
 def test_streams_of_a_worker_that_is_killed_end_with_an_error(run: Services, session: Session):

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-from clusters import serving
 from flask import Flask
+from in_process import serving
 from modelyard.access.tokens import WORKER, Token, digest_of
 from modelyard.blueprints.controller import controller_blueprint
 from modelyard.cluster.registry import open_registry

@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any
 
 import pytest
+from clocks import Clock
 from flask import Flask
 from flask.testing import FlaskClient
 from modelyard.access.tokens import WORKER, Token, digest_of
@@ -31,19 +32,9 @@ URL = "http://10.0.0.7:18100/api"
 TIMEOUT = 30.0
 
 
-class Clock:
-    """A clock that stands still unless told."""
-
-    def __init__(self) -> None:
-        self.now = 1_800_000_000.25
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(1_800_000_000.25)
 
 
 @pytest.fixture

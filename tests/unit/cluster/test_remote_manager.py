@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
 import steered
-from clusters import service, url_of
 from faulty import faulty, says, streamed, whole
+from in_process import service, url_of
 from modelyard.cluster.manager import RemoteWorkerManager
 from modelyard.cluster.registry.base import MANAGER_KEY, Instance
 from modelyard.cluster.registry.memory import MemoryRegistry
@@ -28,6 +28,7 @@ from modelyard.errors import (
     WorkerUnreachable,
 )
 from modelyard.server.runtime import Runtime
+from modelyard.sessions.response import Response
 from modelyard.sessions.session import Session
 from modelyard.streams import Cancel
 from modelyard.types import GenerateRequest, WorkerType
@@ -62,6 +63,15 @@ class Yard:
     def healthy(self, key: str) -> list[str]:
         self.manager.view.refresh()
         return [one.url for one in self.manager.view.instances(key) if one.healthy]
+
+    def asked(
+        self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> Response:
+        """Return what the gateway answers over HTTP."""
+        with closing(Session()) as session:
+            answer = session.request(method, f"{url_of(self.gateway)}/worker/{path}", body=body, headers=headers)
+            answer.read_whole()
+        return answer
 
     def hold_both(self) -> list[object]:
         """Take the only slot of each worker."""
@@ -100,6 +110,8 @@ def test_where_all_are_full_it_says_so_with_the_load_of_all(yard):
         yard.manager.generate(prompt("x"), wait=False)
     assert refused.value.load == "slots=2;free=0;waiting=0"
     assert all(url_of(one) in str(refused.value) for one in (yard.one, yard.two))
+    answer = yard.asked("POST", "generate", b'{"model": "a", "prompt": "x"}', {"Prefer": "wait=0"})
+    assert (answer.status_code, answer.headers["Modelyard-Load"]) == (503, "slots=2;free=0;waiting=0")
     for stream in held:
         stream.close()
 
@@ -238,6 +250,7 @@ def test_a_host_that_does_not_answer_is_told_beside_what_the_others_say(yard):
     assert found[url_of(yard.one)].error == ""
     assert found[dead].models == []
     assert "refused" in found[dead].error
+    assert yard.asked("GET", "models/supports").headers["Modelyard-Missing"] == dead.split("/")[2]
 
 
 def test_a_dead_instance_is_passed_over_probed_and_taken_again(yard):
@@ -293,6 +306,7 @@ def test_a_standalone_service_answers_with_its_own_models_and_with_those_of_work
             for stream in held:
                 next(burst for burst in stream if burst)
             assert [r.local.models.find("a@llm").gate.free for r in (alone, worker)] == [0, 0]
+            assert (len(alone.requests), len(worker.requests)) == (0, 1), "its own model is not called over HTTP"
             for stream in held:
                 stream.close()
             assert alone.manager.model_startup("spare", None, {}) is None

@@ -7,23 +7,16 @@ from collections import Counter
 from itertools import pairwise
 
 import pytest
+from clocks import Clock
 from modelyard.cluster.registry.base import Instance
 from modelyard.cluster.routing import COOL_DOWN, LOAD_AGE, LONGEST_COOL_DOWN, Load, Routes
 
 KEY = "a@llm"
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(1000.0)
 
 
 @pytest.fixture

@@ -68,6 +68,15 @@ def pipeline_and_close(sock: socket.socket) -> None:
     sock.close()
 
 
+def assert_watches(watcher: DisconnectWatcher, connect: Callable[[], Pair]) -> None:
+    """Check that the hang-up of a new client is seen."""
+    ours, theirs = connect()
+    gone = threading.Event()
+    watcher.watch(ours.fileno(), gone.set)
+    theirs.close()
+    assert gone.wait(10)
+
+
 HANGUPS = [socket.socket.close, half_close, reset, pipeline_and_close]
 
 
@@ -217,11 +226,7 @@ def test_a_socket_that_was_closed_while_watched_harms_nobody(watcher, connect):
     watcher.watch(number, lambda: None)
     ours.close()
     watcher.unwatch(number)
-    second, second_client = connect()
-    gone = threading.Event()
-    watcher.watch(second.fileno(), gone.set)
-    second_client.close()
-    assert gone.wait(10)
+    assert_watches(watcher, connect)
 
 
 def test_an_event_that_was_meant_for_an_earlier_request_is_looked_at_again(watcher, connect):
@@ -239,11 +244,7 @@ def test_a_callback_that_fails_does_not_end_the_watch(watcher, connect, caplog):
     watcher.watch(ours.fileno(), lambda: 1 // 0)
     theirs.close()
     wait_until(lambda: "a hang-up callback failed" in caplog.text, "the failure was logged")
-    second, second_client = connect()
-    gone = threading.Event()
-    watcher.watch(second.fileno(), gone.set)
-    second_client.close()
-    assert gone.wait(10)
+    assert_watches(watcher, connect)
 
 
 def test_a_number_that_is_no_socket_is_taken_for_nobody(watcher, connect):

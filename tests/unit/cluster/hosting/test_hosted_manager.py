@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import steered
-from clusters import service, url_of
 from faulty import Peer, faulty, http_chunk, output, stream_head, streamed, whole
+from in_process import service, url_of
 from modelyard.cluster.hosting.manager import HostedWorkerManager, HostEndpoint
 from modelyard.errors import (
     Cancelled,

@@ -12,9 +12,9 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from clusters import serving
 from faulty import Faulty, Peer, breaks_off, faulty, head, in_turn, resets, says, stalls, whole
 from flask import Flask, request
+from in_process import serving
 from modelyard.access.tokens import INFER, WORKER, Token, digest_of
 from modelyard.blueprints.controller import controller_blueprint
 from modelyard.cluster.registry.base import ANY_GENERATION, Instance

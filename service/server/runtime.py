@@ -27,7 +27,7 @@ from .recovery import Recovery
 log = logging.getLogger(__name__)
 
 LOADER_TIMEOUT = 5.0
-"""Seconds that a stop waits for models that are being loaded."""
+"""Seconds that a stop waits for models that are being loaded, if ``drain_timeout`` is not shorter."""
 
 HOST_INTERVAL = 0.2
 """Seconds between two checks whether a model host has started its models."""
@@ -237,7 +237,7 @@ class Runtime:
             self._stopped = True
         self._draining.set()
         self._halt.set()
-        deadline = time.monotonic() + LOADER_TIMEOUT
+        deadline = time.monotonic() + min(LOADER_TIMEOUT, self.settings.drain_timeout)
 
         def remaining() -> float:
             return max(0.0, deadline - time.monotonic())

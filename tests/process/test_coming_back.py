@@ -250,10 +250,10 @@ def test_an_end_while_a_model_loads_is_no_death(run: Services) -> None:
     worker_class = "scripted:Scripted"
     start_when = "{folder / "go"}"
     """
-    service = run.start(tables, folder=folder, wait="up")
+    service = run.start(tables, folder=folder, wait="up", drain_timeout=0.2)
     for _ in range(2):
         wait_until(lambda service=service: service.model("late@llm").get("reason") == "reading the script", "its load")
-        service = restart(run, service, tables, wait="up")
+        service = restart(run, service, tables, wait="up", drain_timeout=0.2)
     (folder / "go").touch()
     service.wait_ready()
     assert states(service) == {"late@llm": "ready"}

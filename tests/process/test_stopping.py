@@ -142,7 +142,7 @@ def test_a_second_term_changes_nothing(run: Services) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_it_ends_while_a_model_starts(run: Services, number: int) -> None:
     tables = '[[models]]\nname = "slow"\nworker_class = "scripted:Stubborn"\n'
-    service = run.start(tables, wait="up")
+    service = run.start(tables, wait="up", drain_timeout=0.2)
     wait_until(lambda: service.model("slow@llm").get("reason") == "thinking", "its progress")
     service.signal(number)
     assert service.wait_ended(30) == 0

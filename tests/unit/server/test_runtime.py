@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import steered
 from modelyard.errors import ConfigError, Draining, ModelyardError, NotReady, StartFailed
-from modelyard.server.runtime import Runtime
+from modelyard.server.runtime import LOADER_TIMEOUT, Runtime
 from modelyard.server.state import OwnerLock, StateFile
 from modelyard.settings.settings import Settings
 from modelyard.streams import Cancel
@@ -369,13 +370,13 @@ def test_while_a_model_loads_it_is_noted_and_after_that_no_more(make, tmp_path):
     assert state_file(tmp_path).models()["a@llm"]["loading"] is False
 
 
-def test_a_process_that_is_stopped_while_it_loads_was_not_killed_by_the_model(make, tmp_path, monkeypatch):
-    monkeypatch.setattr("modelyard.server.runtime.LOADER_TIMEOUT", 0.05)
-    monkeypatch.setattr("modelyard.worker.local_models.LIFECYCLE_TIMEOUT", 0.05)
-    runtime = make(table("a", hold_start=True))
+def test_a_process_that_is_stopped_while_it_loads_was_not_killed_by_the_model(make, tmp_path):
+    runtime = make(table("a", hold_start=True), drain_timeout=0.05)
     runtime.start()
     wait_until(lambda: Steered.holding, "it loads")
+    began = time.monotonic()
     runtime.stop()
+    assert time.monotonic() - began < LOADER_TIMEOUT, "it waits no longer than drain_timeout"
     assert state_file(tmp_path).count_deaths() == []
     assert state_file(tmp_path).models()["a@llm"].get("deaths", 0) == 0
 

@@ -48,6 +48,7 @@ class PromptSchema(Base):
     chat_model = Flag()
     span_id = fields.String()
     context = fields.Raw()
+    options = fields.Dict(keys=fields.String())
 
 
 class EmbeddingsSchema(Base):

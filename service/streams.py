@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Protocol
 
 from .errors import Cancelled, ModelyardError
-from .types import Burst, ModelOutput
+from .types import Burst, JSONObject, ModelOutput
 
 TICK = 1.0
 _numbers = itertools.count(1)
@@ -299,8 +299,11 @@ JOIN_TIMEOUT = 30.0
 
 def _joined(bursts: list[Burst]) -> Burst:
     pieces = [piece for burst in bursts for piece in burst.pieces]
+    deltas: list[JSONObject] | None = None
+    if any(burst.deltas for burst in bursts):
+        deltas = [delta for burst in bursts for delta in burst.deltas or ({} for _ in burst.pieces)]
     last = bursts[-1]
-    return Burst(pieces, last.finish_reason, last.usage, last.metrics)
+    return Burst(pieces, last.finish_reason, last.usage, last.metrics, deltas)
 
 
 def pumped(bursts: Iterator[Burst | None], cancel: Cancel, name: str) -> Pump:

@@ -43,12 +43,15 @@ class Burst(NamedTuple):
 
     ``pieces`` are new text only. ``usage`` has ``prompt_tokens``, ``completion_tokens`` and ``total_tokens``,
     ``metrics`` the keys of DB-GPT's inference metrics. Only the last burst of an answer may have no pieces.
+    ``deltas``, where there are any, hold for each piece what else comes with it, by the keys of OpenAI's delta
+    (``tool_calls``, ``reasoning_content``) and ``logprobs``; a piece may be empty then.
     """
 
     pieces: list[str]
     finish_reason: str | None = None
     usage: JSONObject | None = None
     metrics: JSONObject | None = None
+    deltas: list[JSONObject] | None = None
 
 
 @dataclass(slots=True)
@@ -96,6 +99,9 @@ class GenerateRequest:
     metrics: bool = False
     chat_model: bool | None = None
     span_id: str | None = None
+    options: JSONObject = field(default_factory=dict)
+    """Fields of OpenAI's chat that some engines take: ``tools``, ``response_format``, ``logprobs`` and others. With
+    ``messages`` in it, these are what the engine reads: they hold more than texts."""
 
     @property
     def uses_messages(self) -> bool:

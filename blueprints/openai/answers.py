@@ -84,6 +84,29 @@ class Choice:
 
     text: str = ""
     finish_reason: str = "stop"
+    reasoning: str = ""
+    tool_calls: list[JSONObject] = field(default_factory=list)
+    logprobs: JSONObject | None = None
+
+    def add(self, piece: str, delta: JSONObject) -> None:
+        """Add a piece, and what came with it."""
+        self.text += piece
+        self.reasoning += delta.get("reasoning_content") or ""
+        for part in delta.get("tool_calls") or ():
+            self._add_call(part)
+        if (logprobs := delta.get("logprobs")) is not None:
+            self.logprobs = self.logprobs or {"content": [], "refusal": None}
+            self.logprobs["content"] += logprobs["content"]
+
+    def _add_call(self, part: JSONObject) -> None:
+        """Add a part of a call: its first has the name, each some of the arguments."""
+        index = part.get("index", 0)
+        while len(self.tool_calls) <= index:
+            self.tool_calls.append({"id": "", "type": "function", "function": {"name": "", "arguments": ""}})
+        call, function = self.tool_calls[index], part.get("function") or {}
+        call["id"] = part.get("id") or call["id"]
+        call["function"]["name"] = function.get("name") or call["function"]["name"]
+        call["function"]["arguments"] += function.get("arguments") or ""
 
 
 def open_stream(manager: WorkerManager, requests: Sequence[GenerateRequest], cancel: Cancel) -> OutputStream:
@@ -116,7 +139,7 @@ def _in_turn(manager: WorkerManager, requests: Sequence[GenerateRequest], cancel
                         continue
                     reason, usage = burst.finish_reason or reason, burst.usage or usage
                     if burst.pieces:
-                        yield Burst(burst.pieces)
+                        yield Burst(burst.pieces, deltas=burst.deltas)
             yield Burst([], reason or "stop", usage)
         finally:
             cancel.forget(pass_on)
@@ -125,17 +148,18 @@ def _in_turn(manager: WorkerManager, requests: Sequence[GenerateRequest], cancel
 def whole_choices(stream: OutputStream, count: int, usage: Usage) -> list[Choice]:
     """Return the ``count`` choices of a stream, and add up their ``usage``."""
     choices, index, has_ended = [Choice() for _ in range(count)], 0, False
-    pieces: list[list[str]] = [[] for _ in range(count)]
     for burst in stream:
         if burst is None:
             continue
         if has_ended and index + 1 < count:
             index, has_ended = index + 1, False
-        pieces[index] += burst.pieces
+        if burst.deltas:
+            for piece, delta in zip(burst.pieces, burst.deltas, strict=True):
+                choices[index].add(piece, delta)
+        else:
+            choices[index].text += "".join(burst.pieces)
         usage.add(index, burst.usage)
         if burst.finish_reason is not None:
             choices[index].finish_reason = finish_reason(burst.finish_reason)
             has_ended = True
-    for choice, texts in zip(choices, pieces, strict=True):
-        choice.text = "".join(texts)
     return choices

@@ -23,6 +23,7 @@ from ..request.fields import load
 from ..request.streaming import Call, stream_response
 from . import errors, schemas
 from .answers import Choice, Header, Usage, open_stream, whole_choices
+from .chat_fields import fault
 from .events import ChatEvents, CompletionEvents, Events
 from .vectors import COHERE, JINA, TEI, embeddings_answer, rerank_answer, sigmoid
 
@@ -42,7 +43,13 @@ class _TextCall(NamedTuple):
 
 
 def _chat_choice(choice: Choice) -> JSONObject:
-    return {"message": {"role": "assistant", "content": choice.text, "refusal": None}}
+    message: JSONObject = {"role": "assistant", "content": choice.text or (None if choice.tool_calls else "")}
+    message["refusal"] = None
+    if choice.reasoning:
+        message["reasoning_content"] = choice.reasoning
+    if choice.tool_calls:
+        message["tool_calls"] = choice.tool_calls
+    return {"message": message}
 
 
 def _completion_choice(choice: Choice) -> JSONObject:
@@ -147,7 +154,7 @@ def _model(service: Service, body: JSONObject, *kinds: WorkerType) -> str:
         if len(names) == 1:
             return names[0]
         if names:
-            raise schemas.fault("model", f"is missing: give one of {', '.join(names)}")
+            raise fault("model", f"is missing: give one of {', '.join(names)}")
     raise UnknownModel(f"no model is given, and there is none of type {' or '.join(kinds)}")
 
 
@@ -228,7 +235,7 @@ def _generate(service: Service, text_call: _TextCall) -> Response:
 def _whole(text_call: _TextCall, header: Header, choices: Sequence[Choice], usage: Usage) -> JSONObject:
     answer = header.of(text_call.object)
     answer["choices"] = [
-        {"index": index, **text_call.choice(choice), "logprobs": None, "finish_reason": choice.finish_reason}
+        {"index": index, **text_call.choice(choice), "logprobs": choice.logprobs, "finish_reason": choice.finish_reason}
         for index, choice in enumerate(choices)
     ]
     if (total := usage.total()) is not None:
@@ -258,7 +265,7 @@ def _add_vectors(routes: _Routes, service: Service) -> None:
             rows = service.manager.embeddings(model, texts, call.cancel)
             size = len(rows[0])
             if loaded.get("dimensions", size) != size:
-                raise schemas.fault("dimensions", f"must be {size}: model {model!r} has vectors of that size alone")
+                raise fault("dimensions", f"must be {size}: model {model!r} has vectors of that size alone")
             as_base64 = loaded.get("encoding_format") == "base64"
             return json_response(embeddings_answer(rows, model, _tokens(service, model, texts), as_base64=as_base64))
 

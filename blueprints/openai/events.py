@@ -8,7 +8,7 @@ from typing import ClassVar
 import orjson
 
 from ...errors import ModelyardError
-from ...types import Burst
+from ...types import Burst, JSONObject
 from ...wire.chunks import join_escaped
 from .answers import Header, Usage, finish_reason
 from .errors import document
@@ -50,7 +50,10 @@ class Events:
         if self._has_ended and self._index + 1 < self._count:
             self._index += 1
             self._has_ended = False
-        events = self._pieces(burst.pieces) if burst.pieces else b""
+        if burst.deltas:
+            events = b"".join(map(self._delta, burst.pieces, burst.deltas))
+        else:
+            events = self._pieces(burst.pieces) if burst.pieces else b""
         self._usage.add(self._index, burst.usage)
         if burst.finish_reason is not None:
             events += self._finish(burst.finish_reason)
@@ -60,6 +63,13 @@ class Events:
         opening = b'%b{"index":%d,%b' % (self._head, self._index, self.text[0])
         closing = b'%b"finish_reason":null}%b' % (self.text[1], self._tail)
         return opening + join_escaped(pieces, closing + opening) + closing
+
+    def _delta(self, piece: str, delta: JSONObject) -> bytes:
+        """Return the event of a piece that comes with more than text."""
+        content = {"content": piece} if piece else {}
+        rest = {name: value for name, value in delta.items() if name != "logprobs"}
+        fields = (orjson.dumps(content | rest), orjson.dumps(delta.get("logprobs")))
+        return self._event(self._index, b'"delta":%b,"logprobs":%b,' % fields)
 
     def _finish(self, reason: str) -> bytes:
         self._has_ended = True

@@ -12,22 +12,17 @@ from typing import Any
 
 from marshmallow import fields, validate
 
-from ...errors import InvalidRequest
 from ...types import GenerateRequest, JSONObject
-from ...wire.messages import text_of_content
 from ..request.fields import Base, Flag, integer, load, number
+from .chat_fields import as_text, chat_options, check_messages, fault, holds_more
 
 MAX_CHOICES = 128
-MAX_MESSAGES = 10_000
+MAX_TOOLS = 256
 MAX_STOPS = 16
 MAX_INPUTS = 2048
 MAX_PROMPTS = 128
 COMPLETION_TOKENS = 16
 """Tokens of a completion that does not say ``max_tokens``: OpenAI's own number."""
-
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-"""The roles of messages, by those that chat templates know."""
-_TOOL_ROLES = ("tool", "function")
 
 
 class _Sampling(Base):
@@ -55,7 +50,9 @@ class ChatSchema(_Sampling):
     max_completion_tokens = integer(1, 10_000_000)
     logprobs = Flag()
     top_logprobs = integer(0, 20)
-    tools = fields.List(fields.Dict(keys=fields.String()))
+    tools = fields.List(fields.Dict(keys=fields.String()), validate=validate.Length(max=MAX_TOOLS))
+    tool_choice = fields.Raw()
+    parallel_tool_calls = Flag()
     functions = fields.List(fields.Dict(keys=fields.String()))
     response_format = fields.Dict(keys=fields.String())
     modalities = fields.List(fields.String())
@@ -115,11 +112,13 @@ def chat(body: Mapping[str, Any], model: str) -> Generation:
     """Return the request of a chat completion, for ``model``. Raises InvalidRequest."""
     loaded = load(CHAT, body)
     _refuse(loaded, model, _UNSUPPORTED_IN_CHAT)
-    if "top_logprobs" in loaded and not loaded.get("logprobs"):
-        raise fault("top_logprobs", "needs logprobs: true")
     limit = loaded.get("max_completion_tokens", loaded.get("max_tokens"))
     request = _request(loaded, body, model, limit)
-    request.messages = _messages(body.get("messages"), model)
+    messages = check_messages(body.get("messages"))
+    request.messages = [as_text(message) for message in messages]
+    request.options = chat_options(loaded)
+    if any(holds_more(message) for message in messages):
+        request.options["messages"] = messages
     return Generation(_copies(request, loaded.get("n", 1)), loaded.get("n", 1), loaded)
 
 
@@ -174,11 +173,6 @@ def documents(value: Any, field: str) -> list[str]:
     return texts
 
 
-def fault(field: str, message: str) -> InvalidRequest:
-    """Return the error for one field."""
-    return InvalidRequest.of_fields([{"field": field, "message": message}])
-
-
 def _check_text(text: Any, field: str) -> None:
     if not isinstance(text, str):
         raise fault(field, "must be a string")
@@ -190,20 +184,12 @@ def _asks(value: Any) -> bool:
     return bool(value)
 
 
-def _asks_for_json(value: JSONObject) -> bool:
-    return bool(value.get("type", "text") != "text")
-
-
 def _asks_for_audio(value: Any) -> bool:
     return any(kind != "text" for kind in value)
 
 
 _UNSUPPORTED_IN_CHAT = {
-    "tools": _asks,
     "functions": _asks,
-    "response_format": _asks_for_json,
-    "logprobs": _asks,
-    "logit_bias": _asks,
     "modalities": _asks_for_audio,
 }
 _UNSUPPORTED_IN_COMPLETIONS = {"logprobs": lambda value: True, "logit_bias": _asks, "suffix": _asks}
@@ -262,44 +248,3 @@ def _prompts(prompt: Any) -> list[str]:
             raise fault("prompt", "has token ids, which are not taken here: send text")
         _check_text(text, "prompt" if isinstance(prompt, str) else f"prompt[{index}]")
     return prompts
-
-
-def _messages(messages: Any, model: str) -> list[JSONObject]:
-    if not isinstance(messages, list) or not messages:
-        raise fault("messages", "must be a list of at least one object with role and content")
-    if len(messages) > MAX_MESSAGES:
-        raise fault("messages", f"has {len(messages)} entries, at most {MAX_MESSAGES} are taken")
-    return [_message(f"messages[{index}]", message, model) for index, message in enumerate(messages)]
-
-
-def _message(field: str, message: Any, model: str) -> JSONObject:
-    if not isinstance(message, dict):
-        raise fault(field, "must be an object with role and content")
-    role = message.get("role")
-    if role in _TOOL_ROLES:
-        raise fault(f"{field}.role", f"is {role!r}, and model {model!r} takes no tools")
-    if role not in _ROLES:
-        raise fault(f"{field}.role", f"must be one of {', '.join(_ROLES)}")
-    if message.get("tool_calls"):
-        raise fault(f"{field}.tool_calls", f"can't be read by model {model!r}, which takes no tools")
-    return {"role": _ROLES[role], "content": _text(f"{field}.content", message.get("content"), model)}
-
-
-def _text(field: str, content: Any, model: str) -> str:
-    if content is None:
-        raise fault(field, "is missing: must be a string or a list of parts")
-    for index, part in enumerate(content if isinstance(content, list) else ()):
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind not in (None, "text", "refusal"):
-            raise fault(f"{field}[{index}]", f"is of type {kind!r}, and model {model!r} takes text alone")
-    parts = [_as_text(part) for part in content] if isinstance(content, list) else content
-    try:
-        return text_of_content(parts)
-    except ValueError as error:
-        raise fault(field, str(error)) from None
-
-
-def _as_text(part: Any) -> Any:
-    if isinstance(part, dict) and part.get("type") == "refusal":
-        return part.get("refusal")
-    return part

@@ -12,6 +12,7 @@ from ...errors import Cancelled, InvalidRequest, ModelyardError, Unauthorized, U
 from ...types import JSONObject, ModelOutput
 from ...wire.chunks import STREAM_TYPE, encode_output
 from ...wire.decoder import NUL
+from ...wire.messages import DELTA_TYPE
 from .bodies import JSON_TYPE, json_response, wants_delta
 
 log = logging.getLogger(__name__)
@@ -79,7 +80,9 @@ def _refusal(error: ModelyardError, *, streamed: bool) -> Response:
     status = error.status if error.status in _STATUS_OF_REFUSALS else 200
     delta = streamed and wants_delta(request)
     body = encode_output(error_output(error, delta=delta))
-    return Response(body + NUL if streamed else body, status, content_type=STREAM_TYPE if streamed else JSON_TYPE)
+    if not streamed:
+        return Response(body, status, content_type=JSON_TYPE)
+    return Response(body + NUL, status, content_type=DELTA_TYPE if delta else STREAM_TYPE)
 
 
 def problem(error: ModelyardError) -> JSONObject:

@@ -61,6 +61,7 @@ class RemoteAnswer(OutputStream):
     def _burst(self, pieces: list[str], chunks: list[JSONObject], headers: Mapping[str, str]) -> Burst | None:
         """Return ``pieces`` and the pieces of ``chunks`` as one burst; None if they have nothing new."""
         finish_reason, usage, metrics = None, None, None
+        deltas: dict[int, JSONObject] = {}
         for chunk in chunks:
             if chunk.get("error_code"):
                 self._failure = error_of_output(chunk, headers)
@@ -68,7 +69,10 @@ class RemoteAnswer(OutputStream):
             text = chunk.get("text")
             if not isinstance(text, str):
                 text = self._text_of(chunk)
-            if piece := text if chunk.get("incremental") else self._whole.new_in(text):
+            piece = text if chunk.get("incremental") else self._whole.new_in(text)
+            if delta := _delta_of(chunk):
+                deltas[len(pieces)] = delta
+            if piece or delta:
                 pieces.append(piece)
             finish_reason = _of(str, chunk.get("finish_reason"), finish_reason)
             usage = _usage(chunk.get("usage")) or usage
@@ -78,6 +82,9 @@ class RemoteAnswer(OutputStream):
         if not pieces and finish_reason is None and usage is None and metrics is None:
             return None
         self._gave_pieces = self._gave_pieces or bool(pieces)
+        if deltas:
+            every_delta = [deltas.get(index, {}) for index in range(len(pieces))]
+            return Burst(pieces, finish_reason, usage, metrics, every_delta)
         return Burst(pieces, finish_reason, usage, metrics)
 
     def _text_of(self, chunk: JSONObject) -> str:
@@ -96,6 +103,12 @@ class RemoteAnswer(OutputStream):
     def _close_response(self) -> None:
         if self._response is not None:
             self._response.close()
+
+
+def _delta_of(chunk: JSONObject) -> JSONObject:
+    context = chunk.get("model_context")
+    delta = context.get("delta") if isinstance(context, dict) else None
+    return delta if isinstance(delta, dict) else {}
 
 
 def _of(kind: type, value: Any, previous: Any) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from ..engines.base import Vectors
+from ..errors import Unsupported
 from ..sessions.response import Response
 from ..sessions.session import Session
 from ..streams import Cancel, OutputStream, whole_answer
@@ -62,6 +63,11 @@ class RemoteModelWorker:
                 headers = _STREAM if wait else _STREAM_AT_ONCE
                 response = calls.stream("generate_stream", _prompt(request), headers, cancel)
             calls.note_load(response)
+            is_peer = response.status_code == 200 and response.headers.get("content-type") != DELTA_TYPE
+            if request.options and is_peer:
+                response.close()
+                fields = ", ".join(sorted(request.options))
+                raise Unsupported(f"{calls.name} is a worker of DB-GPT, which does not know {fields}")
             return response
 
         stream = RemoteAnswer(calls.name, send, cancel)
@@ -135,7 +141,7 @@ def _prompt(request: GenerateRequest) -> bytes:
     body = {
         name: value
         for name, value in plain(request).items()
-        if value is not None and value != [] and (value is not False or name in _ALSO_FALSE)
+        if value is not None and value not in ([], {}) and (value is not False or name in _ALSO_FALSE)
     }
     if request.messages:
         body["messages"] = dbgpt_messages(request.messages)

@@ -97,6 +97,11 @@ class Engine:
     def stop(self) -> None:
         """Free what `start` took. Called once, after all answers have ended or were cancelled."""
 
+    @property
+    def options(self) -> frozenset[str]:
+        """The names of `GenerateRequest.options` that this model takes; a request with others is refused before it."""
+        return frozenset()
+
     def metadata(self) -> ModelMetadata:
         """Return the metadata of the model."""
         return ModelMetadata(self.params.registered_name)

@@ -30,6 +30,9 @@ LETTERS_A_CALL = 1000
 """The most texts and letters of one call to embed: about a quarter of a second on one core. A cancel acts between two
 calls."""
 
+_OPTIONS = frozenset({"response_format", "logprobs", "top_logprobs", "logit_bias"})
+_TOOL_OPTIONS = frozenset({"messages", "tools", "tool_choice", "parallel_tool_calls"})
+
 
 @dataclass
 class LlamaCppParams(ModelParams):
@@ -169,6 +172,12 @@ class LlamaCpp(Engine):
     def metadata(self) -> ModelMetadata:
         """Return the metadata of the file, and the context length of a request."""
         return self._metadata
+
+    @property
+    def options(self) -> frozenset[str]:
+        """JSON and probabilities for all models, tools for those whose chat template has them."""
+        template = self._metadata.prompt_chat_template or ""
+        return _OPTIONS | _TOOL_OPTIONS if "tools" in template else _OPTIONS
 
     def generate_stream(self, request: GenerateRequest, cancel: CancelEvent) -> Iterator[Burst | None]:
         """Yield bursts as the library decodes them; a thread waits in the library."""

@@ -16,6 +16,7 @@ def chat_body(request: GenerateRequest, default_max_new_tokens: int) -> JSONObje
     """Return the body of a chat completion."""
     body = _common(request, default_max_new_tokens)
     body["messages"] = openai_messages(request.messages)
+    body |= request.options
     if request.stop_token_ids:
         body |= {"logprobs": True, "top_logprobs": 1}
     return body
@@ -61,6 +62,7 @@ class LlamaAnswer:
         self._model = model
         self._stop_ids = frozenset(request.stop_token_ids)
         self._wants_metrics = request.metrics
+        self._options = request.options
         self._error: Exception | None = None
         self._finish: str | None = None
         self._usage: JSONObject | None = None
@@ -90,6 +92,8 @@ class LlamaAnswer:
         try:
             result = handle(body, callback)
         except (ValueError, RuntimeError, TypeError) as error:
+            if isinstance(error, ValueError) and (field := self._field_at_fault()):
+                raise InvalidRequest.of_fields([{"field": field, "message": f"is refused: {error}"}]) from error
             raise EngineError(f"llama.cpp failed: {error}") from error
         if isinstance(result, dict) and "error" in result:
             self._error = self._error or refusal(result["error"], self._model)
@@ -109,13 +113,26 @@ class LlamaAnswer:
             self._finish = choice.get("finish_reason") or self._finish
             if self._stop_ids and self._at_stop_id(choice):
                 return True
-            piece = choice["delta"].get("content") if "delta" in choice else choice.get("text")
-            if piece:
+            piece = (choice["delta"].get("content") if "delta" in choice else choice.get("text")) or ""
+            delta = self._delta(choice)
+            if piece or delta:
                 self._first = self._first if self._has_text else _now_ms()
                 self._has_text = True
-                if not put(Burst([piece])):
+                if not put(Burst([piece], deltas=[delta] if delta else None)):
                     return True
         return False
+
+    def _field_at_fault(self) -> str | None:
+        """Return the option whose schema the library has refused; None where no option has one."""
+        return next((name for name in ("response_format", "tools") if name in self._options), None)
+
+    def _delta(self, choice: JSONObject) -> JSONObject:
+        """Return what a choice says beside its text."""
+        given = choice.get("delta", {})
+        delta = {name: given[name] for name in ("reasoning_content", "tool_calls") if given.get(name)}
+        if self._options.get("logprobs") and choice.get("logprobs"):
+            delta["logprobs"] = {"content": [_logprob(t) for t in choice["logprobs"]["content"]], "refusal": None}
+        return delta
 
     def _at_stop_id(self, choice: JSONObject) -> bool:
         tokens = (choice.get("logprobs") or {}).get("content") or ()
@@ -145,6 +162,15 @@ class LlamaAnswer:
             "prefill_tokens_per_second": self._timings.get("prompt_per_second"),
             "decode_tokens_per_second": self._timings.get("predicted_per_second"),
         }
+
+
+def _logprob(token: JSONObject) -> JSONObject:
+    """Return a token's probability with OpenAI's keys; one that is not finite as OpenAI's -9999."""
+    logprob = token["logprob"]
+    entry = {"token": token["token"], "logprob": -9999.0 if logprob is None else logprob, "bytes": token["bytes"]}
+    if "top_logprobs" in token:
+        entry["top_logprobs"] = [_logprob(other) for other in token["top_logprobs"]]
+    return entry
 
 
 def _now_ms() -> int:

@@ -21,6 +21,10 @@ from .base import CancelEvent, Vectors
 from .echo import Echo, EchoParams
 
 TICK = 0.2
+ALL_OPTIONS = frozenset(
+    {"messages", "tools", "tool_choice", "parallel_tool_calls", "response_format", "logprobs", "top_logprobs"}
+    | {"logit_bias"}
+)
 
 
 @dataclass
@@ -49,6 +53,7 @@ class _Step:
     finish_reason: str = "stop"
     holds: bool = False
     error: ModelyardError | None = None
+    deltas: tuple[JSONObject, ...] | None = None
 
     @property
     def is_for_vectors(self) -> bool:
@@ -79,6 +84,15 @@ class Answers:
     def say(self, *pieces: str, delay: float = 0.0, finish_reason: str = "stop") -> None:
         """Answer the next call with these pieces of text, each after ``delay`` seconds."""
         self._add(_Step(pieces, delay, finish_reason))
+
+    def say_deltas(self, *deltas: JSONObject, finish_reason: str = "stop") -> None:
+        """Answer the next call with these deltas of OpenAI's chat: ``content``, ``tool_calls``, ``reasoning_content``.
+
+        A delta may have ``logprobs`` too.
+        """
+        pieces = tuple(str(delta.get("content") or "") for delta in deltas)
+        rest = tuple({name: value for name, value in delta.items() if name != "content"} for delta in deltas)
+        self._add(_Step(pieces, finish_reason=finish_reason, deltas=rest))
 
     def hold(self, *pieces: str) -> None:
         """Answer with these pieces, and end only when the client hangs up, or after `release`."""
@@ -148,6 +162,11 @@ class Scripted(Echo):
     params: ScriptedParams
 
     @property
+    def options(self) -> frozenset[str]:
+        """All that OpenAI's chat has: `Asked.request` shows what came."""
+        return ALL_OPTIONS
+
+    @property
     def _answers(self) -> Answers:
         return _scripts[self.params.script]
 
@@ -157,11 +176,11 @@ class Scripted(Echo):
         step = self._answers.note(asked) or self._answers.usual(asked)
         over = False
         try:
-            for piece in step.pieces:
+            for index, piece in enumerate(step.pieces):
                 yield from _pause(cancel, step.delay)
                 if cancel.is_set():
                     return
-                yield Burst([piece])
+                yield Burst([piece], deltas=[step.deltas[index]] if step.deltas else None)
             while step.holds and not self._answers.wait_released(TICK):
                 if cancel.is_set():
                     return

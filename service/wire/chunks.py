@@ -52,6 +52,8 @@ class ChunkEncoder:
         Take them all before the next burst: each is made when it is taken, as all at once may be large.
         """
         ends = burst.finish_reason is not None or burst.usage is not None or burst.metrics is not None
+        if burst.deltas and self._delta:
+            return [_with_deltas(burst.pieces, burst.deltas, burst if ends else None)]
         pieces = burst.pieces if burst.pieces or not ends else [""]
         step = self._pieces_a_write()
         if len(pieces) <= step:
@@ -84,6 +86,16 @@ class ChunkEncoder:
             ends.append(len(self._so_far))
         whole = memoryview(bytes(self._so_far))
         return [whole[:end] for end in ends]
+
+
+def _with_deltas(pieces: list[str], deltas: list[JSONObject], ending: Burst | None) -> bytes:
+    """Return a chunk a piece, with its delta as the ``model_context``."""
+    parts: list[bytes] = []
+    for number, (piece, delta) in enumerate(zip(pieces, deltas, strict=True), 1):
+        context = orjson.dumps({"delta": delta} if delta else None)
+        rest = _ending(ending) if ending is not None and number == len(pieces) else _UNFINISHED
+        parts += (_HEAD, _escape(piece), _MIDDLE[True].removesuffix(b"null"), context, rest)
+    return b"".join(parts)
 
 
 def join_escaped(pieces: list[str], seam: bytes) -> bytes:

@@ -18,6 +18,7 @@ from ..errors import (
     BadModelFile,
     Cancelled,
     EngineError,
+    InvalidRequest,
     MissingLibrary,
     ModelyardError,
     NetworkFailure,
@@ -26,7 +27,7 @@ from ..errors import (
     StartTimeout,
 )
 from ..streams import TICK, Cancel, OutputStream, pumped, whole_answer
-from ..types import Burst, GenerateRequest, ModelMetadata, ModelOutput, WorkerType, worker_key
+from ..types import Burst, GenerateRequest, JSONObject, ModelMetadata, ModelOutput, WorkerType, worker_key
 from .admission import Gate, Ticket
 from .spans import CallSpan
 
@@ -139,9 +140,11 @@ class ModelWorker:
     def generate_stream(self, request: GenerateRequest, cancel: Cancel, *, wait: bool = True) -> OutputStream:
         """Admit the request and return its stream, which owns the slot or the place in line. Close it.
 
-        Raises Overloaded if the line is full, and NotReady. The stream raises these, Cancelled, and the errors of the
-        engine.
+        Raises InvalidRequest for options that the engine does not take, Overloaded if the line is full, and NotReady.
+        The stream raises these, Cancelled, and the errors of the engine.
         """
+        if request.options:
+            self._check_options(request.options)
         span = CallSpan("generate", self.params)
         try:
             ticket = self._admit(cancel, wait=wait)
@@ -153,6 +156,12 @@ class ModelWorker:
         if span.recording:
             stream.when_closed(span.end)
         return stream
+
+    def _check_options(self, options: JSONObject) -> None:
+        message = f"is not supported by model {self.name!r}: leave it out"
+        fields = sorted(options.keys() - self.engine.options)
+        if fields:
+            raise InvalidRequest.of_fields([{"field": field, "message": message} for field in fields])
 
     def _answer(
         self, request: GenerateRequest, cancel: Cancel, ticket: Ticket, span: CallSpan

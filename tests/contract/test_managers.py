@@ -712,3 +712,21 @@ def test_what_may_run_is_told_running_or_not(manager):
     assert (found["off"].enabled, found["smollm2-135m"].path_exist) == (False, False)
     assert {d["param_name"] for d in found["spare"].params} >= {"size", "limit_model_concurrency"}
     assert "hunter2" not in str(models)
+
+
+def test_options_reach_the_engine_and_what_comes_with_a_piece_comes_back(manager):
+    with manager.generate_stream(prompt("one two", options={"logprobs": True})) as stream:
+        bursts = [burst for burst in stream if burst is not None and burst.pieces]
+    pieces = [(piece, delta) for burst in bursts for piece, delta in zip(burst.pieces, burst.deltas or [], strict=True)]
+    assert pieces == [(" one", {"logprobs": {"content": [0]}}), (" two", {"logprobs": {"content": [1]}})]
+    assert manager.generate(prompt("one two", options={"logprobs": True})).text == " one two"
+
+
+def test_an_option_that_the_engine_does_not_take_is_refused_by_its_name(manager):
+    with (
+        pytest.raises(InvalidRequest) as refused,
+        manager.generate_stream(prompt("one", options={"logprobs": True, "tools": []})) as stream,
+    ):
+        list(stream)
+    assert [error["field"] for error in refused.value.errors] == ["tools"]
+    assert "'a'" in str(refused.value)

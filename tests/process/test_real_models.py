@@ -58,6 +58,14 @@ def service(real: Services, models_dir: Path) -> Iterator[Service]:
     service.kill()
 
 
+@pytest.fixture(scope="module")
+def openai_service(real: Services, models_dir: Path) -> Iterator[Service]:
+    """A standalone service, which speaks OpenAI's API too."""
+    service = real.start(f'[[models]]\nname = "{LLM}"\n', role="standalone", models_dirs=str(models_dir))
+    yield service
+    service.kill()
+
+
 def ask(text: str = STORY, **more: Any) -> dict[str, Any]:
     return {"model": LLM, "messages": [{"role": "human", "content": text}], **more}
 
@@ -471,3 +479,40 @@ def test_an_update_in_the_middle_of_generations_ends_them_with_a_word(real: Serv
     assert last["error_code"] == 503
     assert "stopped" in last["text"]
     assert json.dumps(answer(service, ask(**GREEDY)))
+
+
+# Options of OpenAI's chat
+
+
+CITY = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 12}}, "required": ["city"]}
+
+
+def chat(service: Service, **fields: Any) -> requests.Response:
+    body = {"model": LLM, "messages": [{"role": "user", "content": "What is the capital of France?"}], "temperature": 0}
+    return service.post("/v1/chat/completions", {**body, "max_tokens": 60, **fields}, timeout=120)
+
+
+def test_an_answer_is_json_of_the_schema_that_was_asked_for(openai_service: Service) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "city", "strict": True, "schema": CITY}}
+    choice = chat(openai_service, response_format=form).json()["choices"][0]
+    assert set(json.loads(choice["message"]["content"])) == {"city"}
+    assert choice["finish_reason"] == "stop"
+    form["json_schema"] = {"name": "city", "schema": {"type": "nonsense"}}
+    refused = chat(openai_service, response_format=form)
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "response_format"
+
+
+def test_probabilities_are_those_of_the_tokens(openai_service: Service) -> None:
+    choice = chat(openai_service, max_tokens=3, logprobs=True, top_logprobs=2).json()["choices"][0]
+    tokens = choice["logprobs"]["content"]
+    assert "".join(token["token"] for token in tokens) == choice["message"]["content"]
+    assert all(set(token) == {"token", "logprob", "bytes", "top_logprobs"} for token in tokens)
+    assert all(len(token["top_logprobs"]) == 2 for token in tokens)
+    assert all(token["logprob"] <= 0 for token in tokens)
+
+
+def test_tools_are_refused_where_the_template_has_none(openai_service: Service) -> None:
+    refused = chat(openai_service, tools=[{"type": "function", "function": {"name": "f", "parameters": {}}}])
+    assert refused.status_code == 400
+    assert LLM in refused.json()["error"]["message"]

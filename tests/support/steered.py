@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from modelyard.engines.base import CancelEvent, Engine, ModelParams, Progress, Vectors
 from modelyard.errors import Cancelled, PromptTooLong
 from modelyard.settings.params import param
-from modelyard.types import Burst, GenerateRequest, ModelMetadata, WorkerType
+from modelyard.types import Burst, GenerateRequest, JSONObject, ModelMetadata, WorkerType
 from modelyard.wire.messages import text_of_content
 
 LIMIT = 30.0
@@ -97,8 +97,12 @@ class Steered(Engine):
             self.params.registered_name, 128, metadata={"size": self.params.size, "start": self.number}
         )
 
+    @property
+    def options(self) -> frozenset[str]:
+        return frozenset({"logprobs"})
+
     def generate_stream(self, request: GenerateRequest, cancel: CancelEvent) -> Iterator[Burst | None]:
-        """Yield the words of the prompt, each a burst.
+        """Yield the words of the prompt, each a burst; with the option ``logprobs`` each with a delta that counts them.
 
         ``hold`` yields one piece and then waits for the cancel; ``silent`` waits at once; ``break`` fails after a
         piece, ``crash`` and ``refuse`` before one; ``usage`` tells one.
@@ -112,8 +116,9 @@ class Steered(Engine):
             if prompt == "crash":
                 raise RuntimeError("the inside of the engine")
             if prompt != "silent":
-                for word in prompt.split():
-                    yield Burst([f" {word}"])
+                for number, word in enumerate(prompt.split()):
+                    deltas: list[JSONObject] = [{"logprobs": {"content": [number]}}]
+                    yield Burst([f" {word}"], deltas=deltas if request.options.get("logprobs") else None)
             if prompt in ("hold", "silent"):
                 assert cancel.wait(LIMIT)
                 return

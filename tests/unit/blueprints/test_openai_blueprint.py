@@ -184,17 +184,20 @@ def test_what_reaches_the_engine(client, answers):
         ("tools", [{"type": "function", "function": {"name": "f"}}]),
         ("functions", [{"name": "f"}]),
         ("response_format", {"type": "json_object"}),
-        ("logprobs", True),
+        ("top_logprobs", 1),
         ("logit_bias", {"5": 1}),
         ("modalities", ["text", "audio"]),
     ],
 )
-def test_what_no_model_here_can_do_is_refused_with_model_and_field(client, field, value):
-    response = chat(client, **{field: value})
+def test_what_a_model_can_not_do_is_refused_with_model_and_field(client, field, value):
+    more = {"logprobs": True} if field == "top_logprobs" else {}
+    response = chat(client, model="steered", **{field: value}, **more)
     error = error_of(response)
     assert response.status_code == 400
-    assert (error["type"], error["param"]) == ("invalid_request_error", field)
-    assert "team/gpt" in error["message"]
+    assert error["type"] == "invalid_request_error"
+    assert field in error["message"]
+    assert "'steered'" in error["message"]
+    assert error["param"] in (field, "logprobs", "tool_choice")
 
 
 @pytest.mark.parametrize(
@@ -203,8 +206,8 @@ def test_what_no_model_here_can_do_is_refused_with_model_and_field(client, field
         ("text", "messages[0]"),
         ({"content": "a"}, "messages[0].role"),
         ({"role": "robot", "content": "a"}, "messages[0].role"),
-        ({"role": "tool", "content": "a", "tool_call_id": "c"}, "messages[0].role"),
-        ({"role": "assistant", "tool_calls": [{"id": "c"}]}, "messages[0].tool_calls"),
+        ({"role": "tool", "content": "a"}, "messages[0].tool_call_id"),
+        ({"role": "assistant", "tool_calls": [{"id": "c"}]}, "messages[0].tool_calls[0].function"),
         ({"role": "user"}, "messages[0].content"),
         ({"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, "messages[0].content[0]"),
     ],
@@ -268,6 +271,118 @@ def test_a_silence_is_broken_by_comments_alone(app, client, answers):
         response.close()
     finally:
         settings.first_output_timeout, settings.silence_timeout = first, silence
+
+
+# Tools, JSON, probabilities
+
+WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+TIME = {"type": "function", "function": {"name": "time"}}
+CALL_BEGINS = {"index": 0, "id": "call_1", "type": "function", "function": {"name": "weather", "arguments": ""}}
+CALL_GOES_ON = {"index": 0, "function": {"arguments": '{"city":"Paris"}'}}
+LOGPROBS = {"content": [{"token": "a", "logprob": -0.5, "bytes": [97], "top_logprobs": []}], "refusal": None}
+
+
+def last_options(answers: Answers) -> dict[str, Any]:
+    request = answers.asked[-1].request
+    assert request is not None
+    return request.options
+
+
+def test_a_tool_call_is_streamed_as_deltas_and_whole_as_one(client, answers):
+    deltas = ({"reasoning_content": "hm"}, {"tool_calls": [CALL_BEGINS]}, {"tool_calls": [CALL_GOES_ON]})
+    answers.say_deltas(*deltas, finish_reason="tool_calls")
+    events = events_of(chat(client, tools=[WEATHER], stream=True))
+    choices = [event["choices"][0] for event in events]
+    assert [choice["delta"] for choice in choices] == [{"role": "assistant", "content": ""}, *deltas, {}]
+    assert choices[-1]["finish_reason"] == "tool_calls"
+    answers.say_deltas(*deltas, finish_reason="tool_calls")
+    choice = chat(client, tools=[WEATHER]).get_json()["choices"][0]
+    whole = {"name": "weather", "arguments": '{"city":"Paris"}'}
+    assert choice["message"] == {
+        "role": "assistant",
+        "content": None,
+        "refusal": None,
+        "reasoning_content": "hm",
+        "tool_calls": [{"id": "call_1", "type": "function", "function": whole}],
+    }
+    assert choice["finish_reason"] == "tool_calls"
+
+
+def test_probabilities_stand_beside_their_text(client, answers):
+    answers.say_deltas({"content": "a", "logprobs": LOGPROBS}, {"content": "b"})
+    events = events_of(chat(client, logprobs=True, top_logprobs=2, stream=True))
+    assert [event["choices"][0]["logprobs"] for event in events] == [None, LOGPROBS, None, None]
+    assert last_options(answers) == {"logprobs": True, "top_logprobs": 2}
+    answers.say_deltas({"content": "a", "logprobs": LOGPROBS}, {"content": "b", "logprobs": LOGPROBS})
+    choice = chat(client, logprobs=True).get_json()["choices"][0]
+    assert choice["message"]["content"] == "ab"
+    assert choice["logprobs"]["content"] == LOGPROBS["content"] * 2
+
+
+def test_messages_with_tools_reach_the_engine_as_they_are(client, answers):
+    call = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+    messages = [
+        {"role": "developer", "content": "Be short."},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_1", "content": [{"type": "text", "text": "sunny"}]},
+    ]
+    body = {"model": "team/gpt", "messages": messages, "tools": [WEATHER], "parallel_tool_calls": False}
+    assert post(client, "/v1/chat/completions", body).status_code == 200
+    assert last_options(answers) == {
+        "tools": [WEATHER],
+        "tool_choice": "auto",
+        "parallel_tool_calls": False,
+        "messages": [
+            {"role": "system", "content": "Be short."},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "content": "sunny", "tool_call_id": "call_1"},
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    ("choice", "tools", "mode"),
+    [
+        ("auto", [WEATHER, TIME], "auto"),
+        ("required", [WEATHER, TIME], "required"),
+        ({"type": "function", "function": {"name": "time"}}, [TIME], "required"),
+        ({"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [TIME]}}, [TIME], "auto"),
+    ],
+)
+def test_the_choice_of_tools_becomes_a_word_that_engines_know(client, answers, choice, tools, mode):
+    assert chat(client, tools=[WEATHER, TIME], tool_choice=choice).status_code == 200
+    assert last_options(answers) == {"tools": tools, "tool_choice": mode}
+
+
+def test_what_asks_for_nothing_is_left_out(client, answers):
+    body = {"tools": [WEATHER], "tool_choice": "none", "logit_bias": {}, "logprobs": False}
+    assert chat(client, **body, response_format={"type": "text"}).status_code == 200
+    assert last_options(answers) == {}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tools": [{"type": "retrieval"}]}, "tools[0].type"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
+        ({"tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
+        ({"tools": [WEATHER], "tool_choice": 5}, "tool_choice"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"logit_bias": {"a": 1}}, "logit_bias"),
+        ({"logit_bias": {"5": 101}}, "logit_bias.5"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "a b", "schema": {}}}},
+            "response_format.json_schema.name",
+        ),
+    ],
+)
+def test_options_that_do_not_fit_are_refused_with_their_field(client, fields, param):
+    response = chat(client, **fields)
+    assert response.status_code == 400
+    assert error_of(response)["param"] == param
 
 
 # Completions

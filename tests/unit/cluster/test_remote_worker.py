@@ -514,7 +514,7 @@ def test_a_cancel_ends_a_stream_at_once(session: Session, sent: bytes):
 
 
 def test_streams_use_one_connection_after_the_other(session: Session):
-    with faulty(says(streamed(output("a"), ENDING))) as server:
+    with faulty(says(streamed(output("a"), ENDING, content_type=STREAM_TYPE))) as server:
         for _ in range(5):
             assert read(stream_of(server, session)) == (["a"], None)
         assert server.connections == 1
@@ -741,3 +741,10 @@ def test_nobody_at_home_is_said_with_the_address(session: Session):
         session.request("GET", url)
     with pytest.raises(errors.WorkerUnreachable, match=f"{url.split('/')[2]} refused the connection"):
         RemoteModelWorker("m@llm", url, session).metadata()
+
+
+def test_a_worker_of_dbgpt_is_not_trusted_with_options_it_does_not_know(session):
+    with faulty(says(streamed(output("a"), ENDING, content_type=STREAM_TYPE))) as server:
+        with pytest.raises(errors.Unsupported, match="worker of DB-GPT, which does not know tools"):
+            list(stream_of(server, session, options={"tools": []}))
+        assert "".join(piece for burst in stream_of(server, session) if burst for piece in burst.pieces) == "a"

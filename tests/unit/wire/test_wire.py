@@ -355,3 +355,18 @@ def test_roles_are_named_as_the_receiver_names_them_and_parts_become_text():
         assert [(m["role"], m["content"]) for m in convert(messages)] == list(zip(roles, texts, strict=True))
     with pytest.raises(KeyError):
         dbgpt_messages([{"role": "human"}])
+
+
+DELTAS = [{"tool_calls": [{"index": 0}]}, {}]
+
+
+def test_what_comes_with_a_piece_is_the_context_of_its_chunk():
+    data = encoded([Burst(["", "b"], "stop", deltas=DELTAS)], delta=True)
+    first, last = chunks(data)
+    assert (first["text"], first["model_context"], first["finish_reason"]) == ("", {"delta": DELTAS[0]}, None)
+    assert (last["text"], last["model_context"], last["finish_reason"]) == ("b", None, "stop")
+    assert set(first) == set(ModelOutput().to_dict())
+
+
+def test_a_client_of_whole_texts_sees_the_text_alone():
+    assert encoded([Burst(["a", "b"], deltas=DELTAS)], delta=False) == encoded([Burst(["a", "b"])], delta=False)

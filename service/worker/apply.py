@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..errors import ModelyardError
+from ..errors import EngineError, ModelyardError
 from ..settings import params as parameters
 from ..types import JSONObject
 from .local_models import LocalModel, LocalModels
@@ -36,7 +36,7 @@ def _start(models: LocalModels, model: LocalModel) -> str:
 
 def _stop(models: LocalModels, model: LocalModel) -> str:
     with models.held(model):
-        model.worker.stop()
+        models.stop_held(model)
         models.tell("stopped", model)
     return f"model {model.worker.key} stopped"
 
@@ -49,7 +49,7 @@ def _change(models: LocalModels, model: LocalModel, params: Mapping[str, Any], *
         if not changed and not restart:
             return f"model {key}: nothing changed{note}"
         run = restart or model.worker.state is not State.STOPPED
-        _replace(models, model, {**model.over_http, **changed}, run=run)
+        note += _replace(models, model, {**model.over_http, **changed}, run=run)
     if not changed:
         return f"model {key} restarted{note}"
     return f"model {key}: changed {', '.join(sorted(changed))}{' and restarted' if run else ''}{note}"
@@ -64,19 +64,22 @@ def _changes(worker: ModelWorker, params: Mapping[str, Any]) -> tuple[JSONObject
     return {k: v for k, v in different.items() if k not in fixed}, fixed
 
 
-def _replace(models: LocalModels, model: LocalModel, over_http: JSONObject, *, run: bool) -> None:
-    """Give the model new parameters; if it does not start with them, it continues with the previous ones."""
+def _replace(models: LocalModels, model: LocalModel, over_http: JSONObject, *, run: bool) -> str:
+    """Give the model new parameters; if it does not start with them, it continues with the previous ones.
+
+    Return what to add to the outcome.
+    """
     previous, previous_values = model.worker, model.over_http
     fresh = models.new_worker(previous.params.model_name, previous.worker_type, over_http)
     models.claim(model, fresh)
-    ran = previous.state is State.READY
+    ran, note = previous.state is State.READY, ""
     try:
         if ran:
-            previous.stop()
+            note = _stop_replaced(previous)
         model.worker, model.over_http = fresh, over_http
         if not run:
             models.tell("changed", model)
-            return
+            return note
         models.start_held(model)
     except ModelyardError as error:
         model.worker, model.over_http = previous, previous_values
@@ -87,3 +90,15 @@ def _replace(models: LocalModels, model: LocalModel, over_http: JSONObject, *, r
         raise type(error)(f"{error}; it runs on with the parameters it had") from error
     finally:
         model.claimed = 0
+    return note
+
+
+def _stop_replaced(worker: ModelWorker) -> str:
+    """Stop a worker that another replaces. Return a note where its engine failed to: that does not keep the other."""
+    try:
+        worker.stop()
+    except EngineError as error:
+        if worker.state is not State.FAILED:
+            raise
+        return f"; {error}"
+    return ""

@@ -248,7 +248,7 @@ class LocalModels:
         """Stop the models of a name, and a type if given, and forget them. Raises UnknownModel."""
         for model in self.named(name, worker_type):
             with self.held(model):
-                model.worker.stop()
+                self.stop_held(model)
                 with self._lock:
                     self._models.pop(model.worker.key, None)
                 self.tell("forgotten", model)
@@ -273,6 +273,18 @@ class LocalModels:
             self.tell("failed", model)
             raise
         self.tell("started", model)
+
+    def stop_held(self, model: LocalModel) -> None:
+        """Stop a model whose lifecycle lock this thread holds; what that means is for the caller to tell.
+
+        Raises what `ModelWorker.stop` does; of an engine that fails to stop, listeners hear as of one that failed.
+        """
+        try:
+            model.worker.stop()
+        except ModelyardError:
+            if model.worker.state is State.FAILED:
+                self.tell("failed", model)
+            raise
 
     # Listening
 

@@ -22,7 +22,7 @@ def in_parallel(
 ) -> list[R | ModelyardError]:
     """Run ``operation`` on each target in a thread of its own; return the results and errors, in their order.
 
-    An unexpected exception is logged, and becomes an error with the name of its class.
+    An unexpected exception is logged, and becomes an error with the names of its target and class.
     """
     results: list[R | ModelyardError] = [ModelyardError("did not run") for _ in targets]
 
@@ -32,8 +32,8 @@ def in_parallel(
         except ModelyardError as error:
             results[index] = error
         except Exception as error:
-            log.exception("apply failed")
-            results[index] = ModelyardError(f"failed: {type(error).__name__}")
+            log.exception("%s failed", name(target))
+            results[index] = ModelyardError(f"{name(target)} failed: {type(error).__name__}")
 
     threads = [
         # In a copy of this thread's context, so that spans of the operation are below the current span.

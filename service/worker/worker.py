@@ -97,15 +97,22 @@ class ModelWorker:
         engine.path = self._locate()
         if not start_in_time(engine, self._progress, self.name, limit):
             # The late engine may still start at any time, so the next start uses a new one.
-            self.engine = type(engine)(engine.params, engine.path)
+            self._renew_engine()
             raise StartTimeout(f"model {self.name!r} did not start within {limit:g} s (start_timeout)")
+
+    def _renew_engine(self) -> None:
+        self.engine = type(self.engine)(self.engine.params, self.engine.path)
 
     def _progress(self, sentence: str) -> None:
         self.reason = sentence
         log.info("model %s: %s", self.key, sentence)
 
     def stop(self, timeout: float = STOP_TIMEOUT) -> None:
-        """Refuse new work, cancel running answers, and free the engine. A model that does not run is only marked."""
+        """Refuse new work, cancel running answers, and free the engine. A model that does not run is only marked.
+
+        Raises NotReady while it starts or stops, and EngineError if the engine does not end its answers (the model is
+        ready again) or its stop raises (the model is failed, with the reason; the next start uses a new engine).
+        """
         with self._lock:
             if self.state in (State.STOPPED, State.FAILED):
                 self.state, self.reason = State.STOPPED, ""
@@ -123,9 +130,14 @@ class ModelWorker:
             raise EngineError(f"model {self.name!r} did not stop: its engine does not end {len(active)} answers")
         try:
             self.engine.stop()
-        finally:
-            self.state, self.reason = State.STOPPED, ""
-            log.info("model %s is stopped", self.key)
+        except BaseException as error:
+            failure = EngineError(f"model {self.name!r} did not stop in order: {type(error).__name__}: {error}")
+            log.warning("%s", failure, exc_info=error)
+            self._renew_engine()
+            self.state, self.reason = State.FAILED, str(failure)
+            raise failure from error
+        self.state, self.reason = State.STOPPED, ""
+        log.info("model %s is stopped", self.key)
 
     def quarantine(self) -> None:
         """Mark it as failed, because its process died too often during its load. A start by hand tries again."""
@@ -296,7 +308,10 @@ def start_in_time(engine: Engine, progress: Progress, name: str, timeout: float)
         with deciding:
             ended.set()
         if given_up and not failures:
-            engine.stop()
+            try:
+                engine.stop()
+            except Exception:
+                log.exception("model %s started too late, and its engine did not stop in order", name)
 
     threading.Thread(target=run, name=f"start-{name}", daemon=True).start()
     ended.wait(timeout)

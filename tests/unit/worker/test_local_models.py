@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import steered
-from modelyard.errors import Conflict, ModelyardError, NotReady, StartFailed, UnknownModel
+from modelyard.errors import Conflict, EngineError, ModelyardError, NotReady, StartFailed, UnknownModel
 from modelyard.models.catalog import Catalog
 from modelyard.settings.settings import Settings
-from modelyard.types import WorkerType
+from modelyard.types import GenerateRequest, WorkerType
 from modelyard.worker.admission import Budget
 from modelyard.worker.declarations import Declarations
 from modelyard.worker.manager import LocalWorkerManager
@@ -144,11 +144,71 @@ def test_one_that_does_not_stop_leaves_the_others_and_is_raised_if_wanted(manage
     b = manager.models.workers()[1].engine
     assert isinstance(b, Steered)
     monkeypatch.setattr(b, "stop", lambda: 1 // 0)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(EngineError, match="ZeroDivisionError"):
         manager.models.stop(ignore_errors=False)
-    assert [w.state for w in manager.models.workers()] == [State.STOPPED, State.STOPPED]
+    assert [w.state for w in manager.models.workers()] == [State.STOPPED, State.FAILED]
     assert "b@llm did not stop" in caplog.text
     b.stops = b.starts
+
+
+@pytest.fixture
+def odd_stop(monkeypatch) -> None:
+    """Let the stop of every engine raise, after it has freed what it had."""
+
+    def stop(engine: Steered) -> None:
+        engine.stops += 1
+        raise ValueError("the library is odd")
+
+    monkeypatch.setattr(Steered, "stop", stop)
+
+
+ODD_STOP = r"model 'a' did not stop in order: ValueError: the library is odd"
+
+
+def test_an_engine_that_fails_to_stop_leaves_a_failed_model_and_everybody_hears_of_it(manager, events, odd_stop):
+    worker = manager.models.add("a")
+    manager.models.start()
+    events.clear()
+    outcome = manager.worker_apply("a", "stop", None, {})
+    assert (outcome.success, outcome.message) == (False, ODD_STOP)
+    assert (worker.state, worker.reason) == (State.FAILED, ODD_STOP)
+    assert events == [("failed", "a@llm")]
+    assert manager.worker_apply("a", "stop", None, {}).success, "a second try finds nothing that runs"
+    assert worker.state is State.STOPPED
+    assert manager.worker_apply("a", "start", None, {}).success
+    assert worker.engine is Steered.made[-1], "what failed to stop is not started again"
+
+
+@pytest.mark.parametrize(("how", "params"), [("restart", {}), ("update_params", {"size": 2})])
+def test_an_engine_that_fails_to_stop_does_not_keep_its_successor_from_starting(manager, events, odd_stop, how, params):
+    manager.models.add("a")
+    manager.models.start()
+    events.clear()
+    outcome = manager.worker_apply("a", how, None, params)
+    assert outcome.success
+    assert outcome.message.endswith(f"restarted; {ODD_STOP}")
+    assert events == [("starting", "a@llm"), ("started", "a@llm")]
+    assert manager.generate(GenerateRequest("a", prompt="x")).text == " x"
+
+
+def test_where_neither_the_stop_nor_the_next_start_goes_well_the_previous_parameters_run_on(manager, odd_stop):
+    manager.models.add("a")
+    manager.models.start()
+    outcome = manager.worker_apply("a", "update_params", None, {"fail": "other"})
+    assert not outcome.success
+    assert "it runs on with the parameters it had" in outcome.message
+    assert manager.generate(GenerateRequest("a", prompt="x")).text == " x"
+
+
+def test_a_shutdown_of_an_engine_that_fails_to_stop_is_told_and_a_second_one_forgets_it(manager, events, odd_stop):
+    manager.models.add("a")
+    manager.models.start()
+    events.clear()
+    with pytest.raises(EngineError, match=ODD_STOP):
+        manager.model_shutdown("a", None)
+    manager.model_shutdown("a", None)
+    assert events == [("failed", "a@llm"), ("forgotten", "a@llm")]
+    assert manager.models.all() == []
 
 
 def test_stopping_twice_stops_once(manager):

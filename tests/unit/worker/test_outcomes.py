@@ -45,7 +45,7 @@ def test_one_failure_leaves_the_others():
 
 def test_an_unforeseen_failure_is_told_by_its_kind_and_logged(caplog):
     (outcome,) = in_parallel(range(1), lambda target: timed(lambda: str(1 // target)), str)
-    assert str(outcome) == "failed: ZeroDivisionError"
+    assert str(outcome) == "0 failed: ZeroDivisionError"
     assert "ZeroDivisionError" in caplog.text
 
 

@@ -232,12 +232,14 @@ def test_an_engine_that_does_not_let_go_is_not_freed_under_its_answers(ready):
     assert steered(worker).stops == 1
 
 
-def test_an_engine_that_fails_to_stop_counts_as_stopped(ready, monkeypatch):
+def test_an_engine_that_fails_to_stop_leaves_a_failed_model_with_the_reason(ready, monkeypatch):
     worker = ready()
     monkeypatch.setattr(worker.engine, "stop", lambda: 1 // 0)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(EngineError, match="did not stop in order: ZeroDivisionError") as failure:
         worker.stop()
-    assert worker.state is State.STOPPED
+    assert (worker.state, worker.reason) == (State.FAILED, str(failure.value))
+    with pytest.raises(NotReady, match=r"is failed .*ZeroDivisionError"):
+        ask(worker, "a")
 
 
 def test_a_quarantined_model_says_what_to_do_and_starts_by_hand(make):

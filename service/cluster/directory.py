@@ -13,7 +13,7 @@ from ..worker.worker import ModelWorker, State
 from .registry.base import MANAGER_KEY, Instance
 from .remote_model import RemoteModelWorker
 from .routing import Routes
-from .view import MISS_INTERVAL, RegistryView
+from .view import RegistryView
 
 Worker: TypeAlias = ModelWorker | RemoteModelWorker
 """A model of this process or of another: both have the same calls."""
@@ -29,16 +29,20 @@ class Directory:
         session: Session,
         models: LocalModels | None,
         own_url: Callable[[], str],
+        *,
+        check_complete: Callable[[], None],
     ) -> None:
         """Read ``view``. The instances at ``own_url`` are ``models``; None if this process holds none.
 
-        ``routes`` gets the load of these. All other instances are called by ``session``.
+        ``routes`` gets the load of these. All other instances are called by ``session``. ``check_complete`` raises
+        NotReady while this service may hold models that are not declared yet.
         """
         self._view = view
         self._routes = routes
         self._session = session
         self._models = models
         self._own_url = own_url
+        self.check_complete = check_complete
         self._workers: dict[tuple[str, str], RemoteModelWorker] = {}
 
     # What to call
@@ -76,9 +80,14 @@ class Directory:
         return [local, *remote]
 
     def _remote(self, key: str) -> list[Instance]:
-        """Return the instances of a key in other processes."""
+        """Return the instances of a key in other processes; a model that is ready here does not wait for a read."""
         own_url = self._own_url()
-        return [row for row in self._view.instances(key) if row.url != own_url]
+        rows = self._view.last_instances(key) if self._is_ready(key) else self._view.instances(key)
+        return [row for row in rows if row.url != own_url]
+
+    def _is_ready(self, key: str) -> bool:
+        worker = self._find(key)
+        return worker is not None and worker.state is State.READY
 
     def all_of(self, key: str) -> list[Instance]:
         """Return the instances of a key, in whatever state."""
@@ -108,11 +117,7 @@ class Directory:
         if self._models is not None and self._models.has(model, None):
             # It is starting, has failed, or is of another type: this process has the more exact error.
             self._models.worker(model, *types).check_ready()
-        else:
-            self._view.refresh_now(MISS_INTERVAL)
-            key = self._first_usable(keys)
-            if key is not None:
-                return key
+        self.check_complete()
         if not self._view.complete:
             raise NotReady(f"the registry can't be read: {self._view.error or 'it was not read yet'}", retry_after=2)
         raise not_callable(self.keys(), model, types)
@@ -121,5 +126,4 @@ class Directory:
         return next((key for key in keys if self._is_usable(key)), None)
 
     def _is_usable(self, key: str) -> bool:
-        worker = self._find(key)
-        return (worker is not None and worker.state is State.READY) or bool(self._remote(key))
+        return self._is_ready(key) or bool(self._remote(key))

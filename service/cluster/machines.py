@@ -43,12 +43,18 @@ class Machines:
         session: Session,
         local: LocalWorkerManager | None,
         own_url: Callable[[], str],
+        *,
+        check_complete: Callable[[], None],
     ) -> None:
-        """Find machines in ``view``. The machine at ``own_url`` is ``local``; None if this process holds no models."""
+        """Find machines in ``view``. The machine at ``own_url`` is ``local``; None if this process holds no models.
+
+        ``check_complete`` raises NotReady while this service may hold models that are not declared yet.
+        """
         self._view = view
         self._session = session
         self._local = local
         self._own_url = own_url
+        self._check_complete = check_complete
 
     def machine_at(self, url: str) -> LocalWorkerManager | RemoteMachine:
         """Return the machine at an address: the manager of this process, or one that is called over HTTP."""
@@ -202,6 +208,8 @@ class Machines:
         raise InvalidRequest.of_fields([{"field": "host", "message": f"{wrong}; give host and port, one of {names}"}])
 
     def _unknown(self, model: str, worker_type: WorkerType | None) -> UnknownModel:
+        """Return the error for a model that no machine has. Raises NotReady while this service may still get it."""
+        self._check_complete()
         local = set() if self._local is None else set(self._local.models.keys())
         return UnknownModel.among((local | {row.key for row in self._view.all()}) - {MANAGER_KEY}, model, worker_type)
 

@@ -53,14 +53,18 @@ class RemoteWorkerManager(SharedCalls):
         own_url: Callable[[], str] = lambda: "",
         *,
         tracing: Tracing | None = None,
+        check_complete: Callable[[], None] = lambda: None,
     ) -> None:
-        """Route over the instances in ``view``; those at ``own_url`` are the models of ``local``."""
+        """Route over the instances in ``view``; those at ``own_url`` are the models of ``local``.
+
+        ``check_complete`` raises NotReady while this service may hold models that are not declared yet.
+        """
         super().__init__(tracing)
         self.view = view
         self.routes = Routes()
         models = None if local is None else local.models
-        self._directory = Directory(view, self.routes, session, models, own_url)
-        self._machines = Machines(view, session, local, own_url)
+        self._directory = Directory(view, self.routes, session, models, own_url, check_complete=check_complete)
+        self._machines = Machines(view, session, local, own_url, check_complete=check_complete)
         self._prober = Prober(self.routes, session)
 
     # Life
@@ -126,7 +130,10 @@ class RemoteWorkerManager(SharedCalls):
     @spanned
     def count_token(self, model: str | None, prompt: str) -> int:
         """Return the number of tokens of ``prompt``; without a model, by the only LLM of the cluster."""
-        key = self._directory.key_of(model or self._only_llm(), *WorkerType)
+        if not model:
+            self._directory.check_complete()
+            model = self._only_llm()
+        key = self._directory.key_of(model, *WorkerType)
         return self._called(key, lambda worker, _: worker.count_token(prompt))
 
     @spanned
@@ -192,7 +199,8 @@ class RemoteWorkerManager(SharedCalls):
     ) -> None:
         """Start one model on a host; without ``host`` and ``port``, on this process or the only host."""
         self._machines.model_startup(model, worker_type, params, host=host, port=port)
-        self.view.refresh_soon()
+        # The host has registered it: the next request finds it.
+        self.view.refresh_now()
 
     @spanned
     def model_shutdown(

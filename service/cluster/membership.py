@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 CAPABILITIES = ["delta"]
 HEARD_TIMEOUT = 10.0
+STARTED_TIMEOUT = 2.0
+"""Seconds that the start of a model waits for its registration."""
 HEARTBEAT_INTERVAL = 20.0
 """Seconds between heartbeats of a worker manager, where its models want no shorter ones."""
 
@@ -62,7 +64,14 @@ class Cluster:
             # With a model host, the instances at this address are the host's, and called like all others.
             own_url = (lambda: "") if settings.is_hosted else (lambda: self.url)
             owner = local if settings.owns_models else None
-            self.manager = RemoteWorkerManager(self.view, self.session, owner, own_url, tracing=tracing)
+            self.manager = RemoteWorkerManager(
+                self.view,
+                self.session,
+                owner,
+                own_url,
+                tracing=tracing,
+                check_complete=local.models.check_complete,
+            )
 
     def _seen(self, rows: Sequence[Instance]) -> None:
         if self.manager is not None:
@@ -82,7 +91,12 @@ class Cluster:
             self.manager.start()
 
     def join(self) -> None:
-        """Register the worker manager now, and each model when it becomes ready."""
+        """Register the worker manager now, and each model when it becomes ready.
+
+        Where a host has the models, what it has registered is read now: from now on this process knows them.
+        """
+        if self.view is not None and self._settings.is_hosted:
+            self.view.refresh()
         if self.heartbeat is None:
             return
         self._local.models.subscribe(self._follow)
@@ -119,7 +133,10 @@ class Cluster:
         return Instance(MANAGER_KEY, self.url, capabilities=CAPABILITIES)
 
     def _follow(self, event: ModelEvent) -> None:
-        """Register a model when it is ready, deregister it when it is not."""
+        """Register a model when it is ready, deregister it when it is not.
+
+        The start of a model goes on when the registry has it: whoever started it may call it through any gateway.
+        """
         assert self.heartbeat is not None
         worker = event.worker
         if event.kind == "started" and worker.params.register:
@@ -127,6 +144,7 @@ class Cluster:
             self.heartbeat.add(
                 worker.key, lambda: self._instance(worker), params.heartbeat_interval, beats=params.send_heartbeat
             )
+            self.heartbeat.wait_settled(STARTED_TIMEOUT)
         elif event.kind in ("starting", "failed", "stopped"):
             self.heartbeat.remove(worker.key)
         elif event.kind == "forgotten":

@@ -13,8 +13,11 @@ from .registry.base import MANAGER_KEY, Instance, Registry
 
 log = logging.getLogger(__name__)
 
-MISS_INTERVAL = 0.25
-"""Seconds between two reads because a key is not in view, or because instances fail."""
+MISS_INTERVAL = 1.0
+"""Seconds that a read holds for the keys that are not in view: all calls for these share it."""
+
+FAULT_INTERVAL = 0.25
+"""Seconds between two reads because instances fail."""
 
 NOW_INTERVAL = 0.05
 """Seconds between two reads by `RegistryView.refresh_now`."""
@@ -58,12 +61,14 @@ class RegistryView:
         self._thread.wake()
 
     def instances(self, key: str) -> list[Instance]:
-        """Return the instances of a worker key, healthy or not. If the key is not in view, the registry is read."""
-        rows = self._by_key.get(key)
-        if not rows:
+        """Return the instances of a worker key, healthy or not. If it was not in the last read, which is old, read."""
+        if key not in self._by_key:
             self.refresh(MISS_INTERVAL)
-            rows = self._by_key.get(key, [])
-        return rows
+        return self.last_instances(key)
+
+    def last_instances(self, key: str) -> list[Instance]:
+        """Return the instances of a worker key in the last read."""
+        return self._by_key.get(key, [])
 
     def all(self) -> list[Instance]:
         """Return all instances."""
@@ -77,21 +82,21 @@ class RegistryView:
             if time.monotonic() - self._read >= max_age:
                 self._refresh()
 
-    def refresh_now(self, interval: float = NOW_INTERVAL) -> None:
+    def refresh_now(self) -> None:
         """Return after a read that began after this call, so that everything registered before the call is in view.
 
-        Callers at the same time share a read, also one that failed; two reads are ``interval`` seconds apart.
+        Callers at the same time share a read, also one that failed; two reads are `NOW_INTERVAL` apart.
         """
         called = time.monotonic()
         with self._reading:
             if self._began >= called or (self.error and self._read >= called):
                 return
-            self._thread.pause(max(0.0, self._began + interval - time.monotonic()))
+            self._thread.pause(max(0.0, self._began + NOW_INTERVAL - time.monotonic()))
             self._refresh()
 
     def _work(self) -> float:
         """Read, but not twice within a moment: many failures together are one reason to read. Return the pause."""
-        left = self._read + min(MISS_INTERVAL, self._interval) - time.monotonic()
+        left = self._read + min(FAULT_INTERVAL, self._interval) - time.monotonic()
         if left > 0:
             return left
         self.refresh()

@@ -121,7 +121,8 @@ class Runtime:
         except Exception as error:
             log.exception("the models could not be loaded")
             self.problems["*"] = str(error)
-        self._declared.set()
+        if not self._halt.is_set():
+            self._declared.set()
         self._loaded.set()
         if not self._halt.is_set():
             self.own.notify_started()
@@ -156,7 +157,10 @@ class Runtime:
         return place_of(url) if url else (self.settings.host, self.settings.port)
 
     def _why_incomplete(self) -> str:
-        return "" if self._declared.is_set() else self._recovery.waiting_for or "models are starting"
+        if self._declared.is_set():
+            return ""
+        ending = "this process is about to end" if self._halt.is_set() else ""
+        return ending or self._recovery.waiting_for or "models are starting"
 
     # Status
 

@@ -145,8 +145,8 @@ class HostedWorkerManager(SharedCalls):
         except ModelyardError:
             return  # the host is being started, or the call itself fails with the same error
         states = {str(m["model"]): m for m in status["models"]}
-        if not states and not status["ready"]:
-            return
+        if key not in states and not status["ready"]:
+            return  # it may not be declared yet: the host decides
         if key in states:
             if states[key]["state"] not in (State.READY, State.STARTING) and status["state"] != ServiceState.STARTING:
                 self._worker(model, kind).metadata()

@@ -12,6 +12,7 @@ import pytest
 import steered
 from faulty import faulty, says, streamed, whole
 from in_process import service, url_of
+from modelyard.cluster import view
 from modelyard.cluster.manager import RemoteWorkerManager
 from modelyard.cluster.registry.base import MANAGER_KEY, Instance
 from modelyard.cluster.registry.memory import MemoryRegistry
@@ -24,6 +25,7 @@ from modelyard.errors import (
     RegistryUnavailable,
     Unavailable,
     UnknownModel,
+    Unsupported,
     WorkerLost,
     WorkerUnreachable,
 )
@@ -366,8 +368,8 @@ def test_an_instance_that_answers_nonsense_is_passed_over(tmp_path, answer, call
 def test_an_address_where_nobody_listens_fails_for_the_only_instance_with_the_reason():
     registry = MemoryRegistry(heartbeat_timeout=60)
     registry.beat([Instance("a@llm", f"http://127.0.0.1:{free_port()}/api")])
-    view, session = RegistryView(registry, 60), Session()
-    manager = RemoteWorkerManager(view, session)
+    seen, session = RegistryView(registry, 60), Session()
+    manager = RemoteWorkerManager(seen, session)
     try:
         with pytest.raises(WorkerUnreachable, match="refused"):
             manager.generate(prompt("x"), Cancel())
@@ -375,8 +377,60 @@ def test_an_address_where_nobody_listens_fails_for_the_only_instance_with_the_re
             manager.generate(prompt("x"), Cancel())
     finally:
         manager.stop()
-        view.stop()
+        seen.stop()
         session.close()
+
+
+class CountedReads(MemoryRegistry):
+    """A registry in memory that counts who reads it."""
+
+    reads = 0
+
+    def instances(self, key: str | None = None, *, healthy_only: bool = False) -> list[Instance]:
+        self.reads += 1
+        return super().instances(key, healthy_only=healthy_only)
+
+
+def test_models_that_are_nowhere_share_a_read_of_the_registry(monkeypatch):
+    registry = CountedReads(heartbeat_timeout=60)
+    with closing(Session()) as session:
+        manager = RemoteWorkerManager(RegistryView(registry, 60), session)
+
+        def ask(number: int) -> None:
+            for call in (
+                lambda: manager.generate(prompt("x", f"nowhere-{number}")),
+                lambda: manager.count_token(f"nowhere-{number}", "x"),
+            ):
+                with pytest.raises(UnknownModel):
+                    call()
+
+        threads = [threading.Thread(target=ask, args=(number,)) for number in range(10)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        ask(0)
+        assert registry.reads == 1
+        # The answer holds for a time only.
+        monkeypatch.setattr(view, "MISS_INTERVAL", 0.0)
+        registry.beat([Instance("nowhere-0@text2vec", f"http://127.0.0.1:{free_port()}/api")])
+        with pytest.raises(Unsupported):
+            manager.generate(prompt("x", "nowhere-0"))
+
+
+def test_a_model_that_runs_here_does_not_wait_for_the_registry(tmp_path, monkeypatch):
+    Steered.reset()
+    with service(tmp_path, [{**TABLES[0], "register": False}], role="standalone", registry_refresh=60) as alone:
+        monkeypatch.setattr(view, "MISS_INTERVAL", 0.0)
+        monkeypatch.setattr(alone.cluster.registry, "instances", lambda *a, **k: pytest.fail("it was read"))
+        assert alone.manager.generate(prompt("x")).text == " x"
+
+
+def test_a_model_is_found_at_once_by_the_gateway_that_it_was_started_through(yard):
+    yard.manager.view.stop()
+    yard.manager.view.refresh()
+    yard.manager.model_startup("spare", None, {}, host="127.0.0.1", port=yard.two.settings.port)
+    assert yard.manager.generate(prompt("x", "spare")).text == " x"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 import steered
-from modelyard.errors import ConfigError, Draining, ModelyardError, NotReady, StartFailed
+from modelyard.errors import ConfigError, Draining, ModelyardError, NotReady, StartFailed, UnknownModel
+from modelyard.server.recovery import Recovery
 from modelyard.server.runtime import LOADER_TIMEOUT, Runtime
 from modelyard.server.state import OwnerLock, StateFile
 from modelyard.settings.settings import Settings
@@ -407,6 +408,47 @@ def test_a_successor_that_is_stopped_while_it_waits_ends_and_loads_nothing(make,
     assert second._loader is not None
     assert not second._loader.is_alive()
     assert len(Steered.running()) == 1
+    with pytest.raises(NotReady, match="about to end"):
+        second.manager.generate(GenerateRequest("a", prompt="x"))
+
+
+ON_A: dict[str, Callable[[WorkerManager], object]] = {
+    "generate": lambda manager: manager.generate(GenerateRequest("a", prompt="x")),
+    "count_token": lambda manager: manager.count_token(None, "x"),
+    "metadata": lambda manager: manager.model_metadata("a"),
+    "apply": lambda manager: manager.worker_apply("a", "stop", None, {}),
+    "shutdown": lambda manager: manager.model_shutdown("a", None),
+}
+
+
+@pytest.mark.parametrize("role", ["worker", "standalone"])
+def test_until_its_models_are_declared_none_of_them_is_unknown(make, monkeypatch, role):
+    held, declare = threading.Event(), Recovery.declare
+    monkeypatch.setattr(Recovery, "declare", lambda self, names: held.wait(30) and declare(self, names))
+    runtime = make(table("a"), role=role)
+    runtime.start()
+    if runtime.cluster is not None:
+        runtime.cluster.view.refresh()
+        assert runtime.cluster.view.complete
+    for call in ON_A.values():
+        with pytest.raises(NotReady, match="models are starting") as refused:
+            call(runtime.manager)
+        assert refused.value.retry_after
+    held.set()
+    assert runtime.wait_loaded(30)
+    for call in ON_A.values():
+        call(runtime.manager)
+    with pytest.raises(UnknownModel):
+        ON_A["generate"](runtime.manager)
+
+
+def test_until_its_host_has_started_no_model_of_a_standalone_service_is_unknown(make, tmp_path):
+    runtime = make(table("a"), placement="hosted", registry=f"sqlite:///{tmp_path}/registry.db")
+    runtime.cluster.view.refresh()
+    assert runtime.cluster.view.complete
+    for call in ON_A.values():
+        with pytest.raises(NotReady):
+            call(runtime.manager)
 
 
 def test_services_of_other_ports_do_not_wait_for_each_other(loaded):

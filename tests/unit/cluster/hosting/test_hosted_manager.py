@@ -282,3 +282,15 @@ def test_an_answer_that_breaks_off_says_so() -> None:
         with manager.generate_stream(HELLO) as stream, pytest.raises(WorkerLost):
             for _ in stream:
                 pass
+
+
+def test_a_model_that_a_starting_host_has_not_declared_yet_is_not_unknown(
+    nobody: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager = manager_at(nobody)
+    status = {"ready": False, "state": "starting", "models": [{"model": "vec@text2vec", "state": "starting"}]}
+    monkeypatch.setattr(manager, "status", lambda: status)
+    manager.generate_stream(HELLO).close()
+    status |= {"ready": True, "state": "ready"}
+    with pytest.raises(UnknownModel):
+        manager.generate_stream(HELLO)

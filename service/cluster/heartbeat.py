@@ -62,7 +62,8 @@ class Heartbeat:
     def add(self, key: str, describe: Callable[[], Instance], interval: float, *, beats: bool = True) -> None:
         """Register a key, and beat at least every ``interval`` seconds with the instance that ``describe`` returns.
 
-        Without ``beats`` it is registered once, and needs no heartbeats to count as healthy.
+        Without ``beats`` it is registered once, and needs no heartbeats to count as healthy. It is registered again
+        only if the store has lost it, which is looked at as often.
         """
         with self._changed:
             self._leaving = [(instance, forget) for instance, forget in self._leaving if instance.key != key]
@@ -151,6 +152,7 @@ class Heartbeat:
             superseded = [key for key, member in self._members.items() if member.superseded]
         for key in superseded:
             self._check_successor(key)
+        self._check_silent()
         with self._changed:
             members = {k: m for k, m in self._members.items() if not m.superseded and (m.beats or not m.registered)}
         if members:
@@ -165,6 +167,15 @@ class Heartbeat:
         url = member.describe().url
         if not any(row.url == url and row.healthy for row in self._registry.instances(key)):
             member.superseded, member.generation = False, None
+
+    def _check_silent(self) -> None:
+        """Mark the keys without heartbeats as not registered that the store has lost: the next beat has them."""
+        with self._changed:
+            silent = {key: member for key, member in self._members.items() if member.registered and not member.beats}
+        for key, member in silent.items():
+            url = member.describe().url
+            if not any(row.url == url for row in self._registry.instances(key)):
+                member.registered = False
 
     def _beat(self, members: dict[str, _Member]) -> None:
         instances = [replace(m.describe(), generation=m.generation) for m in members.values()]

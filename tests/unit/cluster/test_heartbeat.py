@@ -249,6 +249,20 @@ def test_a_store_that_was_emptied_is_right_again_after_one_beat(heartbeat, regis
     wait_until(lambda: healthy(registry) == ["a@llm"], "registered again")
 
 
+def test_one_that_sends_no_heartbeats_is_registered_again_where_the_store_has_lost_it(heartbeat, registry):
+    heartbeat.add("a@llm", describe("a@llm", check_healthy=False), 3600, beats=False)
+    heartbeat.add("b@llm", describe("b@llm"), 0.02)
+    heartbeat.start()
+    wait_until(lambda: healthy(registry) == ["a@llm", "b@llm"], "registered")
+    generation = registry.instances("a@llm")[0].generation
+    registry.inner = MemoryRegistry(heartbeat_timeout=60)
+    wait_until(lambda: healthy(registry) == ["a@llm", "b@llm"], "registered again")
+    assert registry.instances("a@llm")[0].generation == generation
+    seen = len(registry.calls)
+    wait_until(lambda: len(registry.calls) > seen + 3, "it beats on")
+    assert all([one.key for one in those] == ["b@llm"] for _, those in registry.calls[seen + 1 :])
+
+
 def test_one_that_a_newer_process_has_replaced_says_no_more_of_it(heartbeat, registry, caplog):
     heartbeat.add("a@llm", describe("a@llm"), 0.02)
     heartbeat.add("b@llm", describe("b@llm"), 0.02)

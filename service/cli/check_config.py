@@ -42,6 +42,7 @@ def check_config(
         faults.append(str(error))
     faults += found.missing
     warnings = [f"{override}: model {override.model!r} is not started" for override in found.unused_overrides]
+    warnings += found.unusable
     warnings += _unread_variables(os.environ, click.get_current_context().find_root().command)
     document = {"ok": not faults, "settings": found.values, "models": found.models}
     if json_wanted:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,8 +12,10 @@ from typing import Any
 
 from ..access.networks import TrustedNetworks, parse_networks
 from ..access.token_store import TokenStore
-from ..cluster.membership import check_registry
-from ..errors import BadModelFile
+from ..cluster.membership import check_registry, registry_url
+from ..cluster.registry.address import sqlite_path
+from ..cluster.registry.sqlite_file import fault_of
+from ..errors import BadModelFile, ConfigError
 from ..models.catalog import Catalog
 from ..server.state import StateFile
 from ..settings.layers import Faults, Layer, LayerName, Origin, from_text, merge
@@ -31,7 +35,8 @@ _IN_HEADING = ("model_name", "engine", "worker_type")
 class Examination:
     """The settings and models of a service, each value as ``{value, from, where}``, and what is wrong.
 
-    With ``faults`` a service does not start; with ``missing`` weights it starts without these models.
+    With ``faults`` a service does not start; with ``missing`` weights it starts without these models; with ``unusable``
+    state it starts, and forgets.
     """
 
     settings: Settings
@@ -40,6 +45,7 @@ class Examination:
     unused_overrides: list[Override]
     faults: list[str]
     missing: list[str]
+    unusable: list[str]
 
 
 def examine(
@@ -68,6 +74,7 @@ def examine(
         unused_overrides=[override for override in declarations.overrides if override.model not in names],
         faults=faults.messages,
         missing=models.missing,
+        unusable=_unusable_state(settings),
     )
 
 
@@ -98,6 +105,20 @@ def _names_to_start(settings: Settings, catalog: Catalog, faults: Faults) -> lis
 def _state(settings: Settings) -> dict[str, JSONObject]:
     path = settings.state_path / settings.instance_name / "models.json"
     return StateFile(path).models() if path.exists() and not settings.fresh else {}
+
+
+def _unusable_state(settings: Settings) -> list[str]:
+    """Return what is wrong with the files that a service keeps: their folder, and its registry."""
+    faults = []
+    folder = settings.state_path / settings.instance_name
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)):
+        faults.append(f"the state folder {folder} can't be used: {nearest} can't be written; nothing is remembered")
+    registry = registry_url(settings)
+    with contextlib.suppress(ConfigError):  # another check has it
+        if registry.startswith("sqlite:") and (fault := fault_of(sqlite_path(registry))):
+            faults.append(f"registry {registry}: {fault}")
+    return faults
 
 
 def _effective(loaded: Loaded, catalog: Catalog, names: Sequence[str]) -> JSONObject:

@@ -55,7 +55,8 @@ def list_models(client: Client, supported: bool, json_wanted: bool) -> None:
     ready, state, reason = bool(status.get("ready")), status.get("state"), status.get("reason")
     if json_wanted:
         models = [plain(row) for row in listed]
-        click.echo(as_json({"ready": ready, "state": state, "reason": reason, "models": models}))
+        document = {"ready": ready, "state": state, "reason": reason, "models": models}
+        click.echo(as_json({**document, "unsaved": status.get("unsaved")}))
         return
     if not listed:
         click.echo("no model is hosted there; those that could be started: modelyard models list --supported")
@@ -68,6 +69,8 @@ def list_models(client: Client, supported: bool, json_wanted: bool) -> None:
         click.echo(table(("NAME", "TYPE", "STATE", "WEIGHTS", "REASON"), lines, terminal_width()))
     if not ready:
         click.echo(f"not ready{f' ({state})' if state else ''}: {reason}")
+    if status.get("unsaved"):
+        click.echo(f"changes are not remembered: {status['unsaved']}")
 
 
 @models.command(short_help="Start a model.")

@@ -35,6 +35,16 @@ class Recovery:
         self._configured: set[str] = set()
         self._state: StateFile | None = None
         self._lock: OwnerLock | None = None
+        self._unusable = ""
+
+    @property
+    def trouble(self) -> str:
+        """Why changes of the models are not remembered; empty where they are."""
+        if self._state is None:
+            return self._unusable
+        if self._lock is not None and self._lock.is_lost():
+            return f"the state folder {self._lock.path.parent} was removed, or its lock: another process may start too"
+        return self._state.trouble
 
     def take_over(self, halt: threading.Event) -> None:
         """Wait until the models are free, or ``halt`` is set. Then read which models ran, and record each change."""
@@ -44,7 +54,8 @@ class Recovery:
             lock = OwnerLock(folder / "lock")
             is_free = lock.acquire()
         except OSError as error:
-            log.warning("the state folder %s can't be used (%s): nothing is remembered", settings.state_path, error)
+            self._unusable = f"the state folder {settings.state_path} can't be used: {error.strerror or error}"
+            log.warning("%s: nothing is remembered", self._unusable)
             return
         self._lock = lock
         if not is_free:

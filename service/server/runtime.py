@@ -63,6 +63,7 @@ class Runtime:
             tracing=self.tracing,
             incomplete=self._why_incomplete,
             place=self._place,
+            unsaved=lambda: self._recovery.trouble,
         )
         self._recovery = Recovery(self.local.models, settings)
         self.problems = self._recovery.problems
@@ -174,7 +175,10 @@ class Runtime:
             raise NotReady(self._recovery.waiting_for, retry_after=2)
 
     def status(self) -> JSONObject:
-        """Return ``ready``, ``state`` (`ServiceState`), the reason, and each model with its own state and reason."""
+        """Return ``ready``, ``state`` (`ServiceState`), the reason, and each model with its own state and reason.
+
+        ``unsaved`` is why changes of the models are not remembered, None where they are.
+        """
         status = self._status_of_models() if self.host is None else self.host.status()
         obstacle = self._obstacle()
         if obstacle is not None:
@@ -193,7 +197,8 @@ class Runtime:
             state, reason = ServiceState.FAILED, "no model is ready"
         if self.cluster is not None and not self.settings.owns_models:
             models += self.cluster.models()
-        return {"ready": state is ServiceState.READY, "state": state.value, "reason": reason, "models": models}
+        status = {"ready": state is ServiceState.READY, "state": state.value, "reason": reason, "models": models}
+        return {**status, "unsaved": self._recovery.trouble or None}
 
     def _obstacle(self) -> tuple[ServiceState, str] | None:
         """Return the state and the reason that keep this process from its work; None if only its models matter."""

@@ -49,6 +49,15 @@ class OwnerLock:
         self._fd = fd
         return True
 
+    def is_lost(self) -> bool:
+        """Return whether the file of the lock that this process holds was removed, or replaced by another."""
+        if self._fd is None:
+            return False
+        try:
+            return not os.path.samestat(os.fstat(self._fd), self.path.stat())
+        except OSError:
+            return True
+
     def holder(self) -> dict[str, int]:
         """Return pid and ppid of the last process that held the lock; empty if there was none."""
         try:
@@ -107,7 +116,8 @@ class StateFile:
         """Read ``path`` if it exists; a file that can't be read is renamed to ``.bad``."""
         self._path = path
         self._lock = threading.Lock()
-        self._complained = False
+        self.trouble = ""
+        """Why the last change was not written; empty where it was."""
         self._models: dict[str, JSONObject] = self._read()
 
     def _read(self) -> dict[str, JSONObject]:
@@ -178,9 +188,13 @@ class StateFile:
             try:
                 write_atomically(self._path, json.dumps({"models": self._models}, indent=1).encode())
             except OSError as error:
-                if not self._complained:
+                if not self.trouble:
                     log.warning("%s can't be written (%s): what runs will not be remembered", self._path, error)
-                self._complained = True
+                self.trouble = f"{self._path} can't be written: {error.strerror or error}"
+            else:
+                if self.trouble:
+                    log.info("%s is written again", self._path)
+                self.trouble = ""
 
 
 def _is_sound(key: str, entry: JSONObject) -> bool:

@@ -37,15 +37,17 @@ class LocalWorkerManager(SharedCalls):
         tracing: Tracing | None = None,
         incomplete: Callable[[], str] = lambda: "",
         place: Callable[[], tuple[str, int]] = lambda: ("127.0.0.1", 0),
+        unsaved: Callable[[], str] = lambda: "",
     ) -> None:
         """Hold no model yet.
 
-        ``place`` returns the host and port of instances; ``incomplete`` why models may still be missing, or an empty
-        text.
+        ``place`` returns the host and port of instances; ``incomplete`` why models may still be missing, ``unsaved``
+        why changes are not remembered; or an empty text.
         """
         super().__init__(tracing)
         self.models = LocalModels(declarations, budget, self.tracing, incomplete)
         self._place = place
+        self._unsaved = unsaved
 
     # Calls
 
@@ -160,4 +162,7 @@ class LocalWorkerManager(SharedCalls):
             parameters.from_json(type(target.worker.params), params)
         change = operation(self.models, apply_type, params)
         results = in_parallel(models, lambda model: timed(lambda: change(model)), lambda model: model.worker.key)
-        return merged([outcome_of(result) for result in results])
+        outcome = merged([outcome_of(result) for result in results])
+        if outcome.success and (reason := self._unsaved()):
+            outcome.message += f"; this will not be remembered: {reason}"
+        return outcome

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -263,3 +264,18 @@ def test_the_json_is_plain(at: Path):
     found = checked("-m", "echo")
     assert json.loads(json.dumps(found)) == found
     assert set(found) == {"ok", "settings", "models", "faults", "warnings"}
+
+
+def test_state_that_can_not_be_kept_is_a_warning(at: Path):
+    assert checked("-m", "echo")["warnings"] == []
+    folder = at / "state" / "standalone-8000"
+    folder.mkdir(parents=True)
+    (folder / "registry.db").write_bytes(b"nonsense " * 500)
+    found = checked("-m", "echo")
+    assert found["ok"]
+    assert [("registry.db" in one, "not a database" in one) for one in found["warnings"]] == [(True, True)]
+    assert (folder / "registry.db").read_bytes().startswith(b"nonsense"), "it only looks"
+    shutil.rmtree(at / "state")
+    (at / "state").touch()
+    (warning,) = checked("-m", "echo")["warnings"]
+    assert warning.startswith(f"the state folder {folder} can't be used")

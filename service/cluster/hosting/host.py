@@ -230,7 +230,7 @@ class ModelHost:
                 reason = self._endpoint.trouble or "models are starting: so is their host"
             except ModelyardError as error:
                 state, reason = ServiceState.FAILED, f"the model host does not answer: {error}"
-        return {"ready": False, "state": state.value, "reason": reason, "models": [], "host": host}
+        return {"ready": False, "state": state.value, "reason": reason, "models": [], "unsaved": None, "host": host}
 
 
 def _python() -> str:

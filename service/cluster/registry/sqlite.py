@@ -13,7 +13,6 @@ import contextlib
 import os
 import sqlite3
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,12 +20,12 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from ...errors import RegistryUnavailable
-from . import limits, rows, schema
+from . import limits, rows, schema, sqlite_file
 from .base import ANY_GENERATION, HEARTBEAT_TIMEOUT, Beaten, Instance, Receipt
 from .forgetting import Forgetting
 
-BUSY_TIMEOUT = 5.0
-"""Seconds that a call waits for the writes of other processes, and again for those of other threads."""
+BUSY_TIMEOUT = 4.0
+"""Seconds that a call waits for those of other threads and processes: clients give up after five."""
 T = TypeVar("T")
 
 
@@ -148,21 +147,37 @@ class SqliteRegistry:
         return result
 
     def _connected(self, work: Callable[[sqlite3.Connection], T], turn: Lock) -> T:
+        deadline = time.monotonic() + self._busy_timeout
         try:
             if not turn.acquire(timeout=self._busy_timeout):
                 raise sqlite3.OperationalError(f"other threads have used it for {self._busy_timeout:g} s")
             try:
-                _make(self.path)
-                connection = sqlite3.connect(self.path, timeout=self._busy_timeout, isolation_level=None)
-                connection.row_factory = sqlite3.Row
-                with contextlib.closing(connection):
-                    _prepare(connection)
-                    self._prepare_tables(connection)
-                    return work(connection)
+                return self._in_sound_file(work, deadline)
             finally:
                 turn.release()
         except (sqlite3.Error, OSError) as error:
             raise RegistryUnavailable(f"the registry in {self.path} can't be used: {error}") from error
+
+    def _in_sound_file(self, work: Callable[[sqlite3.Connection], T], deadline: float) -> T:
+        """Return the result of ``work`` in the file, or in a new one in place of one that is broken."""
+        number = sqlite_file.make(self.path)
+        try:
+            return self._opened(work, deadline)
+        except sqlite3.DatabaseError as error:
+            if not (sqlite_file.is_broken(error) and sqlite_file.set_aside(self.path, number, error)):
+                raise
+        sqlite_file.make(self.path)
+        return self._opened(work, deadline)
+
+    def _opened(self, work: Callable[[sqlite3.Connection], T], deadline: float) -> T:
+        connection = sqlite3.connect(self.path, timeout=_remaining(deadline), isolation_level=None)
+        connection.row_factory = sqlite3.Row
+        with contextlib.closing(connection):
+            sqlite_file.prepare(connection)
+            _bound(connection, deadline)
+            self._prepare_tables(connection)
+            _bound(connection, deadline)
+            return work(connection)
 
     def _prepare_tables(self, connection: sqlite3.Connection) -> None:
         """Make or upgrade the tables. Tables that a newer process has upgraded since the first call stay in use."""
@@ -203,32 +218,13 @@ def _held(connection: sqlite3.Connection, instance: Instance) -> int | None:
     return None if row is None else int(row[0])
 
 
-def _make(path: Path) -> None:
-    """Make an empty database in WAL mode, only for this user, unless it exists. Its other files get the same mode.
-
-    It gets its name when it is complete and closed, so that no process sees it earlier, and no lock on it is lost.
-    """
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {path.parent}: make it")
-    if path.exists():
-        return
-    descriptor, nameless = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(descriptor)
-    try:
-        with contextlib.closing(sqlite3.connect(nameless)) as connection:
-            _prepare(connection)
-        with contextlib.suppress(FileExistsError):
-            os.link(nameless, path)
-    finally:
-        Path(nameless).unlink()
+def _remaining(deadline: float) -> float:
+    return max(0.0, deadline - time.monotonic())
 
 
-def _prepare(connection: sqlite3.Connection) -> None:
-    """Use WAL mode, without waiting for the disk: heartbeats repeat the rows that a machine loses when it dies."""
-    (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
-    if mode != "wal":
-        raise sqlite3.OperationalError(f"its folder can't hold a shared file (journal mode {mode})")
-    connection.execute("PRAGMA synchronous = NORMAL")
+def _bound(connection: sqlite3.Connection, deadline: float) -> None:
+    """Let the next statement wait for other processes until ``deadline``: SQLite counts from zero for each."""
+    connection.execute(f"PRAGMA busy_timeout = {int(_remaining(deadline) * 1000)}")
 
 
 @contextlib.contextmanager

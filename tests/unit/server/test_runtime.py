@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +16,7 @@ from typing import Any
 import pytest
 import steered
 from modelyard.errors import ConfigError, Draining, ModelyardError, NotReady, StartFailed, UnknownModel
+from modelyard.server import state
 from modelyard.server.recovery import Recovery
 from modelyard.server.runtime import LOADER_TIMEOUT, Runtime
 from modelyard.server.state import OwnerLock, StateFile
@@ -81,7 +85,13 @@ def test_making_one_starts_nothing(make, tmp_path):
     assert (Steered.made, runtime.local.models.workers()) == ([], [])
     status = runtime.status()
     assert status.pop("cluster") == {"url": "", "registered": [], "error": None}
-    assert status == {"ready": False, "state": "starting", "reason": "models are starting", "models": []}
+    assert status == {
+        "ready": False,
+        "state": "starting",
+        "reason": "models are starting",
+        "models": [],
+        "unsaved": None,
+    }
 
 
 def test_what_does_not_fit_is_refused_when_it_is_made(make):
@@ -124,7 +134,7 @@ def test_the_models_that_are_named_are_started_instead(loaded):
 
 def test_nothing_configured_is_ready(loaded):
     status = loaded(models=[], role="worker").status()
-    assert status == {"ready": True, "state": "ready", "reason": None, "models": []}
+    assert status == {"ready": True, "state": "ready", "reason": None, "models": [], "unsaved": None}
 
 
 def test_one_that_fails_is_told_and_the_others_answer(loaded):
@@ -472,8 +482,55 @@ def test_a_state_folder_that_can_not_be_used_is_said_and_models_start(loaded, tm
         (folder / {"lock": "lock", "file": "models.json"}[obstacle] / "x").mkdir(parents=True)
     runtime = loaded(table("a"))
     assert states(runtime) == {"a@llm": "ready"}
-    assert runtime.manager.worker_apply("a", "restart", None, {}).success
+    outcome = runtime.manager.worker_apply("a", "update_params", None, {"size": 2})
+    assert outcome.success
     assert "can't be" in caplog.text
+    unsaved = runtime.status()["unsaved"]
+    if obstacle == "file":  # it was set aside
+        assert unsaved is None
+        return
+    assert "can't be used" in unsaved
+    assert outcome.message.endswith(f"; this will not be remembered: {unsaved}")
+
+
+def test_state_that_can_not_be_kept_any_more_is_said_until_it_can(loaded, tmp_path, monkeypatch):
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    runtime = loaded(table("a"))
+    assert runtime.status()["unsaved"] is None
+    with monkeypatch.context() as patch:
+        patch.setattr(state, "write_atomically", full)
+        outcome = runtime.manager.worker_apply("a", "update_params", None, {"size": 2})
+        assert "will not be remembered: " in outcome.message
+        assert "No space left on device" in outcome.message
+        assert "No space left on device" in runtime.status()["unsaved"]
+    assert runtime.status()["ready"]
+    assert "remembered" not in runtime.manager.worker_apply("a", "update_params", None, {"size": 3}).message
+    assert runtime.status()["unsaved"] is None
+
+
+def test_a_state_folder_that_was_removed_is_said(loaded, tmp_path):
+    runtime = loaded(table("a"))
+    shutil.rmtree(tmp_path / "state")
+    assert re.search(r"the state folder .* was removed", runtime.status()["unsaved"])
+    outcome = runtime.manager.worker_apply("a", "update_params", None, {"size": 2})
+    assert outcome.success
+    assert "was removed" in outcome.message
+
+
+def test_a_registry_of_its_own_that_is_broken_is_set_aside(loaded, tmp_path):
+    folder = tmp_path / "state" / "standalone-8000"
+    folder.mkdir(parents=True)
+    (folder / "registry.db").write_bytes(b"nonsense " * 500)
+    runtime = loaded(table("a"))
+    assert (folder / "registry.db.bad").exists()
+    assert runtime.status()["cluster"] | {"url": ""} == {
+        "url": "",
+        "registered": ["WorkerManager@service", "a@llm"],
+        "error": None,
+    }
+    assert [one.key for one in runtime.cluster.registry.instances()] == ["WorkerManager@service", "a@llm"]
 
 
 def test_a_state_file_of_nonsense_is_set_aside(loaded, tmp_path):

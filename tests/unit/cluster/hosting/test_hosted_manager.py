@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -294,3 +295,11 @@ def test_a_model_that_a_starting_host_has_not_declared_yet_is_not_unknown(
     status |= {"ready": True, "state": "ready"}
     with pytest.raises(UnknownModel):
         manager.generate_stream(HELLO)
+
+
+def test_a_host_says_that_it_can_not_keep_what_is_changed(host: Runtime, tmp_path: Path) -> None:
+    manager = manager_at(url_of(host))
+    assert manager.status()["unsaved"] is None
+    shutil.rmtree(tmp_path / "state")
+    assert "was removed" in manager.status()["unsaved"]
+    assert "will not be remembered" in manager.worker_apply("a", "update_params", None, {"size": 2}).message

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import subprocess
@@ -10,11 +11,13 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from modelyard.cluster.registry import schema
+from modelyard.cluster.registry import client, schema, sqlite, sqlite_file
 from modelyard.cluster.registry.base import Instance
 from modelyard.cluster.registry.sqlite import SqliteRegistry
+from modelyard.cluster.registry.sqlite_file import fault_of
 from modelyard.errors import ConfigError, RegistryUnavailable
 from registry_process import TURNS, others
 from running import wait_until
@@ -217,6 +220,8 @@ def test_a_file_that_can_not_be_used_is_named(tmp_path, fault):
     if fault == "no folder":
         path = tmp_path / "absent" / "registry.db"
     elif fault == "no database":
+        # By this name it may be anything, so it is left as it is.
+        path = tmp_path / "registry.db.txt"
         path.write_bytes(b"This is no database. " * 500)
     else:
         path.mkdir()
@@ -226,7 +231,66 @@ def test_a_file_that_can_not_be_used_is_named(tmp_path, fault):
             call()
         assert (f"there is no folder {path.parent}: make it" in str(refused.value)) == (fault == "no folder")
     assert descriptors(path) == 0
+    assert [one.name for one in tmp_path.iterdir()] == ([] if fault == "no folder" else [path.name])
     registry.close()
+
+
+def garbage(path: Path) -> None:
+    path.write_bytes(b"This is no database. " * 500)
+    path.with_name("registry.db-wal").write_bytes(b"nor is this")
+
+
+def damage(path: Path) -> None:
+    SqliteRegistry(path).beat([MINE])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100] + b"\xff" * (len(whole) - 100))
+
+
+@pytest.mark.parametrize("harm", [garbage, damage])
+def test_a_broken_file_is_set_aside_and_a_new_one_is_in_its_place(path, caplog, harm):
+    harm(path)
+    broken = path.read_bytes()
+    assert fault_of(path)
+    registry = SqliteRegistry(path)
+    assert registry.beat([MINE]).receipts[0].generation
+    assert [one.key for one in registry.instances()] == ["chat@llm"]
+    assert (path.with_name("registry.db.bad").read_bytes(), fault_of(path)) == (broken, "")
+    assert caplog.text.count("set aside") == 1
+
+
+def test_a_file_that_another_process_has_set_aside_meanwhile_is_left(path, registry):
+    registry.beat([MINE])
+    with pytest.raises(sqlite3.DatabaseError) as fault, contextlib.closing(sqlite3.connect(__file__)) as connection:
+        connection.execute("SELECT * FROM sqlite_master")
+    assert sqlite_file.set_aside(path, path.stat().st_ino + 1, fault.value)
+    assert len(registry.instances()) == 1
+
+
+def test_all_waits_of_a_call_together_are_bounded(path, beside, monkeypatch):
+    """What a call has waited for other threads is not left to wait for other processes."""
+    waited = 0.0
+
+    class Turn:
+        def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+            nonlocal waited
+            waited += timeout
+            return True
+
+        def release(self) -> None:
+            pass
+
+    registry = SqliteRegistry(path, busy_timeout=15)
+    registry.beat([MINE])
+    monkeypatch.setattr(sqlite, "_WRITING", Turn())
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + waited, time=time.time, time_ns=time.time_ns)
+    monkeypatch.setattr(sqlite, "time", clock)
+    beside.execute("BEGIN IMMEDIATE")
+    began = time.monotonic()
+    with pytest.raises(RegistryUnavailable, match="locked"):
+        registry.beat([MINE])
+    assert time.monotonic() - began < 10
+    beside.execute("ROLLBACK")
+    assert sqlite.BUSY_TIMEOUT < client.TIMEOUT, "a client hears why"
 
 
 def test_an_older_file_is_brought_to_the_newer_version_with_its_rows(path, beside):

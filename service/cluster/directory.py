@@ -117,7 +117,14 @@ class Directory:
         if self._models is not None and self._models.has(model, None):
             # It is starting, has failed, or is of another type: this process has the more exact error.
             self._models.worker(model, *types).check_ready()
-        self.check_complete()
+        try:
+            self.check_complete()
+        except NotReady:
+            # What is just being started may have been registered since the last read.
+            self._view.refresh_now()
+            if (key := self._first_usable(keys)) is not None:
+                return key
+            raise
         if not self._view.complete:
             raise NotReady(f"the registry can't be read: {self._view.error or 'it was not read yet'}", retry_after=2)
         raise not_callable(self.keys(), model, types)

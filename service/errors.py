@@ -1,22 +1,22 @@
 """The errors of modelyard, and what each means to a client.
 
     ModelyardError
-    ├── InvalidRequest            422  the request does not fit; ``errors`` names the fields
+    ├── InvalidRequest            422  the request is not valid; ``errors`` names the fields
     │   ├── PromptTooLong              the prompt leaves no room in the model's context
-    │   └── InputTooLong               a text to embed is longer than the model takes
+    │   └── InputTooLong               a text to embed is longer than the model accepts
     ├── RequestTooLarge           413  the body is over the limit
     ├── Unauthorized              401  no token, or an unknown one
     ├── Forbidden                 403  the token, or the address, lacks a scope
-    ├── UnknownModel              404  no model of that name is here
-    ├── Unsupported               400  the model is here, but not for this kind of call
+    ├── UnknownModel              404  there is no model of that name
+    ├── Unsupported               400  the model exists, but not for this kind of call
     ├── Conflict                  409  it runs already, or this process has no room for it
-    ├── Unavailable               503  try again, here after ``retry_after`` seconds or elsewhere at once
+    ├── Unavailable               503  try again after ``retry_after`` seconds, or at once at another instance
     │   ├── Overloaded                 all slots are busy and the line is full or too slow
     │   ├── NotReady                   the model is starting, stopped or failed
     │   ├── Draining                   this process is about to end
-    │   ├── WorkerUnreachable          a remote worker did not answer, or not as one; nothing has come
-    │   │   ├── NotConnected           there was not even a connection: it has not seen the request
-    │   │   └── WorkerSilent           it was silent for too long, and may still be at work
+    │   ├── WorkerUnreachable          a remote worker did not answer, or not validly; no piece has come
+    │   │   ├── NotConnected           there was no connection: the worker has not seen the request
+    │   │   └── WorkerSilent           it was silent for too long, and may still be computing
     │   └── RegistryUnavailable        neither a controller nor a store answers
     ├── WorkerLost                502  a remote worker broke off in the middle of its answer
     ├── Cancelled                 499  the client has gone
@@ -25,13 +25,13 @@
     │   ├── StartTimeout               it took longer than ``start_timeout``
     │   ├── NetworkFailure             something it needs over the network did not answer
     │   ├── MissingLibrary             its engine's library is not installed
-    │   └── BadModelFile               its weights are absent, unreadable, or no weights at all
+    │   └── BadModelFile               its weights are missing, unreadable, or of another format
     ├── PullFailed                     weights could not be fetched
-    │   ├── ChecksumMismatch           what came is not what was expected
-    │   └── DiskFull                   there is no room for it
-    └── ConfigError                    the configuration does not fit
+    │   ├── ChecksumMismatch           the downloaded file is not the expected one
+    │   └── DiskFull                   the disk has no room for them
+    └── ConfigError                    the configuration is not valid
 
-Only ``Unavailable`` is safe to repeat without a thought: nothing was computed.
+Only ``Unavailable`` is always safe to repeat: nothing was computed.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class FieldError(TypedDict):
 
 
 class ModelyardError(Exception):
-    """The base of all errors here; its text is written for the person who reads it."""
+    """The base of all errors of modelyard; its text is written for people."""
 
     code: ClassVar[str] = "error"
     status: ClassVar[int] = 500
@@ -56,11 +56,11 @@ class ModelyardError(Exception):
 
 
 class InvalidRequest(ModelyardError):
-    """The request does not fit. Repeating it unchanged never helps."""
+    """The request is not valid. To repeat it unchanged never helps."""
 
     code = "invalid_request"
     status = 422
-    title = "The request does not fit"
+    title = "The request is not valid"
 
     def __init__(self, message: str, errors: Sequence[FieldError] = ()) -> None:
         super().__init__(message)
@@ -80,10 +80,10 @@ class PromptTooLong(InvalidRequest):
 
 
 class InputTooLong(InvalidRequest):
-    """One of the texts is longer than the model embeds."""
+    """One of the texts is longer than the model accepts."""
 
     code = "input_too_long"
-    title = "A text is longer than the model takes"
+    title = "A text is longer than the model accepts"
 
 
 class RequestTooLarge(ModelyardError):
@@ -95,7 +95,7 @@ class RequestTooLarge(ModelyardError):
 
 
 class Unauthorized(ModelyardError):
-    """No token came, or an unknown one; the text names the scope that is needed."""
+    """The request has no token, or an unknown one; the text names the scope that is needed."""
 
     code = "unauthorized"
     status = 401
@@ -111,7 +111,7 @@ class Forbidden(ModelyardError):
 
 
 class UnknownModel(ModelyardError):
-    """No model of that name (and type) is here."""
+    """There is no model of that name (and type)."""
 
     code = "unknown_model"
     status = 404
@@ -126,7 +126,7 @@ class UnknownModel(ModelyardError):
 
 
 class Unsupported(ModelyardError):
-    """The model does not do what was asked of it."""
+    """The model does not support this kind of call."""
 
     code = "unsupported"
     status = 400
@@ -134,11 +134,11 @@ class Unsupported(ModelyardError):
 
 
 class Conflict(ModelyardError):
-    """What is asked for collides with what runs."""
+    """The request conflicts with the models that run."""
 
     code = "conflict"
     status = 409
-    title = "That collides with what runs"
+    title = "The request conflicts with the models that run"
 
 
 class Unavailable(ModelyardError):
@@ -152,7 +152,7 @@ class Unavailable(ModelyardError):
         super().__init__(message)
         self.retry_after = retry_after
         self.load = load
-        """What the model's gate looked like: the value of ``Modelyard-Load``."""
+        """The state of the model's gate: the value of ``Modelyard-Load``."""
 
 
 class Overloaded(Unavailable):
@@ -184,22 +184,22 @@ class WorkerUnreachable(Unavailable):
 
 
 class NotConnected(WorkerUnreachable):
-    """A remote worker could not be connected to: it has seen nothing of the request."""
+    """There was no connection to a remote worker: it has not seen the request."""
 
 
 class WorkerSilent(WorkerUnreachable):
-    """A remote worker sent nothing for as long as it may be silent: it may still be at work."""
+    """A remote worker sent nothing for longer than ``read_timeout``: it may still be computing."""
 
 
 class RegistryUnavailable(Unavailable):
-    """No controller, or not the store, answers."""
+    """The store, or every controller, does not answer."""
 
     code = "registry_unavailable"
     title = "The registry does not answer"
 
 
 class WorkerLost(ModelyardError):
-    """A remote worker broke off in the middle of its answer: what came is incomplete. Never repeated by itself."""
+    """A remote worker broke off its answer, which is incomplete. The request is never repeated automatically."""
 
     code = "worker_lost"
     status = 502
@@ -235,53 +235,53 @@ class StartTimeout(StartFailed):
 
 
 class NetworkFailure(StartFailed):
-    """Something the model needs over the network did not answer."""
+    """A server that the model needs did not answer."""
 
     code = "network_failure"
 
 
 class MissingLibrary(StartFailed):
-    """The engine's library is not installed; the text names the extra that brings it."""
+    """The engine's library is not installed; the text names the extra that installs it."""
 
     code = "missing_library"
 
 
 class BadModelFile(StartFailed):
-    """The weights are absent, unreadable, cut short, or not weights at all."""
+    """The weights are missing, unreadable, truncated, or of another format."""
 
     code = "bad_model_file"
 
 
 class PullFailed(ModelyardError):
-    """Weights could not be fetched; nothing half-made is left behind."""
+    """Weights could not be fetched; no incomplete file is left."""
 
     code = "pull_failed"
 
 
 class ChecksumMismatch(PullFailed):
-    """What was fetched is not what the catalogue promises."""
+    """The downloaded file does not have the checksum of the catalogue."""
 
     code = "checksum_mismatch"
 
 
 class DiskFull(PullFailed):
-    """There is no room for the weights; the text says how much is needed."""
+    """The disk has no room for the weights; the text has the size that is needed."""
 
     code = "disk_full"
 
 
 class ConfigError(ModelyardError):
-    """The configuration does not fit; the text names the place and the value."""
+    """The configuration is not valid; the text names the place and the value."""
 
     code = "config_error"
 
 
 def not_callable(keys: Collection[str], model: str, types: Collection[str]) -> Unsupported | UnknownModel:
-    """Return the error for a call of a model as one of ``types``, where no worker key of ``keys`` fits.
+    """Return the error for a call of a model as one of ``types``, none of which is among the worker ``keys``.
 
-    It is `Unsupported` where the model has another type, `UnknownModel` where it is not among the keys at all.
+    It is `Unsupported` if the model has another type, and `UnknownModel` if it is not among the keys.
     """
-    others = [key.rpartition("@")[2] for key in keys if key.rpartition("@")[0] == model]
-    if not others:
+    present = [key.rpartition("@")[2] for key in keys if key.rpartition("@")[0] == model]
+    if not present:
         return UnknownModel.among(keys, model)
-    return Unsupported(f"model {model!r} is of type {', '.join(others)}: this call wants {' or '.join(types)}")
+    return Unsupported(f"model {model!r} is of type {', '.join(present)}: this call needs {' or '.join(types)}")

@@ -1,4 +1,4 @@
-"""Files and folders that processes share: made with the right mode, written whole or not at all."""
+"""Make folders and write files that processes share: with the right mode, and each file whole or not at all."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def state_folder(root: Path, instance: str) -> Path:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that a reader finds all or nothing of it; mode 0600. Raises OSError."""
+    """Write a file so that a reader sees the old or the new content, never a part; mode 0600. Raises OSError."""
     fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(fd, "wb") as file:

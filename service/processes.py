@@ -27,5 +27,5 @@ class PerProcess(Generic[T]):
         return self._values.setdefault(pid, self._make()) if value is None else value
 
     def pop(self) -> T | None:
-        """Remove this process's value, and return it; None where it has none."""
+        """Remove this process's value, and return it; None if there is none."""
         return self._values.pop(os.getpid(), None)

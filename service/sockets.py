@@ -1,4 +1,4 @@
-"""What the kernel says of a connected socket, without reading from it; also where gevent has patched `select`."""
+"""Check the state of a connected socket without reading from it, also under gevent's patches of `select`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import sys
 from typing import Any
 
 GONE = select.POLLRDHUP | select.POLLHUP | select.POLLERR | select.POLLNVAL
-"""What poll reports of a socket whose other end has closed or shut down its side."""
+"""The events of poll for a socket whose other end has closed or shut down its side."""
 
 
 def original(name: str) -> Any:
-    """Return ``select.NAME`` as it was before gevent patched it; None where there was none."""
+    """Return ``select.NAME`` as it was before gevent patched it; None if it does not exist."""
     monkey = sys.modules.get("gevent.monkey")
     if monkey is not None and monkey.is_module_patched("select"):
         return monkey.get_original("select", name)
@@ -46,7 +46,7 @@ def wait_readable(fileno: int, seconds: float) -> bool:
         return bool(poll.poll(seconds * 1000))
     if poll.poll(0):
         return True
-    # gevent's own, which costs twenty times as much, only where it has to wait.
+    # gevent's poll costs twenty times as much, so it is used only for a wait.
     patched = select.poll()
     patched.register(fileno, select.POLLIN)
     return bool(patched.poll(seconds * 1000))

@@ -1,4 +1,4 @@
-"""A thread in the background that does one thing again and again: it can be woken, and ends when it is told to."""
+"""A background thread that calls one function again and again, with start, wake and stop."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class BackgroundThread:
     def __init__(self, name: str, work: Callable[[], float | None], last: Callable[[], object] | None = None) -> None:
         """Call ``work``, which returns the seconds until its next call; None: not before `wake`.
 
-        ``last`` is called in the same thread in the end. What they raise is logged.
+        ``last`` is called in the same thread at the end. Their exceptions are logged.
         """
         self._name = name
         self._work = work
@@ -42,7 +42,7 @@ class BackgroundThread:
         self._wake.set()
 
     def stop(self, timeout: float = STOP_TIMEOUT) -> bool:
-        """End the thread. Return whether it has ended within ``timeout`` seconds; True where it never ran."""
+        """End the thread. Return whether it has ended within ``timeout`` seconds; True if it never ran."""
         with self._lock:
             self._stopping.set()
             self._wake.set()

@@ -1,4 +1,4 @@
-"""The plain values that travel: requests, outputs, metadata, instances, worker keys.
+"""The plain values that processes exchange: requests, outputs, metadata, instances, worker keys.
 
 All of them are dataclasses over strings, numbers, lists and dicts, so that they can cross
 a process boundary as they are. The field names are DB-GPT's wire names.
@@ -31,10 +31,10 @@ def worker_key(name: str, worker_type: WorkerType | str) -> str:
 
 
 def split_worker_key(key: str) -> tuple[str, WorkerType]:
-    """Return name and type of a worker key. Raises ValueError where it is not a worker key."""
+    """Return the name and type of a worker key. Raises ValueError if it is not a worker key."""
     name, at, kind = key.rpartition("@")
     if not at or not name:
-        raise ValueError(f"{key!r} is no worker key: expected name@type")
+        raise ValueError(f"{key!r} is not a worker key: expected name@type")
     return name, WorkerType(kind)
 
 
@@ -78,7 +78,7 @@ class ModelOutput:
 
 @dataclass(slots=True)
 class GenerateRequest:
-    """What to answer, and how. Its maker validates it: for HTTP, the worker blueprint."""
+    """A request for an answer. The code that makes it validates it: for HTTP, the worker blueprint."""
 
     model: str
     messages: list[JSONObject] = field(default_factory=list)
@@ -105,13 +105,13 @@ class GenerateRequest:
 
     @property
     def uses_messages(self) -> bool:
-        """Whether the messages count, not the raw prompt (WIRE: unless empty, or no chat model)."""
+        """Whether the messages count, and not the raw prompt: unless they are empty, or ``chat_model`` is false."""
         return bool(self.messages) and self.chat_model is not False
 
 
 @dataclass(slots=True)
 class ModelMetadata:
-    """What a model is. One more key at the top breaks a client: anything else goes in ``metadata``."""
+    """The metadata of a model. Another key at the top would break clients: all others go into ``metadata``."""
 
     model: str
     context_length: int | None = None
@@ -136,7 +136,7 @@ class ModelMetadata:
 
 @dataclass(slots=True)
 class ModelInstance:
-    """One running model as a registry sees it."""
+    """One running model in a registry."""
 
     model_name: str
     host: str
@@ -155,7 +155,7 @@ class ModelInstance:
 
 @dataclass(slots=True)
 class ApplyOutcome:
-    """What came of start, stop, restart or update_params; ``timecost`` in seconds."""
+    """The outcome of start, stop, restart or update_params; ``timecost`` in seconds."""
 
     message: str
     success: bool
@@ -184,7 +184,7 @@ class SupportedModel:
 
 
 class HostModels(NamedTuple):
-    """The models that may run on a host; none, and the reason in ``error``, where it does not answer."""
+    """The models that may run on a host; if the host does not answer, no models, and the reason in ``error``."""
 
     host: str
     port: int
@@ -193,7 +193,7 @@ class HostModels(NamedTuple):
 
 
 class _Names(dict[type[Any], tuple[str, ...]]):
-    """The names of each dataclass's fields, found once."""
+    """The names of the fields of each dataclass, computed once."""
 
     def __missing__(self, cls: type[Any]) -> tuple[str, ...]:
         names = self[cls] = tuple(entry.name for entry in fields(cls))

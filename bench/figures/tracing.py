@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from flask import Request
 from modelyard.blueprints.request.traces import arrived, read_body
 from modelyard.engines.base import ModelParams
-from modelyard.streams import Cancel
 from modelyard.telemetry.dbgpt import span_id
 from modelyard.telemetry.tracing import Tracing, attached, current_tracing, outgoing_headers
 from modelyard.types import GenerateRequest
@@ -68,12 +67,12 @@ def _local_call() -> Callable[[], object]:
     """Return what a request for a model of this process calls from its arrival to its engine."""
     manager, params = _Manager(), ModelParams(model_name="echo", engine="echo")
     call = Request(EnvironBuilder("/api/worker/generate", method="POST").get_environ())
-    request, cancel, body = GenerateRequest("echo", prompt="x"), Cancel(), {"model": "echo"}
+    request, body = GenerateRequest("echo", prompt="x"), {"model": "echo"}
 
     def calls() -> None:
         read_body(manager.tracing, call, arrived(manager.tracing, call), body)
         manager.generate_stream(request)
-        CallSpan("generate", params).watched(iter(()), request, cancel)
+        CallSpan("generate", params).of_generation(request)
 
     return calls
 

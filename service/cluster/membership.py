@@ -215,7 +215,8 @@ def session_options(settings: Settings) -> JSONObject:
         if not equals or not name.strip():
             raise ConfigError("remote_headers: expected NAME=VALUE, comma-separated")
         headers[name.strip()] = value.strip()
-    if (settings.token or settings.token_file) and any(name.lower() == "authorization" for name in headers):
+    has_token = bool(settings.token or settings.token_file)
+    if has_token and any(name.lower() == "authorization" for name in headers):
         raise ConfigError(
             "remote_headers: Authorization is the header of this process's own token: leave out one of them"
         )
@@ -224,7 +225,7 @@ def session_options(settings: Settings) -> JSONObject:
         "read_timeout": settings.read_timeout,
         "headers": headers,
         "ca": settings.remote_ca,
-        "token": OutgoingToken(settings.token, settings.token_file),
+        "token": OutgoingToken(settings.token, settings.token_file) if has_token else None,
         "current_headers": outgoing_headers,
     }
 

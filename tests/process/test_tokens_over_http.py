@@ -231,7 +231,7 @@ def test_tokens_may_stand_in_the_environment(run: Services) -> None:
         ({"trusted_networks": "10.0.0.0/8"}, "has no scopes"),
         ({"allowed_networks": "everywhere"}, "allowed_networks"),
         ({"token_file": "/nonexistent/token"}, "/nonexistent/token: No such file"),
-        ({"token": "own", "remote_headers": "authorization=Basic eHk="}, "remote_headers: Authorization is what"),
+        ({"token": "own", "remote_headers": "authorization=Basic eHk="}, "remote_headers: Authorization is the header"),
         ({"registry": "sqlite:////nonexistent/registry.db"}, "there is no folder /nonexistent: make it"),
         ({"registry": "nowhere:"}, "registry nowhere:: unknown kind"),
     ],

@@ -1,8 +1,10 @@
-"""Make folders and write files that processes share: with the right mode, and each file whole or not at all."""
+"""Make folders, lock them and write files that processes share: with the right mode, each file whole or not at all."""
 
 from __future__ import annotations
 
+import fcntl
 import os
+import stat
 import tempfile
 from pathlib import Path
 
@@ -12,6 +14,46 @@ def state_folder(root: Path, instance: str) -> Path:
     folder = root / instance
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     return folder
+
+
+def private_folder() -> Path:
+    """Return the folder of this user below the one for temporary files, made if need be; the same in every process.
+
+    Raises OSError where it can't be made, or belongs to another user, or others may enter it.
+    """
+    folder = Path(tempfile.gettempdir()) / f"modelyard-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    # In a folder that all may write, another user could have made it first.
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
+        raise PermissionError(f"{folder} is not a folder of this user alone")
+    return folder
+
+
+def try_lock(path: Path, flags: int = os.O_RDWR | os.O_CREAT) -> int | None:
+    """Return the open file at ``path`` with its exclusive lock, None where another has it. Raises OSError.
+
+    A lock that is held proves that its holder lives, in whichever container: it ends with the last process that has
+    the file open. A pid proves nothing, as it may belong to another process, or to another pid namespace.
+    """
+    fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def is_at(path: Path, fd: int) -> bool:
+    """Return whether an open file is still the one at ``path``: it may have been deleted, or replaced."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(fd))
+    except OSError:
+        return False
 
 
 def write_atomically(path: Path, data: bytes) -> None:

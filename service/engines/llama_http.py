@@ -15,34 +15,54 @@ from urllib.parse import quote
 import orjson
 
 from ..errors import EngineError, InvalidRequest, WorkerUnreachable
+from ..files import is_at, try_lock
 from ..sessions.session import Session
 from ..types import JSONObject
 
-_FOLDER_PREFIX = "modelyard-llama-"
+_FOLDER_PREFIX = "modelyard-llama_"
+"""Not the prefix of versions that removed the folder of every process that they did not see."""
 _TIMEOUT = 10.0
 
 
 class PrivateFolder:
-    """A folder of this process, for one socket. Folders of dead processes are removed."""
+    """A folder of this process, for one socket. Folders that no process holds the lock of are removed."""
 
     def __init__(self) -> None:
-        """Make the folder."""
+        """Make the folder, and hold its lock. Raises OSError."""
         root = Path(tempfile.gettempdir())
         _sweep(root)
-        self.path = Path(tempfile.mkdtemp(prefix=f"{_FOLDER_PREFIX}{os.getpid()}-", dir=root))
+        self.path, self._fd = _locked_folder(root)
         self.socket = self.path / "llama.sock"
 
     def remove(self) -> None:
-        """Remove the folder with its files."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Remove the folder with its files; a second call does nothing."""
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            shutil.rmtree(self.path, ignore_errors=True)
+            os.close(fd)
+
+
+def _locked_folder(root: Path) -> tuple[Path, int | None]:
+    while True:
+        path = Path(tempfile.mkdtemp(prefix=_FOLDER_PREFIX, dir=root))
+        with contextlib.suppress(FileNotFoundError):
+            fd = try_lock(path, os.O_RDONLY | os.O_DIRECTORY)
+            if fd is not None:
+                if is_at(path, fd):
+                    return path, fd
+                os.close(fd)
+        # Another process has removed it before it was locked: the next one.
 
 
 def _sweep(root: Path) -> None:
-    for folder in root.glob(f"{_FOLDER_PREFIX}*-*"):
-        pid = folder.name.removeprefix(_FOLDER_PREFIX).partition("-")[0]
+    for path in root.glob(f"{_FOLDER_PREFIX}*"):
         with contextlib.suppress(OSError):
-            if pid.isdigit() and not Path(f"/proc/{pid}").exists() and folder.stat().st_uid == os.getuid():
-                shutil.rmtree(folder, ignore_errors=True)
+            if path.lstat().st_uid != os.getuid():
+                continue
+            fd = try_lock(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            if fd is not None:
+                shutil.rmtree(path, ignore_errors=True)
+                os.close(fd)
 
 
 class LlamaHttp:

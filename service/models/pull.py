@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import DiskFull, PullFailed
+from ..files import is_at
 from .catalog import CatalogEntry, Source
 from .checksums import is_verified, remember, remembered
 from .progress import Progress, Stage, silent
@@ -71,19 +72,12 @@ def _open_locked(path: Path, progress: Progress) -> int:
             except BlockingIOError:
                 progress(Stage.WAITING, 0, None)
                 fcntl.flock(fd, fcntl.LOCK_EX)
-            if _is_at(path, fd):
+            if is_at(path, fd):
                 return fd
         except BaseException:
             os.close(fd)
             raise
         os.close(fd)  # The previous holder has removed the file: this lock protects nothing.
-
-
-def _is_at(path: Path, fd: int) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(fd))
-    except FileNotFoundError:
-        return False
 
 
 def _target(entry: CatalogEntry, models_dir: Path) -> Path:

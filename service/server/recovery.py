@@ -59,7 +59,7 @@ class Recovery:
             return
         self._lock = lock
         if not is_free:
-            self.waiting_for = f"the process before this one, pid {lock.holder().get('pid')}, still holds the models"
+            self.waiting_for = f"pid {lock.holder().get('pid')} still holds the models of this service"
             log.info("waiting: %s", self.waiting_for)
             lock.wait(halt, self._report_waiting)
             self.waiting_for = ""

@@ -7,7 +7,6 @@ has the models that ran, the parameters that were set over HTTP, and the models 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -17,7 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ..files import write_atomically
+from ..files import try_lock, write_atomically
+from ..processes import began, pid_namespace
 from ..types import JSONObject, split_worker_key
 
 log = logging.getLogger(__name__)
@@ -38,14 +38,11 @@ class OwnerLock:
         """Take the lock if it is free; return whether this process holds it."""
         if self._fd is not None:
             return True
-        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(fd)
+        fd = try_lock(self.path)
+        if fd is None:
             return False
         os.ftruncate(fd, 0)
-        os.pwrite(fd, json.dumps({"pid": os.getpid(), "ppid": os.getppid()}).encode(), 0)
+        os.pwrite(fd, json.dumps(_this_process()).encode(), 0)
         self._fd = fd
         return True
 
@@ -59,7 +56,7 @@ class OwnerLock:
             return True
 
     def holder(self) -> dict[str, int]:
-        """Return pid and ppid of the last process that held the lock; empty if there was none."""
+        """Return pid, ppid and pid namespace of the last process that held the lock; empty if there was none."""
         try:
             return {k: int(v) for k, v in json.loads(self.path.read_text()).items()}
         except (OSError, ValueError, AttributeError):
@@ -68,22 +65,38 @@ class OwnerLock:
     def wait(self, stop: threading.Event, report: Callable[[str], None], interval: float = 0.1) -> bool:
         """Wait for the lock until ``stop`` is set; return whether this process holds it.
 
-        ``report`` is called with a reason if the holder is a second service on the same role and port, and not the
-        previous process of this one.
+        ``report`` is called with a reason if the holder is a second service on the same role and port, or another
+        application of this process, and not the previous process of this service.
         """
         reported = None
         while not self.acquire():
-            holder = self.holder()
-            if holder.get("ppid") != os.getppid() and _alive(holder.get("ppid", 0)) and reported != holder:
-                reported = holder
-                report(
-                    f"another process holds the models of this service: pid {holder.get('pid')}, "
-                    f"started by pid {holder.get('ppid')} (lock {self.path}); "
-                    "give this one another --port or --state-dir"
-                )
+            reason = self._reason_to_wait()
+            if reason and reason != reported:
+                reported = reason
+                report(reason)
             if stop.wait(interval):
                 return False
         return True
+
+    def _reason_to_wait(self) -> str:
+        """Return who holds the lock and what to do; empty if the holder is the previous process, or about to end."""
+        holder, this = self.holder(), _this_process()
+        pid, parent = holder.get("pid"), holder.get("ppid", 0)
+        if holder == this:
+            return (
+                f"another application of this process (pid {pid}) still holds the models of this service (lock "
+                f"{self.path}): make the application once, or give each its own Modelyard(app, instance=NAME)"
+            )
+        place = ""
+        # In another pid namespace a pid says nothing: the held lock alone says that its holder lives.
+        if holder.get("namespace", this["namespace"]) != this["namespace"]:
+            place = " of another container"
+        elif parent == this["ppid"] or not _is_running(parent):
+            return ""
+        return (
+            f"another process holds the models of this service: pid {pid}, started by pid {parent}{place} "
+            f"(lock {self.path}); give this one another --port or --state-dir"
+        )
 
     def release(self) -> None:
         """Release the lock; a second call does nothing."""
@@ -92,16 +105,13 @@ class OwnerLock:
             os.close(fd)
 
 
-def _alive(pid: int) -> bool:
-    if pid <= 1:
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+def _this_process() -> dict[str, int]:
+    return {"pid": os.getpid(), "ppid": os.getppid(), "namespace": pid_namespace()}
+
+
+def _is_running(parent: int) -> bool:
+    """Return whether the process that started a holder runs; process 1 adopts those whose parent has ended."""
+    return parent > 1 and began(parent) is not None
 
 
 class StateFile:

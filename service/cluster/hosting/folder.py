@@ -12,7 +12,7 @@ import fcntl
 import json
 import logging
 import os
-import stat
+import secrets
 import sys
 import tempfile
 import zlib
@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from ...files import state_folder
+from ...files import is_at, private_folder, state_folder, try_lock
+from ...processes import began
 from ...settings.settings import Settings
 from ...version import __version__
 
@@ -51,7 +52,7 @@ class HostFolder:
             log.warning("the state folder %s can't be used (%s): the model host uses %s", wanted, error, path)
         socket = path / "host.sock"
         if len(os.fsencode(socket)) > MAX_SOCKET_PATH:
-            socket = _private("sockets") / f"{zlib.crc32(os.fsencode(path)):08x}.sock"
+            socket = _private("sockets") / f"{_name_of(path)}.sock"
         return cls(path, socket)
 
     @property
@@ -77,16 +78,21 @@ def _check_writable(folder: Path) -> None:
 
 def _private(name: str) -> Path:
     """Return a folder that only this user can enter; the same in every process. Raises OSError."""
-    root = Path(tempfile.gettempdir()) / f"modelyard-{os.getuid()}"
-    root.mkdir(mode=0o700, exist_ok=True)
-    # In a folder that all may write, another user could have made it first.
-    status = root.lstat()
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
-        raise PermissionError(f"{root} is not a folder of this user alone")
-    folder = root / name
+    folder = private_folder() / name
     folder.mkdir(mode=0o700, exist_ok=True)
     _check_writable(folder)
     return folder
+
+
+def _name_of(folder: Path) -> str:
+    """Return the name that the first process gave a folder: in two containers, one path leads to two folders.
+
+    The name is the target of a link, which is made at once or not at all, and never replaced. Raises OSError.
+    """
+    link = folder / "host.name"
+    with contextlib.suppress(FileExistsError):
+        link.symlink_to(secrets.token_hex(8))
+    return str(link.readlink())
 
 
 class HostLock:
@@ -100,20 +106,13 @@ class HostLock:
     @classmethod
     def take(cls, path: Path) -> HostLock | None:
         """Return the lock if it is free, None if a host holds it. Raises OSError."""
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(fd)
-            if isinstance(error, BlockingIOError):
-                return None
-            raise
-        return cls(path, fd)
+        fd = try_lock(path)
+        return None if fd is None else cls(path, fd)
 
     @property
     def is_there(self) -> bool:
         """Whether the file is still the one at its path: the folder may have been deleted."""
-        return _is_same(self.fd, self.path)
+        return is_at(self.path, self.fd)
 
     def note(self, **values: float) -> None:
         """Write notes for the next process that takes the lock."""
@@ -130,7 +129,7 @@ def noted(path: Path) -> dict[str, float]:
     """Return the notes in the file of a lock.
 
     ``pid``, ``starts`` in a row, ``since`` (monotonic seconds of this machine), `digest` of its ``settings``, the
-    ``run`` of the process that started it (`run_began`).
+    ``run`` of the process that started it (`run_began`), and its ``namespace`` (`pid_namespace`).
     """
     try:
         notes = json.loads(path.read_bytes())
@@ -154,7 +153,7 @@ class LifeLine:
 
     def hold(self) -> None:
         """Hold a share of the file that is at the path now. Raises OSError."""
-        if self._fd is not None and _is_same(self._fd, self._path):
+        if self._fd is not None and is_at(self._path, self._fd):
             return
         self.release()
         fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -196,13 +195,6 @@ def is_needed(life: Path) -> bool:
         os.close(fd)
 
 
-def _is_same(fd: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(fd), path.stat())
-    except OSError:
-        return False
-
-
 def _server_above() -> dict[str, int] | None:
     """Return the master of the web server, with its start time; None without one.
 
@@ -213,16 +205,16 @@ def _server_above() -> dict[str, int] | None:
         pid = os.getppid()
     elif "uwsgi" in sys.modules:
         pid = sys.modules["uwsgi"].masterpid()
-    began = _began(pid)
-    if began is None or (pid == 1 and not _is_same_program(pid)):
+    since = began(pid)
+    if since is None or (pid == 1 and not _is_same_program(pid)):
         return None
-    return {"pid": pid, "began": began}
+    return {"pid": pid, "began": since}
 
 
 def run_began() -> int:
     """Return when the web server of this process began, or else this process: the time identifies a run."""
     server = _server_above()
-    return (server["began"] if server is not None else _began(os.getpid())) or 0
+    return (server["began"] if server is not None else began(os.getpid())) or 0
 
 
 def _is_same_program(pid: int) -> bool:
@@ -236,19 +228,10 @@ def _is_same_program(pid: int) -> bool:
         return False
 
 
-def _began(pid: int) -> int | None:
-    """Return when a process began, in ticks since the boot; None for a dead process. A pid alone may be used again."""
-    try:
-        state, *rest = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-        return None if state == b"Z" else int(rest[18])
-    except (OSError, ValueError, IndexError):
-        return None
-
-
 def _is_running(text: bytes) -> bool:
     try:
         server = json.loads(text)
-        began = _began(server["pid"])
-        return began is not None and bool(began == server["began"])
+        since = began(server["pid"])
+        return since is not None and bool(since == server["began"])
     except (ValueError, TypeError, KeyError):
         return False

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ModelyardError, NotConnected
+from ...processes import pid_namespace
 from ...sessions.response import Response
 from ...sessions.session import Session
 from ...settings.loading import serialize
@@ -124,7 +125,9 @@ class ModelHost:
         forgets = self._settings.fresh and last.get("run") != run_began()
         if not last.get("pid") or not (is_other or forgets):
             return
-        if not is_needed(folder.life):
+        # In another pid namespace there may be a server that needs the host: only the host can see it.
+        is_visible = last.get("namespace", pid_namespace()) == pid_namespace()
+        if is_visible and not is_needed(folder.life):
             # Without its socket the host ends.
             folder.socket.unlink(missing_ok=True)
         elif is_other and folder.socket.exists():  # else another of the new processes has just ended it
@@ -149,7 +152,13 @@ class ModelHost:
             if last.get("pid"):
                 log.warning("the model host, pid %d, has ended: another is started", last["pid"])
             settings, run = self._hosts_settings(self._folder), run_began()
-            lock.note(starts=starts + 1, since=now, settings=digest(serialize(settings)), run=run)
+            lock.note(
+                starts=starts + 1,
+                since=now,
+                settings=digest(serialize(settings)),
+                run=run,
+                namespace=pid_namespace(),
+            )
             # With --fresh the first host of a run forgets; the hosts after it bring back what ran.
             settings.fresh = self._settings.fresh and last.get("run") != run
             self._spawn(self._folder, lock, settings)

@@ -89,7 +89,9 @@ def test_it_ends_with_the_process_also_when_killed(tmp_path, hold):
 
 def test_it_says_who_holds_it(tmp_path, hold):
     holder = hold()
-    assert OwnerLock(tmp_path / "lock").holder() == {"pid": holder.process.pid, "ppid": os.getpid()}
+    namespace = Path("/proc/self/ns/pid").stat().st_ino
+    expected = {"pid": holder.process.pid, "ppid": os.getpid(), "namespace": namespace}
+    assert OwnerLock(tmp_path / "lock").holder() == expected
 
 
 def test_nobody_holds_what_is_not_there_or_says_nothing(tmp_path):
@@ -103,7 +105,7 @@ def test_a_shorter_entry_leaves_nothing_of_a_longer_one(tmp_path):
     (tmp_path / "lock").write_text(json.dumps({"pid": 10**30, "ppid": 10**30, "more": 1}))
     lock = OwnerLock(tmp_path / "lock")
     assert lock.acquire()
-    assert lock.holder() == {"pid": os.getpid(), "ppid": os.getppid()}
+    assert set(lock.holder()) == {"pid", "ppid", "namespace"}
     lock.release()
 
 
@@ -168,6 +170,43 @@ def test_a_holder_whose_parent_is_gone_is_about_to_end(tmp_path, hold):
     holder.end()
     thread.join(30)
     assert (got, told) == ([True], [])
+    lock.release()
+
+
+def first_reason(path: Path) -> str:
+    """Return what is reported to a process that waits for the lock at ``path``."""
+    stop, reasons = threading.Event(), []
+
+    def report(reason: str) -> None:
+        reasons.append(reason)
+        stop.set()
+
+    thread = threading.Thread(target=OwnerLock(path).wait, args=(stop, report, 0.01), daemon=True)
+    thread.start()
+    thread.join(10)
+    stop.set()
+    return reasons[0] if reasons else ""
+
+
+@pytest.mark.parametrize("parent", ["ours", "dead"])
+def test_a_holder_in_another_container_lives_whatever_its_pids_are_here(tmp_path, hold, parent):
+    holder = hold()
+    orphan = subprocess.Popen([sys.executable, "-c", ""])
+    orphan.wait(30)
+    ppid = os.getppid() if parent == "ours" else orphan.pid
+    (tmp_path / "lock").write_text(json.dumps({"pid": holder.process.pid, "ppid": ppid, "namespace": 1}))
+    reason = first_reason(tmp_path / "lock")
+    assert "another process holds the models" in reason
+    assert f"pid {holder.process.pid}, started by pid {ppid} of another container" in reason
+    assert "--state-dir" in reason
+
+
+def test_a_second_application_of_one_process_is_told_so(tmp_path):
+    lock = OwnerLock(tmp_path / "lock")
+    assert lock.acquire()
+    reason = first_reason(tmp_path / "lock")
+    assert f"another application of this process (pid {os.getpid()})" in reason
+    assert "instance=NAME" in reason
     lock.release()
 
 

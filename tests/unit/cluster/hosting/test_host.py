@@ -45,6 +45,18 @@ def test_a_host_with_other_settings_that_nobody_needs_is_ended(
     assert OTHER not in caplog.text, "it is no news to who has just started"
 
 
+def test_one_of_another_container_is_not_ended_as_its_server_is_not_seen_here(
+    host: ModelHost, folder: HostFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    lock = HostLock.take(folder.lock)
+    assert lock is not None
+    lock.note(pid=1_234_567, starts=0, since=0.0, settings=1, run=0, namespace=1)
+    lock.close()
+    host._compare(folder)
+    assert folder.socket.exists()
+    assert OTHER in caplog.text
+
+
 def test_one_that_others_need_goes_on_and_that_is_told(
     host: ModelHost, folder: HostFolder, caplog: pytest.LogCaptureFixture
 ) -> None:

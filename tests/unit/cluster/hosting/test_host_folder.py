@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from modelyard import processes
 from modelyard.cluster.hosting import folder as host_folder
 from modelyard.cluster.hosting.folder import MAX_SOCKET_PATH, HostFolder, HostLock, LifeLine, is_needed, noted
 from modelyard.settings.settings import Settings
@@ -88,6 +89,14 @@ def test_a_socket_stands_elsewhere_where_its_path_would_be_too_long(tmp_path: Pa
         assert path.is_relative_to(temporary)
         with socket.socket(socket.AF_UNIX) as sock:
             sock.bind(str(path))
+
+
+def test_the_folders_of_two_containers_at_one_path_have_two_sockets(tmp_path: Path, temporary: Path) -> None:
+    settings = Settings(state_dir=str(tmp_path / ("x" * 120)), instance="shop")
+    first = HostFolder.of(settings)
+    assert HostFolder.of(settings).socket == first.socket, "each process of a service finds it"
+    first.path.rename(tmp_path / "of another container")
+    assert HostFolder.of(settings).socket != first.socket
 
 
 def test_the_longest_path_that_is_kept_is_one_that_a_socket_may_have(temporary: Path) -> None:
@@ -228,7 +237,7 @@ def test_the_host_is_needed_while_the_server_is_there_that_starts_the_next_proce
 
 def test_a_process_of_the_same_number_is_not_that_server(tmp_path: Path, child: subprocess.Popen[bytes]) -> None:
     path = tmp_path / "host.life"
-    began = host_folder._began(child.pid)
+    began = processes.began(child.pid)
     assert began is not None
     path.write_text(json.dumps({"pid": child.pid, "began": began}))
     assert is_needed(path)

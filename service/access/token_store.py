@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import ConfigError, ModelyardError
+from ..settings.folders import expanded
 from .tokens import Token, digest_of, parse_all, read_file
 
 log = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ class WatchedFile:
     """Tells when a file has changed. Make it before the first read, so that no change is missed."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).expanduser().absolute()
+        self.path = expanded(path)
         self._state = self._look()
         self._next_look = time.monotonic() + LOOK_AGAIN
 

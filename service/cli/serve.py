@@ -61,11 +61,11 @@ def environment_of(given: Mapping[str, str], overrides: Sequence[str]) -> dict[s
 
 def check_port(settings: Settings) -> None:
     """Raise ConfigError when the address can't be listened on; gunicorn would retry for five seconds."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    family = socket.AF_INET6 if ":" in settings.bind_host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((settings.host.strip("[]"), settings.port))
+            probe.bind((settings.bind_host, settings.port))
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 hint = f"choose another with --port, or see which process has it: ss -ltnp 'sport = :{settings.port}'"

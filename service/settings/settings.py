@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import ipaddress
-import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +12,8 @@ from urllib.parse import urlsplit
 
 from ..errors import ConfigError
 from ..types import JSONObject
+from .folders import expanded, home_folder
+from .loopback import is_loopback_host, loopback_address
 from .params import param
 
 ROLES = ("standalone", "worker", "controller", "gateway")
@@ -199,17 +199,17 @@ class Settings:
 
     @property
     def models_paths(self) -> tuple[Path, ...]:
-        """The models folders, absolute; weights are pulled into the first."""
+        """The models folders, absolute; weights are pulled into the first. Raises ConfigError if there can be none."""
         if self.models_dirs:
-            return tuple(Path(folder).expanduser().absolute() for folder in self.models_dirs)
-        return (_home("XDG_DATA_HOME", ".local/share") / "models",)
+            return tuple(expanded(folder) for folder in self.models_dirs)
+        return (home_folder("XDG_DATA_HOME", ".local/share", "--models-dirs") / "models",)
 
     @property
     def state_path(self) -> Path:
-        """The state folder, absolute."""
+        """The state folder, absolute. Raises ConfigError if there can be none."""
         if self.state_dir:
-            return Path(self.state_dir).expanduser().absolute()
-        return _home("XDG_STATE_HOME", ".local/state")
+            return expanded(self.state_dir)
+        return home_folder("XDG_STATE_HOME", ".local/state", "--state-dir")
 
     @property
     def instance_name(self) -> str:
@@ -218,18 +218,19 @@ class Settings:
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only this machine can reach the address. Of names, only localhost counts."""
-        if self.host == "localhost" or self.host.startswith("unix:"):
-            return True
-        try:
-            return ipaddress.ip_address(self.host.strip("[]")).is_loopback
-        except ValueError:
-            return False
+        """Whether only this machine can reach the address. Of names, localhost counts, and what the hosts file says."""
+        return self.host.startswith("unix:") or is_loopback_host(self.host)
 
     @property
     def address(self) -> str:
         """Host and port, as in a URL."""
-        return f"[{self.host.strip('[]')}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        host = self.bind_host
+        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+
+    @property
+    def bind_host(self) -> str:
+        """The host to listen on; for a name of the hosts file its address, as gunicorn finds addresses of IPv4 only."""
+        return loopback_address(self.host) or self.host.strip("[]")
 
     def refuse_open_door(self) -> None:
         """Raise ConfigError when other machines could use the service and no setting allows it."""
@@ -240,11 +241,6 @@ class Settings:
             "new --file FILE) and set --tokens-file FILE, listen on 127.0.0.1 behind a proxy with authentication, "
             "or set --insecure"
         )
-
-
-def _home(variable: str, fallback: str) -> Path:
-    base = os.environ.get(variable)
-    return (Path(base) if base else Path.home() / fallback) / "modelyard"
 
 
 def _checked_tracing(value: str | None) -> str | None:

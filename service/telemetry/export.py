@@ -24,6 +24,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 
+from ..settings.folders import expanded
 from ..settings.settings import Settings
 from ..types import JSONObject
 from ..version import __version__
@@ -156,7 +157,7 @@ def _exporter(settings: Settings, exporter_class: type[SpanExporter] | None) -> 
         return GuardedExporter(exporter_class())
     kind, _, target = (settings.tracing or "").partition(":")
     if kind == "file":
-        return GuardedExporter(JsonLines(Path(target).expanduser()))
+        return GuardedExporter(JsonLines(expanded(target)))
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415 - a file needs none
 
     session = CollectorSession()

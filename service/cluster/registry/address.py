@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from ...errors import ConfigError
+from ...settings.folders import expanded
 
 PREFIX_PATTERN = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,29}")
 PRIVATE = r"(?:password|passwd|pwd|sslpassword|ssl_password|ssl_key_password|token)"
@@ -86,7 +87,7 @@ def sqlite_path(url: str) -> Path:
         raise ConfigError(f"registry {url}: a file has no parameters")
     if not path or path == ":memory:" or path.endswith("/"):
         raise ConfigError(f"registry {url}: a file name is missing, as in sqlite:////var/lib/modelyard/registry.db")
-    return Path(unquote(path)).expanduser().absolute()
+    return expanded(unquote(path))
 
 
 def controller_urls(url: str) -> list[str]:

@@ -1,12 +1,13 @@
 """The guard of a blueprint: the scopes that each call needs, and those that a request has.
 
 A request has the scopes of its token and of the address that it comes from directly. The address does not count for a
-request through a proxy (which its headers tell), or from a web page of another machine.
+request through a proxy, or from a web page of another machine (`detour`).
 """
 
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -18,6 +19,9 @@ from ...access.token_store import TokenStore
 from ...access.tokens import ADMIN, INFER, SCOPES, WORKER, Token, join_scopes
 from ...errors import Forbidden, InvalidRequest, Unauthorized
 from ...settings.settings import Settings
+from .detour import detour, foreign_host, is_of_plain_proxy
+
+log = logging.getLogger(__name__)
 
 NEEDS: Mapping[str, tuple[str, ...]] = {
     "POST /worker/generate_stream": (INFER,),
@@ -40,16 +44,6 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
 }
 """The scopes of each call below the API's prefix; any of them is enough."""
 
-FORWARDED = frozenset(
-    f"HTTP_{name}"
-    for name in (
-        *("FORWARDED", "VIA", "X_FORWARDED_FOR", "X_FORWARDED_HOST", "X_FORWARDED_PROTO", "X_FORWARDED_PORT"),
-        *("X_FORWARDED_SERVER", "X_FORWARDED_BY", "X_REAL_IP", "X_CLIENT_IP", "X_ORIGINAL_FORWARDED_FOR"),
-        *("CF_CONNECTING_IP", "TRUE_CLIENT_IP", "FLY_CLIENT_IP"),
-    )
-)
-"""Headers that proxies add, as keys of the environ."""
-
 _UNIX_PEERS = ("", "<local>")
 """The addresses that servers give to clients on a unix socket."""
 _LOOPBACK = address_of("127.0.0.1")
@@ -67,6 +61,8 @@ class _Granted(NamedTuple):
 
     direct: frozenset[str]
     forwarded: frozenset[str]
+    by_default: bool = False
+    """Whether the address has its scopes only because it is of this machine, and no token is configured."""
 
 
 class Guard:
@@ -86,6 +82,7 @@ class Guard:
         self._resolver = Resolver()
         self._granted = functools.lru_cache(_ADDRESSES_KEPT)(self._granted_to)
         self._needs: dict[tuple[str, str], frozenset[str]] = {}
+        self._has_warned = False
 
     # Each request
 
@@ -113,7 +110,19 @@ class Guard:
 
     def _by_address(self, environ: Mapping[str, Any]) -> frozenset[str]:
         granted = self._granted(environ.get("REMOTE_ADDR"))
-        return granted.direct if _is_direct(environ) else granted.forwarded
+        if detour(environ):
+            return granted.forwarded
+        if granted.by_default:
+            if is_of_plain_proxy(environ):
+                return granted.forwarded
+            if not self._has_warned and (host := foreign_host(environ)):
+                self._has_warned = True
+                log.warning(
+                    "a request from this machine has the Host %r: if a proxy passed it on, everybody who reaches the "
+                    "proxy may start and stop models; let the proxy send X-Forwarded-For, and a token",
+                    host,
+                )
+        return granted.direct
 
     def _granted_to(self, peer: str | None) -> _Granted:
         if self._is_open:
@@ -123,7 +132,7 @@ class Guard:
             return _Granted(_NOTHING, _NOTHING)
         scopes = self._trusted.scopes_of(address)
         if address.is_loopback and not self._tokens.configured:
-            return _Granted(_EVERYTHING, frozenset((INFER,)))
+            return _Granted(_EVERYTHING, frozenset((INFER,)), by_default=not scopes)
         return _Granted(scopes, _NOTHING)
 
     def _refusal(
@@ -140,8 +149,10 @@ class Guard:
             return Forbidden(f"{call}; the token {token.name} has {join_scopes(token.scopes)}")
         if not self._tokens.configured:
             who = f"{request.environ.get('REMOTE_ADDR') or 'a unix socket'}"
-            if not _is_direct(request.environ):
-                who = f"a request through a proxy or from a web page (it came from {who})"
+            by_default = self._granted(request.environ.get("REMOTE_ADDR")).by_default
+            is_plain = by_default and is_of_plain_proxy(request.environ)
+            if sign := detour(request.environ) or (is_plain and "it is HTTP/1.0"):
+                who = f"a request through a proxy or from a web page ({sign}; it came from {who})"
             has = f"has only {join_scopes(by_address)}" if by_address else "has none"
             return Forbidden(f"{call}; {who} {has}: {_WHAT_TO_DO}")
         if is_sent:
@@ -160,7 +171,7 @@ class Guard:
         secret = _secret_in(environ)
         token = self._tokens.find(secret) if secret is not None else None
         has_token = token is not None and WORKER in token.scopes
-        caller = _address_of_peer(environ.get("REMOTE_ADDR")) if _is_direct(environ) else None
+        caller = _address_of_peer(environ.get("REMOTE_ADDR")) if not detour(environ) else None
         for url in dict.fromkeys(urls):
             host = _host_of(url)
             if host is None:
@@ -221,24 +232,6 @@ def _secret_in(environ: Mapping[str, Any]) -> str | None:
     if scheme.lower() != "bearer":
         secret = environ.get("HTTP_X_API_KEY", "")  # Anthropic's clients
     return secret.strip() or None
-
-
-def _is_direct(environ: Mapping[str, Any]) -> bool:
-    """Return whether a request comes directly from its peer, and not from a web page of another machine."""
-    if not environ.keys().isdisjoint(FORWARDED):
-        return False
-    origin = environ.get("HTTP_ORIGIN")
-    return origin is None or _is_local_page(origin)
-
-
-def _is_local_page(origin: str) -> bool:
-    # Otherwise any page that a browser on this machine shows could start and stop models.
-    try:
-        host = urlsplit(origin).hostname or ""
-    except ValueError:
-        return False
-    address = address_of(host)
-    return host == "localhost" or (address is not None and address.is_loopback)
 
 
 def _address_of_peer(peer: str | None) -> IPAddress | None:

@@ -89,6 +89,11 @@ def on_starting(server: Any) -> None:
             replace(_settings, host=host).refuse_open_door()
     except (ConfigError, MissingLibrary) as error:
         sys.exit(f"modelyard: {error}")
+    if ports and not (_settings.tokens or _settings.tokens_file or _settings.insecure):
+        server.log.warning(
+            "no token is set: every program on this machine may start and stop models, and so may what a proxy on it "
+            "passes on without X-Forwarded-For: see docs/security.md"
+        )
 
 
 def _addresses(binds: list[str]) -> Iterator[tuple[str, int | None]]:

@@ -259,6 +259,10 @@ def test_through_a_proxy_in_front_of_loopback_one_may_ask_models_and_no_more(run
         assert answered.status in ((200, 404) if "infer" in scopes.split() else (403,)), call
         assert ask(service.port, call, body).status in (200, 404), call
     assert "--tokens-file" in ask(service.port, "POST /worker/apply", {}, Via="1.1 nginx").reason
+    assert "has the Host" not in service.log()
+    assert ask(service.port, "POST /worker/apply", {}, Host="shop.example").status == 422
+    assert "has the Host 'shop.example'" in service.log()
+    assert service.log().count("no token is set: every program on this machine may start and stop models") == 1
 
 
 def test_behind_a_proxy_that_asks_who_comes_insecure_lets_everything_through(run: Services) -> None:

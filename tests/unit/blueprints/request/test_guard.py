@@ -15,12 +15,15 @@ from flask.testing import FlaskClient
 from modelyard.access import token_store, tokens
 from modelyard.access.tokens import Token, digest_of, parse_scopes
 from modelyard.blueprints.controller import controller_blueprint
+from modelyard.blueprints.request import detour
 from modelyard.blueprints.request import problems as errors
-from modelyard.blueprints.request.guard import FORWARDED, NEEDS, Guard
+from modelyard.blueprints.request.detour import FORWARDED
+from modelyard.blueprints.request.guard import NEEDS, Guard
 from modelyard.cluster.registry.memory import MemoryRegistry
 from modelyard.errors import ConfigError, Forbidden, InvalidRequest, Unauthorized
 from modelyard.server.extension import attach
 from modelyard.server.runtime import Runtime
+from modelyard.settings import loopback
 from modelyard.settings.settings import Settings
 from running import ROOT
 
@@ -85,10 +88,22 @@ def serve(tmp_path: Path) -> Iterator[Client]:
         runtime.stop()
 
 
-def asked(client: FlaskClient, call: str, peer: str | None = LOOPBACK, **options: Any) -> Any:
+@pytest.fixture
+def hosts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A hosts file in which box.example is this machine."""
+    path = tmp_path / "hosts"
+    path.write_text("127.0.1.1 box.example\n10.0.0.7 shop.example\n")
+    monkeypatch.setattr(loopback, "HOSTS_FILE", path)
+    detour._is_local_host.cache_clear()
+
+
+def asked(
+    client: FlaskClient, call: str, peer: str | None = LOOPBACK, protocol: str = "HTTP/1.1", **options: Any
+) -> Any:
     method, path = call.split()
+    environ = {"REMOTE_ADDR": peer, "SERVER_PROTOCOL": protocol}
     options.setdefault("json", {} if method == "POST" else None)
-    return client.open(f"/api{path}", method=method, environ_overrides={"REMOTE_ADDR": peer}, buffered=True, **options)
+    return client.open(f"/api{path}", method=method, environ_overrides=environ, buffered=True, **options)
 
 
 def refused(response: Any) -> bool:
@@ -316,6 +331,7 @@ def test_what_came_through_a_proxy_is_not_from_this_machine(serve, header):
         ("http://localhost:3000", set(CALLS)),
         ("http://127.0.0.1:8000", set(CALLS)),
         ("http://[::1]:8000", set(CALLS)),
+        ("http://box.example:3000", set(CALLS)),
         ("https://evil.example", ALLOWED["infer"]),
         ("http://localhost.evil.example", ALLOWED["infer"]),
         ("http://203.0.113.7", ALLOWED["infer"]),
@@ -324,8 +340,52 @@ def test_what_came_through_a_proxy_is_not_from_this_machine(serve, header):
         ("", ALLOWED["infer"]),
     ],
 )
-def test_a_page_of_elsewhere_in_a_browser_here_is_not_this_machine(serve, origin, scopes):
+def test_a_page_of_elsewhere_in_a_browser_here_is_not_this_machine(serve, hosts, origin, scopes):
     assert allowed(serve(), headers={"Origin": origin}) == scopes
+
+
+@pytest.mark.parametrize("origin", [None, "http://localhost:3000"])
+def test_a_browser_that_calls_for_a_page_of_another_site_is_not_this_machine(serve, origin):
+    headers = {"Sec-Fetch-Site": "cross-site", **({} if origin is None else {"Origin": origin})}
+    client = serve()
+    assert allowed(client, headers=headers) == ALLOWED["infer"]
+    assert "Sec-Fetch-Site" in asked(client, "POST /worker/apply", headers=headers).json["detail"]
+    for site in ("same-origin", "same-site", "none"):
+        assert allowed(client, headers={"Sec-Fetch-Site": site}) == set(CALLS)
+
+
+@pytest.mark.parametrize(
+    "host", ["shop.example", "shop.example:8000", "203.0.113.7", "[2001:db8::7]:80", "a b", "[", "/"]
+)
+def test_a_host_of_elsewhere_may_be_that_of_a_proxy_and_is_logged_once(serve, hosts, caplog, host):
+    client = serve()
+    for _ in range(2):
+        assert asked(client, "POST /worker/apply", headers={"Host": host}).status_code == 422
+    logged = [record for record in caplog.records if "has the Host" in record.message]
+    assert [record.levelname for record in logged] == ["WARNING"]
+    for words in (repr(host), "everybody who reaches the proxy may start and stop models", "X-Forwarded-For"):
+        assert words in logged[0].message
+
+
+@pytest.mark.parametrize("host", ["localhost:8000", "LOCALHOST", "127.0.0.1:8000", "[::1]:8000", "box.example", ""])
+def test_a_host_of_this_machine_is_this_machine(serve, hosts, caplog, host):
+    assert allowed(serve(), headers={"Host": host}) == set(CALLS)
+    assert "has the Host" not in caplog.text
+
+
+def test_a_plain_proxy_pass_is_not_this_machine(serve):
+    client = serve()
+    assert allowed(client, protocol="HTTP/1.0") == ALLOWED["infer"]
+    assert "HTTP/1.0" in asked(client, "POST /worker/apply", protocol="HTTP/1.0").json["detail"]
+
+
+def test_host_and_version_do_not_count_where_it_is_said_who_may_call(serve, caplog):
+    options = {"headers": {"Host": "shop.example", **bearer("admin-secret")}, "protocol": "HTTP/1.0"}
+    assert allowed(serve(insecure=True), **options) == set(CALLS)
+    assert allowed(serve(trusted_networks=["127.0.0.0/8=admin"]), **options) == set(CALLS)
+    assert allowed(serve(trusted_networks=["10.0.0.0/8=admin"]), "10.0.0.1", **options) == set(CALLS)
+    assert allowed(serve(tokens=TOKENS), **options) == set(CALLS)
+    assert "has the Host" not in caplog.text
 
 
 def test_insecure_means_everybody_and_through_every_proxy(serve):

@@ -15,7 +15,7 @@ from ..errors import InvalidRequest
 from ..types import GenerateRequest, WorkerType
 from ..wire.messages import ROLES, text_of_content
 from ..worker.protocol import APPLY_TYPES
-from .request.fields import Base, Flag, integer, load, number
+from .request.fields import Base, Flag, integer, load, number, stops
 
 MAX_MESSAGES = 10_000
 MAX_TEXTS = 10_000
@@ -120,7 +120,7 @@ def generate_request(body: Mapping[str, Any]) -> GenerateRequest:
     messages = body.get("messages")
     if messages is not None:
         _check_messages(messages)
-    request = GenerateRequest(**loaded, messages=messages or [], stop=_stops(body.get("stop")))
+    request = GenerateRequest(**loaded, messages=messages or [], stop=stops(body.get("stop"), MAX_STOPS))
     if not request.uses_messages and not request.prompt:
         fault = "are empty, and so is prompt: one of them is required"
         raise InvalidRequest.of_fields([{"field": "messages", "message": fault}])
@@ -150,17 +150,6 @@ def _check_parts(index: int, content: Any) -> None:
         text_of_content(content)
     except ValueError as error:
         raise _fault(f"messages[{index}].content", str(error)) from None
-
-
-def _stops(stop: Any) -> list[str]:
-    if stop is None:
-        return []
-    stops = [stop] if isinstance(stop, str) else stop
-    if not isinstance(stops, list) or not all(isinstance(item, str) for item in stops):
-        raise _fault("stop", "must be a string or a list of strings")
-    if len(stops) > MAX_STOPS:
-        raise _fault("stop", f"has {len(stops)} entries, at most {MAX_STOPS} are accepted")
-    return [item for item in stops if item]
 
 
 def texts(body: Mapping[str, Any]) -> list[str]:

@@ -19,11 +19,10 @@ from ...worker.protocol import Service
 from ..request import guard
 from ..request.access_log import log_access, read_call
 from ..request.bodies import json_response
-from ..request.fields import load
+from ..request.fields import fault, load
 from ..request.streaming import Call, stream_response
 from . import errors, schemas
 from .answers import Choice, Header, Usage, open_stream, whole_choices
-from .chat_fields import fault
 from .events import ChatEvents, CompletionEvents, Events
 from .vectors import COHERE, JINA, TEI, embeddings_answer, rerank_answer, sigmoid
 

@@ -6,20 +6,15 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ...errors import InvalidRequest
 from ...types import JSONObject
 from ...wire.messages import text_of_content
+from ..request.fields import fault
 
 MAX_MESSAGES = 10_000
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 """The roles of messages, by those that chat templates know."""
 _TEXT_PARTS = ("text", "refusal")
-
-
-def fault(field: str, message: str) -> InvalidRequest:
-    """Return the error for one field."""
-    return InvalidRequest.of_fields([{"field": field, "message": message}])
 
 
 # Messages

@@ -13,8 +13,8 @@ from typing import Any
 from marshmallow import fields, validate
 
 from ...types import GenerateRequest, JSONObject
-from ..request.fields import Base, Flag, integer, load, number
-from .chat_fields import as_text, chat_options, check_messages, fault, holds_more
+from ..request.fields import Base, Flag, fault, integer, load, number, stops
+from .chat_fields import as_text, chat_options, check_messages, holds_more
 
 MAX_CHOICES = 128
 MAX_TOOLS = 256
@@ -212,7 +212,7 @@ def _request(loaded: JSONObject, body: Mapping[str, Any], model: str, limit: int
         min_p=loaded.get("min_p"),
         seed=None if seed is None else seed % 2**32,
         max_new_tokens=limit,
-        stop=_stops(body.get("stop")),
+        stop=stops(body.get("stop"), MAX_STOPS),
         presence_penalty=loaded.get("presence_penalty"),
         frequency_penalty=loaded.get("frequency_penalty"),
         repetition_penalty=loaded.get("repetition_penalty"),
@@ -224,17 +224,6 @@ def _copies(request: GenerateRequest, count: int) -> list[GenerateRequest]:
     if count == 1 or request.seed is None:
         return [request] * count
     return [replace(request, seed=(request.seed + number) % 2**32) for number in range(count)]
-
-
-def _stops(stop: Any) -> list[str]:
-    if stop is None:
-        return []
-    stops = [stop] if isinstance(stop, str) else stop
-    if not isinstance(stops, list) or not all(isinstance(item, str) for item in stops):
-        raise fault("stop", "must be a string or a list of strings")
-    if len(stops) > MAX_STOPS:
-        raise fault("stop", f"has {len(stops)} entries, at most {MAX_STOPS} are taken")
-    return [item for item in stops if item]
 
 
 def _prompts(prompt: Any) -> list[str]:

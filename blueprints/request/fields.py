@@ -49,6 +49,23 @@ def number(least: float, most: float) -> Number:
     return Number(validate=validate.Range(least, most))
 
 
+def fault(field: str, message: str) -> InvalidRequest:
+    """Return the error for one field."""
+    return InvalidRequest.of_fields([{"field": field, "message": message}])
+
+
+def stops(stop: Any, most: int) -> list[str]:
+    """Return the texts of a ``stop``: a string, or a list of ``most`` at most. Raises InvalidRequest."""
+    if stop is None:
+        return []
+    texts = [stop] if isinstance(stop, str) else stop
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise fault("stop", "must be a string or a list of strings")
+    if len(texts) > most:
+        raise fault("stop", f"has {len(texts)} entries, at most {most} are accepted")
+    return [text for text in texts if text]
+
+
 def load(schema: Schema, body: Mapping[str, Any]) -> JSONObject:
     """Return the checked fields of ``body``; null means absent. Raises InvalidRequest with each fault."""
     try:
@@ -67,7 +84,7 @@ def load_each(schema: Schema, entries: list[Any]) -> list[JSONObject]:
     """Return the checked fields of every entry. Raises InvalidRequest with faults such as ``[3].url``."""
     for index, entry in enumerate(entries):
         if not isinstance(entry, dict):
-            raise InvalidRequest.of_fields([{"field": f"[{index}]", "message": "must be an object"}])
+            raise fault(f"[{index}]", "must be an object")
     present = [{key: value for key, value in entry.items() if value is not None} for entry in entries]
     try:
         loaded: list[JSONObject] = schema.load(present, many=True)

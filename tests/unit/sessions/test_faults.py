@@ -16,7 +16,6 @@ from modelyard.cluster.registry.client import RegistryClient
 from modelyard.cluster.remote_machine import RemoteMachine
 from modelyard.cluster.remote_model import RemoteModelWorker
 from modelyard.errors import (
-    EngineError,
     ModelyardError,
     NotConnected,
     Overloaded,
@@ -50,7 +49,7 @@ FAULTS: dict[str, tuple[dict[str, Any], type[ModelyardError]]] = {
     "another service": ({"status": 404, "body": "<h1>Not Found</h1>"}, WorkerUnreachable),
     "a proxy without a worker": ({"status": 502, "body": "Bad Gateway"}, WorkerUnreachable),
     "a full line": ({"status": 503, "json": {"type": "urn:modelyard:error:overloaded"}}, Overloaded),
-    "a page": ({"status": 200, "body": "<h1>Log in</h1>"}, EngineError),
+    "a page": ({"status": 200, "body": "<h1>Log in</h1>"}, WorkerUnreachable),
 }
 
 

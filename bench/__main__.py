@@ -23,13 +23,13 @@ from .versions import versions
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure what was asked for, print the table; 1 where a figure could not be measured."""
+    """Measure the chosen figures and print the table; return 1 if a figure could not be measured."""
     options = _parser().parse_args(arguments)
     if options.list:
-        _say("\n".join(f"{figure.NAME:10} {figure.TITLE}" for figure in FIGURES))
+        _print("\n".join(f"{figure.NAME:10} {figure.TITLE}" for figure in FIGURES))
         return 0
     figures = _chosen(options.only)
-    # Leave through the context managers, which stop the servers.
+    # End through the context managers, which stop the servers.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     shutil.rmtree(RUN, ignore_errors=True)
     plan = dataclasses.replace(
@@ -37,11 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     began = time.monotonic()
     rows, failures = _measure(figures, plan)
-    found = versions(plan.peer)
-    _say(_report(figures, rows, failures, found, time.monotonic() - began))
+    used = versions(plan.peer)
+    _print(_report(figures, rows, failures, used, time.monotonic() - began))
     if options.json:
-        told = {"versions": found, "failures": failures, "rows": [dataclasses.asdict(row) for row in rows]}
-        options.json.write_text(json.dumps(told, indent=1) + "\n")
+        document = {"versions": used, "failures": failures, "rows": [dataclasses.asdict(row) for row in rows]}
+        options.json.write_text(json.dumps(document, indent=1) + "\n")
     return 1 if failures else 0
 
 
@@ -71,7 +71,7 @@ def _installed(peer: Peer) -> Peer | None:
     try:
         peer.install()
     except PeerMissing as error:
-        _progress(f"{error}; going on without")
+        _progress(f"{error}; the run continues without the peer")
         return None
     return peer
 
@@ -92,18 +92,18 @@ def _measure(figures: Sequence[Figure], plan: Plan) -> tuple[list[Row], dict[str
 
 
 def _report(
-    figures: Sequence[Figure], rows: Sequence[Row], failures: dict[str, str], found: dict[str, str], seconds: float
+    figures: Sequence[Figure], rows: Sequence[Row], failures: dict[str, str], used: dict[str, str], seconds: float
 ) -> str:
     parts = ["", table(rows), ""]
     missed = {row.figure for row in rows if row.met is False}
     parts += [f"{figure.NAME}: limited by {figure.LIMITS}" for figure in figures if figure.NAME in missed]
     parts += [f"{name}: not measured: {why}" for name, why in failures.items()]
-    parts.append("versions: " + ", ".join(f"{name} {version}" for name, version in found.items()))
+    parts.append("versions: " + ", ".join(f"{name} {version}" for name, version in used.items()))
     parts.append(f"repeat: python -m bench {' '.join(sys.argv[1:])}".rstrip() + f"    ({seconds:.0f} s)")
     return "\n".join(parts)
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     sys.stdout.write(text + "\n")
 
 

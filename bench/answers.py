@@ -1,21 +1,21 @@
-"""Reading HTTP/1.1 answers at little cost: how long, how many pieces, and where one ends."""
+"""Read HTTP/1.1 answers at little cost: their length, their pieces, and their end."""
 
 from __future__ import annotations
 
 
 class BrokenAnswer(Exception):
-    """What came is no HTTP/1.1 answer that can be followed to its end."""
+    """The bytes are not an HTTP/1.1 answer whose end can be found."""
 
 
 class Answer:
-    """One answer, fed with what a socket gives; it keeps counts, and the body only if asked to.
+    """One answer, fed with the bytes of a socket. It keeps counts, and the body only with ``keep``.
 
-    Bodies are framed by Content-Length or chunked. A piece is what a NUL byte ends: neither JSON nor the framing of
-    chunks can hold one, so they are counted in the raw bytes.
+    Bodies have a Content-Length or are chunked. A NUL byte ends a piece: neither JSON nor the framing of chunks can
+    have one, so pieces are counted in the raw bytes.
     """
 
     def __init__(self, keep: bool = False) -> None:
-        """Await an answer; ``keep`` its body."""
+        """Wait for an answer; ``keep`` its body."""
         self.status = 0
         self.pieces = 0
         self.received = 0
@@ -30,7 +30,7 @@ class Answer:
         self._in_trailer = False
 
     def feed(self, data: bytes) -> int:
-        """Take what came, and return the number of pieces in it. Raises BrokenAnswer."""
+        """Take bytes, and return the number of pieces in them. Raises BrokenAnswer."""
         self.received += len(data)
         if not self.status:
             self._head += data
@@ -65,7 +65,7 @@ class Answer:
         at, size = 0, len(data)
         while at < size:
             if self._left:
-                # The two bytes after a chunk are counted as its own.
+                # The line end after a chunk counts as part of it.
                 took = min(self._left, size - at)
                 self._take(data[at : at + min(took, max(self._left - 2, 0))] if self._keep else b"")
                 self._left -= took

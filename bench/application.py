@@ -1,4 +1,4 @@
-"""A small application of somebody's that has taken Modelyard in; for gunicorn: ``bench.application:app``.
+"""A small Flask application with Modelyard; for gunicorn: ``bench.application:app``.
 
 Its settings come from the environment alone, the placement too, so that both sides run these same lines.
 """
@@ -12,7 +12,7 @@ from modelyard import Modelyard
 
 VIEW = "/about"
 PID = "Bench-Pid"
-"""The header that says which process has answered."""
+"""The header with the pid of the process that answers."""
 
 
 def create() -> Flask:
@@ -25,7 +25,7 @@ def create() -> Flask:
         return {"application": app.name, "lines": [f"line {number}" for number in range(20)]}
 
     @app.after_request
-    def say_pid(response: Response) -> Response:
+    def add_pid(response: Response) -> Response:
         response.headers[PID] = str(os.getpid())
         return response
 

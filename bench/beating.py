@@ -1,6 +1,6 @@
-"""What one process does to a registry, timed: ``python -m bench.beating`` reads what to do and prints what came of it.
+"""Time the calls of one process to a registry: ``python -m bench.beating`` reads a task and prints the result.
 
-Several run at once where processes compete. The library is called as a worker's heartbeat calls it.
+Several run at once to compete. They call the library as a worker's heartbeat does.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ TIMEOUT = 120.0
 
 @dataclass(kw_only=True)
 class Task:
-    """What to do: fill the table first, then call one thing again and again."""
+    """A task: fill the table first, then repeat one call."""
 
     url: str
     rows: tuple[int, int] = (0, 0)
-    """The first of the process's own instances, and the one behind its last."""
+    """The number of the process's first instance, and that after its last."""
     total: int = 0
-    """Instances in the table: one of them is looked up each time."""
+    """Instances in the table; each lookup is for one of them."""
     do: str
     """``fill``, ``beat``, ``lookup`` or ``list``."""
     together: int = 1
-    """Instances a beat."""
+    """Instances of one beat."""
     seconds: float = 1.0
     least: int = 20
-    """Calls that are made in any case."""
+    """The least number of calls, also after ``seconds``."""
 
 
 @dataclass
 class Done:
-    """How it went."""
+    """The result of a task."""
 
     calls: int = 0
     seconds: float = 0.0
@@ -54,7 +54,7 @@ class Done:
 
 
 def instance(number: int) -> Instance:
-    """Return one of many: each has a key and an address of its own, of this machine, which needs no token."""
+    """Return an instance whose key and address belong to its number; addresses of this machine need no token."""
     return Instance(
         f"model-{number}@llm",
         f"http://127.{number // 65536}.{number // 256 % 256}.{number % 256}:8000/api",
@@ -64,7 +64,7 @@ def instance(number: int) -> Instance:
 
 
 def run(*tasks: Task) -> list[Done]:
-    """Run each in a process of its own, all at once. Raises LoadFailed."""
+    """Run each task in a process of its own, all at once. Raises LoadFailed."""
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "bench.beating"],
@@ -78,7 +78,7 @@ def run(*tasks: Task) -> list[Done]:
     ]
     try:
         for process in processes:
-            # Loaded: they begin together.
+            # When all are loaded, they begin together.
             assert process.stdout is not None
             process.stdout.readline()
         for process, task in zip(processes, tasks, strict=True):
@@ -105,7 +105,7 @@ def _done(process: subprocess.Popen[str]) -> Done:
 
 
 def main() -> None:
-    """Read a task from standard input, do it, print what came of it."""
+    """Read a task from standard input, do it, print the result."""
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     task = Task(**json.loads(sys.stdin.readline()))
@@ -119,35 +119,35 @@ def main() -> None:
 
 
 def _do(registry: Registry, task: Task) -> Done:
-    own = [instance(number) for number in range(*task.rows)]
-    for first in range(0, len(own), A_BEAT):
-        beaten = registry.beat(own[first : first + A_BEAT])
-        for one, receipt in zip(own[first:], beaten.receipts, strict=False):
-            one.generation = receipt.generation
+    instances = [instance(number) for number in range(*task.rows)]
+    for first in range(0, len(instances), A_BEAT):
+        beaten = registry.beat(instances[first : first + A_BEAT])
+        for row, receipt in zip(instances[first:], beaten.receipts, strict=False):
+            row.generation = receipt.generation
     if task.do == "fill":
-        return Done(calls=len(own))
+        return Done(calls=len(instances))
     times: list[float] = []
     began = now = time.perf_counter()
     number = 0
     while now - began < task.seconds or number < task.least:
-        _call(registry, task, own, number)
+        _call(registry, task, instances, number)
         before, now = now, time.perf_counter()
         times.append(now - before)
         number += 1
     return Done(number, now - began, Spread.of(times))
 
 
-def _call(registry: Registry, task: Task, own: Sequence[Instance], number: int) -> None:
+def _call(registry: Registry, task: Task, instances: Sequence[Instance], number: int) -> None:
     if task.do == "beat":
-        first = number * task.together % len(own)
-        registry.beat(own[first : first + task.together])
+        first = number * task.together % len(instances)
+        registry.beat(instances[first : first + task.together])
     elif task.do == "lookup":
-        # In no order that a cache could like.
-        found = registry.instances(f"model-{number * 7919 % task.total}@llm")
-        if len(found) != 1:
-            raise SystemExit(f"{len(found)} rows of one key")
-    elif (rows := len(registry.instances())) != task.total:
-        raise SystemExit(f"{rows} rows where {task.total} are")
+        # In an order that a cache does not help.
+        rows = registry.instances(f"model-{number * 7919 % task.total}@llm")
+        if len(rows) != 1:
+            raise SystemExit(f"{len(rows)} rows of one key")
+    elif (count := len(registry.instances())) != task.total:
+        raise SystemExit(f"{count} rows instead of {task.total}")
 
 
 if __name__ == "__main__":

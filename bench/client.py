@@ -1,4 +1,4 @@
-"""Running the load generator in a process of its own, so that it never shares an interpreter with what it measures."""
+"""Run the load generator in a process of its own, so that it shares no interpreter with the server that it measures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class LoadFailed(Exception):
 
 
 class Running:
-    """A job under way. Leave it as a context manager: the process ends with it."""
+    """A job under way. Use it as a context manager: the process ends with it."""
 
     def __init__(self, job: Job) -> None:
         """Start the process."""

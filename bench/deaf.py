@@ -1,4 +1,4 @@
-"""A listener in the place of a server that was killed: counts the requests that are still sent there."""
+"""A listener at the address of a killed server: it counts the requests that are still sent there."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ def _listener(port: int) -> socket.socket:
         try:
             return socket.create_server(("127.0.0.1", port), backlog=128)
         except OSError as error:
-            # The last of a group that was killed may hold it a little longer than the first.
+            # The last process of a killed group may hold the port a little longer than the first.
             if time.monotonic() > deadline:
-                raise ServerFailed(f"port {port} of what was killed does not become free: {error}") from error
+                raise ServerFailed(f"port {port} of the killed server does not become free: {error}") from error
             time.sleep(0.001)
 
 
 class DeadAddress:
-    """Accepts, notes what comes and when, answers nothing, hangs up. Leave it as a context manager."""
+    """Accepts connections, notes requests and their times, and hangs up. Use it as a context manager."""
 
     def __init__(self, port: int) -> None:
-        """Listen on ``port`` of the loopback, as soon as nobody has it any more. Raises ServerFailed."""
+        """Listen on ``port`` of the loopback as soon as it is free. Raises ServerFailed."""
         self._listener = _listener(port)
         self._ended = False
         self.began = time.monotonic()
         self.requests: list[float] = []
-        """When a request came: a POST. A GET is a probe whether the address is back."""
+        """The times of requests, which are POSTs. A GET is a probe."""
         self.probes = 0
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()

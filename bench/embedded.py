@@ -1,7 +1,7 @@
-"""Our application with one route more: the library's own speed, in the server's process, without HTTP a stream.
+"""Our application with one more route: it measures the library in the server's process, without HTTP for each stream.
 
-For gunicorn: ``bench.embedded:app``. The route runs the model that the service has loaded, so that both ways differ
-in nothing but the way.
+For gunicorn: ``bench.embedded:app``. The route runs the model that the service has loaded, so that HTTP is the only
+difference.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def _library(app: Flask, model: str) -> Any:
 
 
 class _Stream:
-    """One answer after the other from the library, as the engine asks for them."""
+    """One answer after the other from the library, with the calls of the engine."""
 
     def __init__(self, server: Any, body: dict[str, Any], answers: int) -> None:
         self._server, self._body, self._answers = server, body, answers
@@ -35,13 +35,13 @@ class _Stream:
             self._server.handle_chat_completions(self._body, self._callback(time.monotonic()))
 
     def _callback(self, began: float) -> Callable[[dict[str, Any]], bool]:
-        spoke = False
+        has_begun = False
 
         def callback(chunk: dict[str, Any]) -> bool:
-            nonlocal spoke
+            nonlocal has_begun
             self.tokens += (chunk.get("usage") or {}).get("completion_tokens", 0)
-            if not spoke and any(choice["delta"].get("content") for choice in chunk.get("choices", ())):
-                spoke = True
+            if not has_begun and any(choice["delta"].get("content") for choice in chunk.get("choices", ())):
+                has_begun = True
                 self.firsts.append(time.monotonic() - began)
             return False
 
@@ -49,14 +49,14 @@ class _Stream:
 
 
 def create() -> Flask:
-    """Return the application. The route takes ``{model, body, streams, answers}``, all at once."""
+    """Return the application. The route takes ``{model, body, streams, answers}``, and runs all streams at once."""
     app = create_app()
 
     @app.post(PATH)
     def library() -> Any:
-        told = request.get_json()
-        server = _library(app, told["model"])
-        streams = [_Stream(server, told["body"], told["answers"]) for _ in range(told["streams"])]
+        task = request.get_json()
+        server = _library(app, task["model"])
+        streams = [_Stream(server, task["body"], task["answers"]) for _ in range(task["streams"])]
         threads = [threading.Thread(target=stream.run) for stream in streams]
         began = time.monotonic()
         for thread in threads:

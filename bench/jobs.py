@@ -1,4 +1,4 @@
-"""What the load generator is told and what it tells: plain values that cross a pipe as JSON."""
+"""The task of the load generator, and its result: plain values that pass a pipe as JSON."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class Job:
     """One load. Times are seconds.
 
     Closed loop: each of ``connections`` sends its next request when its answer has ended, until ``seconds`` are over
-    or it has ``answers``. With a ``rate``, requests are sent that often a second instead, on at most ``connections``
-    at once, whatever becomes of them.
+    or it has ``answers``. With a ``rate``, so many requests are sent each second instead, on at most ``connections``
+    at once, whether they are answered or not.
     """
 
     port: int
@@ -24,20 +24,20 @@ class Job:
     accept: str = ""
     connections: int = 1
     seconds: float = 1.0
-    """Bounds the job in any case."""
+    """The longest duration of the job."""
     answers: int = 0
-    """For each connection; 0: no such bound."""
+    """The answers of each connection; 0: no limit."""
     rate: float = 0.0
     spread: float = 0.0
     """Seconds over which the connections of a closed loop begin, one after the other."""
     deadline: float = 0.0
-    """An answer that lasts longer is given up, its connection closed; 0: none."""
+    """Seconds after which an answer is abandoned, and its connection closed; 0: none."""
     gaps: bool = False
     """Whether the time between two arrivals of pieces in one answer is noted."""
     tokens: bool = False
     """Whether ``usage.completion_tokens`` of each answer's last piece is added up."""
     keep: bool = True
-    """Whether connections are used again; else each request has one of its own, and says so."""
+    """Whether connections are used again; else each request has its own, with ``Connection: close``."""
 
     def request(self) -> bytes:
         """Return the bytes of one request."""
@@ -54,7 +54,7 @@ class Job:
 
 @dataclass
 class Spread:
-    """Percentiles of something, in seconds; all 0 where nothing was noted."""
+    """Percentiles of durations, in seconds; all 0 without any duration."""
 
     count: int = 0
     p50: float = 0.0
@@ -73,7 +73,7 @@ class Spread:
 
 @dataclass
 class Outcome:
-    """What became of a `Job`. Requests that were still running at its end count in ``pieces`` and ``received`` only."""
+    """The result of a `Job`. Requests that were running at its end count in ``pieces`` and ``received`` only."""
 
     seconds: float = 0.0
     """From the first request to the end of the last answer, or of the time given."""

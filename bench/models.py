@@ -1,4 +1,4 @@
-"""The models that both sides host for the figures, told once."""
+"""The models that both sides host for the figures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ DIMENSIONS = 384
 class EchoModel:
     """A model that answers " token" ``max_new_tokens`` times, ``delay`` seconds each, to ``slots`` requests at once.
 
-    ``waiting`` is how many more may stand in line; the peer's line has no end.
+    ``waiting`` requests more may wait in line; the peer's line has no limit.
     """
 
     name: str

@@ -21,10 +21,10 @@ from .processes import Server, ServerFailed, children, descendants, free_port, p
 INLINE = "inline"
 HOSTED = "hosted"
 THREADS = 160
-"""Of each process that answers: all streams of a figure fit, whichever process they come to."""
+"""Threads of each process that answers: enough for all streams of a figure in one process."""
 PROCESSES = 4
 HOST_ENDS = 15.0
-"""Seconds in which a host must have ended once nobody needs it; then it is killed."""
+"""Seconds until a host that no process needs must have ended; then it is killed."""
 
 _SETTINGS = """
 worker_class = "gthread"
@@ -45,14 +45,14 @@ class Monolith(Server):
         self._host = 0
 
     def host_pid(self) -> int:
-        """Return the pid of the model host; 0 where there is none."""
+        """Return the pid of the model host; 0 without one."""
         status, body = self.ask("/api/readyz")
         if status == 200:
             self._host = int((json.loads(body).get("host") or {}).get("pid") or 0)
         return self._host
 
     def pids(self) -> list[int]:
-        """Return all processes, those of the host too, whoever started it."""
+        """Return all processes, also those of the host."""
         return list(dict.fromkeys([*super().pids(), *(descendants(self._host) if self._host else [])]))
 
     def web_pids(self) -> list[int]:
@@ -68,12 +68,12 @@ class Monolith(Server):
         os.kill(self.pid, signal.SIGHUP)
 
     def answers(self, body: object) -> tuple[int, int]:
-        """Return the status of one whole answer, and which process gave it: on a connection of its own, 0 without."""
+        """Return the status of one whole answer and the pid of its process; 0 without. Use a new connection."""
         status, headers = self._post("generate", body)
         return status, int(headers.get(PID, 0))
 
     def load_of(self, model: str) -> str:
-        """Return the value of ``Modelyard-Load`` for a model; empty where nobody says it."""
+        """Return the value of ``Modelyard-Load`` for a model; empty without the header."""
         return self._post("model_metadata", {"model": model})[1].get("Modelyard-Load", "")
 
     def _post(self, call: str, body: object) -> tuple[int, Mapping[str, str]]:
@@ -110,7 +110,7 @@ def _group_of(pid: int) -> int:
 
 def _is_there(pid: int) -> bool:
     try:
-        # What has ended and was not waited for, as its parent has gone too, is gone.
+        # A zombie, whose parent has gone too, counts as ended.
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
@@ -120,7 +120,7 @@ def _is_there(pid: int) -> bool:
 def monolith(
     models: Sequence[EchoModel], *, placement: str, workers: int = 1, smollm2: bool = False
 ) -> Iterator[Monolith]:
-    """Run the application with ``models``, and with SmolLM2 if asked, until left; ready when entered."""
+    """Run the application with ``models``, and with SmolLM2 if ``smollm2``, in the body of a ``with``."""
     port = free_port()
     folder = run_folder(f"{placement}-{port}")
     settings = folder / "gunicorn.conf.py"
@@ -134,5 +134,5 @@ def monolith(
     with Monolith(f"{ours.NAME}, {placement}", command, port, environ, folder / "log.txt") as server:
         server.wait_ready("/api/readyz", timeout=120)
         if bool(server.host_pid()) != (placement == HOSTED):
-            raise ServerFailed(f"{server.name} has a model host where there should be none, or the other way round")
+            raise ServerFailed(f"{server.name} has a model host without placement hosted, or none with it")
         yield server

@@ -1,6 +1,6 @@
 """Our side: the server of this checkout under gunicorn, with its own settings file, alone or as a cluster.
 
-All that is known here of its configuration stands in this module.
+Only this module has the configuration of our side.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def serving(
     role: str = "standalone",
     registry: str = "",
 ) -> Iterator[Server]:
-    """Run the server with ``models`` (none is fine) and with SmolLM2 if asked, until left; ready when entered."""
+    """Run the server with ``models``, and with SmolLM2 if ``smollm2``, in the body of a ``with``."""
     folder = run_folder(f"{NAME}-{free_port()}")
     port = free_port()
     environ = {
@@ -56,7 +56,7 @@ def environ_of(models: Sequence[EchoModel], folder: Path, *, smollm2: bool) -> d
     config = folder / "bench.toml"
     config.write_text(_config(models, smollm2=smollm2))
     return {
-        **ALLOCATOR,  # as modelyard serve says it
+        **ALLOCATOR,  # as modelyard serve sets it
         "MODELYARD_CONFIG": str(config),
         "MODELYARD_MODELS": ",".join([model.name for model in models] + ([SMOLLM2] if smollm2 else [])),
         "MODELYARD_MODELS_DIRS": os.environ.get("MODELYARD_MODELS_DIRS", str(ROOT / "models")),
@@ -68,7 +68,7 @@ def environ_of(models: Sequence[EchoModel], folder: Path, *, smollm2: bool) -> d
 
 @dataclass(frozen=True)
 class Cluster:
-    """A controller, workers that have registered there, and gateways over them; processes of their own, all."""
+    """A controller, workers that are registered there, and gateways over them; each is a process of its own."""
 
     controller: Server
     workers: list[Server]
@@ -77,18 +77,18 @@ class Cluster:
 
 @contextlib.contextmanager
 def cluster(workers: Sequence[Sequence[EchoModel]], gateways: Sequence[str] = ("wsgi:app",)) -> Iterator[Cluster]:
-    """Run a worker for each list of models, and a gateway for each application, until left."""
+    """Run a worker for each list of models, and a gateway for each application, in the body of a ``with``."""
     with contextlib.ExitStack() as stack:
         controller = stack.enter_context(serving([], role="controller"))
         registry = f"http://127.0.0.1:{controller.port}/api"
-        own = [stack.enter_context(serving(models, role="worker", registry=registry)) for models in workers]
+        servers = [stack.enter_context(serving(models, role="worker", registry=registry)) for models in workers]
         _await_instances(controller, sum(map(len, workers)))
-        # Last, so that their first look shows all.
+        # Last, so that their first read of the registry shows all.
         ways = [
             stack.enter_context(serving([], role="gateway", registry=registry, application=application))
             for application in gateways
         ]
-        yield Cluster(controller, own, ways)
+        yield Cluster(controller, servers, ways)
 
 
 def _await_instances(controller: Server, count: int) -> None:

@@ -1,4 +1,4 @@
-"""The same load twice, one right after the other: on a way, and on one with a hop more."""
+"""Run the same load twice, one right after the other: direct, and with one more hop."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CLIENTS = (1, 8)
 
 @dataclass(frozen=True)
 class Way:
-    """Who is asked: without the hop, and with it."""
+    """The servers without the hop, and with it."""
 
     direct: Server
     hop: Server
@@ -42,21 +42,21 @@ class Way:
         pair = Pair(*(run(replace(job, port=server.port)) for server in (self.direct, self.hop)))
         for outcome in (pair.direct, pair.hop):
             if outcome.failed or outcome.refused or not (outcome.ok or outcome.pieces):
-                told = f"{outcome.ok} answers, {outcome.failed} failed, {outcome.refused} refused"
-                raise LoadFailed(f"{job.path}: {told}")
+                counts = f"{outcome.ok} answers, {outcome.failed} failed, {outcome.refused} refused"
+                raise LoadFailed(f"{job.path}: {counts}")
         return pair
 
 
 @dataclass(frozen=True)
 class Pair:
-    """What one round gave: without the hop, and with it."""
+    """The outcomes of one round: without the hop, and with it."""
 
     direct: Outcome
     hop: Outcome
 
 
 def load(call: str, pieces: int, accept: str, clients: int, seconds: float) -> Job:
-    """Return the load of a closed loop on ``FAST``, for whichever server."""
+    """Return the load of a closed loop on ``FAST``, for any server."""
     return Job(
         port=0,
         path=f"/api/worker/{call}",

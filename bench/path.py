@@ -1,7 +1,7 @@
-"""The way of one streamed request: the files and functions of modelyard that it passes, in one process or a gateway.
+"""Print the files and functions of modelyard that one streamed request passes, in one process and in a gateway.
 
 Run ``python -m bench.path``. The requests come from Flask's test client, so the web server's own files are not counted.
-The figures stand in docs/architecture.md.
+The figures are in docs/architecture.md.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _FOLDERS = tuple(str(ROOT / name) for name in ("service", "blueprints"))
 
 
 class RequestPath:
-    """Records the code of modelyard that runs in this thread, and in those that start meanwhile."""
+    """Records the code of modelyard that runs in this thread, and in threads that start meanwhile."""
 
     def __init__(self) -> None:
         """Record nothing yet."""
         self.functions: dict[CodeType, None] = {}
 
     def record(self, call: Callable[[], object]) -> None:
-        """Run ``call``, and record what it runs."""
+        """Run ``call``, and record the functions that it calls."""
         threading.setprofile(self._note)
         sys.setprofile(self._note)
         try:

@@ -1,4 +1,4 @@
-"""Where things lie: the checkout, and the folder for what a run makes (logs, state, the peer's environment)."""
+"""Folders: the checkout, and the folder for the files of a run (logs, state, the peer's environment)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ RUN = CACHE / "bench"
 
 
 def run_folder(name: str) -> Path:
-    """Return the folder of ``name`` for this run's logs and state, made if need be."""
+    """Return (and make) the folder of ``name`` for this run's logs and state."""
     folder = RUN / name
     folder.mkdir(parents=True, exist_ok=True)
     return folder

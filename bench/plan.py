@@ -1,4 +1,4 @@
-"""How long and how often a run measures."""
+"""The durations and repetitions of a run."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ class Plan:
     """Numbers of one run; times are seconds."""
 
     rounds: int = 5
-    """Interleaved measurements of which the median counts."""
+    """Measurements of each side, in turns; the median counts."""
     seconds: float = 2.0
-    """Of one closed loop."""
+    """The duration of a closed loop."""
     clients: tuple[int, ...] = (1, 8, 32)
     paced: tuple[int, ...] = (8, 64, 200)
     paced_pieces: int = 60
     paced_rounds: int = 3
     pairs: int = 5
-    """Of SmolLM2 through HTTP and without."""
+    """Measurements of SmolLM2 through HTTP and without."""
     tokens: int = 128
-    """Of one answer of SmolLM2."""
+    """Tokens of one answer of SmolLM2."""
     overload_seconds: float = 8.0
     overload_rounds: int = 3
     probes: float = 6.0
-    """Seconds of asking a busy server."""
+    """Seconds of requests to a busy server."""
     requests: int = 20_000
-    """After which memory must not have grown."""
+    """Requests after which memory must not have grown."""
     recoveries: int = 3
     peer: Peer | None = Peer()
-    """None measures our side alone; ratios stay open."""
+    """The other side; None measures ours alone, without ratios."""
 
 
 FULL = Plan()

@@ -1,4 +1,4 @@
-"""A server as a child: started in a group of its own, measured through /proc, always stopped."""
+"""A server as a child process: started in a group of its own, measured through /proc, always stopped."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Server:
         raise ServerFailed(f"{self.name} does not answer {path}; its log ends:\n{end}")
 
     def ask(self, path: str, body: Any = None, timeout: float = 2.0) -> tuple[int, bytes]:
-        """Return status and body of one request, a GET without ``body``; status 0 where no answer comes."""
+        """Return the status and body of a request, a GET without ``body``; status 0 without an answer."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
         try:
             sent = None if body is None else json.dumps(body)
@@ -98,7 +98,7 @@ class Server:
         self._process.wait(10.0)
 
     def stop(self) -> None:
-        """End the whole group: asked first, killed after ten seconds. Safe to call twice."""
+        """End the whole group by SIGTERM, and after ten seconds by SIGKILL. Safe to call twice."""
         for number, patience in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0)):
             try:
                 os.killpg(self._process.pid, number)
@@ -121,21 +121,21 @@ class Server:
 
 def descendants(pid: int) -> list[int]:
     """Return a process and all below it, parents first."""
-    found = [pid]
-    for one in found:
-        found += children(one)
-    return found
+    pids = [pid]
+    for parent in pids:
+        pids += children(parent)
+    return pids
 
 
 def children(pid: int) -> list[int]:
     """Return the processes that a process has started and not waited for."""
-    found: list[int] = []
+    pids: list[int] = []
     for tasks in Path(f"/proc/{pid}/task").glob("*/children"):
         try:
-            found += [int(child) for child in tasks.read_text().split()]
+            pids += [int(child) for child in tasks.read_text().split()]
         except OSError:
             continue
-    return found
+    return pids
 
 
 def _cpu(pid: int) -> float:
@@ -147,7 +147,7 @@ def _cpu(pid: int) -> float:
 
 
 def pss_of(pid: int) -> float:
-    """Return the proportional share of memory of one process, in bytes; 0 where it has ended."""
+    """Return the proportional share of memory of one process, in bytes; 0 if it has ended."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:

@@ -1,6 +1,6 @@
-"""Our gateway with another way to choose: any healthy instance at random, whatever it has to do, as DB-GPT chooses.
+"""Our gateway with the choice of DB-GPT: any healthy instance at random, whatever its load.
 
-For gunicorn: ``bench.random_choice:app``. Nothing else is different, so a request waits in the line that it meets.
+For gunicorn: ``bench.random_choice:app``. Nothing else is different, so a request waits in the line of that instance.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from modelyard.server.extension import create_app
 
 
 def take(routes: Routes, instances: Sequence[Instance], tried: Collection[str] = ()) -> Taken:
-    """Return a random one that may be used; as the only one, so that the request stands in its line."""
-    fit = [one for one in instances if one.url not in tried and not routes.why_not(one)]
-    if not fit:
+    """Return a random usable instance; as the only one, so that the request waits in its line."""
+    usable = [row for row in instances if row.url not in tried and not routes.why_not(row)]
+    if not usable:
         return Taken(None, 0)
-    taken = routes.random.choice(fit)
+    taken = routes.random.choice(usable)
     routes.began(taken)
     return Taken(taken, 1)
 

@@ -1,4 +1,4 @@
-"""Rows of figures, and the table made of them."""
+"""The rows of figures, and their table."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from dataclasses import dataclass
 
 @dataclass
 class Row:
-    """One figure in one case. ``met`` is None where there is no target, or nothing to compare with."""
+    """One figure in one case. ``met`` is None without a target, or without a peer to compare with."""
 
     figure: str
     case: str
     ours: str
     peer: str = ""
     measured: str = ""
-    """The number that the target is about, where it is not ``ours`` itself: a ratio, for the most part."""
+    """The number that is compared with the target, if it is not ``ours`` itself: mostly a ratio."""
     target: str = ""
     met: bool | None = None
     missed_by: str = ""
-    """Where it is missed: by how much."""
+    """By how much the target is missed."""
 
     @property
     def verdict(self) -> str:
@@ -30,7 +30,7 @@ class Row:
 
 
 def at_least(row: Row, value: float | None, bound: float, unit: str = "x") -> Row:
-    """Fill in ``row``'s verdict: ``value`` must be ``bound`` at least. None leaves it open."""
+    """Set the verdict of ``row``: ``value`` must be at least ``bound``. None leaves it open."""
     row.target = f">= {bound:g} {unit}"
     if value is not None:
         row.measured = row.measured or f"{value:.3g} {unit}"
@@ -40,7 +40,7 @@ def at_least(row: Row, value: float | None, bound: float, unit: str = "x") -> Ro
 
 
 def at_most(row: Row, value: float | None, bound: float, unit: str) -> Row:
-    """Fill in ``row``'s verdict: ``value`` must be less than ``bound``."""
+    """Set the verdict of ``row``: ``value`` must be less than ``bound``."""
     row.target = f"< {bound:g} {unit}"
     if value is not None:
         row.measured = row.measured or f"{value:.3g} {unit}"
@@ -71,7 +71,7 @@ def count(value: float | None) -> str:
 
 
 def of_clients(number: int) -> str:
-    """Return how many clients there are, for the table."""
+    """Return the number of clients for the table."""
     return "1 client" if number == 1 else f"{number} clients"
 
 

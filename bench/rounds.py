@@ -1,4 +1,4 @@
-"""Measuring two sides in turns, so that what else the machine does meets both."""
+"""Measure two sides in turns, so that other work of the machine affects both."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class Turns(Generic[T]):
-    """What the rounds gave, in their order. ``theirs`` is empty where there is no other side."""
+    """The results of the rounds, in their order. ``theirs`` is empty without another side."""
 
     def __init__(self) -> None:
         """Hold nothing yet."""
@@ -23,14 +23,14 @@ class Turns(Generic[T]):
         return ours, statistics.median(map(value, self.theirs)) if self.theirs else None
 
     def ratio(self, value: Callable[[T], float]) -> float | None:
-        """Return the median of the rounds' ratios, ours to theirs; None without theirs, or where they did nothing."""
-        pairs = [(value(one), value(other)) for one, other in zip(self.ours, self.theirs, strict=False)]
-        ratios = [one / other for one, other in pairs if other]
+        """Return the median of the rounds' ratios, ours to theirs; None if theirs are missing or 0."""
+        pairs = [(value(ours), value(theirs)) for ours, theirs in zip(self.ours, self.theirs, strict=False)]
+        ratios = [ours / theirs for ours, theirs in pairs if theirs]
         return statistics.median(ratios) if ratios else None
 
 
 def in_turns(rounds: int, ours: Callable[[], T], theirs: Callable[[], T] | None) -> Turns[T]:
-    """Call both ``rounds`` times in turns; who goes first changes from round to round."""
+    """Call both ``rounds`` times in turns; the first side changes from round to round."""
     turns: Turns[T] = Turns()
     for number in range(rounds):
         order: Sequence[tuple[list[T], Callable[[], T] | None]] = ((turns.ours, ours), (turns.theirs, theirs))

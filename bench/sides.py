@@ -1,4 +1,4 @@
-"""Both servers of a figure, up at the same time: whoever is not measured is idle."""
+"""Run both servers of a figure at the same time: the one that is not measured is idle."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from .processes import Server
 
 @contextlib.contextmanager
 def both(models: Sequence[EchoModel], peer: Peer | None) -> Iterator[tuple[Server, Server | None]]:
-    """Run our server and, if there is one, the peer with the same ``models``."""
+    """Run our server and, if given, the peer with the same ``models``."""
     with contextlib.ExitStack() as stack:
-        own = stack.enter_context(ours.serving(models))
+        server = stack.enter_context(ours.serving(models))
         other = stack.enter_context(peer.serving(models)) if peer else None
-        yield own, other
+        yield server, other

@@ -1,4 +1,4 @@
-"""One module a figure. Each has NAME, TITLE, LIMITS (what limits it, for whoever misses it) and ``measure(plan)``."""
+"""One module for each figure, with NAME, TITLE, LIMITS (why a target may be missed) and ``measure(plan)``."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from . import (
 
 
 class Figure(Protocol):
-    """What the modules are."""
+    """The protocol of the modules."""
 
     NAME: str
     TITLE: str
     LIMITS: str
 
     def measure(self, plan: Plan) -> Iterator[Row]:
-        """Measure, and yield rows as they come. Its servers end with the iterator."""
+        """Measure, and yield each row when it is ready. The servers end with the iterator."""
 
 
 FIGURES: tuple[Figure, ...] = (

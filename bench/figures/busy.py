@@ -1,4 +1,4 @@
-"""All slots busy and the line full: do health and the cheap calls still answer."""
+"""Health and count_token while all slots are busy and the line is full."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ COUNT = {"model": BUSY.name, "prompt": "Name the planets of the solar system, ne
 
 
 def measure(plan: Plan) -> Iterator[Row]:
-    """Yield a row for health and one for count_token. The peer's worker has no health of its own."""
-    with both([BUSY], plan.peer) as (own, other):
-        with _filled(own, plan.probes * 2):
-            _await_refusal(own)
-            health = _probe(own, "/healthz", None, plan.probes)
-            count = _probe(own, "/api/worker/count_token", COUNT, plan.probes)
+    """Yield a row for health and one for count_token. The peer's worker has no health call."""
+    with both([BUSY], plan.peer) as (server, other):
+        with _filled(server, plan.probes * 2):
+            _await_refusal(server)
+            health = _probe(server, "/healthz", None, plan.probes)
+            count = _probe(server, "/api/worker/count_token", COUNT, plan.probes)
         theirs = None
         if other is not None:
             with _filled(other, plan.probes):
@@ -44,13 +44,13 @@ def measure(plan: Plan) -> Iterator[Row]:
 def _row(case: str, outcome: Outcome, theirs: Outcome | None) -> Row:
     whole = not (outcome.late or outcome.failed or outcome.unsent or outcome.refused)
     p99 = outcome.latency.p99 if whole else DEADLINE
-    row = Row("busy", f"{case}, p99", _said(outcome), "" if theirs is None else _said(theirs), milliseconds(p99))
+    row = Row("busy", f"{case}, p99", _shown(outcome), "" if theirs is None else _shown(theirs), milliseconds(p99))
     return at_most(row, p99 * 1000, BOUND, "ms")
 
 
-def _said(outcome: Outcome) -> str:
-    asked = outcome.ok + outcome.late + outcome.failed + outcome.unsent + outcome.refused
-    return f"{outcome.ok} of {asked} answered" + (f", p99 {milliseconds(outcome.latency.p99)}" if outcome.ok else "")
+def _shown(outcome: Outcome) -> str:
+    sent = outcome.ok + outcome.late + outcome.failed + outcome.unsent + outcome.refused
+    return f"{outcome.ok} of {sent} answered" + (f", p99 {milliseconds(outcome.latency.p99)}" if outcome.ok else "")
 
 
 def _filled(server: Server, seconds: float) -> Running:

@@ -1,4 +1,4 @@
-"""Four processes with the models once beside four with a copy each: memory, and what a reload means."""
+"""Four processes with one model host beside four processes with a copy each: memory, and lost requests at a reload."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ TITLE = "four web processes and one host, beside four processes with a copy each
 LIMITS = "at a reload, how long gunicorn needs to fork processes that import the application"
 
 LESS = 2.0
-"""How many times less memory one copy takes than four."""
+"""The least ratio of the memory of four copies to that of one."""
 SETTLE = 2.0
 RATE = 40
-"""Whole answers a second that are asked all the time, each on a connection of its own."""
+"""Whole answers that are requested each second, each on a new connection."""
 PACED = EchoModel("echo-paced", delay=0.05, slots=16)
 PACED_PIECES = 20
 PACED_STREAMS = 8
@@ -44,15 +44,15 @@ def _memory(plan: Plan) -> Iterator[Row]:
     with monolith([], placement=HOSTED, workers=PROCESSES, smollm2=True) as hosted:
         _ask_all(hosted, plan.tokens)
         time.sleep(SETTLE)
-        one, web = hosted.pss(), hosted.pss_of_web()
+        single, web = hosted.pss(), hosted.pss_of_web()
     with contextlib.ExitStack() as stack:
         copies = [stack.enter_context(monolith([], placement=INLINE, smollm2=True)) for _ in range(PROCESSES)]
         for copy in copies:
             _ask_all(copy, plan.tokens)
         time.sleep(SETTLE)
         four = sum(copy.pss() for copy in copies)
-    said = f"{megabytes(one)}, four copies {megabytes(four)}"
-    yield at_least(Row(NAME, "SmolLM2, memory of all processes", said), four / one, LESS)
+    shown = f"{megabytes(single)}, four copies {megabytes(four)}"
+    yield at_least(Row(NAME, "SmolLM2, memory of all processes", shown), four / single, LESS)
     yield Row(NAME, "of these, without the host", megabytes(web), measured=f"{megabytes(web / PROCESSES)} a process")
 
 
@@ -82,15 +82,15 @@ def _reloads(placement: str, workers: int, number: int) -> Iterator[Row]:
     took = f"{statistics.median(times):.2f} s, worst {max(times):.2f} s"
     yield Row(NAME, f"reload, {placement}: until all processes answer of {ours.SMOLLM2}", took)
     for case, outcomes in (("whole answers", whole), ("streams of a second", streams)):
-        asked, lost = _asked(outcomes), sum(o.failed + o.refused + o.unsent for o in outcomes)
+        sent, lost = _sent(outcomes), sum(o.failed + o.refused + o.unsent for o in outcomes)
         slowest = max(outcome.latency.most for outcome in outcomes)
-        said = f"{lost} of {asked} lost, slowest {slowest:.2f} s"
-        row = Row(NAME, f"reload, {placement}: {case}", said, measured=f"{lost} lost")
-        # Of models inline none is promised.
+        shown = f"{lost} of {sent} lost, slowest {slowest:.2f} s"
+        row = Row(NAME, f"reload, {placement}: {case}", shown, measured=f"{lost} lost")
+        # Inline models have no target.
         yield at_most(row, lost, 1, "lost") if placement == HOSTED else row
 
 
-def _asked(outcomes: list[Outcome]) -> int:
+def _sent(outcomes: list[Outcome]) -> int:
     return sum(o.ok + o.failed + o.refused + o.unsent for o in outcomes)
 
 
@@ -120,7 +120,7 @@ def _streams(server: Monolith) -> Job:
 
 
 def _reload(server: Monolith) -> float:
-    """Reload, and return how long it took until as many new processes as there were have given an answer."""
+    """Reload, and return the seconds until as many new processes as old ones have answered."""
     old = set(server.web_pids())
     seen: set[int] = set()
     began = time.monotonic()

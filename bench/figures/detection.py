@@ -1,4 +1,4 @@
-"""From SIGKILL of one of two workers until nothing is sent there any more, and what the gateway's clients see of it."""
+"""The time from SIGKILL of one of two workers until the last request to it, and the failures that clients see."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ BEFORE, AFTER = 1.5, 5.0
 class _Killed:
     outcome: Outcome
     ready: float
-    """Seconds from the kill until the listener was there: what was sent before was refused by the kernel."""
+    """Seconds from the kill until the listener was ready; the kernel refused earlier requests."""
     last: float
-    """Seconds until the last request that it saw; 0 where it saw none."""
+    """Seconds until the last request to the listener; 0 without any."""
     requests: int
     probes: int
 
 
 def measure(plan: Plan) -> Iterator[Row]:
     """Yield the time, and the requests that failed."""
-    found = [_kill() for _ in range(plan.recoveries)]
-    # Where the listener saw none, the last was sent before it was there.
-    last = [max(one.last, one.ready) for one in found]
-    said = f"within {milliseconds(statistics.median(last))}, worst {milliseconds(max(last))}"
-    seen = sum(one.requests for one in found)
-    probes = sum(one.probes for one in found)
-    yield Row(NAME, f"last request, of {RATE}/s", said, measured=f"{seen} requests and {probes} probes seen there")
-    failed = sum(one.outcome.failed + one.outcome.refused for one in found)
-    ok = sum(one.outcome.ok for one in found)
+    kills = [_kill() for _ in range(plan.recoveries)]
+    # Without a request at the listener, the last one was sent before it was ready.
+    last = [max(kill.last, kill.ready) for kill in kills]
+    shown = f"within {milliseconds(statistics.median(last))}, worst {milliseconds(max(last))}"
+    seen = sum(kill.requests for kill in kills)
+    probes = sum(kill.probes for kill in kills)
+    yield Row(NAME, f"last request, of {RATE}/s", shown, measured=f"{seen} requests and {probes} probes seen there")
+    failed = sum(kill.outcome.failed + kill.outcome.refused for kill in kills)
+    ok = sum(kill.outcome.ok for kill in kills)
     row = Row(NAME, "whole answers that failed", f"{failed} of {ok + failed}")
     yield at_most(row, failed, 1, "failed")
 

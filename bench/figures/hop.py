@@ -1,4 +1,4 @@
-"""One hop more: a remote manager in a process of its own over one worker, beside that worker asked directly."""
+"""The cost of one more hop: a remote manager in a process of its own over one worker, beside direct calls."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ADDED = 1.0
 SHARES = {1: 0.5, 8: 0.6}
 """By the number of clients: the least share of the direct call's pieces a second."""
 PEERS_SECONDS = 3.0
-"""Of one load of the peer's: its remote manager gives some twenty answers a second."""
+"""The duration of a load on the peer: its remote manager gives some twenty answers a second."""
 
 
 def measure(plan: Plan) -> Iterator[Row]:
@@ -31,16 +31,16 @@ def measure(plan: Plan) -> Iterator[Row]:
     seconds = plan.seconds / 2
     with contextlib.ExitStack() as stack:
         cluster = stack.enter_context(ours.cluster([[FAST]]))
-        own = Way(cluster.workers[0], cluster.gateways[0])
+        way = Way(cluster.workers[0], cluster.gateways[0])
         other = None if plan.peer is None else Way(*stack.enter_context(plan.peer.cluster([FAST])))
-        for way in (own, other):
-            if way is not None:
-                way.check()
+        way.check()
+        if other is not None:
+            other.check()
 
         def pairs(job: Job) -> tuple[list[Pair], list[Pair]]:
             turns = in_turns(
                 plan.rounds,
-                lambda: own.measure(job),
+                lambda: way.measure(job),
                 None if other is None else lambda: other.measure(replace(job, seconds=PEERS_SECONDS)),
             )
             return turns.ours, turns.theirs

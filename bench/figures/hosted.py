@@ -1,4 +1,4 @@
-"""Models in a host beside the four processes that answer, beside the same application with its models inline."""
+"""The cost of a model host: four processes with one host, beside the same application with inline models."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def _ways(plan: Plan) -> Iterator[Row]:
         monolith([FAST], placement=INLINE) as inline,
         monolith([FAST], placement=HOSTED, workers=PROCESSES) as hosted,
     ):
-        way, turned = Way(inline, hosted), Way(hosted, inline)
+        way, reversed_way = Way(inline, hosted), Way(hosted, inline)
         way.check()
 
         def pairs(job: Job) -> list[Pair]:
-            # Who goes first changes from round to round.
-            turns = [way.measure(job) if number % 2 == 0 else turned.measure(job) for number in range(plan.rounds)]
+            # The first side changes from round to round.
+            turns = [(reversed_way if number % 2 else way).measure(job) for number in range(plan.rounds)]
             return [pair if number % 2 == 0 else Pair(pair.hop, pair.direct) for number, pair in enumerate(turns)]
 
         pairs(load("generate", SHORT, "", 8, plan.seconds / 2))  # so that all processes have answered once
@@ -46,14 +46,15 @@ def _ways(plan: Plan) -> Iterator[Row]:
             yield _time_row(case, pairs(load(call, SHORT, "", 1, plan.seconds / 2)), time_of)
         for name, pieces, accept in STREAMS:
             for clients in CLIENTS:
-                found = pairs(load("generate_stream", pieces, accept, clients, plan.seconds / 2))
-                row = Row(NAME, f"{name}, {of_clients(clients)}", speeds(found, INLINE), "", f"{share(found):.2f} x")
-                yield at_least(row, share(found), SHARES[clients])
+                measured = pairs(load("generate_stream", pieces, accept, clients, plan.seconds / 2))
+                left = share(measured)
+                row = Row(NAME, f"{name}, {of_clients(clients)}", speeds(measured, INLINE), "", f"{left:.2f} x")
+                yield at_least(row, left, SHARES[clients])
 
 
-def _time_row(case: str, found: list[Pair], time_of: Callable[[Outcome], float]) -> Row:
-    more = added(found, time_of)
-    row = Row(NAME, case, times(found, time_of, INLINE), "", f"{milliseconds(more)} added")
+def _time_row(case: str, measured: list[Pair], time_of: Callable[[Outcome], float]) -> Row:
+    more = added(measured, time_of)
+    row = Row(NAME, case, times(measured, time_of, INLINE), "", f"{milliseconds(more)} added")
     return at_most(row, more * 1000, ADDED, "ms")
 
 

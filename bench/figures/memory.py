@@ -21,7 +21,7 @@ LIMITS = "what Python's libraries hold; a stream's thread: some 12 KB of C stack
 IDLE = 75e6
 A_STREAM = 60e3
 GROWTH = 2e6
-"""What 20,000 requests may add: 100 bytes each, less than any leak of an object a request."""
+"""The most bytes that 20,000 requests may add: 100 for each, less than the smallest leak of an object a request."""
 STREAMS = 200
 CLIENTS = 8
 SETTLE = 2.0
@@ -29,21 +29,21 @@ HOLD = 6.0
 
 
 def measure(plan: Plan) -> Iterator[Row]:
-    """Yield a row for each of the three."""
-    with ours.serving([]) as own:
-        idle = _settled(own)
+    """Yield a row for each of the three cases."""
+    with ours.serving([]) as server:
+        idle = _settled(server)
     theirs = None
     if plan.peer is not None:
         with plan.peer.serving([]) as other:
             theirs = _settled(other)
     yield at_most(Row("memory", "idle, no models", megabytes(idle), megabytes(theirs)), idle / 1e6, IDLE / 1e6, "MB")
-    with both([SLOW], plan.peer) as (own, peers):
-        a_stream = _per_stream(own)
+    with both([SLOW], plan.peer) as (server, peers):
+        a_stream = _per_stream(server)
         their_stream = None if peers is None else _per_stream(peers)
     row = Row("memory", f"each of {STREAMS} slow streams", kilobytes(a_stream), kilobytes(their_stream))
     yield at_most(row, a_stream / 1e3, A_STREAM / 1e3, "KB")
-    with ours.serving([FAST]) as own:
-        grown = _growth(own, plan.requests)
+    with ours.serving([FAST]) as server:
+        grown = _growth(server, plan.requests)
     row = Row("memory", f"grown by {plan.requests:,} requests", megabytes(grown))
     yield at_most(row, grown / 1e6, GROWTH / 1e6, "MB")
 
@@ -71,7 +71,7 @@ def _per_stream(server: Server) -> float:
         time.sleep(HOLD - 1.5)
         during = server.pss()
         if streams.outcome().failed:
-            raise LoadFailed(f"not all of {STREAMS} streams were taken")
+            raise LoadFailed(f"not all of {STREAMS} streams were accepted")
     return (during - before) / STREAMS
 
 

@@ -1,4 +1,4 @@
-"""Twice and ten times as many requests as fit: the answers that are still given, in time."""
+"""The answers in time at twice and ten times as many requests as fit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..sides import both
 
 NAME = "overload"
 TITLE = "goodput when more comes than fits: answers within 2 s, a second"
-LIMITS = "what refusing costs: parsing and answering what can't be taken, on the cores that the answers need"
+LIMITS = "the cost of a refusal: parsing and answering requests that don't fit, on the cores that the answers need"
 
 PIECES = 20
 SMALL = EchoModel("echo-small", delay=0.02, slots=8, waiting=8)
@@ -27,13 +27,13 @@ CONNECTIONS = 600
 
 
 def measure(plan: Plan) -> Iterator[Row]:
-    """Yield a row for each load; twice and ten times are judged by what once gave."""
-    with both([SMALL], plan.peer) as (own, other):
+    """Yield a row for each load; the results at twice and ten times are compared with that at once."""
+    with both([SMALL], plan.peer) as (server, other):
         once: Turns[Outcome] | None = None
         for times in (1, 2, 10):
             turns = in_turns(
                 plan.overload_rounds,
-                lambda: _load(own, times, plan.overload_seconds),  # noqa: B023 - called at once
+                lambda: _load(server, times, plan.overload_seconds),  # noqa: B023 - called at once
                 None if other is None else lambda: _load(other, times, plan.overload_seconds),  # noqa: B023
             )
             speed, their_speed = turns.median(lambda o: o.per_second)

@@ -1,4 +1,4 @@
-"""Streams with a piece every 50 ms: are all on pace, and what does a piece cost."""
+"""Streams with a piece every 50 ms: their gaps, their duration, and the CPU time of a piece."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ..sides import both
 
 NAME = "paced"
 TITLE = "paced streams, a piece every 50 ms"
-LIMITS = "one wake-up, one encoding and one write a piece, each a fight for the GIL once many are due together"
+LIMITS = "one wake-up, one encoding and one write for each piece, which compete for the GIL when many are due together"
 
 GAP = 0.1
 LATE = 1.1
-"""How much longer than its pieces take an answer may last."""
+"""The most that an answer may last, relative to the time of its pieces."""
 BEGIN_WITHIN = 1.0
 TIMEOUT = 60.0
 
@@ -29,16 +29,16 @@ TIMEOUT = 60.0
 class _Measured:
     outcome: Outcome
     cpu: float
-    """Seconds a piece, of the server's processes."""
+    """Seconds of CPU for each piece, of the server's processes."""
 
 
 def measure(plan: Plan) -> Iterator[Row]:
     """Yield three rows for each number of streams."""
-    with both([SLOW], plan.peer) as (own, other):
+    with both([SLOW], plan.peer) as (server, other):
         for streams in plan.paced:
             turns = in_turns(
                 plan.paced_rounds,
-                lambda: _stream(own, streams, plan.paced_pieces),  # noqa: B023 - called at once
+                lambda: _stream(server, streams, plan.paced_pieces),  # noqa: B023 - called at once
                 None if other is None else lambda: _stream(other, streams, plan.paced_pieces),  # noqa: B023
             )
             case = f"{streams} streams"

@@ -1,4 +1,4 @@
-"""From SIGKILL of the worker process to the next answer of SmolLM2."""
+"""The time from SIGKILL of the worker process to the next answer of SmolLM2."""
 
 from __future__ import annotations
 

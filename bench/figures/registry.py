@@ -1,4 +1,4 @@
-"""The registry over its stores: looking up one key of a thousand, heartbeats a second, and how the cost grows."""
+"""The registry over its stores: lookups of one key of a thousand, heartbeats a second, and the cost by size."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GROWTH = (("lookup of one key", "lookup"), ("list of all", "list"), ("one beat",
 
 
 def measure(plan: Plan) -> Iterator[Row]:
-    """Yield rows for each store; one that is not installed has a row that says so."""
+    """Yield rows for each store; a store that is not installed has one row with the reason."""
     for name in stores.NAMES:
         try:
             with stores.opened(name) as store:
@@ -39,18 +39,18 @@ def _thousand(store: Store, seconds: float) -> Iterator[Row]:
     share = ROWS // PROCESSES
     parts = [(number * share, (number + 1) * share) for number in range(PROCESSES)]
     run(*(Task(url=store.url, rows=part, do="fill") for part in parts))
-    found = run(Task(url=store.url, total=ROWS, do="lookup", seconds=seconds))[0].times
-    row = Row(NAME, f"{store.name}: lookup, p99", f"{milliseconds(found.p99)}, p50 {milliseconds(found.p50)}")
-    yield at_most(row, found.p99 * 1000, BOUND, "ms")
-    said = []
+    times = run(Task(url=store.url, total=ROWS, do="lookup", seconds=seconds))[0].times
+    row = Row(NAME, f"{store.name}: lookup, p99", f"{milliseconds(times.p99)}, p50 {milliseconds(times.p50)}")
+    yield at_most(row, times.p99 * 1000, BOUND, "ms")
+    speeds = []
     for together in (1, TOGETHER):
         done = run(*(Task(url=store.url, rows=part, do="beat", together=together, seconds=seconds) for part in parts))
-        said.append(f"{count(sum(one.calls * together / one.seconds for one in done))}/s{_worst(done)}")
-    yield Row(NAME, f"{store.name}: beats of {PROCESSES} processes, one a call; {TOGETHER} a call", "; ".join(said))
+        speeds.append(f"{count(sum(part.calls * together / part.seconds for part in done))}/s{_worst(done)}")
+    yield Row(NAME, f"{store.name}: beats of {PROCESSES} processes, one a call; {TOGETHER} a call", "; ".join(speeds))
 
 
 def _worst(done: list[Done]) -> str:
-    return f" (p99 of a call {milliseconds(max(one.times.p99 for one in done))})"
+    return f" (p99 of a call {milliseconds(max(part.times.p99 for part in done))})"
 
 
 def _growth(store: Store, seconds: float) -> Iterator[Row]:
@@ -60,7 +60,7 @@ def _growth(store: Store, seconds: float) -> Iterator[Row]:
         run(Task(url=store.url, rows=(filled, size), do="fill"))
         filled = size
         for case, do in GROWTH:
-            # Whoever beats has registered that one anew.
+            # A task that beats registers its instance first.
             task = Task(url=store.url, rows=(0, 1) if do == "beat" else (0, 0), total=size, do=do, seconds=seconds)
             times[case].append(f"{run(task)[0].times.p50 * 1000:.3g}")
     for case, values in times.items():

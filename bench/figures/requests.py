@@ -1,4 +1,4 @@
-"""Short requests, answered whole: how many a second."""
+"""Short requests with whole answers, by the second."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ CALLS: tuple[tuple[str, object, float], ...] = (
 
 def measure(plan: Plan) -> Iterator[Row]:
     """Yield a row for each call and number of clients."""
-    with both([FAST, EMBEDDER], plan.peer) as (own, other):
+    with both([FAST, EMBEDDER], plan.peer) as (server, other):
         for name, body, target in CALLS:
             for clients in plan.clients:
                 turns = in_turns(
                     plan.rounds,
-                    lambda: _load(own, name, body, clients, plan.seconds),  # noqa: B023 - called at once
+                    lambda: _load(server, name, body, clients, plan.seconds),  # noqa: B023 - called at once
                     None if other is None else lambda: _load(other, name, body, clients, plan.seconds),  # noqa: B023
                 )
                 speed, their_speed = turns.median(lambda o: o.per_second)

@@ -1,4 +1,4 @@
-"""All slots of a model busy and its line full: health and a view of the application's own, beside an idle system."""
+"""Health and a view of the application while a model's slots and line are full, beside an idle system."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ SMOLLM2_STREAMS = 24
 PROBES_A_SECOND = 50
 DEADLINE = 2.0
 BOUND = 100.0
-"""Milliseconds, as of a busy worker."""
+"""The most milliseconds of p99, as in `busy`."""
 FILLING = 10.0
 PROBED = (("health", "/api/healthz"), ("a view", VIEW))
 
 
 @dataclass(frozen=True)
 class _Load:
-    """What saturates a model, for the time given."""
+    """Streams that saturate a model."""
 
     name: str
     model: str
@@ -48,34 +48,34 @@ LOADS = (
 
 def measure(plan: Plan) -> Iterator[Row]:
     """Yield a row for each load and each path, of hosted models and of models inline."""
-    hosted = _found(HOSTED, PROCESSES, plan.probes)
-    inline = _found(INLINE, 1, plan.probes)
+    hosted = _measured(HOSTED, PROCESSES, plan.probes)
+    inline = _measured(INLINE, 1, plan.probes)
     for load in LOADS:
         for case, path in PROBED:
             full = hosted[load.name, path]
             row = Row(
                 NAME,
                 f"{load.name}: {case}, p99",
-                f"{_said(full)}, idle {_said(hosted['', path])}",
-                f"{_said(inline[load.name, path])}, idle {_said(inline['', path])} (inline)",
+                f"{_shown(full)}, idle {_shown(hosted['', path])}",
+                f"{_shown(inline[load.name, path])}, idle {_shown(inline['', path])} (inline)",
                 milliseconds(_p99(full)),
             )
             yield at_most(row, _p99(full) * 1000, BOUND, "ms")
 
 
-def _found(placement: str, workers: int, seconds: float) -> dict[tuple[str, str], Outcome]:
-    """Return what became of the probes, by load and path; the idle system's load is empty."""
-    found: dict[tuple[str, str], Outcome] = {}
+def _measured(placement: str, workers: int, seconds: float) -> dict[tuple[str, str], Outcome]:
+    """Return the outcomes of the probes by load and path; the load of the idle system is empty."""
+    outcomes: dict[tuple[str, str], Outcome] = {}
     with monolith([BUSY], placement=placement, workers=workers, smollm2=True) as server:
         for _, path in PROBED:
             run(_probes(server, path, 1.0))  # so that all processes have answered once
-            found["", path] = run(_probes(server, path, seconds))
+            outcomes["", path] = run(_probes(server, path, seconds))
         for load in LOADS:
             with _filled(server, load, len(PROBED) * seconds):
                 _await_full(server, load)
                 for _, path in PROBED:
-                    found[load.name, path] = run(_probes(server, path, seconds))
-    return found
+                    outcomes[load.name, path] = run(_probes(server, path, seconds))
+    return outcomes
 
 
 def _filled(server: Monolith, load: _Load, seconds: float) -> Running:
@@ -92,15 +92,15 @@ def _filled(server: Monolith, load: _Load, seconds: float) -> Running:
 
 
 def _await_full(server: Monolith, load: _Load) -> None:
-    """Wait until all slots are taken and the others stand in line."""
+    """Wait until all slots are taken and the other streams wait in line."""
     deadline = time.monotonic() + FILLING / 2
-    said = ""
+    reported = ""
     while time.monotonic() < deadline:
-        said = server.load_of(load.model)
-        if f"free=0;waiting={load.streams - load.slots}" in said.replace(" ", ""):
+        reported = server.load_of(load.model)
+        if f"free=0;waiting={load.streams - load.slots}" in reported.replace(" ", ""):
             return
         time.sleep(0.1)
-    raise LoadFailed(f"{load.streams} streams do not fill {load.model}: {said or 'nobody says its load'}")
+    raise LoadFailed(f"{load.streams} streams do not fill {load.model}: {reported or 'its load is not reported'}")
 
 
 def _probes(server: Monolith, path: str, seconds: float) -> Job:
@@ -118,6 +118,6 @@ def _p99(outcome: Outcome) -> float:
     return DEADLINE if outcome.late or outcome.failed or outcome.unsent or outcome.refused else outcome.latency.p99
 
 
-def _said(outcome: Outcome) -> str:
+def _shown(outcome: Outcome) -> str:
     lost = outcome.late + outcome.failed + outcome.unsent + outcome.refused
     return milliseconds(outcome.latency.p99) + (f" ({lost} of {lost + outcome.ok} lost)" if lost else "")

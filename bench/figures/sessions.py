@@ -1,4 +1,4 @@
-"""One call over a kept connection: our sessions beside a plain ``requests.Session.post`` and urllib3's own pool."""
+"""The cost of one call over a kept connection: our sessions, ``requests.Session.post``, and urllib3's pool."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from ..report import Row, at_least
 
 NAME = "sessions"
 TITLE = "one call to another process on a kept connection: sessions, requests, urllib3"
-LIMITS = "requests' Session.send and urllib3's pool, which our sessions are made of"
+LIMITS = "requests' Session.send and urllib3's pool, on which our sessions are built"
 
 CALLS = 500
 """Calls of one measurement."""
 LEAST = 1.0
-"""How many times the CPU of a call of ours a plain call takes, at least."""
+"""The least ratio of the CPU of a plain call to that of ours."""
 BODY = b'{"model": "m", "prompt": "one two three"}'
 HEADERS = {"Content-Type": "application/json"}
 _ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 1\r\n\r\n3"
 
 
 def measure(plan: Plan) -> Iterator[Row]:
-    """Yield a row for each of them; the rounds take turns."""
+    """Yield a row for each kind of call; the kinds are measured in turns."""
     ours, plain, pools = Session(), requests.Session(), urllib3.PoolManager()
     plain.trust_env = False
 
@@ -50,15 +50,15 @@ def measure(plan: Plan) -> Iterator[Row]:
             for name, call in calls.items():
                 costs[name].append(_cost(call, url))
     ours.close()
-    cpu = {name: statistics.median(cost[0] for cost in of_one) for name, of_one in costs.items()}
-    for name, of_one in costs.items():
-        wall = statistics.median(cost[1] for cost in of_one)
+    cpu = {name: statistics.median(cost[0] for cost in rounds) for name, rounds in costs.items()}
+    for name, rounds in costs.items():
+        wall = statistics.median(cost[1] for cost in rounds)
         row = Row(NAME, name, f"{cpu[name] * 1e6:.0f} us of CPU, {wall * 1e6:.0f} us")
         yield at_least(row, cpu["requests.Session.post"] / cpu[name], LEAST) if name == "sessions" else row
 
 
 def _cost(call: Callable[[str], object], url: str) -> tuple[float, float]:
-    """Return seconds of CPU in this process, and of time, that one call takes."""
+    """Return the seconds of CPU in this process, and the seconds of time, of one call."""
     call(url)
     cpu, began = time.process_time(), time.perf_counter()
     for _ in range(CALLS):
@@ -70,18 +70,18 @@ def _cost(call: Callable[[str], object], url: str) -> tuple[float, float]:
 def _answering() -> Iterator[str]:
     """Give the URL of a server in a process of its own, which answers each request at once."""
     context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=serve, args=(there,), daemon=True)
+    parent, child = context.Pipe()
+    process = context.Process(target=serve, args=(child,), daemon=True)
     process.start()
     try:
-        yield f"http://127.0.0.1:{here.recv()}/api/worker/count_token"
+        yield f"http://127.0.0.1:{parent.recv()}/api/worker/count_token"
     finally:
         process.kill()
         process.join()
 
 
 def serve(pipe: Connection) -> None:
-    """Answer requests, one connection after the other has sent some, and say the port first."""
+    """Send the port to ``pipe``, and answer the requests of all connections."""
     selector = selectors.DefaultSelector()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         pipe.send(listener.getsockname()[1])

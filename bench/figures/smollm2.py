@@ -1,4 +1,4 @@
-"""Eight streams of SmolLM2 through HTTP, beside the same model in the same process without it."""
+"""Eight streams of SmolLM2 through HTTP, beside the same model in the same process without HTTP."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..rounds import in_turns
 
 NAME = "smollm2"
 TITLE = "SmolLM2, 8 streams through HTTP beside the library without it"
-LIMITS = "the cores: every microsecond that HTTP takes is one that the model does not get"
+LIMITS = "the cores: HTTP takes time that the model does not get"
 
 LIBRARY = "/bench/library"
 """The route of `bench.embedded`."""
@@ -51,7 +51,7 @@ def speed_of(outcome: Outcome) -> float:
 
 
 def through(server: Server, tokens: int) -> Outcome:
-    """Ask eight streams of ``tokens`` at once. Raises LoadFailed unless all end well."""
+    """Request eight streams of ``tokens`` at once. Raises LoadFailed unless all succeed."""
     body = {
         "model": ours.SMOLLM2,
         "messages": [{"role": "human", "content": QUESTION}],
@@ -71,7 +71,7 @@ def through(server: Server, tokens: int) -> Outcome:
         )
     )
     if outcome.ok != STREAMS or not outcome.tokens:
-        raise LoadFailed(f"{outcome.ok} of {STREAMS} streams of {ours.SMOLLM2} ended well")
+        raise LoadFailed(f"{outcome.ok} of {STREAMS} streams of {ours.SMOLLM2} succeeded")
     return outcome
 
 
@@ -84,9 +84,9 @@ def _without(server: Server, tokens: int) -> Outcome:
         "return_progress": True,
         "stream_options": {"include_usage": True},
     }
-    told = {"model": ours.SMOLLM2, "body": body, "streams": STREAMS, "answers": 1}
-    status, answer = server.ask(LIBRARY, told, timeout=TIMEOUT)
+    task = {"model": ours.SMOLLM2, "body": body, "streams": STREAMS, "answers": 1}
+    status, answer = server.ask(LIBRARY, task, timeout=TIMEOUT)
     if status != 200:
-        raise LoadFailed(f"the library's own run answered {status}")
+        raise LoadFailed(f"the run of the library answered {status}")
     values = json.loads(answer)
     return Outcome(seconds=values["seconds"], tokens=values["tokens"], first=Spread.of(values["firsts"]))

@@ -1,4 +1,4 @@
-"""What the calls that make spans cost a request while tracing is off."""
+"""The cost for a request of the calls that make spans, while tracing is off."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ class _Manager:
 
     @spanned
     def generate_stream(self, request: GenerateRequest) -> None:
-        """Do nothing: what is measured is what stands around it."""
+        """Do nothing: only the decorator is measured."""
 
 
 def _local_call() -> Callable[[], object]:
-    """Return what a request for a model of this process calls from its arrival to its engine."""
+    """Return a function with the calls for a model of this process, from the arrival of a request to the engine."""
     manager, params = _Manager(), ModelParams(model_name="echo", engine="echo")
     call = Request(EnvironBuilder("/api/worker/generate", method="POST").get_environ())
     request, body = GenerateRequest("echo", prompt="x"), {"model": "echo"}
@@ -78,7 +78,7 @@ def _local_call() -> Callable[[], object]:
 
 
 def _hop() -> Callable[[], object]:
-    """Return what a request to another process calls, from its arrival until it is sent."""
+    """Return a function with the calls for another process, from the arrival of a request until it is sent on."""
     manager = _Manager()
     call = Request(EnvironBuilder("/api/worker/generate", method="POST").get_environ())
     request, body = GenerateRequest("echo", prompt="x"), {"model": "echo"}

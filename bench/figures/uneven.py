@@ -1,4 +1,4 @@
-"""Two instances that are not equally free: how long answers take by our choice, and by a random one."""
+"""The time of answers from two instances with unequal load, by our choice and by a random one."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from ..rounds import in_turns
 
 NAME = "uneven"
 TITLE = "two instances under uneven load: answers by our choice, and by a random one (in the column of the peer)"
-LIMITS = "what an instance last said of its load"
+LIMITS = "the age of the load that an instance last reported"
 
 PIECES = 20
 EVEN = EchoModel("echo-uneven", delay=0.01, slots=8, waiting=200)
 SLOW = dataclasses.replace(EVEN, delay=0.03)
 IDEAL = PIECES * EVEN.delay
 SHARE = 0.6
-"""Of what both can give, what is asked for."""
+"""The share of the capacity of both that is requested."""
 OTHERS = 6
-"""Slots of one instance that another client keeps busy, past the gateway."""
+"""Slots of one instance that another client keeps busy, without the gateway."""
 CONNECTIONS = 400
 LEAD = 2.0
 
 
 def measure(plan: Plan) -> Iterator[Row]:
-    """Yield a row where one has less room than the other, and one where it is slower."""
+    """Yield a row for an instance with fewer free slots, and a row for a slower one."""
     full = EVEN.slots / IDEAL
     cases = (
         (f"one has {OTHERS} of {EVEN.slots} slots taken by others", EVEN, OTHERS, (2 * EVEN.slots - OTHERS) / IDEAL),

@@ -1,4 +1,4 @@
-"""Streams as fast as they go: pieces a second, and bytes an answer."""
+"""Streams without a pause between pieces: pieces a second, and bytes of an answer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..sides import both
 
 NAME = "unpaced"
 TITLE = "unpaced streams, pieces a second"
-LIMITS = "the bytes of whole texts, which grow with the square of the length; with 64 pieces, what a request costs"
+LIMITS = "the bytes of whole texts, which grow with the square of the length; with 64 pieces, the cost of a request"
 
 CASES = (("64 pieces", 64, "", 10.0), ("1,024 pieces", 1024, "", 25.0), ("1,024 as pieces", 1024, ours.DELTA, 50.0))
 SHARE_OF_BYTES = 5.0
@@ -24,18 +24,18 @@ SHARE_OF_BYTES = 5.0
 
 def measure(plan: Plan) -> Iterator[Row]:
     """Yield a row for each length and number of clients, and one for the bytes."""
-    with both([FAST], plan.peer) as (own, other):
+    with both([FAST], plan.peer) as (server, other):
         for name, pieces, accept, target in CASES:
             for clients in plan.clients:
                 turns = in_turns(
                     plan.rounds,
-                    lambda: _stream(own, clients, pieces, accept, plan.seconds),  # noqa: B023 - called at once
+                    lambda: _stream(server, clients, pieces, accept, plan.seconds),  # noqa: B023 - called at once
                     None if other is None else lambda: _stream(other, clients, pieces, accept, plan.seconds),  # noqa: B023
                 )
                 speed, their_speed = turns.median(lambda o: o.pieces_per_second)
                 row = Row("unpaced", f"{name}, {of_clients(clients)}", count(speed), count(their_speed))
                 yield at_least(row, turns.ratio(lambda o: o.pieces_per_second), target)
-        size, their_size = _size(own), None if other is None else _size(other)
+        size, their_size = _size(server), None if other is None else _size(other)
         row = Row("unpaced", "1,024 as pieces, bytes an answer", kilobytes(size), kilobytes(their_size))
         yield at_most(row, None if not their_size else 100 * size / their_size, SHARE_OF_BYTES, "%")
 

@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections import Counter
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -118,6 +119,27 @@ def test_no_imports_go_round_in_a_circle():
         list(TopologicalSorter({module: set(imports(module)) - {""} for module in modules()}).static_order())
     except CycleError as error:
         pytest.fail(f"a circle: {' -> '.join(error.args[1])}")
+
+
+MOST_LINES = 400
+FEW_LINES = 60
+STARTED_BY_NAME = {"__main__", "server.wsgi"}
+ONE_A_BLUEPRINT = {"blueprints.health"}
+
+
+def lines_of(module: str) -> int:
+    return modules()[module].read_text(encoding="utf-8").count("\n")
+
+
+def test_no_module_is_too_long_to_be_read_at_once():
+    assert {module: count for module in modules() if (count := lines_of(module)) > MOST_LINES} == {}
+
+
+def test_a_small_module_has_more_than_one_reader():
+    # Else its only reader is the place for it.
+    readers = Counter(imported for module in modules() for imported in imports(module))
+    small = {name for name, path in modules().items() if lines_of(name) < FEW_LINES and path.name != "__init__.py"}
+    assert {module for module in small - STARTED_BY_NAME - ONE_A_BLUEPRINT if readers[module] < 2} == set()
 
 
 def test_imports_within_the_package_are_found():

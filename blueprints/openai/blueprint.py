@@ -24,7 +24,7 @@ from ..request.streaming import Call, stream_response
 from . import errors, schemas
 from .answers import Choice, Header, Usage, open_stream, whole_choices
 from .events import ChatEvents, CompletionEvents, Events
-from .vectors import COHERE, JINA, TEI, embeddings_answer, rerank_answer, sigmoid
+from .vectors import COHERE, JINA, TEI, as_probabilities, embeddings_answer, rerank_answer
 
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -286,9 +286,8 @@ def _rerank(service: Service) -> Response:
         model = _model(service, body, WorkerType.RERANKER, WorkerType.TEXT2VEC)
         g.modelyard_line.model = model
         scores = service.manager.rerank(model, query, texts, call.cancel)
-        is_raw = bool(service.manager.get_model_instances(worker_key(model, WorkerType.RERANKER), healthy_only=False))
-        if is_raw and not (shape == TEI and loaded.get("raw_scores")):
-            scores = [sigmoid(score) for score in scores]
+        if not (shape == TEI and loaded.get("raw_scores")) and _is_reranker(service, model):
+            scores = as_probabilities(scores)
         answer = rerank_answer(
             shape,
             scores,
@@ -300,6 +299,11 @@ def _rerank(service: Service) -> Response:
             with_texts=bool(loaded.get("return_text" if shape == TEI else "return_documents")),
         )
         return json_response(answer)
+
+
+def _is_reranker(service: Service, model: str) -> bool:
+    """Return whether a model ranks by itself, and not by the cosine of its embeddings."""
+    return bool(service.manager.get_model_instances(worker_key(model, WorkerType.RERANKER), healthy_only=False))
 
 
 def _rerank_shape(body: JSONObject) -> str:

@@ -30,9 +30,11 @@ def _packed(row: Sequence[float]) -> str:
     return base64.b64encode(struct.pack(f"<{len(row)}f", *row)).decode("ascii")
 
 
-def sigmoid(score: float) -> float:
-    """Return a raw score of a reranker as a number between 0 and 1."""
-    return 1 / (1 + math.exp(-score)) if score >= 0 else math.exp(score) / (1 + math.exp(score))
+def as_probabilities(scores: Sequence[float]) -> Sequence[float]:
+    """Return the scores of a reranker between 0 and 1: the sigmoid of all, unless all of them are already."""
+    if all(0 <= score <= 1 for score in scores):
+        return scores
+    return [1 / (1 + math.exp(-score)) if score >= 0 else 1 - 1 / (1 + math.exp(score)) for score in scores]
 
 
 def rerank_answer(

@@ -14,6 +14,7 @@ ENGINES: Mapping[str, str] = MappingProxyType(
     {
         "echo": "modelyard.engines.echo:Echo",
         "llama.cpp": "modelyard.engines.llama_cpp:LlamaCpp",
+        "openai": "modelyard.engines.openai:OpenAI",
     }
 )
 

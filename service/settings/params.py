@@ -7,7 +7,8 @@
 The environment variable, ``--set``, the check of JSON values and the ParameterDescription of DB-GPT's pages derive
 from that. A type is str, int, float, bool or list[str], also with ``| None``. Tags: ``fixed`` (does not change while
 the model exists), ``privacy`` (never shown), ``secret`` (not an option of a command line, which other users of the
-machine can read), ``shared`` (also read from ``MODELYARD_<NAME>``, for every model at once).
+machine can read), ``operator`` (never set over HTTP), ``shared`` (also read from ``MODELYARD_<NAME>``, for every
+model at once).
 """
 
 from __future__ import annotations
@@ -206,6 +207,10 @@ def from_json(cls: type[Any], values: Mapping[str, Any]) -> JSONObject:
         if value is None or name not in declared:
             continue
         if value == MASK and "privacy" in declared[name].tags:
+            continue
+        if "operator" in declared[name].tags:
+            message = "can't be set over HTTP: only the configuration of the service sets it"
+            faults.append({"field": f"params.{name}", "message": message})
             continue
         try:
             checked[name] = declared[name].check(value)

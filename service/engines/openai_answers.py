@@ -1,0 +1,167 @@
+"""What a server with OpenAI's API answers: its events as bursts, and its errors as errors of ours."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import orjson
+
+from ..errors import EngineError, InvalidRequest, ModelyardError, NotReady, Overloaded, PromptTooLong
+from ..types import Burst, JSONObject
+
+DONE = b"[DONE]"
+MAX_EVENT = 64 * 1024 * 1024
+"""Bytes of one event: more is refused."""
+
+_MAX_TEXT = 2000
+_PAUSE = re.compile(r"\d{1,4}", re.ASCII)
+_TOO_LONG = re.compile(r"context.{0,20}(length|size|window)|prompt is too long|maximum.{0,20}tokens", re.IGNORECASE)
+_OVERLOADED = frozenset({429, 503, 529})
+_FAULT_OF_CLIENT = frozenset({400, 413, 415, 422})
+
+
+class EventDecoder:
+    """Takes the bytes of server-sent events as they come, and gives the data of those that are whole. No I/O."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._data: list[bytes] = []
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Return the data of each event that ``data`` completes. ValueError where one is over `MAX_EVENT`."""
+        *lines, self._rest = (self._rest + data).replace(b"\r\n", b"\n").split(b"\n")
+        if len(self._rest) + sum(map(len, self._data)) > MAX_EVENT:
+            raise ValueError(f"an event is over {MAX_EVENT} bytes")
+        events: list[bytes] = []
+        for line in lines:
+            if line.startswith(b"data:"):
+                self._data.append(line.removeprefix(b"data:").removeprefix(b" "))
+            elif not line and self._data:
+                events.append(b"\n".join(self._data))
+                self._data = []
+        return events
+
+
+class Answer:
+    """One streamed answer of a backend: its events in, bursts out."""
+
+    def __init__(self, where: str) -> None:
+        """``where`` names the backend in messages."""
+        self._where = where
+        self._has_begun = False
+        self._finish_reason: str | None = None
+        self._usage: JSONObject | None = None
+        self.has_ended = False
+        """Whether the backend has said that it is whole."""
+
+    def burst(self, events: Iterable[bytes]) -> Burst | None:
+        """Return what ``events`` say as one burst; None where that is nothing new. Raises the error of an event."""
+        pieces: list[str] = []
+        deltas: list[JSONObject] = []
+        for event in events:
+            if event == DONE:
+                self.has_ended = True
+                continue
+            for choice in self._choices(event):
+                piece, delta = _content_of(choice)
+                if piece or delta:
+                    pieces.append(piece)
+                    deltas.append(delta)
+        self._has_begun = self._has_begun or bool(pieces)
+        return Burst(pieces, deltas=deltas if any(deltas) else None) if pieces else None
+
+    def ending(self) -> Burst:
+        """Return the last burst. Raises EngineError where the answer broke off."""
+        if not self.has_ended and self._finish_reason is None:
+            raise EngineError(f"{self._where} broke off its answer")
+        return Burst([], self._finish_reason or "stop", self._usage)
+
+    def _choices(self, event: bytes) -> list[JSONObject]:
+        try:
+            chunk = orjson.loads(event)
+        except orjson.JSONDecodeError:
+            raise EngineError(f"{self._where} sent an event that is not JSON: {event[:60]!r}") from None
+        if not isinstance(chunk, dict):
+            raise EngineError(f"{self._where} sent an event that is not an object: {event[:60]!r}")
+        if chunk.get("error"):
+            # After a piece it is too late for another backend, or another prompt.
+            error = refusal(_status_of(chunk["error"]), {}, event, self._where)
+            raise EngineError(str(error)) if self._has_begun else error
+        self._usage = _counts(chunk.get("usage")) or self._usage
+        choices = [choice for choice in chunk.get("choices") or () if isinstance(choice, dict)][:1]
+        for choice in choices:
+            if isinstance(choice.get("finish_reason"), str):
+                self._finish_reason = choice["finish_reason"]
+        return choices
+
+
+def _content_of(choice: JSONObject) -> tuple[str, JSONObject]:
+    """Return the text of a choice, and what else it says by the keys of a `Burst`'s delta."""
+    given = choice.get("delta")
+    if not isinstance(given, dict):
+        given = {"content": choice.get("text")}
+    delta: JSONObject = {}
+    # vLLM has renamed the first to the second.
+    reasoning = given.get("reasoning_content") or given.get("reasoning")
+    if isinstance(reasoning, str) and reasoning:
+        delta["reasoning_content"] = reasoning
+    if isinstance(given.get("tool_calls"), list) and given["tool_calls"]:
+        delta["tool_calls"] = given["tool_calls"]
+    logprobs = choice.get("logprobs")
+    if isinstance(logprobs, dict) and isinstance(logprobs.get("content"), list):
+        delta["logprobs"] = {"content": logprobs["content"], "refusal": None}
+    text = given.get("content")
+    return text if isinstance(text, str) else "", delta
+
+
+def _counts(usage: Any) -> JSONObject | None:
+    if not isinstance(usage, dict):
+        return None
+    prompt, completion = usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+def refusal(status: int, headers: Mapping[str, str], body: bytes, where: str) -> ModelyardError:
+    """Return the error that a status other than 200 means; ``where`` names the backend."""
+    message, code = _words_of(body)
+    text = f"{where} answers with status {status}" + (f": {message}" if message else "")
+    if code == "context_length_exceeded" or (status in _FAULT_OF_CLIENT and _TOO_LONG.search(message)):
+        return PromptTooLong(message or text, [{"field": "messages", "message": message or text}])
+    if status in _FAULT_OF_CLIENT:
+        return InvalidRequest(message or text)
+    if status in _OVERLOADED:
+        pause = headers.get("retry-after") or ""
+        return Overloaded(text, int(pause) if _PAUSE.fullmatch(pause) else 1)
+    if status in (401, 403):
+        return EngineError(f"{where} refuses the key of this service (api_key): {message or status}")
+    if status == 404:
+        return NotReady(f"{text}; it may not have the model (backend_model)", retry_after=5)
+    return EngineError(text)
+
+
+def _status_of(error: Any) -> int:
+    """Return the status that an error within a stream stands for."""
+    code = error.get("code") if isinstance(error, dict) else None
+    if isinstance(code, int) and 400 <= code < 600:
+        return code
+    kind = error.get("type") if isinstance(error, dict) else None
+    return 400 if kind == "invalid_request_error" else 500
+
+
+def _words_of(body: bytes) -> tuple[str, str | None]:
+    """Return the message and the code in an error's body: OpenAI's, FastAPI's, text, or a page of a proxy."""
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        text = body[:_MAX_TEXT].decode("utf-8", "replace").strip()
+        return ("a page of HTML" if text.startswith("<") else text), None
+    error = document.get("error", document) if isinstance(document, dict) else document
+    if not isinstance(error, dict):
+        return str(error)[:_MAX_TEXT], None
+    message = error.get("message") or error.get("detail") or error
+    text = message if isinstance(message, str) else json.dumps(message)
+    code = error.get("code") or error.get("type")
+    return text[:_MAX_TEXT], code if isinstance(code, str) else None

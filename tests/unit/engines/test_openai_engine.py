@@ -1,0 +1,335 @@
+"""The engine over OpenAI's API: a real service behind it, and scripts for what real servers do wrong."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from faulty import LAST, Faulty, Peer, Script, faulty, http_chunk, stream_head, whole
+from in_process import service
+from modelyard.engines.openai import OpenAI, OpenAIParams
+from modelyard.engines.openai_answers import EventDecoder, refusal
+from modelyard.engines.scripted import Answers, Scripted
+from modelyard.errors import (
+    EngineError,
+    InvalidRequest,
+    ModelyardError,
+    NotReady,
+    Overloaded,
+    PromptTooLong,
+    StartFailed,
+    WorkerUnreachable,
+)
+from modelyard.settings.params import describe, from_json
+from modelyard.streams import Cancel, whole_answer
+from modelyard.types import Burst, GenerateRequest, WorkerType
+from running import wait_until
+
+SCRIPTED = f"{Scripted.__module__}:{Scripted.__qualname__}"
+HELLO = [{"role": "human", "content": "one two"}]
+
+
+def engine(url: str, name: str = "gpt", kind: str = "llm", **params: Any) -> OpenAI:
+    return OpenAI(OpenAIParams(model_name=name, engine="openai", worker_type=kind, base_url=url, **params))
+
+
+@contextmanager
+def started(made: OpenAI) -> Iterator[OpenAI]:
+    made.start(lambda sentence: None)
+    try:
+        yield made
+    finally:
+        made.stop()
+
+
+def ask(made: OpenAI, cancel: Cancel | None = None, **fields: Any) -> list[Burst]:
+    request = GenerateRequest("gpt", **({"messages": HELLO} | fields))
+    return [burst for burst in made.generate_stream(request, cancel or Cancel()) if burst is not None]
+
+
+# A real service behind it
+
+
+@pytest.fixture(scope="module")
+def answers() -> Answers:
+    return Answers()
+
+
+@pytest.fixture(scope="module")
+def backend(tmp_path_factory: pytest.TempPathFactory, answers: Answers) -> Iterator[str]:
+    tables = [
+        {"name": "gpt", "worker_class": SCRIPTED, "script": answers.key},
+        {"name": "emb", "engine": "echo", "worker_type": "text2vec", "limit_model_concurrency": 4},
+        {"name": "rank", "engine": "echo", "worker_type": "reranker", "limit_model_concurrency": 4},
+    ]
+    with service(tmp_path_factory.mktemp("backend"), tables, role="standalone") as runtime:
+        yield f"http://127.0.0.1:{runtime.settings.port}/v1/"
+
+
+def test_text_comes_in_bursts_with_its_usage(backend, answers):
+    with started(engine(backend)) as made:
+        bursts = ask(made, max_new_tokens=5, temperature=0.5, stop=["END"])
+        output = whole_answer(iter(bursts))
+    assert output.text == "one two"
+    assert output.finish_reason == "stop"
+    assert output.usage == {"prompt_tokens": 2, "completion_tokens": 2, "total_tokens": 4}
+    request = answers.asked[-1].request
+    assert request is not None
+    assert (request.max_new_tokens, request.temperature, request.stop) == (5, 0.5, ["END"])
+    assert request.messages == [{"role": "user", "content": "one two"}]
+
+
+def test_a_raw_prompt_is_a_completion(backend, answers):
+    with started(engine(backend)) as made:
+        assert whole_answer(iter(ask(made, messages=[], prompt="three four"))).text == "three four"
+    assert answers.asked[-1].request is not None
+    assert answers.asked[-1].request.prompt == "three four"
+
+
+def test_options_go_there_and_deltas_come_back(backend, answers):
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+    call = {"index": 0, "id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    answers.say_deltas({"reasoning_content": "hm"}, {"tool_calls": [call]}, finish_reason="tool_calls")
+    with started(engine(backend)) as made:
+        bursts = ask(made, options={"tools": [tool], "tool_choice": "auto"})
+    deltas = [delta for burst in bursts for delta in burst.deltas or ()]
+    assert deltas == [{"reasoning_content": "hm"}, {"tool_calls": [call]}]
+    assert bursts[-1].finish_reason == "tool_calls"
+
+
+def test_vectors_and_scores_are_those_of_the_backend(backend):
+    with started(engine(backend, "emb", "text2vec")) as made:
+        rows = made.embed(["one"] * 300, Cancel())
+    assert len(rows) == 300
+    assert len(rows[0]) == 384
+    with started(engine(backend, "rank", "reranker")) as made:
+        scores = made.rerank("one", ["two", "one"], Cancel())
+    assert scores[1] > scores[0]
+
+
+def test_a_cancel_ends_the_answer_at_the_backend(backend, answers):
+    answers.hold("one")
+    cancel = Cancel()
+    with started(engine(backend)) as made:
+        bursts = made.generate_stream(GenerateRequest("gpt", HELLO), cancel)
+        assert next(burst for burst in bursts if burst is not None).pieces == ["one"]
+        asked = answers.asked[-1]
+        cancel.set()
+        with pytest.raises(ModelyardError):
+            list(bursts)
+    assert asked.ended.wait(10)
+    assert asked.cancelled
+
+
+def test_the_start_says_what_the_backend_has(backend):
+    with pytest.raises(StartFailed, match=r"no model 'large' \(backend_model\); it has emb, gpt, rank"):
+        engine(backend, "large").start(lambda sentence: None)
+    with started(engine(backend, "large", backend_model="gpt")) as made:
+        assert whole_answer(iter(ask(made))).text == "one two"
+
+
+def test_the_start_says_that_nobody_listens():
+    with pytest.raises(StartFailed, match=r"refuses connections|refused"):
+        engine("http://127.0.0.1:1/v1").start(lambda sentence: None)
+
+
+# What servers do wrong
+
+
+def answering(*parts: bytes | Callable[[Peer], None]) -> Script:
+    """Return a script that lists the model, and answers everything else with ``parts``."""
+
+    def script(peer: Peer) -> bool:
+        if peer.request.method == "GET":
+            peer.send(whole(200, {"data": [{"id": "gpt", "max_model_len": 4096}]}))
+            return True
+        for part in parts:
+            peer.send(part) if isinstance(part, bytes) else part(peer)
+        return False
+
+    return script
+
+
+def streamed(*events: Any) -> bytes:
+    """Return the answer that streams ``events``: objects, or lines as they are."""
+    lines = [
+        event if isinstance(event, bytes) else b"data: " + json.dumps(event).encode() + b"\n\n" for event in events
+    ]
+    return stream_head(content_type="text/event-stream") + b"".join(map(http_chunk, lines)) + LAST
+
+
+def chunk(text: str | None, reason: str | None = None, **more: Any) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": reason}], **more}
+
+
+DONE = b"data: [DONE]\n\n"
+
+
+@contextmanager
+def over(*parts: bytes | Callable[[Peer], None], **params: Any) -> Iterator[tuple[OpenAI, Faulty]]:
+    with faulty(answering(*parts)) as server, started(engine(server.url, **params)) as made:
+        yield made, server
+
+
+def test_keep_alives_odd_lines_and_empty_choices_are_read_over():
+    odd = (b": keep-alive\n\n", b"event: message\r\ndata:" + json.dumps(chunk("a")).encode() + b"\r\n\r\n")
+    events = (*odd, {"choices": []}, {"choices": None}, chunk("b", "stop"), DONE)
+    with over(streamed(*events)) as (made, _):
+        assert whole_answer(iter(ask(made))).text == "ab"
+        assert made.metadata().context_length == 4096
+
+
+def test_reasoning_has_two_names():
+    events = [{"choices": [{"delta": {name: "hm"}}]} for name in ("reasoning", "reasoning_content")]
+    with over(streamed(*events, chunk(None, "stop"), DONE)) as (made, _):
+        deltas = [delta for burst in ask(made) for delta in burst.deltas or ()]
+    assert deltas == [{"reasoning_content": "hm"}] * 2
+
+
+def test_an_answer_that_breaks_off_is_an_error():
+    with over(streamed(chunk("a"))) as (made, _), pytest.raises(EngineError, match="broke off"):
+        ask(made)
+
+
+def test_an_error_within_the_stream_is_its_error():
+    error = {"error": {"message": "out of memory", "type": "server_error"}}
+    with over(streamed(chunk("a"), error)) as (made, _), pytest.raises(EngineError, match="out of memory"):
+        ask(made)
+    refused = {"error": {"message": "too hot", "type": "invalid_request_error", "code": 400}}
+    with over(streamed(refused)) as (made, _), pytest.raises(InvalidRequest, match="too hot"):
+        ask(made)
+
+
+@pytest.mark.parametrize(("event", "words"), [(b"data: {\n\n", "not JSON"), (b"data: 5\n\n", "not an object")])
+def test_an_event_that_can_not_be_read_is_an_error(event, words):
+    with over(streamed(event)) as (made, _), pytest.raises(EngineError, match=words):
+        ask(made)
+
+
+def test_silence_is_an_error_and_a_sign_of_life_until_then():
+    def begins(peer: Peer) -> None:
+        peer.send(stream_head(content_type="text/event-stream"))
+        peer.wait_hung_up()
+
+    with over(begins, silence_timeout=1.0) as (made, server):
+        bursts = made.generate_stream(GenerateRequest("gpt", HELLO), Cancel())
+        with pytest.raises(EngineError, match="silent for 1 s"):
+            list(bursts)
+        wait_until(lambda: server.open_connections == 0, "the connection is closed")
+
+
+def test_a_backend_that_is_gone_is_unreachable():
+    with over(b"") as (made, _), pytest.raises(WorkerUnreachable):
+        ask(made)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind", "words"),
+    [
+        (400, {"error": {"message": "bad tool", "code": None}}, InvalidRequest, "bad tool"),
+        (400, {"error": {"message": "x", "code": "context_length_exceeded"}}, PromptTooLong, "x"),
+        (400, {"object": "error", "message": "maximum context length is 5"}, PromptTooLong, "maximum"),
+        (422, {"detail": [{"loc": ["body"], "msg": "missing"}]}, InvalidRequest, "missing"),
+        (401, {"error": "no"}, EngineError, "api_key"),
+        (404, {"error": {"message": "no such model"}}, NotReady, "backend_model"),
+        (429, {"error": {"message": "slow down"}}, Overloaded, "slow down"),
+        (529, {"error": {"message": "overloaded"}}, Overloaded, "overloaded"),
+        (502, b"<html>Bad Gateway</html>", EngineError, "a page of HTML"),
+        (500, b"", EngineError, "status 500"),
+    ],
+)
+def test_a_refusal_becomes_an_error_of_ours(status, body, kind, words):
+    with over(whole(status, body, "Retry-After: 7")) as (made, _), pytest.raises(ModelyardError, match=words) as caught:
+        ask(made)
+    assert type(caught.value) is kind
+    if isinstance(caught.value, Overloaded):
+        assert caught.value.retry_after == 7
+
+
+def test_a_body_that_is_nested_too_deeply_is_a_refusal_too():
+    assert type(refusal(500, {}, b"[" * 100_000, "it")) is EngineError
+
+
+@pytest.mark.parametrize("answer", [{"data": [{"index": 0}]}, {"data": []}, {"data": 5}, [], b"no"])
+def test_vectors_that_are_missing_are_an_error(answer):
+    with over(whole(200, answer), kind="text2vec") as (made, _), pytest.raises(EngineError):
+        made.embed(["a"], Cancel())
+
+
+# What is sent
+
+
+def test_fields_are_stripped_and_set_and_the_key_is_sent():
+    params = {"strip_params": ["stream_options", "seed"], "set_params": ['extra={"a": 1}', "temperature=0"]}
+    with over(streamed(chunk("a", "stop"), DONE), api_key="k-1", **params) as (made, server):
+        ask(made, seed=5, temperature=1.0)
+    sent = server.requests[-1]
+    assert sent.path == "/api/chat/completions"
+    assert sent.headers["authorization"] == "Bearer k-1"
+    assert sent.json() == {
+        "model": "gpt",
+        "temperature": 0,
+        "messages": [{"role": "user", "content": "one two"}],
+        "stream": True,
+        "extra": {"a": 1},
+    }
+
+
+def test_a_key_file_is_read(tmp_path: Path):
+    file = tmp_path / "key"
+    file.write_text("k-2\n")
+    file.chmod(0o600)
+    with over(streamed(chunk("a", "stop"), DONE), api_key_file=str(file)) as (made, server):
+        ask(made)
+    assert server.requests[-1].headers["authorization"] == "Bearer k-2"
+
+
+def test_set_params_that_can_not_be_read_fail_the_start():
+    with pytest.raises(StartFailed, match="NAME=JSON"):
+        engine("http://127.0.0.1:1/v1", set_params=["temperature"]).start(lambda sentence: None)
+
+
+@pytest.mark.parametrize("name", ["base_url", "api_key", "api_key_file", "ca", "set_params"])
+def test_what_the_operator_decides_is_never_set_over_http_nor_shown(name):
+    value: Any = ["a=1"] if name == "set_params" else "http://evil/v1"
+    with pytest.raises(InvalidRequest, match="only the configuration") as caught:
+        from_json(OpenAIParams, {name: value})
+    assert caught.value.errors[0]["field"] == f"params.{name}"
+    params = OpenAIParams(model_name="gpt", engine="openai", base_url="http://user:hunter2@host/v1", api_key="k-1")
+    assert "hunter2" not in json.dumps(describe(OpenAIParams, params))
+    assert "k-1" not in json.dumps(describe(OpenAIParams, params))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
+def test_wherever_the_bytes_are_cut_the_events_are_the_same(size):
+    data = b": c\n\ndata: a\r\n\r\ndata:b\ndata: c\n\nid: 5\n\ndata: [DONE]\n\n"
+    decoder, events = EventDecoder(), []
+    for first in range(0, len(data), size):
+        events += decoder.feed(data[first : first + size])
+    assert events == [b"a", b"b\nc", b"[DONE]"]
+
+
+def test_many_requests_at_once_have_connections_of_their_own(backend):
+    texts: list[str] = []
+
+    def one(number: int) -> None:
+        texts.append(whole_answer(iter(ask(made, messages=[{"role": "user", "content": f"n {number}"}]))).text)
+
+    with started(engine(backend)) as made:
+        threads = [threading.Thread(target=one, args=(number,)) for number in range(16)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+    assert sorted(texts) == sorted(f"n {number}" for number in range(16))
+
+
+def test_it_is_for_every_kind_of_model():
+    assert OpenAI.worker_types == frozenset(WorkerType)
+    assert OpenAI.is_proxy
+    assert not OpenAI.needs_weights

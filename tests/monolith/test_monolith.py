@@ -150,7 +150,7 @@ def test_a_setting_in_the_shops_config_counts(shop: Service) -> None:
         client.send("POST", "/ml/api/worker/generate_stream", script(before=60), LOGIN)
         client.read_head()
         assert client.read_http_chunk() == b"\0"
-        # silence_timeout is five seconds there, ten by default.
+        # silence_timeout is a second there, ten by default.
         client.sock.settimeout(8)
         assert client.read_http_chunk() == b"\0"
 

@@ -174,8 +174,7 @@ def test_while_its_texts_are_embedded(stage: Stage, hang_up: HangUp) -> None:
     assert stage.journal() == ["begin", "cancelled"]
 
 
-@each_hang_up
-@pytest.mark.parametrize("call", ["generate_stream", "generate"])
+@pytest.mark.parametrize(("call", "hang_up"), [("generate_stream", rst), ("generate", fin)])
 def test_in_line_it_never_reaches_the_engine(stage: Stage, call: str, hang_up: HangUp) -> None:
     holder = stage.send("generate_stream", name=f"holder-{stage.name}", before=HOLD)
     stage.began(f"holder-{stage.name}")

@@ -39,7 +39,7 @@ def create_app(**options: Any) -> Flask:
     app = Flask("shop")
     app.json = ShopJSON(app)
     app.config["MAX_CONTENT_LENGTH"] = 2000
-    app.config["MODELYARD_SILENCE_TIMEOUT"] = 5.0
+    app.config["MODELYARD_SILENCE_TIMEOUT"] = 1.0
     app.before_request(log_in)
     app.after_request(sign)
     app.register_error_handler(404, lambda error: (jsonify("we have no such thing"), 404))

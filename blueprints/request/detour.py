@@ -39,7 +39,7 @@ def detour(environ: Mapping[str, Any]) -> str:
         header = min(environ.keys() & FORWARDED).removeprefix("HTTP_").replace("_", "-").title()
         return f"it has the header {header}"
     # Otherwise any page that a browser on this machine shows could start and stop models.
-    if environ.get("HTTP_SEC_FETCH_SITE", "").strip().lower() == "cross-site":
+    if "cross-site" in environ.get("HTTP_SEC_FETCH_SITE", "").lower():
         return "its Sec-Fetch-Site is cross-site"
     origin = environ.get("HTTP_ORIGIN")
     return "" if origin is None or _is_local_page(origin) else "its Origin is not of this machine"

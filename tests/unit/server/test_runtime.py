@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 import steered
+from flask import Flask
+from modelyard import Modelyard
 from modelyard.errors import ConfigError, Draining, ModelyardError, NotReady, StartFailed, UnknownModel
 from modelyard.server import state
 from modelyard.server.recovery import Recovery
@@ -407,6 +409,25 @@ def test_a_successor_waits_and_says_so_and_starts_when_the_other_has_gone(make, 
     assert second.wait_loaded(30)
     assert states(second) == {"a@llm": "ready"}
     second.check_open()
+
+
+def test_a_second_application_of_one_factory_says_that_the_first_holds_the_models(tmp_path):
+    def factory() -> Runtime:
+        app = Flask("shop")
+        Modelyard(app, placement="inline", models=["echo"], state_dir=str(tmp_path))
+        return app.extensions["modelyard"]
+
+    first, second = factory(), factory()
+    try:
+        first.start()
+        assert first.wait_loaded(30)
+        second.start()
+        wait_until(lambda: "another application of this process" in (second.status()["reason"] or ""), "the reason")
+        assert "Modelyard(app, instance=NAME)" in second.status()["reason"]
+        assert first.status()["ready"] is True
+    finally:
+        second.stop()
+        first.stop()
 
 
 def test_a_successor_that_is_stopped_while_it_waits_ends_and_loads_nothing(make, loaded):

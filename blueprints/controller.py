@@ -9,7 +9,7 @@ from flask import Blueprint, Request, Response, g, request
 
 from ..cluster.registry import row_json
 from ..cluster.registry.base import ANY_GENERATION, Instance, Receipt, Registry
-from ..cluster.registry.dbgpt import to_dbgpt
+from ..cluster.registry.dbgpt import listed
 from ..settings.settings import Settings
 from ..types import JSONObject, plain
 from . import controller_schemas as schemas
@@ -112,5 +112,5 @@ def _add_dbgpt_list(blueprint: Blueprint, registry_of: RegistryOf) -> None:
     def models() -> Response:
         """Return the rows that have a host and a port: DB-GPT's clients can't reach others."""
         query = load_query(schemas.DBGPT_QUERY, request.args)
-        rows = registry_of().instances(query.get("model_name"), healthy_only=query.get("healthy_only", False))
-        return json_response([plain(model) for row in rows if (model := to_dbgpt(row)) is not None])
+        rows = listed(registry_of(), query.get("model_name"), healthy_only=query.get("healthy_only", False))
+        return json_response([plain(row) for row in rows])

@@ -98,7 +98,9 @@ def _add_generation(blueprint: Blueprint, service: Service) -> None:
     def generate() -> Response:
         call = Call(service, request)
         try:
-            prompt = schemas.generate_request(read_call(service))
+            body = read_call(service)
+            g.modelyard_has_span_id = body.get("span_id") is not None  # all calls of DB-GPT's clients have one
+            prompt = schemas.generate_request(body)
             output = _manager(service).generate(prompt, call.cancel, wait=_may_wait())
         finally:
             call.close()
@@ -122,10 +124,10 @@ def _add_vectors(blueprint: Blueprint, service: Service) -> None:
             fields = load(schemas.EMBEDDINGS, body)
             texts, model, query = schemas.texts(body), fields["model"], fields.get("query")
             manager = _manager(service)
-            if query is None:
-                rows = manager.embeddings(model, texts, call.cancel, wait=_may_wait())
-            else:
+            if query:
                 rows = [manager.rerank(model, query, texts, call.cancel, wait=_may_wait())]
+            else:
+                rows = manager.embeddings(model, texts, call.cancel, wait=_may_wait())
         finally:
             call.close()
         return _with_load(json_response(rows), service, model, WorkerType.TEXT2VEC, WorkerType.RERANKER)

@@ -13,7 +13,7 @@ from marshmallow import Schema, fields, validate
 
 from ..errors import InvalidRequest
 from ..types import GenerateRequest, WorkerType
-from ..wire.messages import ROLES, text_of_content
+from ..wire.messages import ROLES, VIEW, messages_for_model, text_of_content
 from ..worker.protocol import APPLY_TYPES
 from .request.fields import Base, Flag, integer, load, number, stops
 
@@ -21,6 +21,7 @@ MAX_MESSAGES = 10_000
 MAX_TEXTS = 10_000
 MAX_STOPS = 64
 _TYPES = [kind.value for kind in WorkerType]
+_ROLES = frozenset((*ROLES, VIEW))
 
 
 def _name(*, required: bool = True) -> fields.String:
@@ -116,11 +117,14 @@ def _prompt_schema(names: frozenset[str]) -> Schema:
 def generate_request(body: Mapping[str, Any]) -> GenerateRequest:
     """Return the request of a prompt body. Raises InvalidRequest."""
     loaded = load(_prompt_schema(_PROMPT_FIELDS.intersection(body) | {"model"}), body)
-    loaded.pop("context", None)
+    if not isinstance(loaded.get("context"), dict):
+        loaded.pop("context", None)
     messages = body.get("messages")
     if messages is not None:
         _check_messages(messages)
-    request = GenerateRequest(**loaded, messages=messages or [], stop=stops(body.get("stop"), MAX_STOPS))
+    request = GenerateRequest(
+        **loaded, messages=messages_for_model(messages or ()), stop=stops(body.get("stop"), MAX_STOPS)
+    )
     if not request.uses_messages and not request.prompt:
         fault = "are empty, and so is prompt: one of them is required"
         raise InvalidRequest.of_fields([{"field": "messages", "message": fault}])
@@ -136,8 +140,8 @@ def _check_messages(messages: Any) -> None:
         if not isinstance(message, dict):
             raise _fault(f"messages[{index}]", "must be an object with role and content")
         role = message.get("role")
-        if not isinstance(role, str) or role not in ROLES:
-            raise _fault(f"messages[{index}].role", f"must be one of {', '.join(sorted(ROLES))}")
+        if not isinstance(role, str) or role not in _ROLES:
+            raise _fault(f"messages[{index}].role", f"must be one of {', '.join(sorted(_ROLES))}")
         content = message.get("content")
         if not isinstance(content, str):
             _check_parts(index, content)
@@ -153,12 +157,10 @@ def _check_parts(index: int, content: Any) -> None:
 
 
 def texts(body: Mapping[str, Any]) -> list[str]:
-    """Return ``input`` of an embeddings body. Raises InvalidRequest with the entry."""
+    """Return ``input`` of an embeddings body, which may be empty. Raises InvalidRequest with the entry."""
     entries = body.get("input")
     if not isinstance(entries, list):
         raise _fault("input", "must be a list of strings")
-    if not entries:
-        raise _fault("input", "is empty: give at least one text")
     if len(entries) > MAX_TEXTS:
         raise _fault("input", f"has {len(entries)} texts, at most {MAX_TEXTS} are accepted")
     for index, text in enumerate(entries):

@@ -99,6 +99,8 @@ class GenerateRequest:
     metrics: bool = False
     chat_model: bool | None = None
     span_id: str | None = None
+    context: JSONObject | None = None
+    """Free values of DB-GPT's callers: passed on to workers of other processes, of no effect on an engine."""
     options: JSONObject = field(default_factory=dict)
     """Fields of OpenAI's chat that some engines take: ``tools``, ``response_format``, ``logprobs`` and others. With
     ``messages`` in it, these are what the engine reads: they hold more than texts."""

@@ -9,6 +9,7 @@ from flask import Blueprint, Flask, Response, g, request
 from werkzeug.exceptions import HTTPException
 
 from ...errors import Cancelled, InvalidRequest, ModelyardError, Unauthorized, Unavailable
+from ...telemetry import dbgpt
 from ...types import JSONObject, ModelOutput
 from ...wire.chunks import STREAM_TYPE, encode_output
 from ...wire.decoder import NUL
@@ -76,8 +77,10 @@ def _answer(error: ModelyardError) -> Response:
 
 
 def _refusal(error: ModelyardError, *, streamed: bool) -> Response:
-    # DB-GPT's client of streams ignores the status, and reads only chunks that end in NUL.
-    status = error.status if error.status in _STATUS_OF_REFUSALS else 200
+    # DB-GPT's client of streams ignores the status, and reads only chunks that end in NUL. Its client of whole answers
+    # shows its user the text of an answer of status 200, and of others the body as it is.
+    shows_text = not streamed and (dbgpt.HEADER in request.headers or g.get("modelyard_has_span_id", False))
+    status = error.status if error.status in _STATUS_OF_REFUSALS and not shows_text else 200
     delta = streamed and wants_delta(request)
     body = encode_output(error_output(error, delta=delta))
     if not streamed:

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from ..errors import Forbidden, InvalidRequest, ModelyardError, NotReady, Unauthorized, UnknownModel
+from ..errors import EngineError, Forbidden, InvalidRequest, ModelyardError, NotReady, Unauthorized, UnknownModel
 from ..sessions.session import Session
-from ..types import ApplyOutcome, HostModels, JSONObject, WorkerType, split_worker_key
+from ..types import ApplyOutcome, HostModels, JSONObject, WorkerType, split_worker_key, worker_key
 from ..worker.manager import LocalWorkerManager
 from ..worker.outcomes import in_parallel, merged, outcome_of
 from ..worker.protocol import EVERY_MODEL
@@ -103,9 +103,7 @@ class Machines:
         self._view.refresh_now()
         urls = self._healthy() if model == EVERY_MODEL else self._having(model, worker_type)
         began = time.monotonic()
-        results = in_parallel(
-            urls, lambda url: self.machine_at(url).worker_apply(model, apply_type, worker_type, params), str
-        )
+        results = in_parallel(urls, lambda url: self._applied_at(url, model, apply_type, worker_type, params), str)
         seconds = round(time.monotonic() - began, 3)
         for result in results:
             if isinstance(result, InvalidRequest):
@@ -121,6 +119,36 @@ class Machines:
             outcomes.append(ApplyOutcome(message, outcome.success, outcome.timecost))
         return merged(outcomes)
 
+    def _applied_at(
+        self, url: str, model: str, apply_type: str, worker_type: WorkerType | None, params: Mapping[str, Any]
+    ) -> ApplyOutcome:
+        """Apply ``apply_type`` on one machine, once for each type of the model that is registered there.
+
+        A machine of DB-GPT takes a missing type for an LLM, and fails for `EVERY_MODEL`: then its models are named.
+        """
+        machine = self.machine_at(url)
+        if url in self._own():
+            return machine.worker_apply(model, apply_type, worker_type, params)
+        if model != EVERY_MODEL:
+            targets = self._models_at(url, model, worker_type)
+        else:
+            try:
+                return machine.worker_apply(model, apply_type, worker_type, params)
+            except EngineError:
+                if not (targets := self._models_at(url, None, worker_type)):
+                    raise
+        if len(targets) < 2:
+            return machine.worker_apply(model, apply_type, targets[0][1] if targets else worker_type, params)
+        results = in_parallel(
+            targets,
+            lambda target: machine.worker_apply(target[0], apply_type, target[1], params),
+            lambda target: worker_key(*target),
+        )
+        for result in results:
+            if isinstance(result, InvalidRequest):
+                raise result
+        return merged([outcome_of(result) for result in results])
+
     # Which models there are
 
     def parameter_descriptions(self, model: str, worker_type: WorkerType | None) -> list[JSONObject]:
@@ -130,7 +158,7 @@ class Machines:
         having = self._having(model, worker_type)
         for url in dict.fromkeys([*having, *self._healthy()]):
             try:
-                return self.machine_at(url).parameter_descriptions(model, worker_type)
+                return self.machine_at(url).parameter_descriptions(model, self._type_at(url, model, worker_type, {}))
             except UnknownModel as error:
                 failures.append(error)
             except ModelyardError as error:
@@ -176,15 +204,22 @@ class Machines:
     ) -> WorkerType | None:
         """Return the type to send to a machine, which machines of DB-GPT require. None if it is not clear.
 
-        It is ``worker_type``, or that of ``params``, or the only type that is registered under this name. This process
-        does not need one.
+        It is ``worker_type``, or that of ``params``, or the only type that is registered under this name, at this
+        machine or else at any. This process does not need one.
         """
         if worker_type is not None or url in self._own():
             return worker_type
-        given = params.get("worker_type")
-        rows = [row for row in self._view.all() if _is_named(row, model, None)]
-        types = [given] if given else list({split_worker_key(row.key)[1] for row in rows})
-        return WorkerType(types[0]) if len(types) == 1 and types[0] in tuple(WorkerType) else None
+        if given := params.get("worker_type"):
+            return WorkerType(given) if given in tuple(WorkerType) else None
+        types = {kind for _, kind in self._models_at(url, model, None)} or {
+            split_worker_key(row.key)[1] for row in self._view.all() if _is_named(row, model, None)
+        }
+        return types.pop() if len(types) == 1 else None
+
+    def _models_at(self, url: str, model: str | None, worker_type: WorkerType | None) -> list[tuple[str, WorkerType]]:
+        """Return the names and types of the models that are registered at a machine; ``None`` stands for any."""
+        rows = (row for row in self._view.all() if row.url == url and _is_named(row, model, worker_type))
+        return sorted({split_worker_key(row.key) for row in rows})
 
     def _chosen(self, urls: Sequence[str], host: str | None, port: int | None) -> str:
         """Return the address in ``urls`` that has this host and port. Raises InvalidRequest."""
@@ -214,12 +249,12 @@ class Machines:
         return UnknownModel.among((local | {row.key for row in self._view.all()}) - {MANAGER_KEY}, model, worker_type)
 
 
-def _is_named(instance: Instance, model: str, worker_type: WorkerType | None) -> bool:
+def _is_named(instance: Instance, model: str | None, worker_type: WorkerType | None) -> bool:
     try:
         name, registered_type = split_worker_key(instance.key)
     except ValueError:
         return False
-    return name == model and worker_type in (None, registered_type)
+    return model in (None, name) and worker_type in (None, registered_type)
 
 
 def _fits(url: str, host: str | None, port: int | None) -> bool:

@@ -129,10 +129,10 @@ class RemoteWorkerManager(SharedCalls):
 
     @spanned
     def count_token(self, model: str | None, prompt: str) -> int:
-        """Return the number of tokens of ``prompt``; without a model, by the only LLM of the cluster."""
+        """Return the number of tokens of ``prompt``; without a model, by the first LLM that is ready."""
         if not model:
             self._directory.check_complete()
-            model = self._only_llm()
+            model = self._first_llm()
         key = self._directory.key_of(model, *WorkerType)
         return self._called(key, lambda worker, _: worker.count_token(prompt))
 

@@ -136,15 +136,17 @@ def _prompt(request: GenerateRequest) -> bytes:
     """Return the body of ``request``, without the fields that are not set: each one is work for the worker.
 
     Its form is DB-GPT's: a worker of DB-GPT drops messages with OpenAI's roles, accepts parts in its own form only, and
-    repeats the prompt unless ``echo`` is false.
+    repeats the prompt unless ``echo`` is false. Version 0.5 requires ``messages``, and accepts one ``stop`` only, as a
+    string.
     """
     body = {
         name: value
         for name, value in plain(request).items()
         if value is not None and value not in ([], {}) and (value is not False or name in _ALSO_FALSE)
     }
-    if request.messages:
-        body["messages"] = dbgpt_messages(request.messages)
+    body["messages"] = dbgpt_messages(request.messages)
+    if len(request.stop) == 1:
+        body["stop"] = request.stop[0]
     if (span_id := dbgpt.span_id()) is not None:
         body["span_id"] = span_id
     return encoded(body)

@@ -82,6 +82,10 @@ class Engine:
     is_proxy: ClassVar[bool] = False
     """Whether another server computes the answers."""
     default_slots: ClassVar[dict[WorkerType, int]] = {WorkerType.TEXT2VEC: 64, WorkerType.RERANKER: 64}
+    """The default of ``limit_model_concurrency`` for models of a type."""
+    default_waiting: ClassVar[dict[WorkerType, int]] = {WorkerType.TEXT2VEC: 1000, WorkerType.RERANKER: 1000}
+    """The default of ``max_waiting`` for models of a type: their requests take milliseconds, and clients send many at
+    once, each with a few texts."""
     ticks: ClassVar[bool] = False
     """Whether `generate_stream` yields None at least once a second while no piece is ready. If not, a thread runs the
     iterator, so that the caller can send something during a silence."""

@@ -16,7 +16,7 @@ from typing import ClassVar
 
 from ..settings.params import param
 from ..types import Burst, GenerateRequest, JSONObject, ModelMetadata, WorkerType
-from ..wire.messages import text_of_content
+from ..wire.messages import messages_for_model, text_of_content
 from .base import CancelEvent, Engine, ModelParams, Progress, Vectors
 
 DIMENSIONS = 384
@@ -106,7 +106,7 @@ class Echo(Engine):
 
 def _text_of(request: GenerateRequest) -> str:
     if request.uses_messages:
-        return " ".join(text_of_content(message["content"]) for message in request.messages)
+        return " ".join(text_of_content(message["content"]) for message in messages_for_model(request.messages))
     return request.prompt or ""
 
 

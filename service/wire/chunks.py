@@ -50,7 +50,13 @@ class ChunkEncoder:
         """Return the writes that carry ``burst``, mostly one: a chunk a piece, or an empty one where it only ends.
 
         Take them all before the next burst: each is made when it is taken, as all at once may be large.
+
+        An end without a piece is two chunks of the whole text, the reason first and then the usage: a server of DB-GPT
+        0.8 repeats a ``finish_reason`` that comes with a usage and without new text.
         """
+        if not self._delta and not burst.pieces and burst.finish_reason is not None and burst.usage:
+            reason, usage = Burst([], burst.finish_reason), burst._replace(finish_reason=None)
+            return [self._write([""], reason) + self._write([""], usage)]
         ends = burst.finish_reason is not None or burst.usage is not None or burst.metrics is not None
         if burst.deltas and self._delta:
             return [_with_deltas(burst.pieces, burst.deltas, burst if ends else None)]

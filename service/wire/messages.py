@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from ..types import JSONObject, ModelOutput, known
+
+M = TypeVar("M", bound=Mapping[str, Any])
 
 DELTA_TYPE = "application/x-model-output-delta"
 """The media type of streams of new pieces, instead of the whole text so far."""
@@ -16,28 +18,40 @@ ROLES: Mapping[str, tuple[str, str]] = {
     "user": ("human", "user"),
     "ai": ("ai", "assistant"),
     "assistant": ("ai", "assistant"),
-    "view": ("view", "assistant"),
 }
 """The roles of messages, with DB-GPT's and OpenAI's name of each. DB-GPT's workers drop messages of OpenAI's roles."""
 
+VIEW = "view"
+"""The role of what an application of DB-GPT shows to its user in place of an answer: it is not passed to a model."""
+
+
+def messages_for_model(messages: Iterable[M]) -> list[M]:
+    """Return the messages that are passed to a model: all but those of the role `VIEW`."""
+    return [message for message in messages if message.get("role") != VIEW]
+
 
 def dbgpt_messages(messages: Iterable[Mapping[str, Any]]) -> list[JSONObject]:
-    """Return messages with DB-GPT's roles and plain texts. ValueError names the kind of a part that is not text."""
-    return _with_roles(messages, 0)
+    """Return messages with DB-GPT's roles, plain texts, and their ``round_index`` if they have one.
+
+    ValueError names the kind of a part that is not text.
+    """
+    converted = []
+    for message in messages_for_model(messages):
+        converted.append(_converted(message, 0))
+        if type(message.get("round_index")) is int:
+            converted[-1]["round_index"] = message["round_index"]
+    return converted
 
 
 def openai_messages(messages: Iterable[Mapping[str, Any]]) -> list[JSONObject]:
     """Return messages with OpenAI's roles and plain texts. ValueError names the kind of a part that is not text."""
-    return _with_roles(messages, 1)
+    return [_converted(message, 1) for message in messages_for_model(messages)]
 
 
-def _with_roles(messages: Iterable[Mapping[str, Any]], column: int) -> list[JSONObject]:
-    converted = []
-    for message in messages:
-        role = message["role"]
-        names = ROLES.get(role, (role, role))
-        converted.append({"role": names[column], "content": text_of_content(message["content"])})
-    return converted
+def _converted(message: Mapping[str, Any], column: int) -> JSONObject:
+    role = message["role"]
+    names = ROLES.get(role, (role, role))
+    return {"role": names[column], "content": text_of_content(message["content"])}
 
 
 def output_from_wire(chunk: Mapping[str, Any]) -> ModelOutput:

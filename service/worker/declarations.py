@@ -99,7 +99,8 @@ class Declarations:
         entry, engine, layers = self.declaration(name, over_http)
         kind = _worker_type(entry, engine, worker_type)
         identity = {"model_name": name, "engine": engine.name, "worker_type": kind.value}
-        defaults = {"limit_model_concurrency": engine.default_slots[kind]} if kind in engine.default_slots else {}
+        by_type = {"limit_model_concurrency": engine.default_slots, "max_waiting": engine.default_waiting}
+        defaults = {name: values[kind] for name, values in by_type.items() if kind in values}
         return engine(build(engine.Params, identity, *(layer.values for layer in layers), defaults))
 
     def declaration(

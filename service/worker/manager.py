@@ -76,10 +76,10 @@ class LocalWorkerManager(SharedCalls):
 
     @spanned
     def count_token(self, model: str | None, prompt: str) -> int:
-        """Return the number of tokens of ``prompt``; without a model, by the only LLM of this process."""
+        """Return the number of tokens of ``prompt``; without a model, by its first LLM that is ready."""
         if not model:
             self.models.check_complete()
-            model = self._only_llm()
+            model = self._first_llm()
         return self.models.worker(model, *WorkerType).count_token(prompt)
 
     @spanned

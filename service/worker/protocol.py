@@ -117,7 +117,7 @@ class WorkerManager(Protocol):
         """Return a score for each text; raises like `embeddings`."""
 
     def count_token(self, model: str | None, prompt: str) -> int:
-        """Return the number of tokens of ``prompt``; the model None means the only LLM. Never waits in line."""
+        """Return the number of tokens of ``prompt``, by the first LLM if ``model`` is None. Never waits in line."""
 
     def model_metadata(self, model: str) -> ModelMetadata:
         """Return the metadata of a model. Never waits in line."""

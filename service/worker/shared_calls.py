@@ -60,18 +60,17 @@ class SharedCalls(WorkerManager):
             raise NotReady(f"no instance of {key} is ready")
         return random.choice(healthy)  # noqa: S311 - no secret
 
-    def _only_llm(self) -> str:
-        """Return the name of the only LLM that is ready, or else of the only LLM.
+    def _first_llm(self) -> str:
+        """Return the name of the first LLM that is ready, or else of the first LLM.
 
-        Raises InvalidRequest if there is none, or several.
+        DB-GPT counts tokens without a model before each chat, so a choice is better than an error. Raises
+        InvalidRequest if there is no LLM.
         """
         instances = self.get_all_model_instances(WorkerType.LLM, healthy_only=False)
-        ready = [instance for instance in instances if instance.healthy]
-        names = {split_worker_key(instance.model_name)[0] for instance in ready or instances}
-        if len(names) == 1:
-            return names.pop()
-        which = f"one of {', '.join(sorted(names))}" if names else "no LLM is hosted"
-        raise InvalidRequest.of_fields([{"field": "model", "message": f"is missing: {which}"}])
+        if not instances:
+            raise InvalidRequest.of_fields([{"field": "model", "message": "is missing: no LLM is hosted"}])
+        first = next((instance for instance in instances if instance.healthy), instances[0])
+        return split_worker_key(first.model_name)[0]
 
     # The start
 

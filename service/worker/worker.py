@@ -211,10 +211,16 @@ class ModelWorker:
 
     def embeddings(self, texts: Sequence[str], cancel: Cancel, *, wait: bool = True) -> Vectors:
         """Return one row for each text. Raises Overloaded, NotReady, Cancelled, InputTooLong, EngineError."""
+        if not texts:
+            self.check_ready()
+            return []
         return self._computed("embeddings", lambda: self.engine.embed(texts, cancel), texts, cancel, wait)
 
     def rerank(self, query: str, texts: Sequence[str], cancel: Cancel, *, wait: bool = True) -> Sequence[float]:
         """Return a score for each text; an embedding model scores by cosine. Raises like `embeddings`."""
+        if not texts:
+            self.check_ready()
+            return []
         if self.worker_type is WorkerType.RERANKER:
             scores: Sequence[float] = self._computed(
                 "rerank", lambda: self.engine.rerank(query, texts, cancel), [query, *texts], cancel, wait

@@ -314,15 +314,16 @@ def test_a_stopped_model_is_not_ready(manager, call):
         CALLS[call](manager, "a")
 
 
-def test_tokens_without_a_model_are_counted_by_the_only_llm(manager):
-    with pytest.raises(InvalidRequest, match="one of a, b") as caught:
+def test_tokens_without_a_model_are_counted_by_the_first_llm_that_is_ready(manager):
+    assert manager.count_token(None, "x y") == 2
+    assert apply(manager, "a", "stop").success
+    assert manager.count_token(None, "x y") == 2
+    assert apply(manager, "a", "start").success
+    for name in ("a", "b"):
+        manager.model_shutdown(name, None)
+    with pytest.raises(InvalidRequest, match="no LLM is") as caught:
         manager.count_token(None, "x y")
     assert caught.value.errors[0]["field"] == "model"
-    manager.model_shutdown("b", None)
-    assert manager.count_token(None, "x y") == 2
-    manager.model_shutdown("a", None)
-    with pytest.raises(InvalidRequest, match="no LLM is"):
-        manager.count_token(None, "x y")
 
 
 # Instances

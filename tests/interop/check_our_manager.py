@@ -213,9 +213,9 @@ def check_a_startup_that_it_refuses_says_who_refused(manager, ours):
 def check_the_gateway_gives_whole_texts_or_pieces_as_asked(ours):
     assert ours.texts("repeat grün") == ["g", "gr", "grü", "grün"]
     assert ours.texts("repeat grün", delta=True) == ["g", "r", "ü", "n"]
-    last = ours.stream("a b", max_new_tokens=2)[-1]
-    assert last["usage"] == {"prompt_tokens": 2, "completion_tokens": 2, "total_tokens": 4}
-    assert last["finish_reason"] == "stop"
+    chunks = ours.stream("a b", max_new_tokens=2)
+    assert chunks[-1]["usage"] == {"prompt_tokens": 2, "completion_tokens": 2, "total_tokens": 4}
+    assert "stop" in [chunk["finish_reason"] for chunk in chunks]
 
 
 def check_the_gateway_answers_every_call(ours):

@@ -199,8 +199,8 @@ class HostedWorkerManager(SharedCalls):
 
     @spanned
     def count_token(self, model: str | None, prompt: str) -> int:
-        """Return the number of tokens of ``prompt``; the model None means the only LLM."""
-        name = model or self._only_llm()
+        """Return the number of tokens of ``prompt``; the model None means the first LLM that is ready."""
+        name = model or self._first_llm()
         return self._called(lambda: self._worker(name, *WorkerType).count_token(prompt), name)
 
     @spanned

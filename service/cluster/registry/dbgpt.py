@@ -7,11 +7,12 @@ import re
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from ...types import ModelInstance, known, plain
+from ...types import ModelInstance, WorkerType, known, plain
 from . import limits
-from .base import Beaten, Instance, Receipt
+from .base import Beaten, Instance, Receipt, Registry
 from .controller_calls import ControllerCalls
 from .row_json import iso, seconds
 
@@ -54,6 +55,20 @@ def to_dbgpt(instance: Instance) -> ModelInstance | None:
         prompt_template=instance.prompt_template,
         last_heartbeat=iso(instance.last_heartbeat),
     )
+
+
+def listed(registry: Registry, key: str | None, *, healthy_only: bool) -> list[ModelInstance]:
+    """Return the instances of a key, or all, that DB-GPT's clients can reach. Raises RegistryUnavailable.
+
+    Clients of DB-GPT 0.5 have no rerankers: they look for one as an embedder of that name. If no embedder has the name,
+    they get the rerankers under the key that they look for.
+    """
+    rows = registry.instances(key, healthy_only=healthy_only)
+    name, at, kind = (key or "").rpartition("@")
+    if key is not None and not rows and kind == WorkerType.TEXT2VEC:
+        rerankers = registry.instances(f"{name}{at}{WorkerType.RERANKER}", healthy_only=healthy_only)
+        rows = [replace(row, key=key) for row in rerankers]
+    return [model for row in rows if (model := to_dbgpt(row)) is not None]
 
 
 def from_dbgpt(row: ModelInstance) -> Instance:

@@ -138,6 +138,17 @@ def test_a_list_is_of_one_name_or_of_all_and_an_empty_value_means_absent(client)
     assert models(client, "?model_name=nope%40llm&healthy_only=true") == []
 
 
+def test_a_client_of_0_5_finds_a_reranker_as_an_embedder(client):
+    """It knows no other type for one; an embedder of that name has precedence."""
+    send(client, "POST", "models", model("m@reranker"))
+    (found,) = models(client, "?model_name=m@text2vec&healthy_only=true")
+    assert (found["model_name"], found["host"], found["port"]) == ("m@text2vec", "10.0.0.7", 18100)
+    assert [row["model_name"] for row in models(client)] == ["m@reranker"]
+    assert models(client, "?model_name=m@llm") == []
+    send(client, "POST", "models", model("m@text2vec", port=18200))
+    assert [row["port"] for row in models(client, "?model_name=m@text2vec")] == [18200]
+
+
 @pytest.mark.parametrize("value", ["true", "True", "1"])
 def test_healthy_only_leaves_out_what_has_not_beaten(client, clock, value):
     send(client, "POST", "models", model("old@llm"))

@@ -58,6 +58,7 @@ def test_what_the_peers_send_is_taken():
         max_new_tokens=3,
         chat_model=True,
         span_id="empty_span",
+        context={"any": ["thing"]},
         stop=["###"],
     )
 
@@ -145,9 +146,15 @@ def test_all_faults_are_told_at_once():
 # Messages
 
 
-@pytest.mark.parametrize("role", ["system", "human", "ai", "user", "assistant", "view"])
+@pytest.mark.parametrize("role", ["system", "human", "ai", "user", "assistant"])
 def test_the_roles_of_both_worlds_are_taken(role):
     assert request(messages=[{"role": role, "content": "x"}]).messages[0]["role"] == role
+
+
+def test_what_an_application_showed_its_user_is_not_passed_to_the_model():
+    views = [{"role": "view", "content": "<chart/>"}]
+    assert request(messages=[*MESSAGES, *views]).messages == MESSAGES
+    assert fault(prompt=None, messages=views) == ["messages"]
 
 
 @pytest.mark.parametrize(
@@ -245,6 +252,7 @@ def test_stop_ids_are_whole_numbers_and_not_too_many():
 
 def test_texts_are_a_list_of_strings():
     assert schemas.texts({"input": ["", "x"]}) == ["", "x"]
+    assert schemas.texts({"input": []}) == []
     assert len(schemas.texts({"input": ["x"] * 10_000})) == 10_000
 
 
@@ -254,7 +262,6 @@ def test_texts_are_a_list_of_strings():
         (None, "input"),
         ("x", "input"),
         ({}, "input"),
-        ([], "input"),
         (["x", 5], "input[1]"),
         (["x", None], "input[1]"),
         ([["x"]], "input[0]"),

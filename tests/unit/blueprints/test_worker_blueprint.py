@@ -239,6 +239,15 @@ def test_with_a_query_one_row_has_a_score_for_each_text(shared_client, model):
     assert scores[1] < 0.5
 
 
+@pytest.mark.parametrize("model", ["rank", "emb"])
+def test_no_texts_have_no_rows_and_an_empty_query_is_no_query(shared_client, model):
+    assert post(shared_client, "embeddings", {"model": model, "input": [], "query": "cat"}).json == [[]]
+    for query in (None, ""):
+        assert post(shared_client, "embeddings", {"model": "emb", "input": [], "query": query}).json == []
+        assert len(post(shared_client, "embeddings", {"model": "emb", "input": ["a"], "query": query}).json[0]) == 384
+    assert post(shared_client, "embeddings", {"model": "nope", "input": []}).status_code == 404
+
+
 # Cheap calls
 
 
@@ -248,13 +257,14 @@ def test_count_token_answers_an_integer(client):
     assert post(client, "count_token", {"model": "echo", "prompt": ""}).data == b"0"
 
 
-def test_count_token_without_a_model_is_answered_for_the_only_llm(client):
-    several = post(client, "count_token", {"prompt": "a b"})
-    assert several.status_code == 422
-    assert several.json["errors"] == [{"field": "model", "message": "is missing: one of echo, s"}]
-    post(client, "models/shutdown", {"model": "s"})
+def test_count_token_without_a_model_is_answered_by_the_first_llm_that_is_ready(client):
     assert post(client, "count_token", {"prompt": "a b"}).json == 2
     assert post(client, "count_token", {"prompt": "a b", "model": None}).json == 2
+    for model in ("echo", "s"):
+        post(client, "models/shutdown", {"model": model})
+    none = post(client, "count_token", {"prompt": "a b"})
+    assert none.status_code == 422
+    assert none.json["errors"] == [{"field": "model", "message": "is missing: no LLM is hosted"}]
 
 
 def test_metadata_has_exactly_its_keys(client):
@@ -465,6 +475,21 @@ def test_every_refusal_of_a_generation_is_a_model_output(shared_client, shared_r
     assert post(shared_client, "generate", prompt("x")).json["text"] == " x"
 
 
+def test_a_client_of_dbgpt_gets_the_sentence_of_a_refused_generate(shared_client, shared_runtime):
+    """Its user sees the text of an answer of status 200, and of others the body as it is."""
+    for body in (prompt("x", temperature="hot"), prompt("x", model="nope")):
+        for headers, span in (({"DB-GPT-Trace-Span-Id": "empty_span"}, {}), ({}, {"span_id": "empty_span"})):
+            assert_is_output(post(shared_client, "generate", {**body, **span}, headers=headers), 200, streamed=False)
+    unread = {"headers": {"DB-GPT-Trace-Span-Id": "empty_span"}}
+    assert_is_output(post(shared_client, "generate", data=b"{", **unread), 200, "JSON", streamed=False)
+    gate = shared_runtime.local.models.find("s@llm").gate
+    ticket = gate.request()
+    full = post(shared_client, "generate", prompt("x", span_id="empty_span"), headers={"Prefer": "wait=0"})
+    ticket.release()
+    assert_is_output(full, 200, "is busy", streamed=False)
+    assert full.headers["Retry-After"]
+
+
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize(("name", "data"), BODIES, ids=[name for name, _ in BODIES])
 def test_a_body_that_is_no_json_object_is_refused_in_the_form_of_the_call(
@@ -550,7 +575,6 @@ def test_a_body_that_ends_too_soon_is_refused(client):
     ("call", "body", "status", "field"),
     [
         ("embeddings", {"model": "emb"}, 422, "input"),
-        ("embeddings", {"model": "emb", "input": []}, 422, "input"),
         ("embeddings", {"model": "emb", "input": "x"}, 422, "input"),
         ("embeddings", {"model": "emb", "input": ["x", 5]}, 422, "input[1]"),
         ("embeddings", {"model": "emb", "input": ["x"], "query": 5}, 422, "query"),

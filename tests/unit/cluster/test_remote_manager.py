@@ -7,10 +7,11 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 import steered
-from faulty import faulty, says, streamed, whole
+from faulty import Peer, Request, faulty, says, streamed, whole
 from in_process import service, url_of
 from modelyard.cluster import view
 from modelyard.cluster.manager import RemoteWorkerManager
@@ -463,3 +464,54 @@ def test_a_model_is_shut_down_at_a_host_of_dbgpt_by_its_type():
         RemoteWorkerManager(RegistryView(registry, 60), session).model_shutdown("new", None)
         (asked,) = host.requests
     assert json.loads(asked.body)["worker_type"] == "text2vec"
+
+
+def asked_types(calls: list[Request]) -> list[tuple[str | None, str | None]]:
+    """Return the model and type of each apply or description that was asked for, sorted."""
+    fields = [dict(parse_qsl(urlsplit(call.path).query)) or json.loads(call.body) for call in calls]
+    return sorted((one.get("model"), one.get("worker_type")) for one in fields)
+
+
+@pytest.mark.parametrize(
+    ("registered", "given", "types"),
+    [
+        (["m@text2vec"], None, ["text2vec"]),
+        (["m@reranker"], None, ["reranker"]),
+        (["m@llm", "m@reranker"], None, ["llm", "reranker"]),
+        (["m@llm", "m@reranker"], WorkerType.RERANKER, ["reranker"]),
+    ],
+)
+def test_a_host_is_told_the_types_that_it_has_registered(registered, given, types):
+    """A host of DB-GPT takes a call without a type for an LLM."""
+    registry = MemoryRegistry(heartbeat_timeout=60)
+    outcome = {"message": "done", "success": True, "timecost": 0.1}
+    with faulty(says(whole(200, outcome))) as host, closing(Session()) as session:
+        registry.beat([Instance(key, host.url) for key in (MANAGER_KEY, *registered)])
+        manager = RemoteWorkerManager(RegistryView(registry, 60), session)
+        assert manager.worker_apply("m", "restart", given, {}).success
+        assert asked_types(host.requests) == [("m", one) for one in types]
+        del host.requests[:]
+        host.script = says(whole(200, []))
+        manager.parameter_descriptions("m", given)
+        assert asked_types(host.requests) == [("m", types[0] if len(types) == 1 else None)]
+
+
+def test_a_star_is_the_models_of_a_host_that_does_not_know_it():
+    """A host of DB-GPT fails for a star; one of ours knows of models that the registry does not show."""
+    registry = MemoryRegistry(heartbeat_timeout=60)
+    outcome = {"message": "done", "success": True, "timecost": 0.1}
+
+    def theirs(peer: Peer) -> bool:
+        star = json.loads(peer.request.body)["model"] == EVERY_MODEL
+        peer.send(whole(500, b"Internal Server Error", content_type="text/plain") if star else whole(200, outcome))
+        return True
+
+    with faulty(theirs) as host, faulty(says(whole(200, outcome))) as ours, closing(Session()) as session:
+        keys = (MANAGER_KEY, "a@llm", "b@text2vec")
+        registry.beat([Instance(key, server.url) for server in (host, ours) for key in keys])
+        manager = RemoteWorkerManager(RegistryView(registry, 60), session)
+        outcome_of_all = manager.worker_apply(EVERY_MODEL, "stop", None, {})
+    assert asked_types(host.requests) == [("*", None), ("a", "llm"), ("b", "text2vec")]
+    assert asked_types(ours.requests) == [("*", None)]
+    assert outcome_of_all.success
+    assert outcome_of_all.message.count("done") == 3

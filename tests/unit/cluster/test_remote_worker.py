@@ -99,9 +99,25 @@ def test_a_stream_asks_for_pieces_of_the_workers_own_process(session: Session):
         "temperature": 0.0,
         "max_new_tokens": 5,
         "chat_model": False,
-        "stop": ["."],
+        "stop": ".",
         "echo": False,
     }
+
+
+def test_a_worker_of_dbgpt_0_5_takes_the_prompt(session: Session):
+    """It requires messages, and takes one stop only, as a string."""
+    context = {"conv_uid": "c1"}
+    message = {"role": "human", "content": "hi", "round_index": 3}
+    with faulty(says(streamed(ENDING))) as server:
+        worker = worker_at(server, session)
+        worker.generate(GenerateRequest("m", prompt="x", stop=["###"]), Cancel())
+        worker.generate(GenerateRequest("m", prompt="x", stop=["a", "b"]), Cancel())
+        worker.generate(GenerateRequest("m", [message], context=context), Cancel())
+    raw, two_stops, chat = (request.json() for request in server.requests)
+    assert (raw["messages"], raw["stop"]) == ([], "###")
+    assert two_stops["stop"] == ["a", "b"]
+    assert (chat["messages"], chat["context"]) == ([message], context)
+    assert "stop" not in chat
 
 
 def test_messages_are_sent_in_the_words_that_every_worker_understands(session: Session):

@@ -92,3 +92,9 @@ def test_naming_an_engine_imports_it_and_its_library_only_when_a_model_starts():
 
 def test_an_embedder_has_many_slots_by_default():
     assert Engine.default_slots[WorkerType.TEXT2VEC] == 64 == Echo.default_slots[WorkerType.TEXT2VEC]
+
+
+def test_an_embedder_and_a_reranker_have_a_line_for_many_small_requests():
+    """DB-GPT's server sends 600 texts as 150 requests at once."""
+    for kind in (WorkerType.TEXT2VEC, WorkerType.RERANKER):
+        assert Engine.default_waiting[kind] == 1000 == Echo.default_waiting[kind]

@@ -91,9 +91,11 @@ def test_half_a_surrogate_pair_becomes_a_replacement_character(piece, text, delt
 
 
 @pytest.mark.parametrize("delta", [False, True])
-def test_a_burst_that_only_ends_the_answer_is_a_chunk_without_new_text(delta):
-    last = chunks(encoded([Burst(["a"]), Burst([], "stop", USAGE)], delta=delta))[-1]
-    assert (last["text"], last["finish_reason"], last["usage"]) == ("" if delta else "a", "stop", USAGE)
+def test_a_burst_that_only_ends_the_answer_has_no_new_text(delta):
+    _, *ending = chunks(encoded([Burst(["a"]), Burst([], "stop", USAGE)], delta=delta))
+    assert {chunk["text"] for chunk in ending} == {"" if delta else "a"}
+    told = [(chunk["finish_reason"], chunk["usage"]) for chunk in ending]
+    assert told == ([("stop", USAGE)] if delta else [("stop", None), (None, USAGE)])
 
 
 @pytest.mark.parametrize("delta", [False, True])
@@ -347,12 +349,14 @@ def test_roles_are_named_as_the_receiver_names_them_and_parts_become_text():
         {"role": "user", "content": "u"},
         {"role": "assistant", "content": "a"},
     ]
-    texts = ["be brief", "hi", "ho", "hm", "u", "a"]
+    texts = ["be brief", "hi", "ho", "u", "a"]
     for convert, roles in (
-        (openai_messages, ["system", "user", "assistant", "assistant", "user", "assistant"]),
-        (dbgpt_messages, ["system", "human", "ai", "view", "human", "ai"]),
+        (openai_messages, ["system", "user", "assistant", "user", "assistant"]),
+        (dbgpt_messages, ["system", "human", "ai", "human", "ai"]),
     ):
         assert [(m["role"], m["content"]) for m in convert(messages)] == list(zip(roles, texts, strict=True))
+    assert [m.get("round_index") for m in dbgpt_messages(messages)] == [None, 0, None, None, None]
+    assert all("round_index" not in m for m in openai_messages(messages))
     with pytest.raises(KeyError):
         dbgpt_messages([{"role": "human"}])
 
@@ -370,3 +374,15 @@ def test_what_comes_with_a_piece_is_the_context_of_its_chunk():
 
 def test_a_client_of_whole_texts_sees_the_text_alone():
     assert encoded([Burst(["a", "b"], deltas=DELTAS)], delta=False) == encoded([Burst(["a", "b"])], delta=False)
+
+
+def test_an_end_without_a_piece_never_has_its_reason_and_its_usage_in_one_chunk():
+    """A server of DB-GPT 0.8 repeats a finish_reason that comes with a usage and without new text."""
+    found = chunks(encoded([Burst(["a"]), Burst([], "stop", USAGE, {"speed": 1})], delta=False))
+    assert [(chunk["finish_reason"], chunk["usage"], chunk["metrics"]) for chunk in found] == [
+        (None, None, None),
+        ("stop", None, None),
+        (None, USAGE, {"speed": 1}),
+    ]
+    (last,) = chunks(encoded([Burst(["a"], "stop", USAGE)], delta=False))
+    assert (last["finish_reason"], last["usage"]) == ("stop", USAGE)

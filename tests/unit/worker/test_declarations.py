@@ -12,6 +12,7 @@ from modelyard.models.catalog import Catalog
 from modelyard.settings.settings import Settings
 from modelyard.types import WorkerType
 from modelyard.worker.declarations import Declarations
+from modelyard.worker.worker import ModelWorker
 
 
 def declarations(*tables, environ=None, overrides=(), folder: Path | None = None) -> Declarations:
@@ -166,3 +167,13 @@ def test_absent_weights_are_named_with_the_command_that_fetches_them(tmp_path):
 def test_an_engine_without_weights_is_nowhere(tmp_path):
     found = declarations(TABLE, folder=tmp_path)
     assert found.locate(found.engine("e")) is None
+
+
+@pytest.mark.parametrize("kind", ["text2vec", "reranker"])
+def test_all_small_requests_of_a_server_of_dbgpt_find_a_place_in_line(kind):
+    """It sends 600 texts to embed as 150 requests at once."""
+    table = {"name": "e", "engine": "echo", "worker_type": kind}
+    gate = ModelWorker(declarations(table).engine("e")).gate
+    assert [gate.request().granted for _ in range(150)].count(False) == 150 - gate.slots
+    assert gate.queue_timeout == 60
+    assert declarations({**table, "max_waiting": 3}).engine("e").params.max_waiting == 3

@@ -1,10 +1,20 @@
-"""Check the state of a connected socket without reading from it, also under gevent's patches of `select`."""
+"""Check the state of sockets without reading from them, also under gevent's patches of `select`."""
 
 from __future__ import annotations
 
+import array
+import contextlib
+import fcntl
+import os
 import select
+import socket
+import stat
+import struct
 import sys
-from typing import Any
+import termios
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
 
 GONE = select.POLLRDHUP | select.POLLHUP | select.POLLERR | select.POLLNVAL
 """The events of poll for a socket whose other end has closed or shut down its side."""
@@ -50,3 +60,66 @@ def wait_readable(fileno: int, seconds: float) -> bool:
     patched = select.poll()
     patched.register(fileno, select.POLLIN)
     return bool(patched.poll(seconds * 1000))
+
+
+class TCPInfo(NamedTuple):
+    """Facts of a TCP connection."""
+
+    has_ended: bool
+    """Whether this end has sent its FIN."""
+    silence: float
+    """Seconds since bytes came last; since the connection was made, where none came yet."""
+
+
+_TCP_INFO_SIZE = 56
+_LAST_DATA_RECEIVED = 52
+"""The place of ``tcpi_last_data_recv``, milliseconds, in Linux's ``struct tcp_info``; its first byte is the state."""
+_ENDED_STATES = (4, 5, 11)
+"""FIN_WAIT1, FIN_WAIT2 and CLOSING."""
+
+
+def tcp_info(sock: socket.socket) -> TCPInfo | None:
+    """Return the facts of a TCP connection; None for another socket."""
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return None
+    data = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_SIZE)
+    (milliseconds,) = struct.unpack_from("I", data, _LAST_DATA_RECEIVED)
+    return TCPInfo(data[0] in _ENDED_STATES, milliseconds / 1000)
+
+
+def has_unread(sock: socket.socket) -> bool:
+    """Return whether bytes have come that nobody has read yet."""
+    count = array.array("i", [0])
+    fcntl.ioctl(sock.fileno(), termios.FIONREAD, count)
+    return count[0] > 0
+
+
+def is_listening(sock: socket.socket) -> bool:
+    """Return whether connections are accepted from a socket."""
+    return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+
+
+def open_sockets(without: Collection[int] = ()) -> Iterator[tuple[int, socket.socket]]:
+    """Yield the inode of each socket that this process has open, and a duplicate of it, closed afterwards.
+
+    Inodes in ``without`` are left out. A duplicate is the same connection: it can be shut down while another thread
+    reads from the original or closes it. Raises OSError where the open files can't be listed.
+    """
+    for file in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # closed meanwhile
+            number = int(file.name)
+            info = os.fstat(number)
+            if not stat.S_ISSOCK(info.st_mode) or info.st_ino in without:
+                continue
+            with socket.socket(fileno=os.dup(number)) as sock:
+                yield os.fstat(sock.fileno()).st_ino, sock
+
+
+def listening_addresses() -> list[tuple[str, int] | str]:
+    """Return the addresses that this process listens on: host and port, or the path of a unix socket."""
+    addresses: list[tuple[str, int] | str] = []
+    for _, sock in open_sockets():
+        if is_listening(sock):
+            name = sock.getsockname()
+            addresses.append((str(name[0]), int(name[1])) if isinstance(name, tuple) else os.fsdecode(name))
+    return addresses

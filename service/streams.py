@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Protocol
 
 from .errors import Cancelled, ModelyardError
+from .threads import start_thread
 from .types import Burst, JSONObject, ModelOutput
 
 TICK = 1.0
@@ -227,7 +228,7 @@ class Pump:
     def __init__(
         self, produce: Callable[[Callable[[Burst], bool]], None], cancel: Cancel, name: str, limit: int = 4096
     ) -> None:
-        """Start the thread; ``cancel`` ends it."""
+        """Start the thread; ``cancel`` ends it. Raises Overloaded."""
         self._cancel = cancel
         self._limit = limit
         self._changed = threading.Condition(threading.Lock())
@@ -235,11 +236,11 @@ class Pump:
         self._pieces = 0
         self._ended = False
         self._error: BaseException | None = None
-        cancel.on_set(self._wake)
         self._thread = threading.Thread(
             target=self._run, args=(produce,), name=f"{name}-{next(_numbers)}", daemon=False
         )
-        self._thread.start()
+        start_thread(self._thread)
+        cancel.on_set(self._wake)
 
     def _run(self, produce: Callable[[Callable[[Burst], bool]], None]) -> None:
         error: BaseException | None = None

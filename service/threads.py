@@ -6,12 +6,22 @@ import logging
 import threading
 from collections.abc import Callable
 
+from .errors import Overloaded
+
 log = logging.getLogger(__name__)
 
 STOP_TIMEOUT = 5.0
 """Seconds that `BackgroundThread.stop` waits for a call that is under way."""
 FAILURE_PAUSE = 1.0
 """Seconds until the next call after one that raised."""
+
+
+def start_thread(thread: threading.Thread) -> None:
+    """Start a thread. Raises Overloaded where the system has no room for it: too many tasks, or too little memory."""
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise Overloaded(f"{error} (limit of tasks or memory): ask again in a moment", retry_after=1) from error
 
 
 class BackgroundThread:
@@ -31,11 +41,12 @@ class BackgroundThread:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Start the thread; a second call, or one after `stop`, does nothing."""
+        """Start the thread; a second call, or one after `stop`, does nothing. Raises Overloaded."""
         with self._lock:
             if self._thread is None and not self._stopping.is_set():
-                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                start_thread(thread)
+                self._thread = thread
 
     def wake(self) -> None:
         """Call ``work`` now, or once more after the call that is under way."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 from flask import Request, Response
-from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
+from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge, RequestTimeout
 from werkzeug.wsgi import get_input_stream
 
 from ...errors import InvalidRequest, RequestTooLarge
@@ -45,6 +45,8 @@ def _read(request: Request, limit: int, wanted: str) -> Any:
         data = get_input_stream(request.environ, max_content_length=limit + 1).read()
     except RequestEntityTooLarge:
         raise _too_large("the body is larger", limit) from None
+    except RequestTimeout as error:
+        raise InvalidRequest(error.description or "the body did not arrive in time") from None
     except (ClientDisconnected, OSError):
         raise InvalidRequest("the body ended before its Content-Length") from None
     except Exception as error:  # of the server's parser, for example after a bad chunk

@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TypeAlias
 
-from ..errors import ConfigError, Forbidden
+from ..errors import ConfigError, Forbidden, Overloaded
+from ..threads import start_thread
 from .tokens import parse_scopes
 
 IPAddress: TypeAlias = IPv4Address | IPv6Address
@@ -137,7 +138,11 @@ class Resolver:
                 self._slots.release()
 
         thread = threading.Thread(target=resolve, name="modelyard-resolve", daemon=True)
-        thread.start()
+        try:
+            start_thread(thread)
+        except Overloaded:
+            self._slots.release()
+            raise
         thread.join(self._timeout)
         if thread.is_alive() or not addresses:
             raise Forbidden(f"the address of {host} is unknown ({reasons[0]}): advertise an address instead")

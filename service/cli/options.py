@@ -36,6 +36,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "max_body_bytes",
         "drain_timeout",
         "write_timeout",
+        "receive_timeout",
         "first_output_timeout",
         "silence_timeout",
         "http_threads",

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable
 
 from ..sockets import GONE, has_gone, is_patched, original
+from ..threads import start_thread
 
 log = logging.getLogger(__name__)
 
@@ -40,12 +41,13 @@ class DisconnectWatcher:
             if self._thread is not None:
                 return
             self._stopping.clear()
-            if not is_patched():
+            if not is_patched() and self._epoll is None:
                 self._epoll = select.epoll()
                 self._alarm = os.eventfd(0, os.EFD_CLOEXEC)
                 self._epoll.register(self._alarm, select.EPOLLIN)
-            self._thread = threading.Thread(target=self._run, name="disconnect-watcher", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="disconnect-watcher", daemon=True)
+            start_thread(thread)
+            self._thread = thread
 
     def stop(self) -> None:
         """End the thread at once, or after a callback that runs; a second call does nothing."""

@@ -10,6 +10,7 @@ first request, or an explicit `Runtime.start`.
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import zlib
 from collections.abc import Sequence
@@ -22,10 +23,13 @@ from ..blueprints.health import health_blueprint
 from ..blueprints.openai.blueprint import openai_blueprint, paths_of_application
 from ..blueprints.request.problems import install_in_app
 from ..blueprints.worker import worker_blueprint
+from ..errors import Overloaded
 from ..settings import loading, params
 from ..settings.settings import CONTROLLERS, HOSTED, REMOTE, ROUTERS, Settings
 from ..worker.protocol import StartCallback
 from .runtime import Runtime
+
+log = logging.getLogger(__name__)
 
 KEY = "modelyard"
 
@@ -124,9 +128,13 @@ def _start_with_first_request(blueprint: Blueprint, runtime: Runtime) -> None:
     def start() -> None:
         nonlocal started_in
         if started_in != os.getpid():
+            try:
+                runtime.start()
+            except Overloaded as error:  # a request of the application's own need not fail: the next one tries again
+                log.warning("the models can't be started now: %s", error)
+                return
             started_in = os.getpid()
             atexit.register(runtime.stop)
-            runtime.start()
 
 
 def current_modelyard() -> Runtime:

@@ -1,19 +1,20 @@
 """Settings and hooks of gunicorn for the roles of modelyard, used by ``modelyard serve`` and gunicorn.conf.py.
 
-They use gunicorn's documented settings and server hooks. They also read ``server.cfg`` (as gunicorn's examples do),
-``server.app.wsgi()``, and the attributes ``wsgi``, ``sockets`` and ``age`` of a worker.
+They use gunicorn's documented settings and server hooks, and ``server.log`` and ``server.cfg`` as gunicorn's examples
+do. For three things it documents nothing: the application (``worker.wsgi``; with ``--preload``, ``server.app.wsgi()``),
+and the exit status that ends the master with its worker.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import resource
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from types import FrameType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -35,14 +36,17 @@ if _settings.http_threads == "gevent":
 from modelyard.access.networks import TrustedNetworks, parse_networks
 from modelyard.access.token_store import TokenStore
 from modelyard.cluster.membership import check_registry
+from modelyard.server.clients import Clients, connections_within, raise_file_limit
+from modelyard.server.ending import Ending
 from modelyard.server.runtime import Runtime
+from modelyard.sockets import listening_addresses
 
 bind = _settings.address
 workers = _settings.workers
 worker_class = _settings.http_threads
 threads = _settings.threads
-# Under gthread, `threads` connections have a request, and 1,000 more may be idle between two requests.
-worker_connections = _settings.threads + 1000
+# A worker of gthread that can't open a file for a connection ends, so it accepts no more than it can.
+worker_connections = connections_within(resource.getrlimit(resource.RLIMIT_NOFILE)[1], _settings.threads)
 # More than the 60 s after which nginx closes its side.
 keepalive = 75
 timeout = 60
@@ -61,6 +65,10 @@ _LOG_FORMAT = "[%(asctime)s] [%(process)d] [%(levelname)s] %(message)s"
 
 _failed_to_load = threading.Event()
 """Set in a worker that ends because a model did not start (``on_load_failure = "exit"``)."""
+_forks = 0
+"""The workers that the master has begun to fork."""
+_clients: Clients | None = None
+"""The clients of this worker."""
 
 
 def on_starting(server: Any) -> None:
@@ -94,6 +102,12 @@ def on_starting(server: Any) -> None:
             "no token is set: every program on this machine may start and stop models, and so may what a proxy on it "
             "passes on without X-Forwarded-For: see docs/security.md"
         )
+    files = raise_file_limit()
+    if worker_connections < connections_within(resource.RLIM_INFINITY, _settings.threads):
+        server.log.warning(
+            "%d open files are allowed (ulimit -Hn): a worker accepts %d connections and lets others wait",
+            *(files, worker_connections),
+        )
 
 
 def _addresses(binds: list[str]) -> Iterator[tuple[str, int | None]]:
@@ -122,18 +136,34 @@ def _override(server: Any, overrides: dict[str, Any]) -> None:
         app.extensions.update(replacement.extensions)
 
 
+def pre_fork(server: Any, worker: Any) -> None:
+    """Count the workers."""
+    global _forks  # noqa: PLW0603 - gunicorn's hooks are functions of a module
+    _forks += 1
+
+
 def post_worker_init(worker: Any) -> None:
     """Start the runtime, in the process that will own the models."""
+    global _clients  # noqa: PLW0603
     runtime = _runtime_of(worker)
     if runtime is None:
         return
     _configure_log(_settings)
-    runtime.settings.host, runtime.settings.port = _address_of(worker) or (_settings.host, _settings.port)
-    if worker.age > 1 and runtime.host is None:
+    runtime.settings.host, runtime.settings.port = _own_address()
+    if _forks > 1 and runtime.host is None:
         # --fresh forgets the state of earlier services, not what was set over HTTP at an earlier worker of this one.
         runtime.settings.fresh = False
-    _drain_on_term(runtime)
+    _clients = Clients(_settings.receive_timeout, keepalive, worker_connections)
+    worker.wsgi.wsgi_app = _clients.wrap(worker.wsgi.wsgi_app)
+    _clients.start()
+    Ending(runtime, _clients).start()
     runtime.start(_end_service)
+
+
+def post_request(worker: Any, request: Any, environ: Any, response: Any) -> None:
+    """Note that a client has its answer."""
+    if _clients is not None:
+        _clients.end_request(environ)
 
 
 def worker_exit(server: Any, worker: Any) -> None:
@@ -151,15 +181,11 @@ def _runtime_of(worker: Any) -> Runtime | None:
     return runtime if isinstance(runtime, Runtime) else None
 
 
-def _address_of(worker: Any) -> tuple[str, int] | None:
-    """Return host and port of the first socket that the worker listens on."""
-    for sock in worker.sockets:
-        name = sock.getsockname()
-        if isinstance(name, tuple):
-            return str(name[0]), int(name[1])
-        if isinstance(name, str):
-            return f"unix:{name}", 0
-    return None
+def _own_address() -> tuple[str, int]:
+    """Return host and port of the first socket that this process listens on."""
+    for address in listening_addresses():
+        return (f"unix:{address}", 0) if isinstance(address, str) else address
+    return _settings.host, _settings.port
 
 
 def _configure_log(settings: Settings) -> None:
@@ -183,58 +209,3 @@ def _end_service(reason: str) -> None:
     print(f"modelyard: a model did not start, and on_load_failure is exit: {reason}", file=sys.stderr)
     _failed_to_load.set()
     os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _drain_on_term(runtime: Runtime) -> None:
-    """Drain when SIGTERM comes, and call gunicorn's handler after the drain.
-
-    Our handler only sets an event, as the code that it interrupts may hold any lock.
-    """
-    term = threading.Event()
-    gunicorn_handler = signal.getsignal(signal.SIGTERM)
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        term.set()
-
-    def drain() -> None:
-        term.wait()
-        runtime.drain()
-        if callable(gunicorn_handler):
-            gunicorn_handler(signal.SIGTERM, None)
-        if _settings.http_threads == "gevent":
-            _quit_when_idle()
-
-    threading.Thread(target=drain, name="modelyard-drain", daemon=True).start()
-    signal.signal(signal.SIGTERM, handle)
-    # signal.signal makes system calls end with EINTR; gunicorn had set the opposite.
-    signal.siginterrupt(signal.SIGTERM, False)
-
-
-# At SIGTERM gunicorn's gevent worker, unlike its gthread worker, waits until the last idle connection is closed, for
-# graceful_timeout at most. SIGQUIT ends it at once, so it is sent when no request is being answered any more.
-
-_requests: set[int] = set()
-"""The requests that a gevent worker is answering. Its greenlets share one thread, so it needs no lock."""
-_is_idle = threading.Event()
-_is_idle.set()
-
-
-def _begin_request(worker: Any, request: Any) -> None:
-    _requests.add(id(request))
-    _is_idle.clear()
-
-
-def _end_request(worker: Any, request: Any, environ: Any, response: Any) -> None:
-    _requests.discard(id(request))
-    if not _requests:
-        _is_idle.set()
-
-
-if _settings.http_threads == "gevent":
-    pre_request, post_request = _begin_request, _end_request
-
-
-def _quit_when_idle() -> None:
-    """Send SIGQUIT to this process when its last answer has been written; if that takes too long, gunicorn ends it."""
-    if _is_idle.wait(_DRAIN_MARGIN):
-        os.kill(os.getpid(), signal.SIGQUIT)

@@ -124,11 +124,6 @@ def _watch(folder: HostFolder, lock: HostLock, runtime: Any) -> None:
             # Another host may start at once, in a new folder: two must not hold the models for long.
             runtime.drain(0)
             break
-        if os.getppid() != master:
-            log.warning("the model host ends: its master, pid %d, was killed", master)
-            # The next host can't start before this one has ended.
-            runtime.drain(0)
-            break
         if is_needed(folder.life):
             needed = time.monotonic()
         elif time.monotonic() - needed >= LINGER:

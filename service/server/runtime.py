@@ -15,6 +15,7 @@ from ..models.catalog import Catalog
 from ..settings.settings import Settings
 from ..streams import Cancel
 from ..telemetry.tracing import Tracing
+from ..threads import start_thread
 from ..types import JSONObject
 from ..worker.admission import Budget
 from ..worker.declarations import Declarations
@@ -32,7 +33,7 @@ LOADER_TIMEOUT = 5.0
 HOST_INTERVAL = 0.2
 """Seconds between two checks whether a model host has started its models."""
 
-CUT_TIMEOUT = 5.0
+CUT_TIMEOUT = 1.0
 """Seconds that answers get to send their last chunk, after the drain cut them off."""
 
 
@@ -93,7 +94,7 @@ class Runtime:
     # Start
 
     def start(self, on_fatal: Callable[[str], None] = lambda reason: None) -> None:
-        """Start the watcher and the loader; return at once. A second call does nothing.
+        """Start the watcher and the loader; return at once. A second call does nothing. Raises Overloaded.
 
         ``on_fatal`` is called with the reason if a model fails to start and ``on_load_failure`` is ``exit``.
         """
@@ -108,8 +109,9 @@ class Runtime:
             if self.host is not None:
                 self.host.start()
             self.watcher.start()
-            self._loader = threading.Thread(target=self._load, args=(on_fatal,), name="modelyard-loader", daemon=True)
-            self._loader.start()
+            loader = threading.Thread(target=self._load, args=(on_fatal,), name="modelyard-loader", daemon=True)
+            start_thread(loader)
+            self._loader = loader
 
     def _load(self, on_fatal: Callable[[str], None]) -> None:
         try:
@@ -212,29 +214,31 @@ class Runtime:
 
     # End
 
-    def drain(self, timeout: float | None = None) -> None:
+    def drain(self, timeout: float | None = None, is_hurried: Callable[[], bool] = lambda: False) -> None:
         """Deregister, refuse new work, let answers end within ``timeout`` seconds, and cut off the rest.
 
         An answer that is cut off gets a last chunk with an error. The default of ``timeout`` is ``drain_timeout``.
+        The wait ends early when ``is_hurried`` returns True.
         """
         self._draining.set()
+        limit = self.settings.drain_timeout if timeout is None else timeout
+        deadline = time.monotonic() + limit
         if self.cluster is not None:
             self.cluster.leave()
-        limit = self.settings.drain_timeout if timeout is None else timeout
-        if self._wait_idle(limit):
+        if self._wait_idle(deadline, is_hurried):
             return
-        log.warning("drain: %d requests are cut off after %g s", len(self.requests), limit)
+        reason = "it was told to end at once" if is_hurried() else f"drain_timeout {limit:g} s"
+        log.warning("drain: %d requests are cut off: %s", len(self.requests), reason)
         for cancel in list(self.requests):
-            cancel.set(Draining(f"this process ended before the answer did (drain_timeout {limit:g} s)"))
-        self._wait_idle(CUT_TIMEOUT)
+            cancel.set(Draining(f"this process ended before the answer did ({reason})"))
+        self._wait_idle(time.monotonic() + CUT_TIMEOUT)
 
     def wait_draining(self, timeout: float) -> bool:
         """Block until this process drains, ``timeout`` seconds at most; return whether it does."""
         return self._draining.wait(timeout)
 
-    def _wait_idle(self, timeout: float) -> bool:
-        deadline = time.monotonic() + timeout
-        while self.requests and time.monotonic() < deadline:
+    def _wait_idle(self, deadline: float, is_hurried: Callable[[], bool] = lambda: False) -> bool:
+        while self.requests and time.monotonic() < deadline and not is_hurried():
             time.sleep(0.02)
         return not self.requests
 

@@ -124,6 +124,9 @@ class Settings:
     write_timeout: float = param(
         30.0, help="seconds a client may take to accept a piece before it counts as gone", min=1, max=3600
     )
+    receive_timeout: float = param(
+        30.0, help="seconds a client may take to send a request, head and body", min=0.5, max=3600
+    )
     max_body_bytes: int = param(16 * 1024 * 1024, help="largest request body, in bytes", min=1024, max=1024**3)
     first_output_timeout: float = param(
         5.0, help="seconds until headers are sent without a first piece", min=0.1, max=600

@@ -10,6 +10,7 @@ from contextvars import copy_context
 from typing import TypeVar
 
 from ..errors import ModelyardError
+from ..threads import start_thread
 from ..types import ApplyOutcome
 
 T = TypeVar("T")
@@ -40,9 +41,14 @@ def in_parallel(
         threading.Thread(target=copy_context().run, args=(run, *target), name=f"apply-{name(target[1])}", daemon=True)
         for target in enumerate(targets)
     ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
+    started: list[threading.Thread] = []
+    for index, thread in enumerate(threads):
+        try:
+            start_thread(thread)
+            started.append(thread)
+        except ModelyardError as error:
+            results[index] = error
+    for thread in started:
         thread.join()
     return results
 

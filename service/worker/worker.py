@@ -27,6 +27,7 @@ from ..errors import (
     StartTimeout,
 )
 from ..streams import TICK, Cancel, OutputStream, pumped, whole_answer
+from ..threads import start_thread
 from ..types import Burst, GenerateRequest, JSONObject, ModelMetadata, ModelOutput, WorkerType, worker_key
 from .admission import Gate, Ticket
 from .spans import CallSpan
@@ -319,7 +320,7 @@ def start_in_time(engine: Engine, progress: Progress, name: str, timeout: float)
             except Exception:
                 log.exception("model %s started too late, and its engine did not stop in order", name)
 
-    threading.Thread(target=run, name=f"start-{name}", daemon=True).start()
+    start_thread(threading.Thread(target=run, name=f"start-{name}", daemon=True))
     ended.wait(timeout)
     with deciding:
         given_up = not ended.is_set()

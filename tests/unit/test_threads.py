@@ -6,6 +6,7 @@ import threading
 
 import pytest
 from modelyard import threads
+from modelyard.errors import Overloaded
 from modelyard.threads import BackgroundThread
 from running import wait_until
 
@@ -129,3 +130,18 @@ def test_one_that_never_started_has_ended_and_never_starts(work):
     thread.start()
     assert work.calls == 0
     assert not [one for one in threading.enumerate() if one.name == "modelyard-test"]
+
+
+def test_a_thread_that_can_not_be_started_is_a_503_and_the_next_start_works(thread, work, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(Overloaded, match="limit of tasks or memory") as caught:
+            thread.start()
+    assert caught.value.status == 503
+    assert caught.value.retry_after
+    thread.start()
+    wait_until(lambda: work.calls, "the first call")
+
+
+def refuse(thread: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")

@@ -34,17 +34,17 @@ def check_config(
     Takes the options of modelyard serve, and starts nothing. Exit status 1 if something is wrong: a value that does
     not fit, an unknown name, missing weights.
     """
-    found = examine(given_settings(options, model, role), overrides, os.environ)
-    faults = [*found.faults]
+    report = examine(given_settings(options, model, role), overrides, os.environ)
+    faults = [*report.faults]
     try:
-        found.settings.refuse_open_door()
+        report.settings.refuse_open_door()
     except ConfigError as error:
         faults.append(str(error))
-    faults += found.missing
-    warnings = [f"{override}: model {override.model!r} is not started" for override in found.unused_overrides]
-    warnings += found.unusable
+    faults += report.missing
+    warnings = [f"{override}: model {override.model!r} is not started" for override in report.unused_overrides]
+    warnings += report.unusable
     warnings += _unread_variables(os.environ, click.get_current_context().find_root().command)
-    document = {"ok": not faults, "settings": found.values, "models": found.models}
+    document = {"ok": not faults, "settings": report.values, "models": report.models}
     if json_wanted:
         click.echo(as_json({**document, "faults": faults, "warnings": warnings}))
         if faults:

@@ -1,4 +1,4 @@
-"""Options and a `Client` for the commands that talk to a running service, and hints for their errors."""
+"""Options and a `Client` for the commands that call a running service, and hints for their errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..sessions.address import DEFAULT_URL, TOKEN_FILE_VARIABLE, TOKEN_VARIABLE,
 from .failures import Failure, Misuse
 
 READ_TIMEOUT = 15.0
-"""Seconds to wait for an answer that is ready at once."""
+"""Seconds to wait for an answer that needs no loading."""
 
 
 def with_client(timeout: float) -> Callable[[Callable[..., None]], Callable[..., None]]:

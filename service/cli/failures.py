@@ -1,4 +1,4 @@
-"""How a command fails: one line on standard error, and a status: 1 if it did not work, 2 if it was called wrongly."""
+"""The errors of commands: one line on standard error, with exit status 1, or 2 if the command was called wrongly."""
 
 from __future__ import annotations
 

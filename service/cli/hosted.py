@@ -1,4 +1,4 @@
-"""The models of a service as one list: those that it hosts, with their states, and those that it could start."""
+"""List the models of a service: those that it hosts, with their states, and those that it could start."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..types import SupportedModel
 
 @dataclass
 class Row:
-    """A model; ``state`` is None where it is not hosted, ``path_exist`` where the service does not list it."""
+    """A model; ``state`` is None if it is not hosted, ``path_exist`` if the service does not list it."""
 
     name: str
     type: str | None
@@ -25,7 +25,7 @@ class Row:
 
     @property
     def weights(self) -> str | None:
-        """Whether the weights are there, in a word; None where none are needed, or it is not known."""
+        """``there`` or ``missing``, for the weights; None if it needs none, or the service does not list it."""
         if not self.path or self.path_exist is None:
             return None
         return "there" if self.path_exist else "missing"
@@ -38,23 +38,23 @@ def rows(hosted: Iterable[ModelState], supported: Sequence[SupportedModel]) -> l
     for model in supported:
         name, kind = name_of(model), model.worker_type or None
         if (name, kind) not in keys and (name, None) not in keys:
-            row = Row(name, kind, reason=None if model.enabled else "can't be run there: see its log")
+            row = Row(name, kind, reason=None if model.enabled else "can't be run by the service: see its log")
             listed.append(_with_weights(row, model))
     return listed
 
 
 def supported_models(client: Client) -> list[SupportedModel]:
-    """Return what the service could start, on any of its hosts."""
+    """Return the models that the service could start, on any of its hosts."""
     return [model for host in client.supported_models() for model in host.models]
 
 
 def name_of(model: SupportedModel) -> str:
-    """Return the name that a model is called by: its alias, or its own."""
+    """Return the name by which a model is called: its alias, or else its name."""
     return str(value_of(model, "model_alias") or model.model)
 
 
 def value_of(model: SupportedModel, param: str) -> Any:
-    """Return the value of a parameter; None where the model does not have it."""
+    """Return the value of a parameter; None if the model does not have it."""
     return next((d.get("default_value") for d in model.params if d.get("param_name") == param), None)
 
 

@@ -1,4 +1,4 @@
-"""``modelyard models`` and ``modelyard instances``: see and change what a running service hosts, over HTTP."""
+"""``modelyard models`` and ``modelyard instances``: list and change the models of a running service, over HTTP."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .values import allowed, param_of, tags_of
 CHANGE_TIMEOUT = 600.0
 """Seconds to wait for an answer that comes when a model has loaded."""
 SLOW = 0.05
-"""Seconds: the time that a change took is printed where it took longer."""
+"""Seconds: the duration of a change is printed if it is longer."""
 
 
 @click.group(short_help="See and change the models of a running service.")
@@ -189,7 +189,7 @@ def params(client: Client, name: str, worker_type: str | None, json_wanted: bool
 
 
 def _print_outcome(outcome: ApplyOutcome, json_wanted: bool) -> None:
-    """Print what came of a change; the exit status is 1 where it failed."""
+    """Print the outcome of a change; the exit status is 1 if it failed."""
     if json_wanted:
         click.echo(as_json(outcome.to_dict()))
         if not outcome.success:

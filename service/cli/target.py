@@ -1,4 +1,4 @@
-"""One model (or all) of a running service, as the words on the command line name it."""
+"""Target: the model, or all models, of a running service that the arguments of a command name."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .values import split_pair, typed
 T = TypeVar("T")
 
 _NOT_PAIRS = {
-    "model_name": "NAME says it",
-    "worker_type": "say --type",
+    "model_name": "it is NAME",
+    "worker_type": "use --type",
     "worker_class": "only the configuration file of the service may name code",
 }
-"""Parameters that PARAM=VALUE does not set, with the reason."""
+"""Parameters that PARAM=VALUE can't set, with the reason."""
 
 
 class Target:
@@ -49,7 +49,7 @@ class Target:
     def apply(self, apply_type: str) -> ApplyOutcome:
         """Start, stop, restart or change a model that is hosted; return the outcome."""
         params = self.params()
-        return self._at_its_name(lambda name: self._client.apply(name, apply_type, self.worker_type, params))
+        return self._by_name(lambda name: self._client.apply(name, apply_type, self.worker_type, params))
 
     def start(self) -> ApplyOutcome:
         """Start a model that is hosted, or else host it; return the outcome."""
@@ -59,13 +59,13 @@ class Target:
             try:
                 return self.apply("start")
             except UnknownModel:
-                pass  # one that is not hosted yet
+                pass  # it is not hosted yet
         return self._start_new(self.params())
 
     def forget(self) -> ApplyOutcome:
         """Stop the model and forget it; return the outcome."""
         began = time.monotonic()
-        self._at_its_name(lambda name: self._client.stop(name, self.worker_type, forget=True, **self._place))
+        self._by_name(lambda name: self._client.stop(name, self.worker_type, forget=True, **self._place))
         return _success(f"model {self.name} stopped and forgotten", began)
 
     def params(self) -> JSONObject:
@@ -85,7 +85,7 @@ class Target:
         return self._client.parameter_descriptions(self.name, self.worker_type)
 
     def _descriptions_of_engine(self) -> list[JSONObject]:
-        """Return the descriptions of any model of the engine that the pairs name: this model may be new there."""
+        """Return the descriptions of any model with the engine that the pairs name: the model itself may be new."""
         engine = self._pairs.get("engine")
         if engine is None and self._pairs.get("model_path", "").endswith(".gguf"):
             engine = "llama.cpp"
@@ -115,14 +115,14 @@ class Target:
         return any(state not in ("stopped", "failed") for state in states)
 
     def _restart_unlisted(self, unknown: UnknownModel) -> ApplyOutcome:
-        """Start a model that is hosted under a name of no catalogue: an alias, or one that was started over HTTP."""
+        """Start a model that is hosted under a name that is not in the catalogue: an alias, or one set over HTTP."""
         try:
             return self.apply("restart")
         except ModelyardError:
             raise unknown from None
 
-    def _at_its_name(self, call: Callable[[str], T]) -> T:
-        """Call with the name of the model; where it is hosted under an alias, and its own name was given, the alias."""
+    def _by_name(self, call: Callable[[str], T]) -> T:
+        """Call with the given name; if the service does not have it, with the alias of the model of that name."""
         try:
             return call(self.name)
         except UnknownModel:

@@ -24,10 +24,10 @@ def split_pair(text: str) -> tuple[str, str]:
 
 
 def typed(pairs: Mapping[str, str], descriptions: Sequence[JSONObject], model: str) -> JSONObject:
-    """Return the values of ``pairs``, typed by ``descriptions``; without any, by what the texts look like.
+    """Return the values of ``pairs``, typed by ``descriptions``; without descriptions, by the form of the texts.
 
-    Raises Misuse for a parameter that the model does not have (the service would ignore it), and for a value that
-    does not fit.
+    Raises Misuse for a parameter that the model does not have (the service would ignore it), and for a value that is
+    not valid.
     """
     declared = {str(description.get("param_name")): description for description in descriptions}
     values: JSONObject = {}

@@ -1,4 +1,4 @@
-"""The answers of a service as values. Each function raises ValueError for JSON that is not a worker's answer."""
+"""Turn the answers of a service into values. Each function raises ValueError for JSON of another shape."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ModelState(NamedTuple):
     state: str
     """``ready``, ``starting``, ``stopping``, ``stopped`` or ``failed``."""
     reason: str | None
-    """Why the model is in this state, if it is known."""
+    """Why the model is in this state; None without a reason."""
 
     @classmethod
     def of(cls, model: Mapping[str, Any]) -> ModelState:
@@ -29,9 +29,9 @@ class ModelState(NamedTuple):
 
 
 def only_model(states: Iterable[ModelState], worker_types: tuple[str, ...], url: str) -> str:
-    """Return the name of the only model of the first of ``worker_types`` that there is; ready models win.
+    """Return the name of the only model of the first of ``worker_types`` that has one; ready models have precedence.
 
-    Raises InvalidRequest where there are several, and UnknownModel where there is none; ``url`` is for their texts.
+    Raises InvalidRequest if there are several, and UnknownModel if there is none; ``url`` is for their texts.
     """
     states = list(states)
     for worker_type in worker_types:
@@ -46,7 +46,7 @@ def only_model(states: Iterable[ModelState], worker_types: tuple[str, ...], url:
 
 
 def status(value: Any) -> JSONObject | None:
-    """Return what ``/readyz`` answers; None where the answer is not that of modelyard."""
+    """Return the answer of ``/readyz``; None if it is not that of modelyard."""
     if not isinstance(value, dict):
         return None
     try:
@@ -57,7 +57,7 @@ def status(value: Any) -> JSONObject | None:
 
 
 def rows(value: Any) -> list[JSONObject] | None:
-    """Return the rows of a registry; None where the answer is null, for a service without one."""
+    """Return the rows of a registry; None if the answer is null, from a service without one."""
     return None if value is None else objects(value, "key", "url", "healthy")
 
 
@@ -106,6 +106,6 @@ def count(value: Any) -> int:
 
 
 def nothing(value: Any) -> None:
-    """Check that an answer is null: the call did what it was to do."""
+    """Check that an answer is null, which means success."""
     if value is not None:
         raise ValueError("expected null")

@@ -1,4 +1,4 @@
-"""ServiceCalls: the HTTP calls of one service. It repeats them where that is safe, and turns failures into errors."""
+"""ServiceCalls: the HTTP calls of one service. It repeats them if that is safe, and turns failures into errors."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 
 
 class ServiceCalls:
-    """Sends calls to one service; safe to use from many threads, and made before a fork.
+    """Sends calls to one service. Many threads may share it, and it may be made before a fork.
 
-    A call is repeated where nothing of an answer has come, and the service has computed nothing: a connection failed,
-    or the answer is 503. One that ``changes`` something is repeated only where no connection could be made.
+    A call is repeated if no part of an answer has come, and the service has computed nothing: a connection failed, or
+    the answer is 503. A call that ``changes`` something is repeated only if no connection could be made.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class ServiceCalls:
         """Take the arguments of `Client`. Raises ConfigError."""
         self._address = address = parse_address(url)
         self.url = address.base
-        """The address of the API, for people too."""
+        """The address of the API, also in messages."""
         self._connect_timeout = connect_timeout
         self._read_timeout = read_timeout
         self._retries = retries
@@ -85,9 +85,9 @@ class ServiceCalls:
         accepted: tuple[int, ...] = (200,),
         changes: bool = False,
     ) -> T:
-        """Return what ``read`` makes of the JSON that answers a call: of None for a 404 that is ``accepted``.
+        """Return ``read(value)`` for the JSON value of the response; the value is None for a 404 that is ``accepted``.
 
-        ConfigError is raised where the answer is not JSON, or ``read`` raises ValueError. The rest is that of `send`.
+        Raises ConfigError if the response is not JSON, or ``read`` raises ValueError, and the errors of `send`.
         """
         response = self.send(method, path, body, base=base, timeout=timeout, accepted=accepted, changes=changes)
         with response:
@@ -112,10 +112,10 @@ class ServiceCalls:
         accepted: tuple[int, ...] = (200,),
         changes: bool = False,
     ) -> Response:
-        """Return a response of which the headers have come; read it or close it.
+        """Return the response as soon as its headers have come; read it or close it.
 
-        ``path`` is below ``base``, by default the API's prefix. ``timeout`` is seconds of silence, by default
-        ``read_timeout``. A status that is not ``accepted`` is raised as the error that it means.
+        ``path`` is below ``base`` (default: the API's prefix). ``timeout`` is seconds of silence (default:
+        ``read_timeout``). Raises the error that a status means which is not ``accepted``.
         """
         url = f"{base or self.url}/{path}"
         data = None if body is None else _encoded(body)
@@ -125,7 +125,7 @@ class ServiceCalls:
         for left in range(self._retries, -1, -1):
             cause: WorkerUnreachable | None = None
             try:
-                # A change has a connection of its own: a kept one may be closed just now.
+                # A change has a new connection: the server may be closing a kept one.
                 response = self._session.request(
                     method, url, body=data, headers=headers, timeout=times, reuse=not changes
                 )
@@ -144,11 +144,11 @@ class ServiceCalls:
         raise error from cause
 
     def bases(self) -> Iterator[str]:
-        """Yield the address of the API and then each that it stands under, up to the root."""
+        """Yield the address of the API, and then each address above it, up to the root."""
         return self._address.parents()
 
     def not_a_worker(self) -> ConfigError:
-        """Return the error for an answer of another shape than a worker's."""
+        """Return the error for a response that a worker does not give."""
         return ConfigError(f"{self.url} answers, but not like a worker")
 
     def close(self) -> None:
@@ -156,7 +156,7 @@ class ServiceCalls:
         self._session.close()
 
     def _refusal(self, response: Response) -> ModelyardError:
-        """Return the error that a response means; read and close it."""
+        """Read and close a response, and return the error that it means."""
         with response:
             body = response.content
         document = document_in(body)
@@ -168,7 +168,7 @@ class ServiceCalls:
         return error_of_document(status, response.headers, document, self.url)
 
     def _unreachable(self, fault: WorkerUnreachable, times: tuple[float, float]) -> WorkerUnreachable:
-        """Return the error for a call without an answer; its text names the service."""
+        """Return the error for a call without a response; its text names the service."""
         connect_timeout, read_timeout = times
         if isinstance(fault, WorkerSilent):
             return WorkerUnreachable(f"{self.url} did not answer within {read_timeout:g} s, and may still be at work")
@@ -198,7 +198,7 @@ def _encoded(body: JSONObject) -> bytes:
 
 
 def _is_of_proxy(response: Response) -> bool:
-    """Return whether a response is the 503 of a proxy that finds no service, and not the status of a service."""
+    """Return whether a response is the 503 of a proxy that reaches no service, and not that of a service."""
     return response.status_code == _UNAVAILABLE and "json" not in response.headers.get("Content-Type", "")
 
 

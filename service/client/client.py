@@ -40,12 +40,12 @@ class Client:
     Many threads may share one, and it may be made before a fork: each process has connections of its own.
 
     All calls block. They raise the errors of `modelyard.errors`, the same as in the service: InvalidRequest,
-    UnknownModel, Overloaded (with ``retry_after``) ...; WorkerUnreachable where no service answers, ConfigError where
-    the address is not that of a service.
+    UnknownModel, Overloaded (with ``retry_after``) ...; WorkerUnreachable if no service answers, ConfigError if the
+    address is not that of a service.
 
-    A call is repeated where nothing of an answer has come, and the service has computed nothing: a connection failed,
-    or the answer is 503. It waits as long as ``Retry-After`` says, but never beyond ``retry_seconds``. After the first
-    piece of an answer nothing is repeated; `start`, `stop` and `apply` only if no connection could be made.
+    A call is repeated if no part of an answer has come, and the service has computed nothing: a connection failed, or
+    the answer is 503. The pause is ``Retry-After``, within ``retry_seconds``. After the first piece of an answer a call
+    is not repeated; `start`, `stop` and `apply` are repeated only if no connection could be made.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Client:
         retry_seconds: float = 20.0,
         ca: str | None = None,
     ) -> None:
-        """Store the address and the limits; connect to nothing yet.
+        """Store the address and the limits, without connecting.
 
         ``url`` is ``http://``, ``https://`` or ``http+unix://%2Fpath%2Fof.sock``, by default ``MODELYARD_URL``, or port
         8000 of this machine; without a path it gets ``/api``. ``token`` defaults to ``MODELYARD_TOKEN``, or the content
@@ -149,7 +149,7 @@ class Client:
     ) -> list[list[float]]:
         """Return one row of floats for each text.
 
-        Nothing comes until all are computed: give many texts a longer ``timeout`` (default: ``read_timeout``).
+        The answer comes when all are computed: give many texts a longer ``timeout`` (default: ``read_timeout``).
         """
         with self._model(model, "text2vec") as name:
             body = {"model": name, "input": _texts(texts)}
@@ -181,7 +181,7 @@ class Client:
         return [ModelState.of(model) for model in self.status()["models"]]
 
     def status(self) -> JSONObject:
-        """Return the status of the service, ready or not: what its ``/readyz`` answers.
+        """Return the status of the service, ready or not: the answer of its ``/readyz``.
 
         It has ``ready``, the ``state`` of the service with its ``reason``, and ``models``, a list of objects with
         ``model`` (``name@type``), ``state`` and ``reason``. Raises ConfigError where no such ``/readyz`` answers.
@@ -212,7 +212,7 @@ class Client:
         return self._calls.value("GET", path, lambda value: answers.objects(value, "param_name"))
 
     def instances(self) -> list[JSONObject]:
-        """Return the rows of the registry, where the service is a controller.
+        """Return the rows of the registry of a controller.
 
         Each has ``key`` (``name@type``), ``url``, ``healthy``, ``enabled``, ``weight``, ``load`` and
         ``last_heartbeat`` (ISO 8601, UTC). Raises ConfigError where the service is not a controller.
@@ -234,8 +234,8 @@ class Client:
     ) -> None:
         """Start a model and wait until it is ready; one that is ready already stays as it is.
 
-        ``params`` are for one that is not hosted yet. ``host`` and ``port`` name the host to start it on, where the
-        service is a gateway for several. ``timeout`` in seconds defaults to ``change_timeout``.
+        ``params`` are for a model that is not hosted yet. For a gateway of several hosts, ``host`` and ``port`` name
+        the host to start it on. ``timeout`` in seconds defaults to ``change_timeout``.
         Raises UnknownModel, Conflict, StartFailed, InvalidRequest.
         """
         if not params and host is None:
@@ -297,7 +297,7 @@ class Client:
 
     @contextmanager
     def _model(self, model: str | None, *worker_types: str) -> Iterator[str]:
-        """Give the name of the model to call: ``model``, or the only one; forget that where it is unknown by now."""
+        """Yield the name of the model to call: ``model``, or the only one. Forget the only one once it is unknown."""
         name = model or self._only.get(worker_types)
         if name is None:
             name = self._only[worker_types] = only_model(self.models(), worker_types, self.url)
@@ -310,7 +310,7 @@ class Client:
     # Closing
 
     def close(self) -> None:
-        """Close the connections of this process, but those of streams, which close their own."""
+        """Close the connections of this process, except those of streams: each stream closes its own."""
         self._calls.close()
 
     def __enter__(self) -> Client:
@@ -323,7 +323,7 @@ class Client:
 
 
 def _prompt_fields(messages: str | Sequence[Mapping[str, Any]] | None, prompt: str | None) -> JSONObject:
-    """Return the fields of a request that hold its prompt, with the roles that DB-GPT's workers know."""
+    """Return the fields of a request for its prompt, with the roles that DB-GPT's workers accept."""
     if (messages is None) == (prompt is None):
         raise TypeError("give messages or prompt, not both")
     if messages is None:

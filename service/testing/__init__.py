@@ -1,6 +1,6 @@
 """The pytest plugin: fixtures that let an application's tests run without a model. See docs/testing.md.
 
-pytest imports it wherever modelyard is installed. It loads nothing until a test asks for one of its fixtures.
+pytest imports it wherever modelyard is installed. It loads nothing until a test uses one of its fixtures.
 """
 
 from __future__ import annotations

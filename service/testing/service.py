@@ -75,10 +75,10 @@ def _table(name: str, kind: str, answers: Answers) -> JSONObject:
     }
 
 
-def _settings(own: Settings, tables: Sequence[JSONObject], folder: Path) -> Settings:
+def _settings(settings: Settings, tables: Sequence[JSONObject], folder: Path) -> Settings:
     """Return the settings of an application without those that reach beyond the test."""
     return replace(
-        own,
+        settings,
         role="worker",
         placement=INLINE,
         workers=1,

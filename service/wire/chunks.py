@@ -1,7 +1,7 @@
-"""The NUL-delimited stream of model outputs: each a JSON object followed by one NUL byte.
+"""Encode and decode the stream of model outputs: each is a JSON object followed by one NUL byte.
 
-DB-GPT's clients get the whole text so far in every chunk; who asks for `DELTA_TYPE` gets only the new
-piece. Either way a chunk is one piece of the engine, and the pieces of a burst leave in one write.
+DB-GPT's clients get the whole text so far in every chunk; clients that accept `DELTA_TYPE` get only the new piece.
+Either way a chunk has one piece of the engine, and the pieces of a burst leave in one write.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from .decoder import MAX_CHUNK, NUL, ChunkDecoder
 STREAM_TYPE = "application/octet-stream"
 ROUTE_HEADER = "Modelyard-Route"
 ROUTE_LOCAL = "local"
-"""What a router says to a worker: answer with models of your own process, and send it nowhere else."""
+"""Sent by a router to a worker: answer with the models of this process, and do not send the request on."""
 
 EMPTY_CHUNK = NUL
 
 WRITE_SIZE = 64 * 1024
-"""Bytes of one write at most, roughly. Larger writes are slower: their memory is mapped each time."""
+"""About the most bytes of one write. Larger writes are slower: their memory is mapped each time."""
 
 _HEAD = b'{"text": "'
 _MIDDLE = {
@@ -30,12 +30,12 @@ _MIDDLE = {
 }
 _UNFINISHED = b', "finish_reason": null, "usage": null, "metrics": null}\0'
 _BETWEEN = b'","'
-"""What stands between two strings of a JSON list: so a list is many pieces escaped, or read, in one call."""
+"""The bytes between two strings of a JSON list, so that one call escapes or parses a list of pieces."""
 
 _DELTA_END = _MIDDLE[True] + _UNFINISHED
 _DELTA_SEAM = _DELTA_END + _HEAD
 _DELTA_TEXT = slice(len(_HEAD), 1 - len(_DELTA_END))
-"""Where the text of such a chunk stands, without its NUL."""
+"""The position of the text in such a chunk without its NUL."""
 
 
 class ChunkEncoder:
@@ -47,12 +47,12 @@ class ChunkEncoder:
         self._seam = _MIDDLE[delta] + _UNFINISHED + _HEAD
 
     def encode(self, burst: Burst) -> Iterable[bytes]:
-        """Return the writes that carry ``burst``, mostly one: a chunk a piece, or an empty one where it only ends.
+        """Return the writes for ``burst``, mostly one: a chunk for each piece, or an empty chunk if it has only an end.
 
-        Take them all before the next burst: each is made when it is taken, as all at once may be large.
+        Take them all before the next burst. Each write is made when it is taken, as all together may be large.
 
-        An end without a piece is two chunks of the whole text, the reason first and then the usage: a server of DB-GPT
-        0.8 repeats a ``finish_reason`` that comes with a usage and without new text.
+        An end without a piece is two chunks of the whole text, first with the reason and then with the usage: a server
+        of DB-GPT 0.8 repeats a ``finish_reason`` that comes with a usage and without new text.
         """
         if not self._delta and not burst.pieces and burst.finish_reason is not None and burst.usage:
             reason, usage = Burst([], burst.finish_reason), burst._replace(finish_reason=None)
@@ -95,7 +95,7 @@ class ChunkEncoder:
 
 
 def _with_deltas(pieces: list[str], deltas: list[JSONObject], ending: Burst | None) -> bytes:
-    """Return a chunk a piece, with its delta as the ``model_context``."""
+    """Return a chunk for each piece, with its delta as the ``model_context``."""
     parts: list[bytes] = []
     for number, (piece, delta) in enumerate(zip(pieces, deltas, strict=True), 1):
         context = orjson.dumps({"delta": delta} if delta else None)
@@ -110,14 +110,14 @@ def join_escaped(pieces: list[str], seam: bytes) -> bytes:
         text = orjson.dumps(pieces)[2:-2]
     except orjson.JSONEncodeError:
         text = b""
-    # A quote of a piece's own, just before a comma that ends it, would look like the end of a string.
+    # A piece that ends with a quote and a comma would look like the end of a string.
     if not text or b"\\" + _BETWEEN in text:
         return seam.join([_escape(piece) for piece in pieces])
     return text.replace(_BETWEEN, seam)
 
 
 def _escape(piece: str) -> bytes:
-    # Engines may hand over half of a surrogate pair; UTF-8 can't carry it.
+    # Engines may return half of a surrogate pair, which UTF-8 does not have.
     try:
         return orjson.dumps(piece)[1:-1]
     except orjson.JSONEncodeError:
@@ -144,14 +144,14 @@ def encode_output(output: ModelOutput) -> bytes:
 
 
 class PieceDecoder(ChunkDecoder):
-    """The same, which reads what `ChunkEncoder` writes of pieces alone in a third of the time."""
+    """A decoder that reads chunks with a piece only, as `ChunkEncoder` writes them, in a third of the time."""
 
     def __init__(self, limit: int = MAX_CHUNK) -> None:
         """Refuse a chunk of over ``limit`` bytes."""
         super().__init__(orjson.loads, limit)
 
     def feed_pieces(self, data: bytes) -> tuple[list[str], list[JSONObject]]:
-        """Return the pieces of the chunks that say nothing else, as `ChunkEncoder` writes them, and the objects after.
+        """Return the pieces of the first chunks, which have nothing else, and the objects of the chunks after them.
 
         Raises like `feed`.
         """
@@ -165,9 +165,9 @@ class PieceDecoder(ChunkDecoder):
 
 
 def _plain_pieces(chunks: bytes) -> list[str]:
-    """Return the pieces of ``chunks`` where each of them says nothing else; nothing where one does."""
+    """Return the pieces of ``chunks`` if each chunk has a piece and nothing else; otherwise an empty list."""
     texts = [chunk[_DELTA_TEXT] for chunk in chunks.split(NUL)[:-1]]
-    # Only where each is one of these do their texts make the same bytes again.
+    # Only then do their texts make the same bytes again.
     if not texts or _HEAD + _DELTA_SEAM.join(texts) + _DELTA_END != chunks:
         return []
     try:

@@ -1,4 +1,4 @@
-"""The chunks in a stream of bytes: each a JSON object followed by one NUL byte. No I/O."""
+"""Decode the chunks in a stream of bytes: each is a JSON object followed by one NUL byte. No I/O."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from ..types import JSONObject
 
 NUL = b"\0"
 MAX_CHUNK = 64 * 1024 * 1024
-"""Bytes of one chunk: more is refused."""
+"""The most bytes of one chunk."""
 
 
 class ChunkDecoder:
-    """Takes bytes as they come and gives the chunks that are whole."""
+    """Takes bytes as they come, and returns the chunks that are complete."""
 
     def __init__(self, loads: Callable[[bytes | bytearray], Any] = json.loads, limit: int = MAX_CHUNK) -> None:
-        """Parse chunks by ``loads``; refuse one of over ``limit`` bytes."""
+        """Parse chunks by ``loads``; refuse a chunk of over ``limit`` bytes."""
         self._loads = loads
         self._limit = limit
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[JSONObject]:
-        """Return the objects that ``data`` completes; ValueError where one is no JSON object, or over the limit."""
+        """Return the objects that ``data`` completes. Raises ValueError if one is not a JSON object, or too long."""
         return [self.parse(chunk) for chunk in self.split(data)]
 
     def split(self, data: bytes) -> list[bytearray]:
-        """Return the chunks that ``data`` completes, for `parse`; ValueError where one is over the limit."""
+        """Return the chunks that ``data`` completes, for `parse`. Raises ValueError if one is over the limit."""
         self._buffer += data
         parts = self._buffer.split(NUL) if NUL in data else [self._buffer]
         if max(map(len, parts)) > self._limit:
@@ -36,32 +36,32 @@ class ChunkDecoder:
         return [chunk for chunk in whole if chunk]
 
     def parse(self, chunk: bytes | bytearray) -> JSONObject:
-        """Return the object in a chunk; ValueError where it is not a JSON object."""
+        """Return the object in a chunk. Raises ValueError if it is not a JSON object."""
         try:
             value = self._loads(chunk)
-        except RecursionError:  # json's, of lists within lists
+        except RecursionError:  # of json, for lists within lists
             raise ValueError("a chunk is nested too deeply") from None
         if not isinstance(value, dict):
-            raise ValueError("a chunk is no JSON object")  # noqa: TRY004 - the data is at fault, not the caller
+            raise ValueError("a chunk is not a JSON object")  # noqa: TRY004 - the data is at fault, not the caller
         return value
 
     def flush(self) -> None:
-        """End the stream; ValueError where it broke off inside a chunk."""
+        """End the stream. Raises ValueError if it broke off inside a chunk."""
         if self._buffer:
             raise ValueError(f"the stream broke off inside a chunk, after {len(self._buffer)} bytes of it")
 
 
 class WholeText:
-    """What is new in a text that comes whole each time. A word once given out can't be taken back."""
+    """Finds the new part of a text that comes whole each time. A part that was returned can't be taken back."""
 
     def __init__(self) -> None:
         self._last = ""
 
     def new_in(self, text: str) -> str:
-        """Return what ``text`` has beyond the one before.
+        """Return the part of ``text`` that the previous text did not have.
 
-        One that only lost its end, as when blanks are trimmed, has nothing new. One that changed further ahead, as when
-        half a character became whole, is new from there on.
+        A text that only lost its end (trimmed blanks) has no new part. A text that changed before its end (half a
+        character that became whole) is new from that place on.
         """
         last = self._last
         if text.startswith(last):

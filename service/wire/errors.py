@@ -1,6 +1,6 @@
-"""What another process says went wrong, as an error of ours: by its code where it has one, else by its status.
+"""Turn the error responses of other processes into our errors: by the code if there is one, else by the status.
 
-No I/O, and nothing but the error tree: our own parts and `modelyard.Client` read answers by it.
+No I/O: routers, hosts and `modelyard.Client` read responses with it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _UNKNOWN_AT_PEER = re.compile(
     r"(\*\*LLMServer Generate Error, Please CheckErrorInfo\.\*\*: )?"
     r"Cound not found worker instances for model name .+ and worker type \w+"
 )
-"""All that a worker of DB-GPT says, with ``error_code`` 1, of a model that it does not have."""
+"""The text of a worker of DB-GPT, with ``error_code`` 1, for a model that it does not have."""
 
 
 def _tree(root: type[ModelyardError]) -> Iterator[type[ModelyardError]]:
@@ -46,11 +46,11 @@ def _tree(root: type[ModelyardError]) -> Iterator[type[ModelyardError]]:
 
 
 def _by_code() -> dict[str, type[ModelyardError]]:
-    # The first of a code wins: a test's own subclass without one has that of its parent.
+    # The first class of a code wins: a subclass without a code, as in a test, has that of its parent.
     table: dict[str, type[ModelyardError]] = {}
     for kind in _tree(ModelyardError):
         table.setdefault(kind.code, kind)
-    # Not our client, but another hop on the way, has gone: for us the worker broke off.
+    # The client of the worker, another hop, has gone, and not ours: for us the worker broke off.
     table[Cancelled.code] = WorkerLost
     return table
 
@@ -106,7 +106,7 @@ def error_of_document(status: int, headers: Mapping[str, str], document: JSONObj
         return _made(BY_CODE[code], detail, document.get("errors"), headers)
     summary = f"{where} answers with status {status}"
     if location := headers.get("location"):
-        # A redirect means that the registered address is wrong, or that somebody wants to divert requests.
+        # A redirect means that the registered address is wrong, or an attempt to divert requests.
         return WorkerUnreachable(f"{summary}, which leads to {location[:200]}: that is not followed")
     if status in (404, 405):
         reason = f" ({detail})" if detail else ""

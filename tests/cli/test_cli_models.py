@@ -305,7 +305,7 @@ def test_params_as_json_are_the_descriptions_of_the_service(here: Here):
         (["stop", "--all", "--forget"], "--forget takes a NAME"),
         (["start", "delay=1"], "NAME stands before PARAM=VALUE"),
         (["start", "echo", "delay"], "expected PARAM=VALUE"),
-        (["start", "echo", "worker_type=llm"], "say --type"),
+        (["start", "echo", "worker_type=llm"], "use --type"),
         (["start", "echo", "worker_class=a:B"], "only the configuration file"),
         (["update", "echo"], "PARAM=VALUE"),
         (["update", "echo", "dealy=1"], "did you mean delay?"),

@@ -1,4 +1,4 @@
-"""Who somebody is: register, log in, log out."""
+"""Register, log in, log out."""
 
 from __future__ import annotations
 

@@ -29,30 +29,30 @@ def home() -> ResponseReturnValue:
 @login_required
 def ask() -> ResponseReturnValue:
     question = request.form["question"].strip() or abort(400)
-    wanted = GenerateRequest(current_app.config["MODEL"], [{"role": "user", "content": question}], max_new_tokens=200)
-    stream = current_modelyard().manager.generate_stream(wanted)
+    prompt = GenerateRequest(current_app.config["MODEL"], [{"role": "user", "content": question}], max_new_tokens=200)
+    stream = current_modelyard().manager.generate_stream(prompt)
     pieces = pieces_of(stream, current_app.config["DATABASE"], g.user["id"], question)
     response = Response(pieces, mimetype="text/plain")
-    response.call_on_close(stream.close)  # also when the reader has gone: then nothing more is computed
+    response.call_on_close(stream.close)  # stops the engine, also when the reader has gone
     return response
 
 
 def pieces_of(stream: OutputStream, path: str, user: int, question: str) -> Iterator[str]:
-    """Yield an answer as it comes, and keep it when it is whole."""
-    said = []
+    """Yield an answer as it comes, and store it when it is whole."""
+    texts = []
     try:
         for burst in stream:
             if burst is not None:  # None: nothing came for about a second
-                said.append("".join(burst.pieces))
-                yield said[-1]
+                texts.append("".join(burst.pieces))
+                yield texts[-1]
     except ModelyardError as error:
         yield f"\n[{error}]"
         return
     with database.opened(path) as db:
-        notebook.keep(db, user, question, "".join(said).strip())
+        notebook.keep(db, user, question, "".join(texts).strip())
 
 
 @blueprint.errorhandler(ModelyardError)
 def refuse(error: ModelyardError) -> Response:
-    """Say why there is no answer at all: the page shows it in its place."""
+    """Return the reason why there is no answer, which the page shows in its place."""
     return Response(f"[{error}]", error.status, mimetype="text/plain")

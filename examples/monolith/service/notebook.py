@@ -6,7 +6,7 @@ import sqlite3
 import time
 
 LEASE = 300.0
-"""Seconds until a job that somebody took is another's to take: whoever had it is dead."""
+"""Seconds until a job that a process took is free again: that process must have died."""
 PAUSE = 30.0
 """Seconds until a job that failed is tried again."""
 TRIES = 5

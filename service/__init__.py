@@ -1,6 +1,6 @@
 """modelyard: a model-serving cluster for Flask, gunicorn, requests and threads.
 
-Importing it starts nothing and loads no engine; the names below are imported when they are asked for.
+Importing it starts nothing and loads no engine; the names below are imported when they are first used.
 """
 
 from __future__ import annotations

@@ -63,9 +63,9 @@ class Peer:
             yield worker, stack.enter_context(self._running("gateway", address))
 
     @contextlib.contextmanager
-    def _running(self, role: str, *told: str) -> Iterator[Server]:
+    def _running(self, role: str, *arguments: str) -> Iterator[Server]:
         port = free_port()
-        command = [self._environment.python, str(_HERE / "server.py"), role, str(port), *told]
+        command = [self._environment.python, str(_HERE / "server.py"), role, str(port), *arguments]
         with Server(NAME, command, port, {}, run_folder("peer") / f"log-{port}.txt") as server:
             server.wait_ready("/openapi.json")
             yield server

@@ -120,13 +120,13 @@ def build_gateway(address: str) -> FastAPI:
 
 
 def main() -> None:
-    """Serve until told to stop."""
-    role, port, *told = sys.argv[1:]
+    """Serve until the process is stopped."""
+    role, port, *arguments = sys.argv[1:]
     logging.disable(logging.WARNING)
     if role == "worker":
-        app = build_worker(int(port), json.loads(told[0]))
+        app = build_worker(int(port), json.loads(arguments[0]))
     else:
-        app = build_controller() if role == "controller" else build_gateway(told[0])
+        app = build_controller() if role == "controller" else build_gateway(arguments[0])
     uvicorn.run(app, host="127.0.0.1", port=int(port), log_level="warning", access_log=False)
 
 

@@ -54,7 +54,7 @@ class Usage:
         self._is_known = False
 
     def add(self, index: int, usage: JSONObject | None) -> None:
-        """Count the ``usage`` of the choice ``index``; None says nothing."""
+        """Count the ``usage`` of the choice ``index``; None changes nothing."""
         if usage is None:
             return
         self._is_known = True
@@ -63,7 +63,7 @@ class Usage:
             self._prompt_tokens += usage.get("prompt_tokens") or 0
 
     def total(self) -> JSONObject | None:
-        """Return the sum in OpenAI's keys; None where the engine has not said it."""
+        """Return the sum in OpenAI's keys; None if the engine has not reported it."""
         if not self._is_known:
             return None
         return usage_of(self._prompt_tokens, self._completion_tokens)

@@ -31,7 +31,7 @@ class Events:
     content_type = EVENTS_TYPE
 
     def __init__(self, header: Header, count: int, usage: Usage, *, include_usage: bool) -> None:
-        """Begin each event with ``header``; send ``usage`` at the end where it is asked for."""
+        """Begin each event with ``header``; send ``usage`` at the end if it is requested."""
         self._count = count
         self._usage = usage
         self._include_usage = include_usage
@@ -46,7 +46,7 @@ class Events:
         return b""
 
     def encode(self, burst: Burst) -> Iterable[bytes]:
-        """Return the events of ``burst`` as one write; none where it says nothing."""
+        """Return the events of ``burst`` as one write; empty if it has nothing new."""
         if self._has_ended and self._index + 1 < self._count:
             self._index += 1
             self._has_ended = False

@@ -96,7 +96,7 @@ class Generation:
     """A checked request for text: one `GenerateRequest` for each choice, and how the answer is sent."""
 
     def __init__(self, requests: Sequence[GenerateRequest], copies: int, body: JSONObject) -> None:
-        """Ask for ``requests``, ``copies`` of each prompt; ``body`` says whether to stream."""
+        """Make a call of ``requests``, with ``copies`` of each prompt; ``body`` has the choice to stream."""
         self.requests = requests
         self.copies = copies
         self.stream: bool = body.get("stream", False)
@@ -193,7 +193,7 @@ _UNSUPPORTED_IN_CHAT = {
     "modalities": _asks_for_audio,
 }
 _UNSUPPORTED_IN_COMPLETIONS = {"logprobs": lambda value: True, "logit_bias": _asks, "suffix": _asks}
-"""The fields that no engine here takes, with a function that says whether a value asks for something."""
+"""The fields that no engine supports, with a function that returns whether a value needs support."""
 
 
 def _refuse(loaded: JSONObject, model: str, unsupported: Mapping[str, Any]) -> None:

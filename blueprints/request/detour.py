@@ -1,6 +1,6 @@
 """What shows that a request did not come straight from a program at its peer, but through a proxy or from a web page.
 
-The address of the peer says nothing of such a request: it is the proxy's, or that of a browser which shows the page of
+The address of the peer is no help for such a request: it is the proxy's, or that of a browser which shows the page of
 another machine.
 """
 

@@ -1,7 +1,7 @@
 """Tokens: secrets with scopes, of which only the hash is stored.
 
 A token is ``modelyard_`` and 256 random bits. A plain SHA-256 is enough for such a secret: salt and a slow hash protect
-passwords that can be guessed, and nobody can try 2**256. So use it only for tokens of `new_secret`.
+passwords that can be guessed, and 2**256 tries are too many. So use it only for tokens of `new_secret`.
 
 An entry is one line, ``NAME SCOPE[+SCOPE...] SHA256``, in a file or as an item of the setting ``tokens``.
 """

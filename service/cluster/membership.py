@@ -135,7 +135,7 @@ class Cluster:
     def _follow(self, event: ModelEvent) -> None:
         """Register a model when it is ready, deregister it when it is not.
 
-        The start of a model goes on when the registry has it: whoever started it may call it through any gateway.
+        The start of a model ends after that, so that its caller can reach the model through any gateway.
         """
         assert self.heartbeat is not None
         worker = event.worker

@@ -127,7 +127,7 @@ class LlamaAnswer:
         return next((name for name in ("response_format", "tools") if name in self._options), None)
 
     def _delta(self, choice: JSONObject) -> JSONObject:
-        """Return what a choice says beside its text."""
+        """Return the part of a choice beside its text."""
         given = choice.get("delta", {})
         delta = {name: given[name] for name in ("reasoning_content", "tool_calls") if given.get(name)}
         if self._options.get("logprobs") and choice.get("logprobs"):

@@ -88,7 +88,7 @@ class OwnerLock:
                 f"{self.path}): make the application once, or give each its own Modelyard(app, instance=NAME)"
             )
         place = ""
-        # In another pid namespace a pid says nothing: the held lock alone says that its holder lives.
+        # In another pid namespace a pid has no meaning: only the held lock shows that its holder lives.
         if holder.get("namespace", this["namespace"]) != this["namespace"]:
             place = " of another container"
         elif parent == this["ppid"] or not _is_running(parent):

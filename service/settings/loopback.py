@@ -11,7 +11,7 @@ HOSTS_FILE = Path("/etc/hosts")
 def is_loopback_host(host: str) -> bool:
     """Return whether a host, as in a URL, is a loopback address, localhost, or another name of loopback addresses.
 
-    No name server is asked: what it answers is not ours to decide, and may be another address a moment later.
+    Name servers are not used: their answers are outside of our control, and may change at any time.
     """
     name = host.strip("[]").rstrip(".").lower()
     return name == "localhost" or _is_loopback(name) or loopback_address(name) is not None

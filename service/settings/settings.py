@@ -221,7 +221,7 @@ class Settings:
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only this machine can reach the address. Of names, localhost counts, and what the hosts file says."""
+        """Whether only this machine can reach the address. Names count if they are localhost, or in the hosts file."""
         return self.host.startswith("unix:") or is_loopback_host(self.host)
 
     @property

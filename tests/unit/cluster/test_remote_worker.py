@@ -483,7 +483,7 @@ FASTAPI = {"detail": [{"loc": ["body", "model"], "msg": "Field required", "type"
         (whole(400, {"type": "urn:modelyard:error:of_tomorrow", "detail": "new"}), errors.InvalidRequest, "new"),
         (whole(422, {"detail": [{"loc": 5, "msg": "odd"}, 7, [[]]]}), errors.InvalidRequest, "422: odd$"),
         (whole(500, {"type": ["x"], "detail": {"msg": {}}}), errors.EngineError, "status 500$"),
-        (whole(400, {"error_code": 1, "model_context": {"error": ["x"]}, "text": 5}), errors.InvalidRequest, "not valid"),
+        (whole(400, {"error_code": 1, "model_context": {"error": ["x"]}, "text": 5}), errors.InvalidRequest, "valid"),
     ],
 )
 def test_a_status_that_is_none_of_success_is_an_error(

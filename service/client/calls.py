@@ -7,6 +7,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
@@ -24,7 +25,6 @@ from ..sessions.address import TOKEN_FILE_VARIABLE, TOKEN_VARIABLE, parse_addres
 from ..sessions.faults import reason_of
 from ..sessions.response import Response
 from ..sessions.session import Session
-from ..settings.folders import expanded
 from ..types import JSONObject
 from ..version import __version__
 from ..wire.errors import document_in, error_of_document
@@ -185,8 +185,8 @@ def _token_of_environment() -> str | None:
     if not (file := os.environ.get(TOKEN_FILE_VARIABLE)):
         return None
     try:
-        return expanded(file).read_text(encoding="utf-8").strip()
-    except (OSError, ValueError) as error:
+        return Path(file).expanduser().read_text(encoding="utf-8").strip()
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: the home folder of ~ is unknown
         raise ConfigError(f"{TOKEN_FILE_VARIABLE}: {file} can't be read: {error}") from error
 
 

@@ -88,6 +88,12 @@ def test_importing_it_loads_requests_and_of_the_package_only_what_it_is_made_of(
 # Text
 
 
+def test_a_token_file_in_an_unknown_home_folder_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODELYARD_TOKEN_FILE", "~nobody-of-that-name/token")
+    with pytest.raises(errors.ConfigError, match="MODELYARD_TOKEN_FILE: ~nobody-of-that-name/token can't be read"):
+        Client("http://127.0.0.1:9")
+
+
 def test_an_answer_is_its_text() -> None:
     with faulty(says(HELLO)) as server, client_of(server) as client:
         assert client.chat("Why?", model="m", max_new_tokens=5, stop=["."]) == "Hello"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeAlias
 
-from ..errors import Unsupported
+from ..errors import PromptTooLong, Unsupported
 from ..settings.params import param
 from ..types import Burst, GenerateRequest, ModelMetadata, WorkerType
 
@@ -65,6 +65,14 @@ class ModelParams:
     def registered_name(self) -> str:
         """The name that clients use: the alias, or the name."""
         return self.model_alias or self.model_name
+
+
+def room_in_context(context_len: int, prompt_tokens: int) -> int:
+    """Return the tokens that an answer may have in a context of ``context_len``. Raises PromptTooLong."""
+    if prompt_tokens >= context_len:
+        fault = f"is {context_len}, and the prompt has {prompt_tokens} tokens: shorten it, or raise context_len"
+        raise PromptTooLong(f"context_len: {fault}", [{"field": "context_len", "message": fault}])
+    return context_len - prompt_tokens
 
 
 class Engine:

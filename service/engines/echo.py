@@ -17,7 +17,7 @@ from typing import ClassVar
 from ..settings.params import param
 from ..types import Burst, GenerateRequest, JSONObject, ModelMetadata, WorkerType
 from ..wire.messages import messages_for_model, text_of_content
-from .base import CancelEvent, Engine, ModelParams, Progress, Vectors
+from .base import CancelEvent, Engine, ModelParams, Progress, Vectors, room_in_context
 
 DIMENSIONS = 384
 PIECES_A_BURST = 64
@@ -60,6 +60,8 @@ class Echo(Engine):
         prompt = _text_of(request)
         count = self.params.default_max_new_tokens if request.max_new_tokens is None else request.max_new_tokens
         prompt_tokens = self.count_token(prompt)
+        if request.context_len is not None:
+            count = min(count, room_in_context(request.context_len, prompt_tokens))
         words = prompt.split() if self.params.reply == "prompt" else []
         pieces = itertools.cycle(f" {word}" for word in words or ["token"])
         usage: JSONObject = {

@@ -6,6 +6,7 @@ process that answers: a loaded model does not survive a fork.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,16 @@ from typing import Any, ClassVar
 
 import orjson
 
-from ..errors import BadModelFile, Cancelled, EngineError, InputTooLong, MissingLibrary, ModelyardError, StartFailed
+from ..errors import (
+    BadModelFile,
+    Cancelled,
+    EngineError,
+    InputTooLong,
+    InvalidRequest,
+    MissingLibrary,
+    ModelyardError,
+    StartFailed,
+)
 from ..models import gguf_header
 from ..settings.params import param
 from ..streams import Cancel, Pump
@@ -23,7 +33,9 @@ from ..types import Burst, GenerateRequest, ModelMetadata, WorkerType
 from ..wire.messages import openai_messages
 from . import llama_requests
 from .base import CancelEvent, Engine, ModelParams, Progress, Vectors
-from .llama_http import LlamaHttp, PrivateFolder
+from .llama_http import LlamaHttp, PrivateFolder, encoded
+
+log = logging.getLogger(__name__)
 
 TEXTS_A_CALL = 32
 LETTERS_A_CALL = 1000
@@ -72,6 +84,8 @@ class LlamaCpp(Engine):
         self._server: Any = None
         self._folder: PrivateFolder | None = None
         self._http: LlamaHttp
+        self._template_fault = ""
+        """Why the model's chat template can't be read; empty where it can."""
         self._n_ctx = self.params.n_ctx
         self._metadata = ModelMetadata(self.params.registered_name)
 
@@ -94,13 +108,37 @@ class LlamaCpp(Engine):
         progress(f"loading {self.path.name}")
         self._folder = PrivateFolder()
         try:
-            self._server = xllamacpp.Server(self._server_params(xllamacpp))
+            self._server = self._load(xllamacpp, header)
         except Exception as error:
             self.stop()
             raise StartFailed(f"llama.cpp refuses {self.path}: {error}; see the log above for its reason") from error
         self._http = LlamaHttp(self._folder.socket)
         self._metadata = self._describe(header)
         self._try_out()
+
+    def _load(self, xllamacpp: Any, header: gguf_header.Header) -> Any:
+        """Return the library's server. An LLM whose chat template it refuses is loaded for raw prompts."""
+        assert self._folder is not None
+        has_template = self.params.worker_type == WorkerType.LLM and header.has_chat_template
+        try:
+            return xllamacpp.Server(self._server_params(xllamacpp, own_template=has_template))
+        except Exception:
+            if not has_template:
+                raise
+            self._folder.socket.unlink(missing_ok=True)
+            try:
+                server = xllamacpp.Server(self._server_params(xllamacpp, own_template=False))
+            except Exception:  # noqa: BLE001 - not the template but the file is at fault: the first error is raised
+                server = None
+            if server is None:
+                raise
+        self._template_fault = llama_requests.template_fault(header.chat_template)
+        log.warning(
+            "model %s answers raw prompts only: its chat template can't be read: %s",
+            self.params.registered_name,
+            self._template_fault,
+        )
+        return server
 
     def _try_out(self) -> None:
         """Compute one token, to find a model that can't; also, a server whose loop has not begun hangs in `stop`."""
@@ -109,7 +147,7 @@ class LlamaCpp(Engine):
             if kind == WorkerType.LLM:
                 request = GenerateRequest(name, prompt="a", max_new_tokens=1)
                 body = llama_requests.completion_body(request, 1)
-                answer = llama_requests.LlamaAnswer(request, name)
+                answer = llama_requests.LlamaAnswer(request, name, 1)
                 answer.run(self._server.handle_completions, body, lambda burst: True, Cancel())
             elif kind == WorkerType.TEXT2VEC:
                 self.embed(["a"], Cancel())
@@ -119,7 +157,7 @@ class LlamaCpp(Engine):
             self.stop()
             raise StartFailed(f"{self.path} was loaded, but does not work as {kind}: {error}") from error
 
-    def _server_params(self, xllamacpp: Any) -> Any:
+    def _server_params(self, xllamacpp: Any, *, own_template: bool) -> Any:
         assert self._folder is not None
         params = self.params
         given = xllamacpp.CommonParams()
@@ -136,6 +174,9 @@ class LlamaCpp(Engine):
         given.ui = given.endpoint_slots = False
         given.n_threads_http = 1
         given.hostnames = [str(self._folder.socket)]
+        if not own_template:
+            given.use_jinja = False
+            given.chat_template = "chatml"
         if params.worker_type != WorkerType.LLM:
             given.embedding = True
             # The library computes a text in one batch, and a few slots are enough to fill a batch.
@@ -147,7 +188,8 @@ class LlamaCpp(Engine):
         return given
 
     def _describe(self, header: gguf_header.Header) -> ModelMetadata:
-        template = header.chat_template if self.params.worker_type == WorkerType.LLM else None
+        is_chat = self.params.worker_type == WorkerType.LLM and not self._template_fault
+        template = header.chat_template if is_chat else None
         return ModelMetadata(
             self.params.registered_name,
             context_length=self._n_ctx,
@@ -180,15 +222,22 @@ class LlamaCpp(Engine):
         return _OPTIONS | _TOOL_OPTIONS if "tools" in template else _OPTIONS
 
     def generate_stream(self, request: GenerateRequest, cancel: CancelEvent) -> Iterator[Burst | None]:
-        """Yield bursts as the library decodes them; a thread waits in the library."""
+        """Yield bursts as the library decodes them; a thread waits in the library.
+
+        Raises InvalidRequest for messages that the chat template refuses, PromptTooLong.
+        """
         assert isinstance(cancel, Cancel)
+        limit = request.max_new_tokens or self.params.default_max_new_tokens
         if request.uses_messages:
-            body = llama_requests.chat_body(request, self.params.default_max_new_tokens)
+            if self._template_fault:
+                fault = f"its chat template can't be read: {self._template_fault}; send a raw prompt"
+                raise llama_requests.unfit("messages", f"model {self.params.registered_name!r} takes none: {fault}")
+            body = llama_requests.chat_body(request, limit)
             handle = self._server.handle_chat_completions
         else:
-            body = llama_requests.completion_body(request, self.params.default_max_new_tokens)
+            body = llama_requests.completion_body(request, limit)
             handle = self._server.handle_completions
-        answer = llama_requests.LlamaAnswer(request, self.params.registered_name)
+        answer = llama_requests.LlamaAnswer(request, self.params.registered_name, limit)
 
         def produce(put: Callable[[Burst], bool]) -> None:
             if request.echo:
@@ -201,11 +250,14 @@ class LlamaCpp(Engine):
         if not request.uses_messages:
             return request.prompt or ""
         messages = openai_messages(request.messages)
-        return str(self._http.post("/apply-template", {"messages": messages})["prompt"])
+        try:
+            return str(self._http.post("/apply-template", {"messages": messages})["prompt"])
+        except InvalidRequest as error:
+            raise llama_requests.unfit("messages", str(error)) from error
 
     def embed(self, texts: Sequence[str], cancel: CancelEvent) -> Vectors:
         """Return one normalised row for each text. Raises InputTooLong, which names the first text that is too long."""
-        self._check_lengths(texts, "input", cancel)
+        self._check_lengths(texts, cancel)
         rows: list[list[float]] = []
         for part in _in_calls(texts):
             _check(cancel)
@@ -214,8 +266,9 @@ class LlamaCpp(Engine):
         return rows
 
     def rerank(self, query: str, texts: Sequence[str], cancel: CancelEvent) -> Sequence[float]:
-        """Return the raw score of each text. Raises InputTooLong, which names the first pair that is too long."""
-        self._check_lengths([f"{query} {text}" for text in texts], "input (with the query)", cancel)
+        """Return the raw score of each text. Raises InputTooLong for the query, or the first text, that is too long."""
+        self._check_length("query", query, "")
+        self._check_lengths(texts, cancel, query)
         scores: list[float] = []
         for part in _in_calls(texts, framed_by=len(query)):
             _check(cancel)
@@ -224,27 +277,31 @@ class LlamaCpp(Engine):
         return scores
 
     def _call(self, handle: Callable[[bytes], bytes | str], body: dict[str, Any]) -> Any:
+        sent = encoded(body)
         try:
-            answer = orjson.loads(handle(orjson.dumps(body)))
+            answer = orjson.loads(handle(sent))
         except (ValueError, RuntimeError, TypeError) as error:
             raise EngineError(f"llama.cpp failed: {error}") from error
         if "error" in answer:
             raise llama_requests.refusal(answer["error"], self.params.registered_name)
         return answer
 
-    def _check_lengths(self, texts: Sequence[str], field: str, cancel: CancelEvent) -> None:
-        limit = self._n_ctx
+    def _check_lengths(self, texts: Sequence[str], cancel: CancelEvent, query: str = "") -> None:
         for index, text in enumerate(texts):
-            # A text has at most as many tokens as bytes, plus a few that frame it.
-            if len(text.encode("utf-8", "surrogatepass")) + 4 <= limit:
-                continue
             _check(cancel)
-            count = self.count_token(text)
-            if count > limit:
-                message = (
-                    f"has {count} tokens, model {self.params.registered_name!r} takes {limit}: split or shorten it"
-                )
-                raise InputTooLong(f"{field}[{index}] {message}", [{"field": f"{field}[{index}]", "message": message}])
+            self._check_length(f"input[{index}]", text, query)
+
+    def _check_length(self, field: str, text: str, query: str) -> None:
+        """Raise InputTooLong, with the name of the field, if a text with the query is longer than the model takes."""
+        pair = f"{query} {text}" if query else text
+        # A text has at most as many tokens as bytes, plus a few that frame it.
+        if len(pair.encode("utf-8", "surrogatepass")) + 4 <= self._n_ctx:
+            return
+        count = self.count_token(pair)
+        if count > self._n_ctx:
+            tokens = f"{count} tokens with the query" if query else f"{count} tokens"
+            message = f"has {tokens}, model {self.params.registered_name!r} takes {self._n_ctx}: split or shorten it"
+            raise InputTooLong(f"{field} {message}", [{"field": field, "message": message}])
 
     def count_token(self, prompt: str) -> int:
         """Return the number of tokens of ``prompt`` as a raw prompt: the one that its usage will report."""

@@ -65,6 +65,14 @@ def _sweep(root: Path) -> None:
                 os.close(fd)
 
 
+def encoded(body: JSONObject) -> bytes:
+    """Return a body as JSON. Raises InvalidRequest for text that UTF-8 does not have."""
+    try:
+        return orjson.dumps(body)
+    except orjson.JSONEncodeError as error:
+        raise InvalidRequest(f"the text can't be encoded as UTF-8: {error}") from error
+
+
 class LlamaHttp:
     """The calls to one listener, each of which takes a fraction of a millisecond. Many threads may share it."""
 
@@ -76,11 +84,7 @@ class LlamaHttp:
     def post(self, path: str, body: JSONObject) -> JSONObject:
         """Return the JSON object of the response. Raises InvalidRequest (a refusal), EngineError (no answer)."""
         try:
-            payload = orjson.dumps(body)
-        except orjson.JSONEncodeError as error:
-            raise InvalidRequest(f"the text can't be encoded as UTF-8: {error}") from error
-        try:
-            with self._session.request("POST", self._url + path, body=payload) as response:
+            with self._session.request("POST", self._url + path, body=encoded(body)) as response:
                 data = response.content
         except WorkerUnreachable as error:
             raise EngineError(f"llama.cpp did not answer {path}: {error}") from error

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from typing import Any
 
+from jinja2 import Environment, TemplateSyntaxError
+
 from ..errors import EngineError, InvalidRequest, ModelyardError, PromptTooLong
 from ..types import Burst, GenerateRequest, JSONObject
 from ..wire.messages import openai_messages
-from .base import CancelEvent
+from .base import CancelEvent, room_in_context
+
+SPARE_TOKENS = 3
+"""Tokens that the library may compute over the limit: with them, a character that the limit would cut is whole.
+
+The library holds back a token that ends within a character, with the letters before it, and drops it at its own limit.
+"""
 
 
 def chat_body(request: GenerateRequest, default_max_new_tokens: int) -> JSONObject:
@@ -48,8 +57,9 @@ def _common(request: GenerateRequest, default_max_new_tokens: int) -> JSONObject
         "stop": request.stop or None,
     }
     body: JSONObject = {name: value for name, value in given.items() if value is not None}
-    body["max_tokens"] = request.max_new_tokens or default_max_new_tokens
-    body["stream"] = body["return_progress"] = True
+    limit = request.max_new_tokens or default_max_new_tokens
+    body["max_tokens"] = limit if request.options else limit + SPARE_TOKENS
+    body["stream"] = body["return_progress"] = body["timings_per_token"] = True
     body["stream_options"] = {"include_usage": True}
     return body
 
@@ -57,9 +67,15 @@ def _common(request: GenerateRequest, default_max_new_tokens: int) -> JSONObject
 class LlamaAnswer:
     """One answer: turns the library's chunks into bursts, and keeps its finish reason, usage and times."""
 
-    def __init__(self, request: GenerateRequest, model: str) -> None:
-        """Prepare the answer of ``model`` to ``request``."""
+    def __init__(self, request: GenerateRequest, model: str, limit: int) -> None:
+        """Prepare the answer of ``model`` to ``request``, of at most ``limit`` tokens."""
         self._model = model
+        self._limit = limit
+        self._field = "messages" if request.uses_messages else "prompt"
+        self._context_len = request.context_len
+        # With tools or a schema, the library gives the rest of a call at its own end.
+        self._cuts = not request.options or request.context_len is not None
+        self._stops = request.stop
         self._stop_ids = frozenset(request.stop_token_ids)
         self._wants_metrics = request.metrics
         self._options = request.options
@@ -67,7 +83,7 @@ class LlamaAnswer:
         self._finish: str | None = None
         self._usage: JSONObject | None = None
         self._timings: JSONObject = {}
-        self._has_text = False
+        self._has_begun = self._has_text = False
         self._prompt_tokens = 0
         self._counted = 0
         self._started = self._first = _now_ms()
@@ -94,9 +110,11 @@ class LlamaAnswer:
         except (ValueError, RuntimeError, TypeError) as error:
             if isinstance(error, ValueError) and (field := self._field_at_fault()):
                 raise InvalidRequest.of_fields([{"field": field, "message": f"is refused: {error}"}]) from error
+            if not self._has_begun and not isinstance(error, RuntimeError):
+                raise unfit(self._field, str(error)) from error
             raise EngineError(f"llama.cpp failed: {error}") from error
         if isinstance(result, dict) and "error" in result:
-            self._error = self._error or refusal(result["error"], self._model)
+            self._error = self._error or refusal(result["error"], self._model, self._field)
         if self._error is not None:
             raise self._error
         if not cancel.is_set():
@@ -104,22 +122,33 @@ class LlamaAnswer:
 
     def _take(self, chunk: JSONObject, put: Callable[[Burst], bool]) -> bool:
         if "error" in chunk:
-            self._error = refusal(chunk["error"], self._model)
+            self._error = refusal(chunk["error"], self._model, self._field)
             return True
+        self._has_begun = True
         self._usage = _usage(chunk) or self._usage
-        self._prompt_tokens = chunk.get("prompt_progress", {}).get("total", self._prompt_tokens)
-        self._timings = chunk.get("timings") or self._timings
+        if (total := chunk.get("prompt_progress", {}).get("total")) and not self._prompt_tokens:
+            self._prompt_tokens = total
+            if self._context_len is not None:
+                self._limit = min(self._limit, room_in_context(self._context_len, total))
+        timings = chunk.get("timings") or {}
+        self._timings = timings or self._timings
+        computed = timings.get("predicted_n", 0)
         for choice in chunk.get("choices", ()):
             self._finish = choice.get("finish_reason") or self._finish
             if self._stop_ids and self._at_stop_id(choice):
                 return True
             piece = (choice["delta"].get("content") if "delta" in choice else choice.get("text")) or ""
             delta = self._delta(choice)
+            if computed > self._limit:
+                piece, delta = _before_half(piece, self._stops), {}
             if piece or delta:
                 self._first = self._first if self._has_text else _now_ms()
                 self._has_text = True
                 if not put(Burst([piece], deltas=[delta] if delta else None)):
                     return True
+        if computed > self._limit or (computed == self._limit and self._finish is None and self._cuts):
+            self._end("length", self._limit)
+            return True
         return False
 
     def _field_at_fault(self) -> str | None:
@@ -134,16 +163,19 @@ class LlamaAnswer:
             delta["logprobs"] = {"content": [_logprob(t) for t in choice["logprobs"]["content"]], "refusal": None}
         return delta
 
+    def _end(self, finish_reason: str, completion_tokens: int) -> None:
+        self._finish = finish_reason
+        self._usage = {
+            "prompt_tokens": self._prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "total_tokens": self._prompt_tokens + completion_tokens,
+        }
+
     def _at_stop_id(self, choice: JSONObject) -> bool:
         tokens = (choice.get("logprobs") or {}).get("content") or ()
         self._counted += len(tokens)
         if any(token.get("id") in self._stop_ids for token in tokens):
-            self._finish = "stop"
-            self._usage = {
-                "prompt_tokens": self._prompt_tokens,
-                "completion_tokens": self._counted,
-                "total_tokens": self._prompt_tokens + self._counted,
-            }
+            self._end("stop", self._counted)
             return True
         return False
 
@@ -184,13 +216,43 @@ def _usage(chunk: JSONObject) -> JSONObject | None:
     return {key: usage[key] for key in ("prompt_tokens", "completion_tokens", "total_tokens")}
 
 
-def refusal(error: Any, model: str) -> ModelyardError:
-    """Return our error for the library's ``{code, message, type}``."""
+def _before_half(piece: str, stops: list[str]) -> str:
+    """Return the letters of the tokens within the limit, of a piece that has a few tokens more.
+
+    The library held them back for the character that the limit cuts, or for what may become a stop text; then it does
+    not tell where the limit is, and nothing is returned.
+    """
+    if any(stop[0] in piece for stop in stops):
+        return ""
+    match = re.match(r"(.*)[^\x00-\x7f]", piece, re.DOTALL)
+    return match[1] if match else ""
+
+
+def unfit(field: str, reason: str) -> InvalidRequest:
+    """Return the error for messages or a prompt that the library refuses; of a chat template, its own sentence."""
+    # After the place in the template there is a line "Error: Jinja Exception: SENTENCE".
+    sentence = reason.rpartition("\nError: ")[2].removeprefix("Jinja Exception: ")
+    return InvalidRequest.of_fields([{"field": field, "message": sentence.strip()}])
+
+
+def template_fault(template: str | None) -> str:
+    """Return why a chat template that the library refuses can't be read."""
+    try:
+        Environment().compile(template or "", raw=True)  # noqa: S701 - it renders nothing
+    except TemplateSyntaxError as error:
+        return f"{error.message} (line {error.lineno})"
+    except RecursionError:
+        return "it is nested too deeply"
+    return "llama.cpp refuses it; see the log of the start"
+
+
+def refusal(error: Any, model: str, field: str = "input") -> ModelyardError:
+    """Return our error for the library's ``{code, message, type}``; ``field`` is the field of the text."""
     if error.get("type") == "exceed_context_size_error":
         count, limit = error.get("n_prompt_tokens"), error.get("n_ctx")
         return PromptTooLong(
             f"the prompt has {count} tokens, model {model!r} has a context of {limit} (n_ctx): shorten it",
-            [{"field": "messages", "message": f"{count} tokens, at most {limit}"}],
+            [{"field": field, "message": f"{count} tokens, at most {limit}"}],
         )
     message = str(error.get("message", error))
     return InvalidRequest(message) if error.get("code") == 400 else EngineError(f"llama.cpp: {message}")

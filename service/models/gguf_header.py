@@ -72,6 +72,11 @@ class Header:
         return self.text("tokenizer.chat_template")
 
     @property
+    def has_chat_template(self) -> bool:
+        """Whether there is a chat template; one that is very long is not kept."""
+        return "tokenizer.chat_template" in self.metadata
+
+    @property
     def unusable_because(self) -> str | None:
         """The reason why this file is not a model by itself, or None."""
         kind = self.text("general.type") or "model"

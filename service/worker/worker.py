@@ -13,11 +13,12 @@ from typing import Any
 
 import requests
 
-from ..engines.base import Engine, ModelParams, Progress, Vectors
+from ..engines.base import CancelEvent, Engine, ModelParams, Progress, Vectors
 from ..errors import (
     BadModelFile,
     Cancelled,
     EngineError,
+    InputTooLong,
     InvalidRequest,
     MissingLibrary,
     ModelyardError,
@@ -223,12 +224,21 @@ class ModelWorker:
             self.check_ready()
             return []
         if self.worker_type is WorkerType.RERANKER:
-            scores: Sequence[float] = self._computed(
-                "rerank", lambda: self.engine.rerank(query, texts, cancel), [query, *texts], cancel, wait
-            )
-            return scores
-        rows = self.embeddings([query, *texts], cancel, wait=wait)
-        return [_cosine(rows[0], row) for row in rows[1:]]
+            operation, rank = "rerank", self.engine.rerank
+        else:
+            operation, rank = "embeddings", self._rank_by_cosine
+        scores: Sequence[float] = self._computed(
+            operation, lambda: rank(query, texts, cancel), [query, *texts], cancel, wait
+        )
+        return scores
+
+    def _rank_by_cosine(self, query: str, texts: Sequence[str], cancel: CancelEvent) -> Sequence[float]:
+        try:
+            vector = self.engine.embed([query], cancel)[0]
+        except InputTooLong as error:
+            message = error.errors[0]["message"] if error.errors else str(error)
+            raise InputTooLong(f"query {message}", [{"field": "query", "message": message}]) from error
+        return [_cosine(vector, row) for row in self.engine.embed(texts, cancel)]
 
     def count_token(self, prompt: str) -> int:
         """Return the number of tokens of ``prompt``; never waits in line."""

@@ -18,7 +18,6 @@ from modelyard.engines.llama_cpp import LlamaCpp
 from modelyard.errors import (
     BadModelFile,
     Cancelled,
-    EngineError,
     InputTooLong,
     InvalidRequest,
     PromptTooLong,
@@ -332,7 +331,7 @@ def test_a_prompt_longer_than_the_context_is_refused_with_the_numbers_and_the_ne
 def test_a_text_too_long_is_named_by_its_index_and_the_next_works(llama, kind):
     worker = llama(kind)
     texts = ["short", "x, " * 3000, "short"]
-    with pytest.raises(InputTooLong, match=r"\[1\] has \d+ tokens, model 'm' takes 512") as caught:
+    with pytest.raises(InputTooLong, match=r"\[1\] has \d+ tokens( with the query)?, model 'm' takes 512") as caught:
         worker.rerank("q", texts, Cancel()) if kind == "reranker" else worker.embeddings(texts, Cancel())
     assert "[1]" in caught.value.errors[0]["field"]
     if kind == "text2vec":
@@ -375,6 +374,115 @@ def test_an_echo_repeats_the_prompt_before_the_answer(llama):
     assert "hello there" in whole(llama(), chat("hello there", echo=True)).text
 
 
+SYSTEM_FIRST = (
+    "{% for m in messages %}{% if m['role'] == 'system' and not loop.first %}"
+    "{{ raise_exception('System message must be at the beginning.') }}{% endif %}{% endfor %}"
+)
+ALTERNATING = (
+    "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/...') }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.fixture(scope="module")
+def with_template(tmp_path_factory) -> Iterator[Callable[[str], ModelWorker]]:
+    """Starts an LLM with a chat template; it is stopped at the end of the module."""
+    made: dict[str, ModelWorker] = {}
+
+    def start(template: str) -> ModelWorker:
+        if template not in made:
+            path = tiny_gguf.make(tmp_path_factory.mktemp("template") / "m.gguf", chat_template=template)
+            made[template] = ModelWorker(make_llama({"llm": path}, "llm"), lambda: path)
+            made[template].start()
+        return made[template]
+
+    yield start
+    for worker in made.values():
+        worker.stop()
+
+
+@pytest.mark.parametrize("echo", [False, True])
+@pytest.mark.parametrize(
+    ("template", "roles", "sentence"),
+    [
+        (SYSTEM_FIRST, ["human", "system"], "System message must be at the beginning."),
+        (ALTERNATING, ["human", "human"], "Conversation roles must alternate user/assistant/..."),
+        ("", ["human", "ai", "ai"], "Cannot have 2 or more assistant messages at the end of the list."),
+    ],
+)
+def test_messages_that_the_chat_template_refuses_are_the_callers_fault(with_template, template, roles, sentence, echo):
+    worker = with_template(template + tiny_gguf.CHAT_TEMPLATE)
+    messages = [{"role": role, "content": "x"} for role in roles]
+    with pytest.raises(InvalidRequest) as caught:
+        whole(worker, GenerateRequest("m", messages=messages, max_new_tokens=2, echo=echo))
+    assert caught.value.errors == [{"field": "messages", "message": sentence}]
+    assert whole(worker, chat()).usage
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{% if %}", r"Expected an expression, got 'end of statement block' \(line 1\)"),
+        ("{{ messages | nosuchfilter }}", r"No filter named 'nosuchfilter'\. \(line 1\)"),
+        ("{{ no_function() }}", "llama.cpp refuses it; see the log of the start"),
+    ],
+)
+def test_a_chat_template_that_can_not_be_read_leaves_raw_prompts(with_template, template, reason):
+    worker = with_template(template)
+    assert whole(worker, raw()).text
+    with pytest.raises(InvalidRequest, match=f"its chat template can't be read: {reason}; send a raw prompt") as caught:
+        whole(worker, chat())
+    assert caught.value.errors[0]["field"] == "messages"
+    assert (worker.metadata().chat_model, worker.metadata().prompt_chat_template) == (False, None)
+
+
+def test_an_embedder_has_no_use_for_a_chat_template(tmp_path):
+    path = tiny_gguf.make(tmp_path / "m.gguf", "embed", chat_template="{% if %}")
+    worker = ModelWorker(make_llama({"text2vec": path}, "text2vec"), lambda: path)
+    worker.start()
+    assert len(worker.embeddings(["a"], Cancel())) == 1
+    worker.stop()
+
+
+@pytest.mark.parametrize("kind", ["text2vec", "reranker"])
+@pytest.mark.parametrize(
+    ("query", "texts", "field"),
+    [
+        ("q", ["x, " * 3000, "short"], "input[0]"),
+        ("q", ["short", "x, " * 3000], "input[1]"),
+        ("x, " * 3000, ["short", "short"], "query"),
+    ],
+)
+def test_of_a_query_and_texts_the_one_that_is_too_long_is_named(llama, kind, query, texts, field):
+    with pytest.raises(InputTooLong) as caught:
+        llama(kind).rerank(query, texts, Cancel())
+    assert str(caught.value).startswith(f"{field} has ")
+    assert [error["field"] for error in caught.value.errors] == [field]
+
+
+def test_a_prompt_that_is_too_long_is_named_by_its_field(llama):
+    for ask, field in ((raw, "prompt"), (chat, "messages")):
+        with pytest.raises(PromptTooLong) as caught:
+            whole(llama(), ask("word " * 2000))
+        assert [error["field"] for error in caught.value.errors] == [field]
+
+
+def test_an_answer_stays_within_the_context_that_the_request_allows(llm):
+    for ask in (raw, chat):
+        usage = whole(llm, ask("hello there", max_new_tokens=30)).usage
+        assert usage is not None
+        prompt_tokens = usage["prompt_tokens"]
+        output = whole(llm, ask("hello there", max_new_tokens=30, context_len=prompt_tokens + 3))
+        assert output.usage == {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": 3,
+            "total_tokens": prompt_tokens + 3,
+        }
+        assert output.finish_reason == "length"
+        with pytest.raises(PromptTooLong, match=rf"context_len: is {prompt_tokens}, and the prompt has"):
+            whole(llm, ask("hello there", context_len=prompt_tokens))
+
+
 def test_a_stop_text_ends_the_answer_before_it(llama):
     text = whole(llama(), raw(max_new_tokens=30)).text
     stop = text[len(text) // 2]
@@ -397,8 +505,9 @@ def test_the_seed_decides_what_chance_brings(llama):
 
 
 def test_a_lone_surrogate_is_a_clear_error_and_the_next_works(llama):
-    with pytest.raises(EngineError, match="surrogates not allowed"):
-        whole(llama(), raw("\ud800"))
+    for ask, field in ((raw, "prompt"), (chat, "messages")):
+        with pytest.raises(InvalidRequest, match=f"{field}: .*surrogates not allowed"):
+            whole(llama(), ask("\ud800"))
     with pytest.raises(InvalidRequest, match="UTF-8"):
         llama().count_token("\ud800")
     assert whole(llama(), raw()).text

@@ -144,6 +144,15 @@ def test_an_answer_has_as_many_tokens_as_were_asked_for(service: Service) -> Non
         assert output["usage"]["total_tokens"] == output["usage"]["prompt_tokens"] + count
 
 
+def test_the_letters_before_half_a_character_are_kept(service: Service) -> None:
+    fox = "\U0001f98a"
+    body = {"model": LLM, "prompt": f"go {fox} " * 5 + "go", "temperature": 0}
+    outputs = [answer(service, {**body, "max_new_tokens": count}) for count in (1, 2, 3)]
+    assert [output["text"] for output in outputs] == [" ", " ", f" {fox}"]
+    assert [output["usage"]["completion_tokens"] for output in outputs] == [1, 2, 3]
+    assert {output["finish_reason"] for output in outputs} == {"length"}
+
+
 def test_an_answer_ends_by_itself(service: Service) -> None:
     output = answer(service, ask("What is 1+1? Answer with one number.", temperature=0, max_new_tokens=500))
     assert output["finish_reason"] == "stop"

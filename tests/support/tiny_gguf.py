@@ -12,7 +12,7 @@ import numpy as np
 KINDS = ("llama", "embed", "rank")
 WIDTH, HIDDEN, LAYERS = 64, 128, 2
 
-_CHAT_TEMPLATE = (
+CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
@@ -28,8 +28,13 @@ _WORDS = (
 )
 
 
-def make(path: Path, kind: str = "llama", context: int | None = None, seed: int = 0) -> Path:
-    """Write a model of one of ``KINDS`` to ``path`` and return it; the same arguments give the same bytes."""
+def make(
+    path: Path, kind: str = "llama", context: int | None = None, seed: int = 0, chat_template: str | None = None
+) -> Path:
+    """Write a model of one of ``KINDS`` to ``path`` and return it; the same arguments give the same bytes.
+
+    An LLM has ChatML's template, others have none, unless there is a ``chat_template``.
+    """
     random = np.random.default_rng(seed)
     if kind == "llama":
         writer = gguf.GGUFWriter(path, "llama")
@@ -40,6 +45,8 @@ def make(path: Path, kind: str = "llama", context: int | None = None, seed: int 
         pooling = gguf.PoolingType.RANK if kind == "rank" else gguf.PoolingType.MEAN
         _describe_bert(writer, kind, context or 512, pooling)
         tensors = _bert_tensors(random, kind, context or 512)
+    if chat_template is not None or kind == "llama":
+        writer.add_chat_template(CHAT_TEMPLATE if chat_template is None else chat_template)
     for name, tensor in tensors:
         writer.add_tensor(name, tensor.astype(np.float32))
     writer.write_header_to_file()
@@ -68,7 +75,6 @@ def _describe_llama(writer: gguf.GGUFWriter, context: int) -> None:
     writer.add_eos_token_id(2)
     writer.add_pad_token_id(0)
     writer.add_add_bos_token(False)
-    writer.add_chat_template(_CHAT_TEMPLATE)
 
 
 def _describe_bert(writer: gguf.GGUFWriter, kind: str, context: int, pooling: gguf.PoolingType) -> None:

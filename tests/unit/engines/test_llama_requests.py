@@ -13,7 +13,12 @@ from modelyard.types import Burst, GenerateRequest
 
 Chunk = dict[str, Any]
 USAGE = {"prompt_tokens": 4, "completion_tokens": 2, "total_tokens": 6}
-STREAMED = {"stream": True, "return_progress": True, "stream_options": {"include_usage": True}}
+STREAMED = {
+    "stream": True,
+    "return_progress": True,
+    "timings_per_token": True,
+    "stream_options": {"include_usage": True},
+}
 
 
 def request(**fields: Any) -> GenerateRequest:
@@ -25,11 +30,11 @@ def request(**fields: Any) -> GenerateRequest:
 
 def test_a_chat_is_streamed_with_its_messages_and_nothing_that_was_not_said():
     body = chat_body(request(messages=[{"role": "human", "content": "hi"}]), 77)
-    assert body == {**STREAMED, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 77}
+    assert body == {**STREAMED, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 80}
 
 
 def test_a_raw_prompt_is_a_completion():
-    assert completion_body(request(prompt="once"), 77) == {**STREAMED, "prompt": "once", "max_tokens": 77}
+    assert completion_body(request(prompt="once"), 77) == {**STREAMED, "prompt": "once", "max_tokens": 80}
 
 
 @pytest.mark.parametrize("prompt", [None, ""])
@@ -50,7 +55,6 @@ def test_an_empty_prompt_is_refused(prompt):
         ("frequency_penalty", -1.0, "frequency_penalty"),
         ("repetition_penalty", 1.1, "repeat_penalty"),
         ("stop", ["x", "y"], "stop"),
-        ("max_new_tokens", 5, "max_tokens"),
     ],
 )
 @pytest.mark.parametrize("make", [chat_body, completion_body])
@@ -87,14 +91,14 @@ def delta(text: str | None, finish: str | None = None, **more: Any) -> Chunk:
     return {"choices": [{"delta": {"content": text}, "finish_reason": finish}], **more}
 
 
-def run(handle: Callable[..., object], cancel: Cancel | None = None, **fields: Any) -> list[Burst]:
+def run(handle: Callable[..., object], cancel: Cancel | None = None, limit: int = 100, **fields: Any) -> list[Burst]:
     found: list[Burst] = []
 
     def put(burst: Burst) -> bool:
         found.append(burst)
         return True
 
-    LlamaAnswer(request(**fields), "m").run(handle, {}, put, cancel or Cancel())
+    LlamaAnswer(request(**fields), "m", limit).run(handle, {}, put, cancel or Cancel())
     return found
 
 
@@ -158,6 +162,47 @@ def test_a_stop_id_ends_the_answer_before_its_text():
     assert texts(run(handle, stop_token_ids=[99])) == "abENDnever"
 
 
+def computed(text: str, tokens: int, finish: str | None = None) -> Chunk:
+    return delta(text, finish, timings={"predicted_n": tokens})
+
+
+PROMPT = {"prompt_progress": {"total": 4, "processed": 0}, "choices": []}
+
+
+@pytest.mark.parametrize(
+    ("limit", "chunks", "text", "reason"),
+    [
+        (2, [computed("a", 1), computed("b", 2), computed("never", 3)], "ab", "length"),
+        (1, [computed("go \U0001f98a", 3), computed("never", 4)], "go ", "length"),
+        (2, [computed("go", 1), computed(" \ufffdx", 3)], "go ", "length"),
+        (3, [computed("go \U0001f98a", 3), computed("never", 4)], "go \U0001f98a", "length"),
+        (2, [computed("go", 1), delta(None, "stop", timings={"predicted_n": 3})], "go", "length"),
+        (2, [computed("go", 1), delta(None, "stop"), {"choices": [], "timings": {"predicted_n": 2}}], "go", "stop"),
+        (2, [computed("go", 1), computed("STO", 3)], "go", "length"),
+    ],
+)
+def test_at_the_limit_the_letters_before_half_a_character_are_kept(limit, chunks, text, reason):
+    found = run(play(PROMPT, *chunks), limit=limit, stop=["STOP"])
+    assert (texts(found), found[-1].finish_reason) == (text, reason)
+    if reason == "length":
+        assert found[-1].usage == {"prompt_tokens": 4, "completion_tokens": limit, "total_tokens": 4 + limit}
+
+
+def test_a_context_smaller_than_the_models_bounds_prompt_and_answer():
+    handle = play(PROMPT, computed("a", 1), computed("b", 2), computed("c", 3))
+    assert texts(run(handle, context_len=6)) == "ab"
+    with pytest.raises(PromptTooLong, match="context_len: is 4, and the prompt has 4 tokens"):
+        run(handle, context_len=4)
+
+
+@pytest.mark.parametrize("error", [ValueError("bad"), TypeError("bad")], ids=repr)
+def test_what_the_library_refuses_before_it_begins_is_the_callers_fault(error):
+    with pytest.raises(InvalidRequest, match=r"^prompt: bad$"):
+        run(play(error))
+    with pytest.raises(InvalidRequest, match=r"^messages: bad$"):
+        run(play(error), messages=[{"role": "human", "content": "x"}])
+
+
 def test_a_cancel_ends_it_at_the_next_chunk_and_nothing_is_said_after():
     cancel, given = Cancel(), []
 
@@ -180,7 +225,7 @@ def test_a_reader_that_has_gone_ends_it():
     cancel = Cancel()
     cancel.on_set(lambda: None)
     handle = play(delta("a"), delta("b"))
-    LlamaAnswer(request(), "m").run(handle, {}, put, cancel)
+    LlamaAnswer(request(), "m", 100).run(handle, {}, put, cancel)
     assert taken[0] == Burst(["a"])
     assert Burst(["b"]) not in taken
 
@@ -196,7 +241,7 @@ def test_nothing_raised_in_the_callback_reaches_the_library(error):
         obeyed.append(callback(delta("a")))
 
     with pytest.raises(RuntimeError if isinstance(error, RuntimeError) else EngineError):
-        LlamaAnswer(request(), "m").run(handle, {}, put, Cancel())
+        LlamaAnswer(request(), "m", 100).run(handle, {}, put, Cancel())
     assert obeyed == [True]
 
 

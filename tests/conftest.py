@@ -14,6 +14,8 @@ from stores import StoreServers
 
 # A missing part skips a test on a laptop; where changes are judged it fails the run.
 IN_CI = os.environ.get("CI") == "true"
+# Not in the environment of the services: they refuse a variable that they do not read.
+MODELS = Path(os.environ.pop("MODELYARD_TEST_MODELS", "") or ROOT / "models")
 _skipped: list[str] = []
 LOG_SHOWN = 6000
 """Characters of a service's log that the report of a failed test shows."""
@@ -70,7 +72,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.fixture(scope="session")
 def models_dir() -> Path:
     """The folder that ``modelyard pull`` fills, with the default weights in it."""
-    folder = Path(os.environ.get("MODELYARD_TEST_MODELS") or ROOT / "models")
+    folder = MODELS
     for entry in Catalog.load():
         if entry.model_path is not None and not (folder / entry.model_path).exists():
             pytest.skip(f"{entry.model_path} is not in {folder}: modelyard pull --models-dirs {folder}")

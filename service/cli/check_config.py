@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import os
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 import click
 
-from ..engines import ENGINES, engine_class
 from ..errors import ConfigError
-from ..settings.layers import variables_of
-from ..settings.loading import ENVIRONMENT_PREFIX, SET_VARIABLE
-from ..settings.params import params_of
-from ..settings.settings import ROLES, Settings
+from ..settings.settings import ROLES
 from ..types import JSONObject
 from .examine import examine
 from .failures import Failure, complain
@@ -43,7 +37,6 @@ def check_config(
     faults += report.missing
     warnings = [f"{override}: model {override.model!r} is not started" for override in report.unused_overrides]
     warnings += report.unusable
-    warnings += _unread_variables(os.environ, click.get_current_context().find_root().command)
     document = {"ok": not faults, "settings": report.values, "models": report.models}
     if json_wanted:
         click.echo(as_json({**document, "faults": faults, "warnings": warnings}))
@@ -83,28 +76,3 @@ def _heading(model: JSONObject) -> str:
     if model["note"]:
         parts.append(model["note"])
     return ", ".join(parts)
-
-
-def _unread_variables(environ: Mapping[str, str], group: click.Command) -> list[str]:
-    """Return a warning for each ``MODELYARD_...`` that is not the variable of a setting, a parameter or an option."""
-    names = {SET_VARIABLE, *_variables_of_options(group)}
-    for declared in params_of(Settings).values():
-        names.update(variables_of(declared, ENVIRONMENT_PREFIX))
-    for engine in ENGINES:
-        for declared in params_of(engine_class(engine).Params).values():
-            names.update(variables_of(declared, ""))
-    warnings = []
-    for variable in sorted(environ):
-        if variable.startswith(f"{ENVIRONMENT_PREFIX}_") and variable not in names:
-            nearest = difflib.get_close_matches(variable, sorted(names), n=1)
-            hint = f"; did you mean {nearest[0]}?" if nearest else ""
-            warnings.append(f"environment, {variable}: nothing reads it{hint}")
-    return warnings
-
-
-def _variables_of_options(command: click.Command) -> Iterator[str]:
-    for option in command.params:
-        yield from [option.envvar] if isinstance(option.envvar, str) else option.envvar or ()
-    if isinstance(command, click.Group):
-        for below in command.commands.values():
-            yield from _variables_of_options(below)

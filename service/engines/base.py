@@ -103,6 +103,11 @@ class Engine:
         self.params = params
         self.path = path
 
+    @classmethod
+    def worker_type_of(cls, path: Path) -> WorkerType | None:
+        """Return the type of the model in weights; None where they do not tell. Raises BadModelFile."""
+        return None
+
     def start(self, progress: Progress) -> None:
         """Load the model. Raise StartFailed, or any exception: its type decides what the client sees."""
 

@@ -89,6 +89,11 @@ class LlamaCpp(Engine):
         self._n_ctx = self.params.n_ctx
         self._metadata = ModelMetadata(self.params.registered_name)
 
+    @classmethod
+    def worker_type_of(cls, path: Path) -> WorkerType | None:
+        """Return the type that the file's header shows. Raises BadModelFile."""
+        return gguf_header.worker_type_of(path)
+
     def start(self, progress: Progress) -> None:
         """Check the file and the memory, then load. Raises MissingLibrary, BadModelFile, StartFailed."""
         if self.path is None:

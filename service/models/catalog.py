@@ -60,7 +60,9 @@ class CatalogEntry:
 
     name: str = param(help="name of the model")
     engine: str = param(help="engine that runs it")
-    worker_type: str | None = param(None, help="kind of work", choices=[t.value for t in WorkerType])
+    worker_type: str | None = param(
+        None, help="kind of work; default: what the weights are for", choices=[t.value for t in WorkerType]
+    )
     model_path: str | None = param(None, help="weights, relative to a models folder")
     enabled: bool = param(True, help="whether it can be run")
     start: bool = param(False, help="whether it is started with the service")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from ..types import WorkerType
@@ -105,6 +106,18 @@ class Header:
         """Return the integer of ``key``; None if it is missing or of another type."""
         value = self.metadata.get(key)
         return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def worker_type_of(path: Path) -> WorkerType:
+    """Return the type of the model in a file; the last files are kept. Raises BadModelFile."""
+    status = path.stat()
+    return _worker_type_of(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _worker_type_of(path: Path, size: int, mtime_ns: int) -> WorkerType:
+    del size, mtime_ns  # They are the cache's key of a version.
+    return read(path).guess_worker_type()
 
 
 def read(path: Path) -> Header:

@@ -23,8 +23,9 @@ from ..blueprints.health import health_blueprint
 from ..blueprints.openai.blueprint import openai_blueprint, paths_of_application
 from ..blueprints.request.problems import install_in_app
 from ..blueprints.worker import worker_blueprint
-from ..errors import Overloaded
+from ..errors import ConfigError, Overloaded
 from ..settings import loading, params
+from ..settings.layers import nearest
 from ..settings.settings import CONTROLLERS, HOSTED, REMOTE, ROUTERS, Settings
 from ..worker.protocol import StartCallback
 from .runtime import Runtime
@@ -147,6 +148,14 @@ def current_modelyard() -> Runtime:
 
 
 def _config_of(app: Flask) -> dict[str, Any]:
-    """Return the settings in the application's config, where they are named ``MODELYARD_NAME``."""
-    names = {f"MODELYARD_{name.upper()}": name for name in params.params_of(Settings)}
-    return {names[key]: value for key, value in app.config.items() if key in names}
+    """Return the settings in the application's config, where they are named ``MODELYARD_NAME``.
+
+    Raises ConfigError for a name that is not of a setting.
+    """
+    prefix = f"{loading.ENVIRONMENT_PREFIX}_"
+    names = {f"{prefix}{name.upper()}": name for name in params.params_of(Settings)}
+    given = [key for key in app.config if key.startswith(prefix)]
+    if unknown := [key for key in given if key not in names]:
+        hints = [f"app.config[{key!r}]: no such setting{nearest(key, names, prefix)}" for key in unknown]
+        raise ConfigError("; ".join(hints))
+    return {names[key]: app.config[key] for key in given}

@@ -109,7 +109,7 @@ def _read(
     for name, value in values.items():
         try:
             if name not in declared:
-                raise ValueError(f"no such parameter{_nearest(name, declared)}")
+                raise ValueError(f"no such parameter{nearest(name, declared)}")
             checked[name] = read(declared[name], value)
         except ValueError as error:
             messages.append(f"{place if isinstance(place, str) else place(name)}: {name}: {error}")
@@ -117,9 +117,11 @@ def _read(
     return checked
 
 
-def _nearest(name: str, declared: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(declared), n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
+def nearest(name: str, declared: Iterable[str], prefix: str = "") -> str:
+    """Return a hint at the name that is most like an unknown one; empty if none is. All begin with ``prefix``."""
+    names = [other.removeprefix(prefix) for other in declared]
+    close = difflib.get_close_matches(name.removeprefix(prefix), names, n=1)
+    return f" (did you mean {prefix}{close[0]}?)" if close else ""
 
 
 def from_environ(cls: type[Any], prefix: str, environ: Mapping[str, str], faults: Faults | None = None) -> Layer:
@@ -135,6 +137,25 @@ def from_environ(cls: type[Any], prefix: str, environ: Mapping[str, str], faults
     texts = {name: environ[variable] for name, variable in variables.items()}
     values = from_text(cls, texts, lambda name: f"environment, {variables[name]}", faults)
     return Layer(values, {name: Origin(LayerName.ENVIRONMENT, variables[name]) for name in values})
+
+
+def misspelt_variables(
+    cls: type[Any], prefix: str, environ: Mapping[str, str], others: Iterable[str] = ()
+) -> list[str]:
+    """Return a fault for each variable ``PREFIX_NAME`` that is nearly one of a parameter's.
+
+    A name that is like none may belong to another program. ``others`` are the prefixes of other models.
+    """
+    names = {declared.name.upper() for declared in params_of(cls).values()}
+    longer = tuple(f"{other}_" for other in others if other.startswith(f"{prefix}_"))
+    faults = []
+    for variable in sorted(environ):
+        name = variable.removeprefix(f"{prefix}_")
+        if name == variable or name in names or (longer and variable.startswith(longer)):
+            continue
+        if close := difflib.get_close_matches(name, names, n=1, cutoff=0.8):
+            faults.append(f"environment, {variable}: nothing reads it (did you mean {prefix}_{close[0]}?)")
+    return faults
 
 
 def variables_of(declared: Param, prefix: str) -> list[str]:

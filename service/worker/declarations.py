@@ -8,15 +8,16 @@ from __future__ import annotations
 import logging
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from ..engines import engine_class, load_class
-from ..engines.base import Engine
-from ..errors import ConfigError, FieldError, InvalidRequest, ModelyardError, UnknownModel
+from ..engines import ENGINES, engine_class, load_class
+from ..engines.base import Engine, ModelParams
+from ..errors import BadModelFile, ConfigError, FieldError, InvalidRequest, ModelyardError, UnknownModel
 from ..models import weights
 from ..models.catalog import Catalog, CatalogEntry
+from ..sessions.address import URL_VARIABLE
 from ..settings.layers import (
     Faults,
     Layer,
@@ -27,17 +28,21 @@ from ..settings.layers import (
     from_environ,
     from_plain,
     from_text,
+    merge,
+    misspelt_variables,
+    nearest,
     refuse_shared_prefixes,
+    variables_of,
 )
-from ..settings.loading import Override
-from ..settings.params import describe, from_json
+from ..settings.loading import ENVIRONMENT_PREFIX, HANDED_VARIABLE, SET_VARIABLE, Override
+from ..settings.params import describe, from_json, params_of
 from ..settings.settings import Settings
 from ..types import SupportedModel, WorkerType
 
 log = logging.getLogger(__name__)
 
 ONLY_IN_CONFIGURATION = ("worker_class",)
-"""Parameters that are ignored over HTTP: they name code."""
+"""Parameters that name code: no request sets them."""
 IDENTITY = ("model_name", "engine", "worker_type", "worker_class")
 """Parameters that define a model: only its table in the configuration file sets them."""
 
@@ -60,17 +65,37 @@ class Declarations:
         environ: Mapping[str, str] | None = None,
         faults: Faults | None = None,
     ) -> None:
-        """Read the environment once, from ``environ`` or this process, and check every ``--set``.
+        """Read the environment once, from ``environ`` or this process, and check its names and every ``--set``.
 
-        Raises ConfigError for one whose model does not exist, or whose value is not valid, unless ``faults`` collects.
+        Raises ConfigError for a ``MODELYARD_...`` that nothing reads, and a ``--set`` whose model does not exist, or
+        whose value is not valid, unless ``faults`` collects.
         """
         self.settings = settings
         self.catalog = catalog
         self._environ = dict(os.environ if environ is None else environ)
         self.overrides: list[Override] = []
+        (faults or Faults()).add(self._unread_variables())
         for item in settings.overrides:
             with (faults or Faults()).caught():
                 self.overrides.append(self._checked(Override.parse(item)))
+
+    def _unread_variables(self) -> list[str]:
+        """Return a fault for each ``MODELYARD_...`` that neither a setting nor a parameter nor a command reads."""
+        given = {variable for variable in self._environ if variable.startswith(f"{ENVIRONMENT_PREFIX}_")}
+        names = {SET_VARIABLE, HANDED_VARIABLE, URL_VARIABLE}
+        for declared in params_of(Settings).values():
+            names.update(variables_of(declared, ENVIRONMENT_PREFIX))
+        classes = [engine_class(engine).Params for engine in ENGINES]
+        if given - names - _shared_variables(classes):  # only then is the operator's own code imported
+            classes += [_class_of(entry).Params for entry in self.catalog if entry.params.get("worker_class")]
+        for entry in self.catalog:
+            prefix = environment_prefix(entry.name)
+            names.update(variable for variable in given if variable.startswith(f"{prefix}_"))
+        names |= _shared_variables(classes)
+        return [
+            f"environment, {name}: nothing reads it{nearest(name, names, f'{ENVIRONMENT_PREFIX}_')}"
+            for name in sorted(given - names)
+        ]
 
     def _checked(self, override: Override) -> Override:
         entry = self.entry(override.model)
@@ -93,15 +118,42 @@ class Declarations:
     ) -> Engine:
         """Return the engine of ``name``, not started.
 
+        Its type is the ``worker_type``, or that of the entry, or what the weights are for, or the engine's default.
         Raises UnknownModel without a catalogue entry and a ``model_path``, InvalidRequest for parameters set over
         HTTP that are not valid, ConfigError for all others.
         """
         entry, engine, layers = self.declaration(name, over_http)
+        if worker_type is None and entry.worker_type is None:
+            worker_type = self._type_of_weights(name, engine, layers)
         kind = _worker_type(entry, engine, worker_type)
         identity = {"model_name": name, "engine": engine.name, "worker_type": kind.value}
         by_type = {"limit_model_concurrency": engine.default_slots, "max_waiting": engine.default_waiting}
         defaults = {name: values[kind] for name, values in by_type.items() if kind in values}
         return engine(build(engine.Params, identity, *(layer.values for layer in layers), defaults))
+
+    def _type_of_weights(self, name: str, engine: type[Engine], layers: Iterable[Layer]) -> WorkerType | None:
+        path = merge(layer.values for layer in layers).get("model_path")
+        try:
+            return engine.worker_type_of(self.resolve(name, path)) if path else None
+        except BadModelFile:  # the start raises it
+            return None
+
+    def check_request(self, name: str, params: Mapping[str, object]) -> None:
+        """Raise InvalidRequest if a request to start ``name`` names code, or weights outside of the models folders."""
+        entry = self.entry(name)
+        faults: list[FieldError] = []
+        for parameter in ONLY_IN_CONFIGURATION:
+            if params.get(parameter) not in (None, entry.params.get(parameter) if entry else None):
+                message = "names code, so it can only be set in a [[models]] table of the configuration file"
+                faults.append({"field": f"params.{parameter}", "message": message})
+        path = params.get("model_path")
+        if isinstance(path, str):
+            try:
+                self.resolve(name, path)
+            except BadModelFile as error:
+                faults.append({"field": "params.model_path", "message": str(error)})
+        if faults:
+            raise InvalidRequest.of_fields(faults)
 
     def declaration(
         self, name: str, over_http: Mapping[str, object] | None = None, faults: Faults | None = None
@@ -138,7 +190,10 @@ class Declarations:
         return Layer.of(from_text(engine.Params, texts, f"--set {name}", faults), LayerName.COMMAND_LINE)
 
     def _environment(self, name: str, engine: type[Engine], faults: Faults | None) -> Layer:
-        layer = from_environ(engine.Params, environment_prefix(name), self._environ, faults)
+        prefix = environment_prefix(name)
+        layer = from_environ(engine.Params, prefix, self._environ, faults)
+        others = [environment_prefix(entry.name) for entry in self.catalog]
+        (faults or Faults()).add(misspelt_variables(engine.Params, prefix, self._environ, others))
         for parameter, origin in layer.origins.items():
             with (faults or Faults()).caught():
                 _refuse_identity(parameter, f"environment, {origin.place}")
@@ -209,6 +264,16 @@ class Declarations:
         if command is None or not self.settings.models_dirs:
             return command or ""
         return f"{command} --models-dirs {shlex.quote(str(self.settings.models_paths[0]))}"
+
+
+def _shared_variables(classes: Iterable[type[ModelParams]]) -> set[str]:
+    """Return the variables that are read for all models."""
+    return {
+        f"{ENVIRONMENT_PREFIX}_{declared.name.upper()}"
+        for params_class in classes
+        for declared in params_of(params_class).values()
+        if "shared" in declared.tags
+    }
 
 
 def _refuse_identity(parameter: str, place: str) -> None:

@@ -135,6 +135,7 @@ class LocalWorkerManager(SharedCalls):
         entry = self.models.declarations.entry(model)
         if entry is not None and not entry.enabled:
             raise Conflict(f"model {model!r} is disabled ({entry.origin}): {entry.description}")
+        self.models.declarations.check_request(model, params)
         self.models.startup(model, worker_type, {k: v for k, v in params.items() if v is not None})
 
     @spanned

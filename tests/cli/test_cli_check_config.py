@@ -246,12 +246,16 @@ def test_without_faults_it_prints_tables_and_ends_with_0(at: Path):
     assert row == ["delay", "0.5", "command line"]
 
 
-def test_a_variable_that_nothing_reads_and_a_set_without_its_model_are_warnings(at: Path):
-    found = checked("-m", "echo", "--set", "echo-embed.delay=1", MODELYARD_PROT="1", MODELYARD_URL="http://x")
-    assert found["ok"] is True
-    assert len(found["warnings"]) == 2
-    assert "echo-embed" in found["warnings"][0]
-    assert "MODELYARD_PROT: nothing reads it; did you mean MODELYARD_PORT?" in found["warnings"][1]
+def test_a_variable_that_nothing_reads_is_a_fault_and_a_set_without_its_model_a_warning(at: Path):
+    words = ("-m", "echo", "--set", "echo-embed.delay=1")
+    found = checked(*words, MODELYARD_PROT="1", MODELYARD_URL="http://x", ECHO_DELAYY="3", ECHO_HOME="/")
+    assert found["ok"] is False
+    assert found["faults"] == [
+        "environment, MODELYARD_PROT: nothing reads it (did you mean MODELYARD_PORT?)",
+        "environment, ECHO_DELAYY: nothing reads it (did you mean ECHO_DELAY?)",
+    ]
+    (warning,) = found["warnings"]
+    assert "echo-embed" in warning
 
 
 def test_nothing_is_written(at: Path):

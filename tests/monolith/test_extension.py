@@ -135,6 +135,23 @@ def test_what_does_not_fit_is_told_at_once(options: dict[str, Any]) -> None:
         Modelyard(Flask("app"), **options)
 
 
+def test_a_name_in_the_config_that_is_no_setting_is_refused_with_the_nearest() -> None:
+    app = Flask("theirs")
+    app.config.update(MODELYARD_PROT=9, MODELYARD_XYZZY=1, PORT=9)
+    with pytest.raises(ConfigError) as caught:
+        Modelyard(app)
+    assert str(caught.value) == (
+        "app.config['MODELYARD_PROT']: no such setting (did you mean MODELYARD_PORT?); "
+        "app.config['MODELYARD_XYZZY']: no such setting"
+    )
+
+
+def test_a_variable_that_nothing_reads_is_refused_before_the_server_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODELYARD_PROT", "9")
+    with pytest.raises(ConfigError, match=r"environment, MODELYARD_PROT: nothing reads it \(did you mean"):
+        Modelyard(Flask("theirs"))
+
+
 def test_it_starts_no_model_that_nobody_named() -> None:
     assert Modelyard().init_app(Flask("app")).names == []
 

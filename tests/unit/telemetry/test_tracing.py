@@ -25,7 +25,7 @@ from modelyard.errors import Cancelled, ConfigError, EngineError, MissingLibrary
 from modelyard.server.runtime import Runtime
 from modelyard.settings.settings import Settings
 from modelyard.streams import Cancel, OutputStream
-from modelyard.telemetry import dbgpt, tracing
+from modelyard.telemetry import dbgpt, resource, tracing
 from modelyard.telemetry.tracing import Tracing, current_tracing, end, has_span, outgoing_headers
 from modelyard.types import Burst, GenerateRequest
 from modelyard.worker.spans import MAX_TEXT, spanned
@@ -33,7 +33,7 @@ from opentelemetry import context
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import NoOpTracer, get_current_span
 from running import wait_until
-from steered import Steered
+from steered import Steered, SteeredParams
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 PARENT = {"traceparent": f"00-{TRACE}-{SPAN}-01"}
@@ -423,6 +423,13 @@ def test_the_start_is_a_span_with_parameters_and_the_system(folder):
     assert script["attributes"]["modelyard.param.token"] == "******"
     assert script["attributes"]["modelyard.param.limit_model_concurrency"] == 1
     assert "hunter2" not in json.dumps(Kept.spans)
+
+
+def test_a_private_value_that_is_not_set_is_left_out_of_the_facts():
+    facts = resource.of_service(Settings())
+    facts |= resource.shown("param", SteeredParams(model_name="s", engine="steered", token=""))
+    assert "modelyard.setting.port" in facts
+    assert [name for name, value in facts.items() if value == "******"] == []
 
 
 def test_a_start_that_fails_says_why(traced):

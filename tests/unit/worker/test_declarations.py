@@ -36,11 +36,6 @@ def test_each_layer_gives_way_to_the_stronger_one():
     assert said.engine("e", over_http={"queue_timeout": 1}).params.queue_timeout == 1.0
 
 
-def test_a_parameter_that_is_not_shared_is_not_read_for_all_models():
-    environ = {"MODELYARD_LIMIT_MODEL_CONCURRENCY": "3"}
-    assert declarations(TABLE, environ=environ).engine("e").params.limit_model_concurrency == 8
-
-
 def test_the_example_of_the_documentation_works():
     by_environment = declarations(environ={"SMOLLM2_135M_N_CTX": "4096"})
     by_option = declarations(overrides=["smollm2-135m.n_ctx=4096"])
@@ -143,6 +138,80 @@ def test_parameters_over_http_that_do_not_fit_are_named():
 def test_what_the_operator_says_wrong_is_named_with_its_place(environ, overrides, why):
     with pytest.raises(ConfigError, match=why):
         declarations(TABLE, environ=environ, overrides=overrides).engine("e")
+
+
+@pytest.mark.parametrize(
+    ("variable", "hint"),
+    [
+        ("MODELYARD_PROT", " (did you mean MODELYARD_PORT?)"),
+        ("MODELYARD_QUEUE_TIMEOUTS", " (did you mean MODELYARD_QUEUE_TIMEOUT?)"),
+        ("MODELYARD_LIMIT_MODEL_CONCURRENCY", ""),
+        ("MODELYARD_XYZZY", ""),
+    ],
+)
+def test_a_variable_of_ours_that_nothing_reads_is_refused(variable, hint):
+    with pytest.raises(ConfigError) as caught:
+        declarations(TABLE, environ={variable: "9"})
+    assert str(caught.value).startswith(f"environment, {variable}: nothing reads it{hint}")
+
+
+def test_variables_of_settings_commands_and_shared_parameters_are_read():
+    names = ["PORT", "TOKEN", "SET", "HANDED_OVER", "URL", "QUEUE_TIMEOUT", "N_THREADS"]
+    declarations(TABLE, environ={f"MODELYARD_{name}": "1" for name in names})
+    shared = {"name": "mine", "worker_class": "shared_engine:Shared"}
+    declarations(shared, environ={"MODELYARD_LANGUAGE": "de"})
+
+
+def test_a_variable_that_is_nearly_one_of_a_model_is_refused():
+    found = declarations(TABLE, {"name": "e-n", "engine": "echo"}, environ={"E_DELAYY": "3", "E_N_DELAY": "1"})
+    with pytest.raises(ConfigError, match=r"^environment, E_DELAYY: nothing reads it \(did you mean E_DELAY\?\)$"):
+        found.engine("e")
+    assert found.engine("e-n").params.delay == 1.0
+
+
+@pytest.mark.parametrize("variable", ["E_API_KEY", "E_HOME", "E", "E_", "OTHER_DELAYY", "E_N_DELAYS"])
+def test_a_variable_that_may_belong_to_another_program_is_left_alone(variable):
+    found = declarations(TABLE, {"name": "e-n", "engine": "echo"}, environ={variable: "3"})
+    assert found.engine("e").params.delay == 0.0
+
+
+@pytest.mark.parametrize(("kind", "worker_type"), [("llama", "llm"), ("embed", "text2vec"), ("rank", "reranker")])
+def test_a_configured_model_without_a_type_has_that_of_its_weights(tmp_path, kind, worker_type):
+    tiny_gguf.make(tmp_path / "tiny.gguf", kind)
+    found = declarations({"name": "mine", "model_path": "tiny.gguf"}, folder=tmp_path)
+    assert found.engine("mine").params.worker_type == worker_type
+    assert found.engine("mine", WorkerType.LLM).params.worker_type == "llm"
+    assert found.engine("new", over_http={"model_path": "tiny.gguf"}).params.worker_type == worker_type
+    given = declarations({"name": "mine", "model_path": "tiny.gguf", "worker_type": "llm"}, folder=tmp_path)
+    assert given.engine("mine").params.worker_type == "llm"
+
+
+def test_a_model_whose_weights_are_absent_has_the_type_of_its_engine(tmp_path):
+    found = declarations({"name": "mine", "model_path": "absent.gguf"}, folder=tmp_path)
+    assert found.engine("mine").params.worker_type == "llm"
+
+
+@pytest.mark.parametrize(
+    ("params", "field", "reason"),
+    [
+        ({"worker_class": "os:system"}, "params.worker_class", "names code"),
+        ({"model_path": "absent.gguf"}, "params.model_path", "there is no model file absent.gguf"),
+        ({"model_path": "/etc/passwd"}, "params.model_path", "outside of the models folders"),
+        ({"model_path": "../x.gguf"}, "params.model_path", "outside of the models folders"),
+        ({"model_path": ""}, "params.model_path", "not a valid path"),
+    ],
+)
+def test_a_request_that_names_code_or_weights_out_of_reach_is_refused(tmp_path, params, field, reason):
+    with pytest.raises(InvalidRequest, match=reason) as caught:
+        declarations(TABLE, folder=tmp_path).check_request("e", params)
+    assert [error["field"] for error in caught.value.errors] == [field]
+
+
+def test_a_request_may_send_back_what_is_configured(tmp_path):
+    path = tiny_gguf.make(tmp_path / "tiny.gguf")
+    found = declarations({"name": "mine", "worker_class": "modelyard.engines.echo:Echo"}, folder=tmp_path)
+    found.check_request("mine", {"worker_class": "modelyard.engines.echo:Echo", "model_path": path.name})
+    found.check_request("mine", {"worker_class": None, "model_path": None})
 
 
 def test_an_option_for_a_model_that_is_not_there_is_refused_at_once():

@@ -13,7 +13,6 @@ from flask import Blueprint, Response, g
 from werkzeug.exceptions import HTTPException
 
 from ...errors import (
-    Cancelled,
     EngineError,
     Forbidden,
     InputTooLong,
@@ -105,9 +104,6 @@ def response_to(error: ModelyardError) -> Response:
         response.headers["x-should-retry"] = "false"
     if isinstance(error, Unauthorized):
         response.headers["WWW-Authenticate"] = 'Bearer realm="modelyard"'
-    if isinstance(error, Cancelled):
-        # The client has disconnected.
-        response.headers["Connection"] = "close"
     return response
 
 

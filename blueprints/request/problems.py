@@ -8,7 +8,7 @@ import uuid
 from flask import Blueprint, Flask, Response, g, request
 from werkzeug.exceptions import HTTPException
 
-from ...errors import Cancelled, InvalidRequest, ModelyardError, Unauthorized, Unavailable
+from ...errors import InvalidRequest, ModelyardError, Unauthorized, Unavailable
 from ...telemetry import dbgpt
 from ...types import JSONObject, ModelOutput
 from ...wire.chunks import STREAM_TYPE, encode_output
@@ -19,6 +19,8 @@ from .bodies import JSON_TYPE, json_response, wants_delta
 log = logging.getLogger(__name__)
 
 PROBLEM_TYPE = "application/problem+json"
+STREAM_CALL = "generate_stream"
+GENERATION_CALLS = frozenset({"generate", STREAM_CALL})
 _STATUS_OF_REFUSALS = frozenset({401, 403, 413, 422, 503})
 
 
@@ -59,9 +61,10 @@ def _answer(error: ModelyardError) -> Response:
     line = g.get("modelyard_line")
     if line is not None:
         line.error = error.code
-    generation = (request.endpoint or "").rpartition(".")[2]
-    if generation in ("generate", "generate_stream"):
-        response = _refusal(error, streamed=generation == "generate_stream")
+    if (call := _generation()) is not None:
+        delta = call == STREAM_CALL and wants_delta(request)
+        status = error.status if error.status in _STATUS_OF_REFUSALS else 200
+        response = _refusal(error_output(error, delta=delta), status, call)
     else:
         response = json_response(problem(error), error.status, PROBLEM_TYPE)
     if isinstance(error, Unavailable):
@@ -70,22 +73,24 @@ def _answer(error: ModelyardError) -> Response:
             response.headers["Modelyard-Load"] = error.load
     if isinstance(error, Unauthorized):
         response.headers["WWW-Authenticate"] = 'Bearer realm="modelyard"'
-    if isinstance(error, Cancelled):
-        # The client has disconnected.
-        response.headers["Connection"] = "close"
     return response
 
 
-def _refusal(error: ModelyardError, *, streamed: bool) -> Response:
+def _generation() -> str | None:
+    """Return the call of the request if it generates text: its client reads every error as a `ModelOutput`."""
+    call = (request.endpoint or "").rpartition(".")[2]
+    return call if call in GENERATION_CALLS else None
+
+
+def _refusal(output: ModelOutput, status: int, call: str) -> Response:
     # DB-GPT's client of streams ignores the status, and reads only chunks that end in NUL. Its client of whole answers
     # shows its user the text of an answer of status 200, and of others the body as it is.
-    shows_text = not streamed and (dbgpt.HEADER in request.headers or g.get("modelyard_has_span_id", False))
-    status = error.status if error.status in _STATUS_OF_REFUSALS and not shows_text else 200
-    delta = streamed and wants_delta(request)
-    body = encode_output(error_output(error, delta=delta))
-    if not streamed:
+    body = encode_output(output)
+    if call != STREAM_CALL:
+        if dbgpt.HEADER in request.headers or g.get("modelyard_has_span_id", False):
+            status = 200
         return Response(body, status, content_type=JSON_TYPE)
-    return Response(body + NUL, status, content_type=DELTA_TYPE if delta else STREAM_TYPE)
+    return Response(body + NUL, status, content_type=DELTA_TYPE if wants_delta(request) else STREAM_TYPE)
 
 
 def problem(error: ModelyardError) -> JSONObject:
@@ -102,16 +107,15 @@ def problem(error: ModelyardError) -> JSONObject:
 
 
 def _answer_http(error: HTTPException) -> Response:
-    document = {
-        "type": "about:blank",
-        "title": error.name,
-        "status": error.code or 500,
-        "detail": error.description or error.name,
-    }
-    response = json_response(document, error.code or 500, PROBLEM_TYPE)
-    for name, value in error.get_headers():
-        if name.lower() == "allow":
-            response.headers[name] = value
+    status, detail = error.code or 500, error.description or error.name
+    if (call := _generation()) is not None:
+        response = _refusal(ModelOutput(text=detail, error_code=status), status, call)
+    else:
+        document = {"type": "about:blank", "title": error.name, "status": status, "detail": detail}
+        response = json_response(document, status, PROBLEM_TYPE)
+    for name, value in error.get_headers(request.environ):
+        if name.lower() != "content-type":
+            response.headers.add(name, value)
     return response
 
 

@@ -9,8 +9,9 @@ import contextlib
 import os
 import socket
 import struct
+import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 from flask import Request, Response
@@ -18,7 +19,7 @@ from flask import Request, Response
 from ...errors import Cancelled, ModelyardError
 from ...streams import Cancel, OutputStream
 from ...types import Burst
-from ...worker.protocol import Service
+from ...worker.protocol import ClientOfServer, Service
 from .access_log import AccessLine
 from .problems import unforeseen
 
@@ -27,12 +28,12 @@ if TYPE_CHECKING:
 
 
 class Call:
-    """Holds a thread of the budget and watches the client's socket, until it is closed.
+    """Holds a thread of the budget and watches the client, until it is closed.
 
     The constructor raises Overloaded, Draining or NotReady.
     """
 
-    __slots__ = ("_closed", "_fileno", "_service", "_sock", "_timed", "cancel")
+    __slots__ = ("_client", "_closed", "_service", "_sock", "_timed", "cancel")
 
     def __init__(self, service: Service, request: Request) -> None:
         service.check_open()
@@ -42,17 +43,21 @@ class Call:
         self._timed = False
         self.cancel = Cancel()
         service.requests.add(self.cancel)
-        self._sock = _socket_of(request)
-        self._fileno = -1 if self._sock is None else self._sock.fileno()
-        if self._fileno >= 0:
-            service.watcher.watch(self._fileno, self.cancel.set)
+        self._sock = request.environ.get("gunicorn.socket") or request.environ.get("werkzeug.socket")
+        self._client = _client_of(request.environ, self._sock)
+        if self._client is not None:
+            try:
+                service.watcher.watch(self._client, self.cancel.set)
+            except BaseException:  # its thread can't be started
+                self.close()
+                raise
 
     def bound_writes(self, seconds: float) -> None:
         """Limit each write to the client to ``seconds``."""
         if self._sock is None:
             return
         with contextlib.suppress(OSError, AttributeError):
-            if os.get_blocking(self._fileno):
+            if os.get_blocking(self._sock.fileno()):
                 # The kernel's limit: a timeout of Python's socket would cost a poll for each write.
                 timeval = struct.pack("ll", int(seconds), int(seconds % 1 * 1_000_000))
                 self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
@@ -68,15 +73,24 @@ class Call:
         self._closed = True
         if self._timed:
             self._sock.settimeout(None)
-        if self._fileno >= 0:
-            self._service.watcher.unwatch(self._fileno)
+        if self._client is not None:
+            self._service.watcher.unwatch(self._client)
         self._service.requests.discard(self.cancel)
         self._service.budget.leave()
 
 
-def _socket_of(request: Request) -> Any:
-    """Return the client's socket; None if the server does not provide it (tests, uWSGI)."""
-    return request.environ.get("gunicorn.socket") or request.environ.get("werkzeug.socket")
+def _client_of(environ: WSGIEnvironment, sock: Any) -> ClientOfServer | None:
+    """Return how the watcher sees the client: as the number of its socket, or as the server's function that tells.
+
+    None if the server offers neither.
+    """
+    if sock is not None:
+        fileno = int(sock.fileno())
+        return fileno if fileno >= 0 else None
+    if "uwsgi.version" in environ:
+        return int(sys.modules["uwsgi"].connection_fd())
+    is_gone: Callable[[], bool] | None = environ.get("waitress.client_disconnected")
+    return is_gone
 
 
 class Encoder(Protocol):

@@ -1,8 +1,9 @@
-"""The watcher of clients' sockets: it notices a hang-up while a request waits or computes.
+"""The watcher of clients: it notices a hang-up while a request waits or computes.
 
 One thread uses epoll with EPOLLRDHUP and EPOLLONESHOT: data does not wake it, and the callback follows the client's FIN
 or RST within a fraction of a millisecond, also behind pipelined bytes. gevent's patches remove epoll; under gevent the
-thread checks all sockets four times a second with the original poll, which never blocks.
+thread checks all sockets four times a second with the original poll, which never blocks. A server that shows no socket
+but a function (waitress) is asked as often, by a thread of its own.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import threading
 from collections.abc import Callable
 
 from ..sockets import GONE, has_gone, is_patched, original
-from ..threads import start_thread
+from ..threads import BackgroundThread, start_thread
+from ..worker.protocol import ClientOfServer
 
 log = logging.getLogger(__name__)
 
@@ -23,10 +25,10 @@ _JOIN_TIMEOUT = 2.0
 
 
 class DisconnectWatcher:
-    """Calls back when the client of a watched socket hangs up. Call `unwatch` before a socket is closed."""
+    """Calls back when a watched client hangs up. Call `unwatch` before its socket is closed."""
 
     def __init__(self) -> None:
-        """Make a watcher without sockets; `start` starts its thread."""
+        """Make a watcher without clients; `start` starts its thread."""
         self._lock = threading.Lock()
         self._watched: dict[int, Callable[[], None]] = {}
         self._stopping = threading.Event()
@@ -34,6 +36,9 @@ class DisconnectWatcher:
         self._epoll: select.epoll | None = None
         self._alarm = -1
         """An eventfd in the epoll, so that `stop` need not wait for a hang-up."""
+        self._asked: dict[Callable[[], bool], Callable[[], None]] = {}
+        """The callback of each client that has no socket here, by the function that tells whether it has gone."""
+        self._asker = BackgroundThread("disconnect-asker", self._ask_all)
 
     def start(self) -> None:
         """Start the thread; a second call does nothing."""
@@ -55,6 +60,8 @@ class DisconnectWatcher:
             thread, self._thread = self._thread, None
         if thread is None:
             return
+        asker, self._asker = self._asker, BackgroundThread("disconnect-asker", self._ask_all)
+        asker.stop()
         self._stopping.set()
         if self._alarm >= 0:
             os.eventfd_write(self._alarm, 1)
@@ -63,23 +70,33 @@ class DisconnectWatcher:
             epoll, self._epoll = self._epoll, None
             alarm, self._alarm = self._alarm, -1
             self._watched.clear()
+            self._asked.clear()
         if epoll is not None:
             epoll.close()
             os.close(alarm)
 
-    def watch(self, fileno: int, callback: Callable[[], None]) -> None:
-        """Call ``callback`` once, in the watcher's thread, when the client hangs up."""
+    def watch(self, client: ClientOfServer, callback: Callable[[], None]) -> None:
+        """Call ``callback`` once, in a thread of the watcher, when the client hangs up. Raises Overloaded."""
         with self._lock:
             if self._thread is None:
                 return
-            self._watched[fileno] = callback
-            self._arm(fileno)
+            if isinstance(client, int):
+                self._watched[client] = callback
+                self._arm(client)
+                return
+            self._asked[client] = callback
+            is_first = len(self._asked) == 1
+        if is_first:
+            self._asker.start()
+            self._asker.wake()
 
-    def unwatch(self, fileno: int) -> None:
-        """Forget a socket, watched or not."""
+    def unwatch(self, client: ClientOfServer) -> None:
+        """Forget a client, watched or not."""
         with self._lock:
-            if self._watched.pop(fileno, None) is not None:
-                self._drop(fileno)
+            if not isinstance(client, int):
+                self._asked.pop(client, None)
+            elif self._watched.pop(client, None) is not None:
+                self._drop(client)
 
     def _arm(self, fileno: int) -> None:
         if self._epoll is None:
@@ -129,7 +146,22 @@ class DisconnectWatcher:
                 return
             del self._watched[fileno]
             self._drop(fileno)
-        try:
-            callback()
-        except Exception:
-            log.exception("a hang-up callback failed")
+        _call(callback)
+
+    def _ask_all(self) -> float | None:
+        with self._lock:
+            clients = list(self._asked)
+        for is_gone in clients:
+            if is_gone():
+                with self._lock:
+                    callback = self._asked.pop(is_gone, None)
+                if callback is not None:
+                    _call(callback)
+        return _POLL_INTERVAL if clients else None
+
+
+def _call(callback: Callable[[], None]) -> None:
+    try:
+        callback()
+    except Exception:
+        log.exception("a hang-up callback failed")

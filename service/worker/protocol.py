@@ -59,14 +59,18 @@ class ServiceState(str, Enum):
     """No model is ready, or the model host can't be started."""
 
 
+ClientOfServer: TypeAlias = int | Callable[[], bool]
+"""A client as its web server shows it: the number of its socket, or a function that returns whether it has gone."""
+
+
 class Watcher(Protocol):
-    """Watches clients' sockets for a hang-up."""
+    """Watches clients for a hang-up."""
 
-    def watch(self, fileno: int, callback: Callable[[], None]) -> None:
-        """Call ``callback`` once when the client hangs up."""
+    def watch(self, client: ClientOfServer, callback: Callable[[], None]) -> None:
+        """Call ``callback`` once when the client hangs up. Raises Overloaded."""
 
-    def unwatch(self, fileno: int) -> None:
-        """Forget a socket."""
+    def unwatch(self, client: ClientOfServer) -> None:
+        """Forget a client."""
 
 
 class Service(Protocol):

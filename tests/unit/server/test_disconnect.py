@@ -339,3 +339,41 @@ def test_it_can_be_started_again(connect):
     theirs.close()
     assert gone.wait(10)
     made.stop()
+
+
+# Clients that the server shows by a function
+
+
+def test_a_client_without_a_socket_is_asked_for(monkeypatch):
+    monkeypatch.setattr(disconnect, "_POLL_INTERVAL", 0.005)
+    made = DisconnectWatcher()
+    threads = threading.active_count()
+    for _ in range(2):
+        made.start()
+        assert threading.active_count() == threads + 1, "no thread for clients that there are not"
+        left, stays, gone, other = threading.Event(), threading.Event(), threading.Event(), threading.Event()
+        made.watch(left.is_set, gone.set)
+        made.watch(stays.is_set, other.set)
+        assert not gone.is_set()
+        left.set()
+        assert gone.wait(10)
+        assert not other.is_set()
+        made.unwatch(stays.is_set)
+        made.unwatch(left.is_set)
+        assert made._asked == {}
+        made.stop()
+        assert threading.active_count() == threads
+
+
+def test_a_client_that_was_taken_out_is_not_told_of_whatever_the_server_says(monkeypatch):
+    monkeypatch.setattr(disconnect, "_POLL_INTERVAL", 0.005)
+    made = DisconnectWatcher()
+    made.start()
+    left, gone, second = threading.Event(), threading.Event(), threading.Event()
+    made.watch(left.is_set, gone.set)
+    made.unwatch(left.is_set)
+    left.set()
+    made.watch(lambda: True, second.set)
+    assert second.wait(10)
+    assert not gone.is_set()
+    made.stop()

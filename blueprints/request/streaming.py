@@ -43,7 +43,7 @@ class Call:
         self._timed = False
         self.cancel = Cancel()
         service.requests.add(self.cancel)
-        self._sock = request.environ.get("gunicorn.socket") or request.environ.get("werkzeug.socket")
+        self._sock: Any = request.environ.get("gunicorn.socket") or request.environ.get("werkzeug.socket")
         self._client = _client_of(request.environ, self._sock)
         if self._client is not None:
             try:

@@ -7,7 +7,6 @@ and the exit status that ends the master with its worker.
 
 from __future__ import annotations
 
-import logging
 import os
 import resource
 import signal
@@ -36,6 +35,7 @@ if _settings.http_threads == "gevent":
 from modelyard.access.networks import TrustedNetworks, parse_networks
 from modelyard.access.token_store import TokenStore
 from modelyard.cluster.membership import check_registry
+from modelyard.server import logs
 from modelyard.server.clients import Clients, connections_within, raise_file_limit
 from modelyard.server.ending import Ending
 from modelyard.server.runtime import Runtime
@@ -61,7 +61,8 @@ control_socket_disable = True
 
 _BOOT_ERROR = 3
 """The exit status of a worker that can't boot: gunicorn starts no other worker, and ends with the same status."""
-_LOG_FORMAT = "[%(asctime)s] [%(process)d] [%(levelname)s] %(message)s"
+
+_INLINE_ADVICE = "run one process with the worker class gthread, and raise --threads for more requests at once"
 
 _failed_to_load = threading.Event()
 """Set in a worker that ends because a model did not start (``on_load_failure = "exit"``)."""
@@ -72,14 +73,11 @@ _clients: Clients | None = None
 
 
 def on_starting(server: Any) -> None:
-    """End the master with a message if the settings can't work: several processes with models, an open address."""
+    """End the master with a message if the settings can't work: models in its processes, an open address."""
     overrides: dict[str, Any] = {}
-    if server.cfg.workers != 1 and _settings.owns_models:
+    if _settings.owns_models and (obstacle := _why_not_inline(server)):
         if _settings.placement is not None:
-            sys.exit(
-                f"modelyard: {server.cfg.workers} workers (-w) would each load every model, and no limit would hold: "
-                "leave --placement inline out, or run one, and raise --threads for more requests at once"
-            )
+            sys.exit(f"modelyard: {obstacle}: leave the placement inline out, or {_INLINE_ADVICE}")
         overrides["placement"] = HOSTED
     addresses = list(_addresses(server.cfg.bind))
     ports = [port for _, port in addresses if port is not None]
@@ -108,6 +106,21 @@ def on_starting(server: Any) -> None:
             "%d open files are allowed (ulimit -Hn): a worker accepts %d connections and lets others wait",
             *(files, worker_connections),
         )
+    if _settings.role == "worker" and not _settings.registry and loading.HANDED_VARIABLE not in os.environ:
+        server.log.info("no registry is set: this worker registers its models nowhere, and only its address finds them")
+
+
+def _why_not_inline(server: Any) -> str:
+    """Return why the processes of the server can't have models; empty where its only one can."""
+    from gunicorn.workers.gthread import ThreadWorker  # noqa: PLC0415 - after gevent's patches
+    from gunicorn.workers.sync import SyncWorker  # noqa: PLC0415
+
+    if server.cfg.workers != 1:
+        return f"{server.cfg.workers} workers (-w) would each load every model, and no limit would hold"
+    worker = server.cfg.worker_class
+    if not issubclass(worker, ThreadWorker | SyncWorker):
+        return f"an engine would block the loop of the worker class {worker.__name__} (-k)"
+    return ""
 
 
 def _addresses(binds: list[str]) -> Iterator[tuple[str, int | None]]:
@@ -128,7 +141,7 @@ def _override(server: Any, overrides: dict[str, Any]) -> None:
         return
     app = server.app.wsgi()
     runtime = getattr(app, "extensions", {}).get("modelyard")
-    if isinstance(runtime, Runtime) and app.name == "modelyard":
+    if isinstance(runtime, Runtime) and _is_ours(app):
         from modelyard.server.extension import create_app  # noqa: PLC0415 - without --preload the master does not need it
 
         replacement = create_app(replace(runtime.settings, **overrides))
@@ -148,7 +161,8 @@ def post_worker_init(worker: Any) -> None:
     runtime = _runtime_of(worker)
     if runtime is None:
         return
-    _configure_log(_settings)
+    if _is_ours(worker.wsgi):  # elsewhere the logging of the application counts first
+        logs.configure(runtime.settings)
     runtime.settings.host, runtime.settings.port = _own_address()
     if _forks > 1 and runtime.host is None:
         # --fresh forgets the state of earlier services, not what was set over HTTP at an earlier worker of this one.
@@ -181,27 +195,16 @@ def _runtime_of(worker: Any) -> Runtime | None:
     return runtime if isinstance(runtime, Runtime) else None
 
 
+def _is_ours(app: Any) -> bool:
+    """Return whether an application with a runtime is that of `create_app`, and nobody else's."""
+    return bool(app.name == "modelyard")
+
+
 def _own_address() -> tuple[str, int]:
     """Return host and port of the first socket that this process listens on."""
     for address in listening_addresses():
         return (f"unix:{address}", 0) if isinstance(address, str) else address
     return _settings.host, _settings.port
-
-
-def _configure_log(settings: Settings) -> None:
-    """Send the log and the access lines to ``log_file``, or to standard error. Raises OSError."""
-    root = logging.getLogger("modelyard")
-    access = logging.getLogger("modelyard.access")
-    tracing = logging.getLogger("opentelemetry")
-    for logger, text in ((root, _LOG_FORMAT), (access, "%(message)s"), (tracing, _LOG_FORMAT)):
-        handler = logging.FileHandler(settings.log_file) if settings.log_file else logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter(text, "%Y-%m-%d %H:%M:%S %z"))
-        logger.handlers[:] = [handler]
-        logger.propagate = False
-    root.setLevel(settings.log_level.upper())
-    access.setLevel("DEBUG" if settings.log_level == "debug" else "INFO")
-    # This logger reports every try of every batch; modelyard.telemetry.export logs a failure once, with the reason.
-    logging.getLogger("opentelemetry.exporter").setLevel(logging.CRITICAL)
 
 
 def _end_service(reason: str) -> None:

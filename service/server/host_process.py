@@ -22,6 +22,7 @@ from gunicorn.app.base import BaseApplication
 from ..cluster.hosting.folder import HostFolder, HostLock, is_needed, noted
 from ..settings.loading import HANDED_VARIABLE
 from .extension import create_app
+from .logs import FileReplaced
 
 log = logging.getLogger(__name__)
 
@@ -112,11 +113,15 @@ def _listen(listener: socket.socket, path: Path) -> None:
 
 
 def _watch(folder: HostFolder, lock: HostLock, runtime: Any) -> None:
-    """End the host when no process needs it, or when no process can reach it any more."""
+    """End the host when no process needs it, or when no process can reach it any more; follow a log rotation."""
     master = os.getppid()
     needed = time.monotonic()
+    log_file = FileReplaced(runtime.settings.log_file)
     while True:
         time.sleep(LOOK_INTERVAL)
+        if os.getppid() == master and log_file.check():
+            # The signal of a log rotation reaches the web server alone.
+            os.kill(master, signal.SIGUSR1)
         if runtime.wait_draining(0):
             return
         if not (lock.is_there and folder.socket.exists()):

@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping
 from ..cluster.hosting.host import ModelHost, Shortcut
 from ..cluster.membership import Cluster
 from ..cluster.registry.base import place_of
-from ..errors import Draining, NotReady
+from ..errors import ConfigError, Draining, NotReady
 from ..models.catalog import Catalog
 from ..settings.settings import Settings
+from ..sockets import is_patched
 from ..streams import Cancel
 from ..telemetry.tracing import Tracing
 from ..threads import start_thread
@@ -20,8 +21,9 @@ from ..types import JSONObject
 from ..worker.admission import Budget
 from ..worker.declarations import Declarations
 from ..worker.manager import LocalWorkerManager
-from ..worker.protocol import ServiceState, StartCallback, WorkerManager
+from ..worker.protocol import EVERY_MODEL, ServiceState, StartCallback, WorkerManager
 from ..worker.worker import State
+from . import logs
 from .disconnect import DisconnectWatcher
 from .recovery import Recovery
 
@@ -103,6 +105,7 @@ class Runtime:
         with self._starting:
             if self._loader is not None or self._halt.is_set():
                 return
+            logs.configure_missing(self.settings)
             self.tracing.start()
             if self.cluster is not None:
                 self.cluster.start()
@@ -116,14 +119,19 @@ class Runtime:
     def _load(self, on_fatal: Callable[[str], None]) -> None:
         try:
             if self.settings.owns_models:
+                if is_patched():
+                    raise ConfigError("placement inline: under gevent an engine would block the loop: leave it out")
                 self._recovery.take_over(self._halt)
             if self.host is not None:
                 self._wait_for(self.host)
             if not self._halt.is_set():
                 self._start_models()
+        except ConfigError as error:
+            log.warning("the models are not loaded: %s", error)
+            self.problems[EVERY_MODEL] = str(error)
         except Exception as error:
             log.exception("the models could not be loaded")
-            self.problems["*"] = str(error)
+            self.problems[EVERY_MODEL] = str(error)
         if not self._halt.is_set():
             self._declared.set()
         self._loaded.set()
@@ -161,7 +169,7 @@ class Runtime:
 
     def _why_incomplete(self) -> str:
         if self._declared.is_set():
-            return ""
+            return self.problems.get(EVERY_MODEL, "")
         ending = "this process is about to end" if self._halt.is_set() else ""
         return ending or self._recovery.waiting_for or "models are starting"
 

@@ -40,8 +40,8 @@ class Settings:
         None,
         help="where the models are: inline (in the one process that answers), hosted (in a separate process, for "
         "any number of processes), remote (at other services, found in the registry); default: inline for one process "
-        "of modelyard serve, hosted for several and in a Flask application, remote in one with a registry and without "
-        "models",
+        "of modelyard serve, hosted for several, with gevent and in a Flask application, remote in one with a registry "
+        "and without models",
         choices=PLACEMENTS,
     )
     host_timeout: float = param(10.0, help="seconds a request waits for a model host that is starting", min=0, max=600)
@@ -158,7 +158,7 @@ class Settings:
             raise ConfigError(f"prefix {self.prefix!r} must start with a slash, or be empty")
         self.prefix = self.prefix.rstrip("/")
         self.tracing = _checked_tracing(self.tracing)
-        if self.placement is None and self.workers > 1:
+        if self.placement is None and (self.workers > 1 or self.http_threads == "gevent"):
             self.placement = HOSTED
         if self.placement == REMOTE and self.role in OWNERS:
             self.role = "gateway"
@@ -169,7 +169,8 @@ class Settings:
             )
         if self.http_threads == "gevent" and self.owns_models:
             raise ConfigError(
-                "http_threads gevent: an engine would block its loop; set --placement hosted, or use gthread"
+                "http_threads gevent: with placement inline an engine would block its loop: leave the placement out, "
+                "or use gthread"
             )
         if self.role == "gateway" and not self.registry:
             raise ConfigError("a gateway needs --registry: the address of a controller, or of a store")

@@ -59,6 +59,28 @@ def test_the_registry_is_in_our_application_and_in_theirs_if_it_is_asked_for() -
     assert rules(ours) - rules(theirs) <= below
 
 
+def test_an_application_in_remote_mode_has_the_worker_api_and_no_controller() -> None:
+    app = Flask("theirs", static_folder=None)
+    Modelyard(app, registry="http://127.0.0.1:1/api")
+    paths = {path for path, _ in rules(app)}
+    assert "/api/worker/generate" in paths
+    assert not {path for path in paths if "controller" in path}, "docs/placement.md says so"
+
+
+def test_models_inline_are_not_loaded_where_gevent_runs_and_their_calls_say_why(
+    monkeypatch: pytest.MonkeyPatch, started: list[Runtime]
+) -> None:
+    monkeypatch.setattr("modelyard.server.runtime.is_patched", lambda: True)
+    app = Flask("app")
+    started.append(Modelyard(app, models=["echo"], placement="inline") and app.extensions["modelyard"])
+    started[0].start()
+    assert started[0].wait_loaded(10)
+    client = app.test_client()
+    assert "gevent" in client.get("/api/readyz").json["models"][0]["reason"]
+    answer = client.post("/api/worker/generate", json={"model": "echo", "prompt": "x"})
+    assert (answer.status_code, "gevent" in answer.json["text"]) == (503, True)
+
+
 def test_nothing_of_the_application_is_touched_but_its_blueprints() -> None:
     app = Flask("app")
     before = {

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import requests
 from clients import NO_WAIT, Connection, chunks_of
-from running import WORKER_CLASSES, Service, Services, wait_until
+from running import INLINE, Service, Services, wait_until
 
 from scripts import journal, script
 
@@ -113,7 +113,7 @@ def is_idle(service: Service, model: str, slots: int) -> bool:
     return service.load(model) == {"slots": slots, "free": slots, "waiting": 0}
 
 
-@pytest.fixture(scope="module", params=WORKER_CLASSES)
+@pytest.fixture(scope="module", params=INLINE)
 def service(request: pytest.FixtureRequest, run_module: Services) -> Iterator[Service]:
     folder = run_module.folder()
     service = run_module.start(
@@ -273,7 +273,7 @@ def test_more_slots_than_the_budget_holds_are_refused_with_the_numbers(stage: St
     assert all(number in started.json()["detail"] for number in ("33", "32", "40"))
 
 
-@pytest.mark.parametrize("worker_class", WORKER_CLASSES)
+@pytest.mark.parametrize("worker_class", INLINE)
 def test_the_default_budget_leaves_threads_for_health(run: Services, worker_class: str) -> None:
     tables = """
     [[models]]

@@ -13,7 +13,7 @@ from uuid import uuid4
 import pytest
 from clients import DELTA, NO_WAIT, Connection, request_bytes
 from processes import resident_bytes
-from running import WORKER_CLASSES, Service, Services, seconds_until, wait_until
+from running import INLINE, WORKER_CLASSES, Service, Services, seconds_until, wait_until
 
 from scripts import journal, script
 
@@ -258,6 +258,7 @@ def test_on_a_connection_that_has_served_before(stage: Stage) -> None:
     stage.assert_free_in_time("script")
 
 
+@pytest.mark.parametrize("service", INLINE, indirect=True)
 def test_many_at_once(stage: Stage) -> None:
     holder = stage.send("generate_stream", name=f"holder-{stage.name}", before=HOLD)
     stage.began(f"holder-{stage.name}")

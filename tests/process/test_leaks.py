@@ -12,7 +12,7 @@ import pytest
 import requests
 from clients import NO_WAIT, Connection
 from processes import open_files, threads_of
-from running import WORKER_CLASSES, Service, Services, wait_until
+from running import INLINE, Service, Services, wait_until
 
 from scripts import script
 
@@ -46,7 +46,7 @@ max_waiting = 4
 CROWD = 12
 
 
-@pytest.fixture(scope="module", params=WORKER_CLASSES)
+@pytest.fixture(scope="module", params=INLINE)
 def service(request: pytest.FixtureRequest, run_module: Services) -> Iterator[Service]:
     service = run_module.start(TABLES, worker_class=request.param, first_output_timeout=0.2, threads=32, reserve=8)
     service.may_show_tracebacks = True

@@ -92,7 +92,6 @@ def file_of(service: Service) -> Path:
     return service.folder / "trace.jsonl"
 
 
-@each_class
 def test_a_streamed_answer_is_one_tree(service: Service) -> None:
     trace, headers = trace_of(1)
     with service.post("generate_stream", script(pieces=5, each=0.02), headers=headers, stream=True) as answer:
@@ -142,7 +141,6 @@ def test_a_failure_in_the_middle_of_a_stream_is_on_its_spans(service: Service) -
     assert "the script says so" not in json.dumps(spans)
 
 
-@each_class
 @pytest.mark.parametrize("plan", [{"before": 60}, {"pieces": 600, "each": 0.1}])
 def test_a_hang_up_ends_every_span(service: Service, plan: dict[str, Any]) -> None:
     trace, headers = trace_of(10 + len(plan))

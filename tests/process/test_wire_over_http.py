@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from clients import DELTA, Connection, chunks_of, outputs, request_bytes
-from running import WORKER_CLASSES, Service, Services
+from running import INLINE, WORKER_CLASSES, Service, Services
 
 from scripts import script
 
@@ -96,6 +96,7 @@ def test_a_whole_answer_is_one_output(service: Service) -> None:
     assert answer.json()["error_code"] == 0
 
 
+@pytest.mark.parametrize("service", INLINE, indirect=True)
 def test_answers_carry_the_load(service: Service) -> None:
     streamed = service.post("generate_stream", ask("slow", max_new_tokens=1))
     whole = service.post("generate", ask("echo"))
@@ -178,6 +179,7 @@ def test_silence_is_broken_by_empty_chunks(service: Service, model: str) -> None
         assert client.read_http_chunk() == b"\0"
 
 
+@pytest.mark.parametrize("service", INLINE, indirect=True)
 def test_empty_chunks_between_pieces_are_no_texts(service: Service, tmp_path: Path) -> None:
     with Connection(service.port) as client:
         client.send("POST", "generate_stream", script(pieces=2, until=str(tmp_path / "go")))

@@ -25,8 +25,11 @@ ENGINES = ROOT / "tests" / "process" / "engines"
 """The folder of the engines that only tests have: on the path of every service here."""
 
 WORKER_CLASSES = ("gthread", "gevent")
-"""The worker classes of gunicorn that a process with models is tested under: the default, and what an application may
-bring. To try one more, name it here and in `_choose`."""
+"""The worker classes of gunicorn that a service with models is tested under: the default, with models inline, and one
+with a loop, with models in a host. To try one more, name it here and in `_choose`."""
+
+INLINE = ("gthread",)
+"""Those whose process has the models: for what a host would change, as in loads, spans and hang-ups all at once."""
 
 START_LIMIT = 60.0
 T = TypeVar("T")

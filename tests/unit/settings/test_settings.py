@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from modelyard.errors import ConfigError
 from modelyard.settings.settings import Settings
 
 
@@ -57,3 +58,10 @@ def test_the_default_folders_follow_the_desktop_specification(monkeypatch, tmp_p
 def test_each_role_and_port_has_a_state_folder_of_its_own():
     assert Settings(role="worker", port=9).instance_name == "worker-9"
     assert Settings(instance="mine").instance_name == "mine"
+
+
+def test_with_gevent_models_are_hosted_and_inline_is_refused_in_words_for_every_command():
+    assert Settings(http_threads="gevent").is_hosted
+    with pytest.raises(ConfigError, match="leave the placement out") as refused:
+        Settings(http_threads="gevent", placement="inline")
+    assert "--" not in str(refused.value), "gunicorn does not have the options of modelyard"

@@ -11,6 +11,7 @@ from ...streams import Cancel, OutputStream
 from ...types import Burst, GenerateRequest, JSONObject
 from ...version import __version__
 from ...worker.protocol import WorkerManager
+from .schemas import Generation
 
 _FINISH_REASONS = frozenset({"stop", "length", "tool_calls", "content_filter", "function_call"})
 
@@ -31,7 +32,7 @@ class Header:
     @classmethod
     def new(cls, prefix: str, model: str) -> Header:
         """Return the header of a new answer; ``prefix`` begins its id."""
-        return cls(f"{prefix}-{uuid.uuid4().hex}", model)
+        return cls(f"{prefix}{uuid.uuid4().hex}", model)
 
     def of(self, kind: str) -> JSONObject:
         """Return the first keys of an ``object`` of this ``kind``."""
@@ -163,3 +164,33 @@ def whole_choices(stream: OutputStream, count: int, usage: Usage) -> list[Choice
             choices[index].finish_reason = finish_reason(burst.finish_reason)
             has_ended = True
     return choices
+
+
+def chat_answer(header: Header, choices: Sequence[Choice], usage: Usage, generation: Generation) -> JSONObject:
+    """Return a whole chat completion."""
+    return _answer(header.of("chat.completion"), [{"message": _message(choice)} for choice in choices], choices, usage)
+
+
+def completion_answer(header: Header, choices: Sequence[Choice], usage: Usage, generation: Generation) -> JSONObject:
+    """Return a whole completion."""
+    return _answer(header.of("text_completion"), [{"text": choice.text} for choice in choices], choices, usage)
+
+
+def _answer(answer: JSONObject, contents: list[JSONObject], choices: Sequence[Choice], usage: Usage) -> JSONObject:
+    answer["choices"] = [
+        {"index": index, **content, "logprobs": choice.logprobs, "finish_reason": choice.finish_reason}
+        for index, (content, choice) in enumerate(zip(contents, choices, strict=True))
+    ]
+    if (total := usage.total()) is not None:
+        answer["usage"] = total
+    return answer
+
+
+def _message(choice: Choice) -> JSONObject:
+    message: JSONObject = {"role": "assistant", "content": choice.text or (None if choice.tool_calls else "")}
+    message["refusal"] = None
+    if choice.reasoning:
+        message["reasoning_content"] = choice.reasoning
+    if choice.tool_calls:
+        message["tool_calls"] = choice.tool_calls
+    return message

@@ -1,11 +1,11 @@
-"""OpenAI's API for any manager: chat, completions, embeddings, rerank and the list of models."""
+"""OpenAI's API for any manager, and Anthropic's messages: text, embeddings, rerank and the list of models."""
 
 from __future__ import annotations
 
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -20,10 +20,10 @@ from ..request import guard
 from ..request.access_log import log_access, read_call
 from ..request.bodies import json_response
 from ..request.fields import fault, load
-from ..request.streaming import Call, stream_response
-from . import errors, schemas
-from .answers import Choice, Header, Usage, open_stream, whole_choices
-from .events import ChatEvents, CompletionEvents, Events
+from ..request.streaming import Call, Encoder, stream_response
+from . import anthropic, errors, responses, schemas
+from .answers import Choice, Header, Usage, chat_answer, completion_answer, open_stream, whole_choices
+from .events import ChatEvents, CompletionEvents
 from .vectors import COHERE, JINA, TEI, as_probabilities, embeddings_answer, rerank_answer
 
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
@@ -36,27 +36,16 @@ class _TextCall(NamedTuple):
 
     read: Callable[[JSONObject, str], schemas.Generation]
     id_prefix: str
-    events: type[Events]
-    object: str
-    choice: Callable[[Choice], JSONObject]
+    events: Callable[[Header, Usage, schemas.Generation], Encoder]
+    whole: Callable[[Header, Sequence[Choice], Usage, schemas.Generation], JSONObject]
 
 
-def _chat_choice(choice: Choice) -> JSONObject:
-    message: JSONObject = {"role": "assistant", "content": choice.text or (None if choice.tool_calls else "")}
-    message["refusal"] = None
-    if choice.reasoning:
-        message["reasoning_content"] = choice.reasoning
-    if choice.tool_calls:
-        message["tool_calls"] = choice.tool_calls
-    return {"message": message}
-
-
-def _completion_choice(choice: Choice) -> JSONObject:
-    return {"text": choice.text}
-
-
-_CHAT = _TextCall(schemas.chat, "chatcmpl", ChatEvents, "chat.completion", _chat_choice)
-_COMPLETION = _TextCall(schemas.completion, "cmpl", CompletionEvents, "text_completion", _completion_choice)
+_TEXT_CALLS: Mapping[str, _TextCall] = {
+    "/chat/completions": _TextCall(schemas.chat, "chatcmpl-", ChatEvents, chat_answer),
+    "/completions": _TextCall(schemas.completion, "cmpl-", CompletionEvents, completion_answer),
+    "/messages": _TextCall(anthropic.generation, "msg_", anthropic.MessageEvents, anthropic.message_answer),
+    "/responses": _TextCall(responses.generation, "resp_", responses.ResponseEvents, responses.response_answer),
+}
 
 
 def openai_blueprint(service: Service, prefixes: Sequence[str], name: str = "modelyard_openai") -> Blueprint:
@@ -199,14 +188,21 @@ def _add_models(routes: _Routes, service: Service) -> None:
 
 
 def _add_generation(routes: _Routes, service: Service) -> None:
-    def chat_completions() -> Response:
-        return _generate(service, _CHAT)
+    def generate() -> Response:
+        return _generate(service, next(call for path, call in _TEXT_CALLS.items() if request.path.endswith(path)))
 
-    def completions() -> Response:
-        return _generate(service, _COMPLETION)
+    for path in _TEXT_CALLS:
+        routes.add("POST", path, generate)
 
-    routes.add("POST", "/chat/completions", chat_completions)
-    routes.add("POST", "/completions", completions)
+    def count_message_tokens() -> Response:
+        return json_response({"input_tokens": _prompt_tokens(service, anthropic.prompt)})
+
+    def count_input_tokens() -> Response:
+        tokens = _prompt_tokens(service, responses.generation)
+        return json_response({"object": "response.input_tokens", "input_tokens": tokens})
+
+    routes.add("POST", "/messages/count_tokens", count_message_tokens)
+    routes.add("POST", "/responses/input_tokens", count_input_tokens)
 
 
 def _generate(service: Service, text_call: _TextCall) -> Response:
@@ -215,31 +211,27 @@ def _generate(service: Service, text_call: _TextCall) -> Response:
         body = read_call(service)
         generation = text_call.read(body, _model(service, body, WorkerType.LLM))
         g.modelyard_line.model = generation.model
-        header = Header.new(text_call.id_prefix, generation.model)
-        count, usage = len(generation.requests), Usage(generation.copies)
+        header, usage = Header.new(text_call.id_prefix, generation.model), Usage(generation.copies)
         stream = open_stream(service.manager, generation.requests, call.cancel)
         if generation.stream:
-            events = text_call.events(header, count, usage, include_usage=generation.include_usage)
+            events = text_call.events(header, usage, generation)
             g.modelyard_stream = response = stream_response(service, call, stream, g.modelyard_line, events)
             return response
         with stream:
-            choices = whole_choices(stream, count, usage)
+            choices = whole_choices(stream, len(generation.requests), usage)
     except BaseException:
         call.close()
         raise
     call.close()
-    return json_response(_whole(text_call, header, choices, usage))
+    return json_response(text_call.whole(header, choices, usage, generation))
 
 
-def _whole(text_call: _TextCall, header: Header, choices: Sequence[Choice], usage: Usage) -> JSONObject:
-    answer = header.of(text_call.object)
-    answer["choices"] = [
-        {"index": index, **text_call.choice(choice), "logprobs": choice.logprobs, "finish_reason": choice.finish_reason}
-        for index, choice in enumerate(choices)
-    ]
-    if (total := usage.total()) is not None:
-        answer["usage"] = total
-    return answer
+def _prompt_tokens(service: Service, read: Callable[[JSONObject, str], schemas.Generation]) -> int:
+    """Return the tokens of the texts of a request, without those of the model's chat template."""
+    service.check_open()
+    body = read_call(service)
+    messages = read(body, _model(service, body, WorkerType.LLM)).requests[0]
+    return service.manager.count_token(messages.model, "\n".join(entry["content"] for entry in messages.messages))
 
 
 # Vectors

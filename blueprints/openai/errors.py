@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from flask import Blueprint, Response, g
+from flask import Blueprint, Response, g, request
 from werkzeug.exceptions import HTTPException
 
 from ...errors import (
@@ -90,12 +90,40 @@ def _kind_of(error: ModelyardError) -> _Kind:
     return next(kinds, _Kind(error.status, SERVER, error.code))
 
 
+_ANTHROPIC: Mapping[int, str] = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    503: "overloaded_error",
+}
+"""The types of Anthropic's errors by their status; 400 and others below 500 are invalid_request_error."""
+
+
+def anthropic_document(error: JSONObject, status: int) -> JSONObject:
+    """Return the body that Anthropic's clients read, for the ``error`` of a body of ours."""
+    kind = _ANTHROPIC.get(status, INVALID if status < 500 else "api_error")
+    return {"type": "error", "error": {"type": kind, "message": error["message"]}}
+
+
+def _shaped(body: JSONObject, status: int) -> JSONObject:
+    """Return ``body`` in the shape of the API that the request speaks."""
+    is_anthropic = request.path.endswith(("/messages", "/messages/count_tokens"))
+    return anthropic_document(body["error"], status) if is_anthropic else body
+
+
+def status_of(error: ModelyardError) -> int:
+    """Return the status of an error."""
+    return _kind_of(error).status
+
+
 def response_to(error: ModelyardError) -> Response:
     """Return the response for an error, and note the error in the access line."""
     line = g.get("modelyard_line")
     if line is not None:
         line.error = error.code
-    response = json_response(document(error), _kind_of(error).status)
+    status = status_of(error)
+    response = json_response(_shaped(document(error), status), status)
     if isinstance(error, Unavailable):
         response.headers["Retry-After"] = str(error.retry_after)
         if error.load:
@@ -112,7 +140,8 @@ def response_to_http(error: HTTPException) -> Response:
     status = error.code or 500
     message = error.description or error.name
     kind = INVALID if status < 500 else SERVER
-    response = json_response(_document(message, kind, None, error.name.lower().replace(" ", "_")), status)
+    body = _document(message, kind, None, error.name.lower().replace(" ", "_"))
+    response = json_response(_shaped(body, status), status)
     for name, value in error.get_headers():
         if name.lower() in ("allow", "retry-after", "www-authenticate"):
             response.headers[name] = value

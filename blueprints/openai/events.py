@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from typing import ClassVar
 
@@ -12,6 +13,7 @@ from ...types import Burst, JSONObject
 from ...wire.chunks import join_escaped
 from .answers import Header, Usage, finish_reason
 from .errors import document
+from .schemas import Generation
 
 EVENTS_TYPE = "text/event-stream; charset=utf-8"
 _DONE = b"data: [DONE]\n\n"
@@ -19,8 +21,21 @@ _KEEP_ALIVE = b": keep-alive\n\n"
 """A comment: clients read an event without data, and everything after a line ``id:``, as JSON, and fail."""
 
 
+def named_event(kind: str, fields: JSONObject) -> bytes:
+    """Return an event with its name, as Anthropic's messages and OpenAI's responses have it."""
+    return b"event: %b\ndata: %b\n\n" % (kind.encode(), json_bytes({"type": kind, **fields}))
+
+
+def json_bytes(value: JSONObject) -> bytes:
+    """Return ``value`` as JSON; half of a surrogate pair, which UTF-8 can't carry, becomes a question mark."""
+    try:
+        return orjson.dumps(value)
+    except orjson.JSONEncodeError:
+        return json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
+
+
 class Events:
-    """The events of one answer of ``count`` choices, which come one after the other."""
+    """The events of one answer, whose choices come one after the other."""
 
     object: ClassVar[str]
     text: ClassVar[tuple[bytes, bytes]]
@@ -30,11 +45,11 @@ class Events:
     silence = _KEEP_ALIVE
     content_type = EVENTS_TYPE
 
-    def __init__(self, header: Header, count: int, usage: Usage, *, include_usage: bool) -> None:
-        """Begin each event with ``header``; send ``usage`` at the end if it is requested."""
-        self._count = count
+    def __init__(self, header: Header, usage: Usage, generation: Generation) -> None:
+        """Begin each event with ``header``; send ``usage`` at the end where ``generation`` asks for it."""
+        self._count = len(generation.requests)
         self._usage = usage
-        self._include_usage = include_usage
+        self._include_usage = include_usage = generation.include_usage
         self._head = b"data: " + orjson.dumps(header.of(self.object))[:-1] + b',"choices":['
         self._tail = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
         self._index = 0
@@ -68,7 +83,7 @@ class Events:
         """Return the event of a piece that comes with more than text."""
         content = {"content": piece} if piece else {}
         rest = {name: value for name, value in delta.items() if name != "logprobs"}
-        fields = (orjson.dumps(content | rest), orjson.dumps(delta.get("logprobs")))
+        fields = (json_bytes(content | rest), orjson.dumps(delta.get("logprobs")))
         return self._event(self._index, b'"delta":%b,"logprobs":%b,' % fields)
 
     def _finish(self, reason: str) -> bytes:

@@ -96,8 +96,9 @@ class Generation:
     """A checked request for text: one `GenerateRequest` for each choice, and how the answer is sent."""
 
     def __init__(self, requests: Sequence[GenerateRequest], copies: int, body: JSONObject) -> None:
-        """Make a call of ``requests``, with ``copies`` of each prompt; ``body`` has the choice to stream."""
+        """Make a call of ``requests``, with ``copies`` of each prompt; the ``body`` has the choice to stream."""
         self.requests = requests
+        self.body = body
         self.copies = copies
         self.stream: bool = body.get("stream", False)
         self.include_usage = bool(body.get("stream_options", {}).get("include_usage"))

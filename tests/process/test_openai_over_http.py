@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import anthropic
 import openai
 import pytest
 from openai import OpenAI
@@ -123,3 +124,47 @@ def test_errors_are_those_that_the_client_knows(client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         client.chat.completions.create(model="echo", messages=HELLO, logprobs=True)
     assert refused.value.param == "logprobs"
+
+
+# OpenAI's responses and Anthropic's messages
+
+
+def test_responses(client: OpenAI) -> None:
+    whole = client.responses.create(model="echo", input="Hello", max_output_tokens=3, instructions="Be short.")
+    assert whole.output_text == " token token token"
+    assert (whole.status, whole.incomplete_details and whole.incomplete_details.reason) == (
+        "incomplete",
+        "max_output_tokens",
+    )
+    assert whole.usage is not None
+    assert whole.usage.output_tokens == 3
+    with client.responses.stream(model="slow", input=HELLO, max_output_tokens=3) as stream:
+        kinds = [event.type for event in stream]
+    assert kinds[:2] == ["response.created", "response.in_progress"]
+    assert kinds.count("response.output_text.delta") == 3
+    assert kinds[-1] == "response.incomplete"
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.responses.create(model="echo", input="Hello", previous_response_id="resp_1")
+    assert refused.value.param == "previous_response_id"
+    counted = client.responses.input_tokens.count(model="echo", input="one two three")
+    assert counted.input_tokens == 3
+
+
+@pytest.fixture
+def claude(service: Service) -> Iterator[anthropic.Anthropic]:
+    with anthropic.Anthropic(base_url=service.url("/"), api_key="none", max_retries=0, timeout=30) as client:
+        yield client
+
+
+def test_messages(claude: anthropic.Anthropic) -> None:
+    whole = claude.messages.create(model="echo", max_tokens=3, system="Be short.", messages=HELLO)
+    assert [block.text for block in whole.content] == [" token token token"]
+    assert (whole.stop_reason, whole.usage.output_tokens) == ("max_tokens", 3)
+    with claude.messages.stream(model="slow", max_tokens=3, messages=HELLO) as stream:
+        assert list(stream.text_stream) == [" token"] * 3
+        message = stream.get_final_message()
+    assert (message.stop_reason, message.usage.output_tokens) == ("max_tokens", 3)
+    assert claude.messages.count_tokens(model="echo", messages=HELLO).input_tokens == 1
+    with pytest.raises(anthropic.NotFoundError) as unknown:
+        claude.messages.create(model="nowhere", max_tokens=3, messages=HELLO)
+    assert "nowhere" in str(unknown.value)

@@ -1,0 +1,263 @@
+"""Anthropic's messages, which Claude Code and others speak: read as a chat, and answered in blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import orjson
+
+from ...errors import ModelyardError
+from ...types import Burst, JSONObject
+from ..request.fields import fault
+from . import schemas
+from .answers import Choice, Header, Usage, finish_reason
+from .errors import anthropic_document, document, status_of
+from .events import EVENTS_TYPE, named_event
+
+_STOP_REASONS: Mapping[str, str] = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
+_COPIED = ("model", "max_tokens", "temperature", "top_p", "top_k", "stream")
+_TOOL_CHOICES: Mapping[str, str] = {"auto": "auto", "any": "required", "none": "none"}
+
+
+# Requests
+
+
+def generation(body: Mapping[str, Any], model: str) -> schemas.Generation:
+    """Return the request of a message, for ``model``. Raises InvalidRequest."""
+    if body.get("max_tokens") is None:
+        raise fault("max_tokens", "is missing: give the most tokens of the answer")
+    return prompt(body, model)
+
+
+def prompt(body: Mapping[str, Any], model: str) -> schemas.Generation:
+    """Return the same of a body that only has its tokens counted. Raises InvalidRequest."""
+    chat: JSONObject = {name: body[name] for name in _COPIED if body.get(name) is not None}
+    chat["messages"] = [*_system(body.get("system")), *_messages(body.get("messages"))]
+    if body.get("stop_sequences") is not None:
+        chat["stop"] = body["stop_sequences"]
+    if body.get("tools"):
+        chat["tools"] = _tools(body["tools"])
+    if body.get("tool_choice") is not None:
+        chat |= _tool_choice(body["tool_choice"])
+    return schemas.chat(chat, model)
+
+
+def _system(system: Any) -> list[JSONObject]:
+    if system is None or system == "":
+        return []
+    if isinstance(system, str):
+        return [{"role": "system", "content": system}]
+    return [{"role": "system", "content": "\n".join(_texts("system", system))}]
+
+
+def _texts(field: str, blocks: Any) -> list[str]:
+    if not isinstance(blocks, list):
+        raise fault(field, "must be a string or a list of blocks")
+    texts: list[str] = []
+    for index, block in enumerate(blocks):
+        if not isinstance(block, dict) or block.get("type") != "text" or not isinstance(block.get("text"), str):
+            raise fault(f"{field}[{index}]", "must be a block of type text: no model here takes anything else")
+        texts.append(block["text"])
+    return texts
+
+
+def _messages(messages: Any) -> Iterable[JSONObject]:
+    if not isinstance(messages, list) or not messages:
+        raise fault("messages", "must be a list of at least one object with role and content")
+    for index, message in enumerate(messages):
+        field = f"messages[{index}]"
+        if not isinstance(message, dict) or message.get("role") not in ("user", "assistant"):
+            raise fault(f"{field}.role", "must be user or assistant")
+        content = message.get("content")
+        if isinstance(content, str):
+            yield {"role": message["role"], "content": content}
+        elif message["role"] == "user":
+            yield from _user(f"{field}.content", content)
+        else:
+            yield _assistant(f"{field}.content", content)
+
+
+def _blocks(field: str, content: Any) -> list[tuple[str, JSONObject]]:
+    if not isinstance(content, list):
+        raise fault(field, "must be a string or a list of blocks")
+    for index, block in enumerate(content):
+        if not isinstance(block, dict) or not isinstance(block.get("type"), str):
+            raise fault(f"{field}[{index}]", "must be an object with a type")
+    return [(f"{field}[{index}]", block) for index, block in enumerate(content)]
+
+
+def _user(field: str, content: Any) -> Iterable[JSONObject]:
+    """Yield the results of tools, each a message of its own, and then the text."""
+    texts: list[str] = []
+    for place, block in _blocks(field, content):
+        if block["type"] == "tool_result":
+            result = block.get("content") or ""
+            text = result if isinstance(result, str) else "\n".join(_texts(f"{place}.content", result))
+            yield {"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": text}
+        else:
+            texts += _texts(place, [block])
+    if texts:
+        yield {"role": "user", "content": "\n".join(texts)}
+
+
+def _assistant(field: str, content: Any) -> JSONObject:
+    texts: list[str] = []
+    message: JSONObject = {"role": "assistant"}
+    for place, block in _blocks(field, content):
+        if block["type"] == "tool_use":
+            arguments = orjson.dumps(block.get("input") or {}).decode()
+            function = {"name": block.get("name"), "arguments": arguments}
+            message.setdefault("tool_calls", []).append(
+                {"id": block.get("id"), "type": "function", "function": function}
+            )
+        elif block["type"] == "thinking":
+            message["reasoning_content"] = block.get("thinking")
+        elif block["type"] != "redacted_thinking":
+            texts += _texts(place, [block])
+    return {**message, "content": "\n".join(texts)}
+
+
+def _tools(tools: Any) -> list[JSONObject]:
+    if not isinstance(tools, list):
+        raise fault("tools", "must be a list")
+    functions: list[JSONObject] = []
+    for index, tool in enumerate(tools):
+        if not isinstance(tool, dict) or not isinstance(tool.get("input_schema"), dict):
+            raise fault(f"tools[{index}]", "must have an input_schema: tools of the server are not there")
+        function = {"name": tool.get("name"), "parameters": tool["input_schema"]}
+        if isinstance(tool.get("description"), str):
+            function["description"] = tool["description"]
+        functions.append({"type": "function", "function": function})
+    return functions
+
+
+def _tool_choice(choice: Any) -> JSONObject:
+    kind = str(choice.get("type")) if isinstance(choice, dict) else ""
+    if kind == "tool":
+        wanted: Any = {"type": "function", "function": {"name": choice.get("name")}}
+    elif kind in _TOOL_CHOICES:
+        wanted = _TOOL_CHOICES[kind]
+    else:
+        raise fault("tool_choice.type", f"must be tool or one of {', '.join(_TOOL_CHOICES)}")
+    fields: JSONObject = {"tool_choice": wanted}
+    if choice.get("disable_parallel_tool_use") is True:
+        fields["parallel_tool_calls"] = False
+    return fields
+
+
+# Answers
+
+
+def _usage(usage: Usage) -> JSONObject:
+    total = usage.total() or {"prompt_tokens": 0, "completion_tokens": 0}
+    return {"input_tokens": total["prompt_tokens"], "output_tokens": total["completion_tokens"]}
+
+
+def _message_of(header: Header, content: list[JSONObject], reason: str | None, usage: JSONObject) -> JSONObject:
+    return {
+        "id": header.id,
+        "type": "message",
+        "role": "assistant",
+        "model": header.model,
+        "content": content,
+        "stop_reason": reason,
+        "stop_sequence": None,
+        "usage": usage,
+    }
+
+
+def message_answer(
+    header: Header, choices: Sequence[Choice], usage: Usage, generation: schemas.Generation
+) -> JSONObject:
+    """Return a whole message."""
+    choice, content = choices[0], []
+    if choice.reasoning:
+        content.append({"type": "thinking", "thinking": choice.reasoning, "signature": ""})
+    if choice.text:
+        content.append({"type": "text", "text": choice.text})
+    for call in choice.tool_calls:
+        function = call["function"]
+        content.append({"type": "tool_use", "id": call["id"], "name": function["name"], "input": _input(function)})
+    return _message_of(header, content, _STOP_REASONS.get(choice.finish_reason, "end_turn"), _usage(usage))
+
+
+def _input(function: JSONObject) -> Any:
+    try:
+        return orjson.loads(function["arguments"] or "{}")
+    except orjson.JSONDecodeError:  # cut off by max_tokens
+        return {}
+
+
+class MessageEvents:
+    """The events of a message: it begins, each of its blocks begins, goes on and ends, and it ends."""
+
+    content_type = EVENTS_TYPE
+
+    def __init__(self, header: Header, usage: Usage, generation: schemas.Generation) -> None:
+        self.silence = named_event("ping", {})
+        self._header = header
+        self._usage = usage
+        self._reason = "stop"
+        self._block: tuple[str, int] | None = None
+        """The kind of the block that has begun, and the number of its call; None between two blocks."""
+        self._index = -1
+
+    def begin(self) -> bytes:
+        """Return the beginning of the message."""
+        message = _message_of(self._header, [], None, {"input_tokens": 0, "output_tokens": 0})
+        return named_event("message_start", {"message": message})
+
+    def encode(self, burst: Burst) -> Iterable[bytes]:
+        """Return the events of ``burst`` as one write."""
+        self._usage.add(0, burst.usage)
+        self._reason = burst.finish_reason or self._reason
+        deltas: Sequence[JSONObject] = burst.deltas or [{}] * len(burst.pieces)
+        events = b"".join(self._piece(piece, delta) for piece, delta in zip(burst.pieces, deltas, strict=True))
+        return [events] if events else []
+
+    def _piece(self, piece: str, delta: JSONObject) -> bytes:
+        events = b""
+        if reasoning := delta.get("reasoning_content"):
+            events += self._within(("thinking", 0), {"type": "thinking", "thinking": "", "signature": ""})
+            events += self._delta({"type": "thinking_delta", "thinking": reasoning})
+        if piece:
+            events += self._within(("text", 0), {"type": "text", "text": ""})
+            events += self._delta({"type": "text_delta", "text": piece})
+        for part in delta.get("tool_calls") or ():
+            function = part.get("function") or {}
+            block = {"type": "tool_use", "id": part.get("id"), "name": function.get("name"), "input": {}}
+            events += self._within(("tool_use", part.get("index", 0)), block)
+            if arguments := function.get("arguments"):
+                events += self._delta({"type": "input_json_delta", "partial_json": arguments})
+        return events
+
+    def _within(self, block: tuple[str, int], content: JSONObject) -> bytes:
+        """Return the events that end the last block and begin the next, where ``block`` is not the same."""
+        if block == self._block:
+            return b""
+        events = self._end_block()
+        self._block = block
+        self._index += 1
+        return events + named_event("content_block_start", {"index": self._index, "content_block": content})
+
+    def _delta(self, delta: JSONObject) -> bytes:
+        return named_event("content_block_delta", {"index": self._index, "delta": delta})
+
+    def _end_block(self) -> bytes:
+        if self._block is None:
+            return b""
+        self._block = None
+        return named_event("content_block_stop", {"index": self._index})
+
+    def end(self) -> bytes:
+        """Return the end of the message, with its reason and usage."""
+        reason = _STOP_REASONS.get(finish_reason(self._reason), "end_turn")
+        delta = {"stop_reason": reason, "stop_sequence": None}
+        events = self._end_block() + named_event("message_delta", {"delta": delta, "usage": _usage(self._usage)})
+        return events + named_event("message_stop", {})
+
+    def failure(self, error: ModelyardError) -> bytes:
+        """Return the event of an error."""
+        body = anthropic_document(document(error)["error"], status_of(error))
+        return named_event("error", {"error": body["error"]})

@@ -1,0 +1,259 @@
+"""OpenAI's responses and Anthropic's messages: what they mean as a chat, and how answers look in each."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from modelyard.blueprints.openai import anthropic, responses
+from modelyard.blueprints.openai.answers import Choice, Header, Usage
+from modelyard.errors import EngineError, InvalidRequest, Overloaded
+from modelyard.types import Burst, JSONObject
+
+HEADER = Header("x_1", "m", 5)
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
+FUNCTION = {"type": "function", "function": {"name": "weather", "description": "d", "parameters": SCHEMA}}
+CALL_BEGINS = {"index": 0, "id": "call_1", "type": "function", "function": {"name": "weather", "arguments": ""}}
+CALL_GOES_ON = {"index": 0, "function": {"arguments": '{"city":"Paris"}'}}
+BURSTS = [
+    Burst(["Hm"], deltas=[{"reasoning_content": "think"}]),
+    Burst(["", ""], deltas=[{"tool_calls": [CALL_BEGINS]}, {"tool_calls": [CALL_GOES_ON]}]),
+    Burst([], "tool_calls", {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}),
+]
+CHOICE = Choice(
+    "Hm",
+    "tool_calls",
+    "think",
+    [{"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city":"Paris"}'}}],
+)
+
+
+def events_of(encoder: Any, bursts: list[Burst]) -> list[tuple[str, JSONObject]]:
+    data = encoder.begin() + b"".join(write for burst in bursts for write in encoder.encode(burst)) + encoder.end()
+    found = []
+    for event in data.decode().split("\n\n")[:-1]:
+        name, body = event.split("\n")
+        found.append((name.removeprefix("event: "), json.loads(body.removeprefix("data: "))))
+    assert all(name == body["type"] for name, body in found)
+    return found
+
+
+def usage() -> Usage:
+    counted = Usage(1)
+    counted.add(0, BURSTS[-1].usage)
+    return counted
+
+
+# Anthropic
+
+MESSAGES = [
+    {"role": "user", "content": "Weather?"},
+    {
+        "role": "assistant",
+        "content": [
+            {"type": "thinking", "thinking": "hm", "signature": "s"},
+            {"type": "text", "text": "Let me see."},
+            {"type": "tool_use", "id": "call_1", "name": "weather", "input": {"city": "Paris"}},
+        ],
+    },
+    {
+        "role": "user",
+        "content": [
+            {"type": "tool_result", "tool_use_id": "call_1", "content": [{"type": "text", "text": "sunny"}]},
+            {"type": "text", "text": "And now?", "cache_control": {"type": "ephemeral"}},
+        ],
+    },
+]
+CHAT = [
+    {"role": "system", "content": "Be short.\nBe kind."},
+    {"role": "user", "content": "Weather?"},
+    {
+        "role": "assistant",
+        "content": "Let me see.",
+        "tool_calls": [
+            {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city":"Paris"}'}}
+        ],
+        "reasoning_content": "hm",
+    },
+    {"role": "tool", "content": "sunny", "tool_call_id": "call_1"},
+    {"role": "user", "content": "And now?"},
+]
+
+
+def message(**fields: Any) -> JSONObject:
+    return {"model": "m", "max_tokens": 9, "messages": MESSAGES, **fields}
+
+
+def test_a_message_is_read_as_a_chat():
+    system = [{"type": "text", "text": "Be short."}, {"type": "text", "text": "Be kind."}]
+    tools = [{"name": "weather", "description": "d", "input_schema": SCHEMA}]
+    choice = {"type": "any", "disable_parallel_tool_use": True}
+    body = message(system=system, tools=tools, tool_choice=choice, stop_sequences=["END"], top_k=4, thinking={})
+    request = anthropic.generation(body, "m").requests[0]
+    assert request.options["messages"] == CHAT
+    assert request.options["tools"] == [FUNCTION]
+    assert (request.options["tool_choice"], request.options["parallel_tool_calls"]) == ("required", False)
+    assert (request.max_new_tokens, request.stop, request.top_k) == (9, ["END"], 4)
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"max_tokens": None}, "max_tokens"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "system", "content": "a"}]}, "messages[0].role"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "messages[0].content[0][0]"),
+        ({"system": 5}, "system"),
+        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools[0]"),
+        ({"tool_choice": {"type": "some"}}, "tool_choice.type"),
+    ],
+)
+def test_a_message_that_can_not_be_read_is_refused_with_its_field(fields, field):
+    with pytest.raises(InvalidRequest) as refused:
+        anthropic.generation(message(**fields), "m")
+    assert refused.value.errors[0]["field"] == field
+
+
+def test_the_events_of_a_message_are_those_of_its_blocks():
+    encoder = anthropic.MessageEvents(HEADER, Usage(1), anthropic.generation(message(), "m"))
+    events = events_of(encoder, BURSTS)
+    assert [name for name, _ in events] == [
+        "message_start",
+        *("content_block_start", "content_block_delta", "content_block_stop"),
+        *("content_block_start", "content_block_delta", "content_block_stop"),
+        *("content_block_start", "content_block_delta", "content_block_stop"),
+        *("message_delta", "message_stop"),
+    ]
+    started = [body["content_block"]["type"] for name, body in events if name == "content_block_start"]
+    assert started == ["thinking", "text", "tool_use"]
+    assert [body["index"] for name, body in events if name == "content_block_stop"] == [0, 1, 2]
+    assert events[8][1]["delta"] == {"type": "input_json_delta", "partial_json": '{"city":"Paris"}'}
+    assert events[-2][1]["delta"] == {"stop_reason": "tool_use", "stop_sequence": None}
+    assert events[-2][1]["usage"] == {"input_tokens": 3, "output_tokens": 4}
+
+
+def test_a_whole_message_has_its_blocks():
+    answer = anthropic.message_answer(HEADER, [CHOICE], usage(), anthropic.generation(message(), "m"))
+    assert answer["content"] == [
+        {"type": "thinking", "thinking": "think", "signature": ""},
+        {"type": "text", "text": "Hm"},
+        {"type": "tool_use", "id": "call_1", "name": "weather", "input": {"city": "Paris"}},
+    ]
+    assert (answer["stop_reason"], answer["usage"]) == ("tool_use", {"input_tokens": 3, "output_tokens": 4})
+
+
+def test_a_message_that_fails_ends_with_an_error_event():
+    encoder = anthropic.MessageEvents(HEADER, Usage(1), anthropic.generation(message(), "m"))
+    body = json.loads(encoder.failure(Overloaded("full")).split(b"data: ")[1])
+    assert body == {"type": "error", "error": {"type": "overloaded_error", "message": "full"}}
+
+
+# Responses
+
+ITEMS = [
+    {"role": "developer", "content": "Be kind."},
+    {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Weather?"}]},
+    {"type": "reasoning", "summary": []},
+    {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "Let me see."}]},
+    {"type": "function_call", "call_id": "call_1", "name": "weather", "arguments": '{"city":"Paris"}'},
+    {"type": "function_call_output", "call_id": "call_1", "output": "sunny"},
+]
+
+
+def test_the_items_of_a_response_are_read_as_a_chat():
+    tools = [{"type": "function", "name": "weather", "description": "d", "parameters": SCHEMA}]
+    body = {"input": ITEMS, "instructions": "Be short.", "tools": tools, "max_output_tokens": 9}
+    body["text"] = {"format": {"type": "json_schema", "name": "x", "schema": SCHEMA, "strict": True}}
+    request = responses.generation({**body, "tool_choice": {"type": "function", "name": "weather"}}, "m").requests[0]
+    assert request.options["messages"] == [
+        {"role": "system", "content": "Be short."},
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "Weather?"},
+        {"role": "assistant", "content": "Let me see.", "tool_calls": CHAT[2]["tool_calls"]},
+        {"role": "tool", "content": "sunny", "tool_call_id": "call_1"},
+    ]
+    assert request.options["tools"] == [FUNCTION]
+    assert request.options["tool_choice"] == "required"
+    assert request.options["response_format"]["json_schema"] == {"name": "x", "schema": SCHEMA, "strict": True}
+    assert request.max_new_tokens == 9
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"previous_response_id": "resp_1"}, "previous_response_id"),
+        ({"background": True}, "background"),
+        ({"input": []}, "input"),
+        ({"input": [5]}, "input[0].type"),
+        ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type"),
+        ({"input": [{"role": "robot", "content": "a"}]}, "input[0].role"),
+        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0]"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"text": {"format": 5}}, "text.format"),
+    ],
+)
+def test_a_response_that_can_not_be_made_is_refused_with_its_field(fields, field):
+    with pytest.raises(InvalidRequest) as refused:
+        responses.generation({"input": "a", **fields}, "m")
+    assert refused.value.errors[0]["field"] == field
+
+
+def response_events() -> responses.ResponseEvents:
+    return responses.ResponseEvents(HEADER, Usage(1), responses.generation({"input": "a"}, "m"))
+
+
+def test_the_events_of_a_response_are_those_of_its_items():
+    events = events_of(response_events(), BURSTS)
+    assert [name.removeprefix("response.") for name, _ in events] == [
+        *("created", "in_progress"),
+        *("output_item.added", "content_part.added", "output_text.delta"),
+        *("output_text.done", "content_part.done", "output_item.done"),
+        *("output_item.added", "function_call_arguments.delta"),
+        *("function_call_arguments.done", "output_item.done"),
+        "completed",
+    ]
+    assert [body["sequence_number"] for _, body in events] == list(range(len(events)))
+    whole = events[-1][1]["response"]
+    assert [(item["type"], item["status"]) for item in whole["output"]] == [
+        ("message", "completed"),
+        ("function_call", "completed"),
+    ]
+    assert whole["output"][1]["arguments"] == '{"city":"Paris"}'
+    assert whole["usage"]["total_tokens"] == 7
+    assert events[2][1]["item"]["content"] == []
+
+
+def message_events() -> anthropic.MessageEvents:
+    return anthropic.MessageEvents(HEADER, Usage(1), anthropic.generation(message(), "m"))
+
+
+def test_a_response_without_text_has_an_empty_message():
+    events = events_of(response_events(), [Burst([], "stop")])
+    assert events[-1][1]["response"]["output"][0]["content"][0]["text"] == ""
+
+
+def test_a_response_that_is_cut_off_says_why():
+    events = events_of(response_events(), [Burst(["a"], "length")])
+    assert events[-1][0] == "response.incomplete"
+    assert events[-1][1]["response"]["incomplete_details"] == {"reason": "max_output_tokens"}
+
+
+def test_a_response_that_fails_says_so_in_the_stream():
+    body = json.loads(response_events().failure(EngineError("broken")).split(b"data: ")[1])
+    assert body["type"] == "response.failed"
+    assert body["response"]["error"] == {"code": "engine_error", "message": "broken"}
+
+
+def test_a_whole_response_has_its_items():
+    answer = responses.response_answer(HEADER, [CHOICE], usage(), responses.generation({"input": "a"}, "m"))
+    assert [item["type"] for item in answer["output"]] == ["message", "function_call"]
+    assert answer["output"][1]["call_id"] == "call_1"
+    assert (answer["status"], answer["usage"]["input_tokens"]) == ("completed", 3)
+
+
+@pytest.mark.parametrize("make", [message_events, response_events])
+def test_half_a_surrogate_pair_becomes_a_question_mark(make):
+    (data,) = make().encode(Burst(["a\ud83d"]))
+    assert "a?" in data.decode()

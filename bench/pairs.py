@@ -38,7 +38,7 @@ class Way:
                 raise LoadFailed(f"{server.name} does not answer as it should: {status}, {body[:200]!r}")
 
     def measure(self, job: Job) -> Pair:
-        """Run ``job`` on both. Raises LoadFailed where one fails."""
+        """Run ``job`` on both. Raises LoadFailed if one fails."""
         pair = Pair(*(run(replace(job, port=server.port)) for server in (self.direct, self.hop)))
         for outcome in (pair.direct, pair.hop):
             if outcome.failed or outcome.refused or not (outcome.ok or outcome.pieces):

@@ -14,15 +14,15 @@ PACKAGES = ("modelyard", "gunicorn", "flask", "werkzeug", "orjson", "xllamacpp",
 
 def versions(peer: Peer | None) -> dict[str, str]:
     """Return names and versions; a package that is not there is left out."""
-    found = {"python": platform.python_version(), "cores": f"{len(os.sched_getaffinity(0))} ({_processor()})"}
+    result = {"python": platform.python_version(), "cores": f"{len(os.sched_getaffinity(0))} ({_processor()})"}
     for name in PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            result[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
     if peer is not None:
-        found |= peer.versions()
-    return found
+        result |= peer.versions()
+    return result
 
 
 def _processor() -> str:

@@ -19,7 +19,7 @@ def state_folder(root: Path, instance: str) -> Path:
 def private_folder() -> Path:
     """Return the folder of this user below the one for temporary files, made if need be; the same in every process.
 
-    Raises OSError where it can't be made, or belongs to another user, or others may enter it.
+    Raises OSError if it can't be made, or belongs to another user, or others may enter it.
     """
     folder = Path(tempfile.gettempdir()) / f"modelyard-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -31,7 +31,7 @@ def private_folder() -> Path:
 
 
 def try_lock(path: Path, flags: int = os.O_RDWR | os.O_CREAT) -> int | None:
-    """Return the open file at ``path`` with its exclusive lock, None where another has it. Raises OSError.
+    """Return the open file at ``path`` with its exclusive lock, None if another has it. Raises OSError.
 
     A lock that is held proves that its holder lives, in whichever container: it ends with the last process that has
     the file open. A pid proves nothing, as it may belong to another process, or to another pid namespace.

@@ -103,7 +103,7 @@ def open_sockets(without: Collection[int] = ()) -> Iterator[tuple[int, socket.so
     """Yield the inode of each socket that this process has open, and a duplicate of it, closed afterwards.
 
     Inodes in ``without`` are left out. A duplicate is the same connection: it can be shut down while another thread
-    reads from the original or closes it. Raises OSError where the open files can't be listed.
+    reads from the original or closes it. Raises OSError if the open files can't be listed.
     """
     for file in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):  # closed meanwhile

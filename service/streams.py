@@ -80,7 +80,7 @@ class Cancel:
 
 
 class OutputStream:
-    """An iterator of bursts; None where nothing came for about a second.
+    """An iterator of bursts; None if nothing came for about a second.
 
     Its owner must `close` it (twice is fine): that cancels the engine, ends its iterator, and gives the
     slot back. It closes itself at the end of the answer and on an error.
@@ -138,7 +138,7 @@ class OutputStream:
                 listener(self._failure)
 
     def when_closed(self, listener: Callable[[BaseException | None], None]) -> None:
-        """Call ``listener`` at the end, with what the answer failed with: None where it was whole.
+        """Call ``listener`` at the end, with what the answer failed with: None if it was whole.
 
         A close before the end is a cancel. The first that was given is called first.
         """

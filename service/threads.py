@@ -17,7 +17,7 @@ FAILURE_PAUSE = 1.0
 
 
 def start_thread(thread: threading.Thread) -> None:
-    """Start a thread. Raises Overloaded where the system has no room for it: too many tasks, or too little memory."""
+    """Start a thread. Raises Overloaded if the system has no room for it: too many tasks, or too little memory."""
     try:
         thread.start()
     except RuntimeError as error:

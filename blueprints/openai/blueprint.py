@@ -132,7 +132,7 @@ def _names_of(service: Service, kind: WorkerType) -> list[str]:
 def _model(service: Service, body: JSONObject, *kinds: WorkerType) -> str:
     """Return the model of a body; without one the only model of the first of ``kinds`` that has any.
 
-    Raises InvalidRequest where there are several, UnknownModel where there is none.
+    Raises InvalidRequest if there are several, UnknownModel if there is none.
     """
     model = body.get("model")
     if model is not None:
@@ -305,7 +305,7 @@ def _rerank_shape(body: JSONObject) -> str:
 
 
 def _tokens(service: Service, model: str, texts: Sequence[str]) -> int:
-    """Return the tokens of texts, counted together, in one call; 0 where the model can't count."""
+    """Return the tokens of texts, counted together, in one call; 0 if the model can't count."""
     try:
         return service.manager.count_token(model, "\n".join(texts))
     except ModelyardError:

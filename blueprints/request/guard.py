@@ -192,20 +192,22 @@ class Guard:
                 "unknown: send a token with the scope worker"
             )
         is_local = is_of_this_machine(caller)
-        others = [a for a in self._resolver.addresses(host) if a != caller and not (is_local and is_of_this_machine(a))]
-        if others:
-            own = "the addresses of this machine" if is_local else f"its own address, {caller},"
+        refused = [
+            a for a in self._resolver.addresses(host) if a != caller and not (is_local and is_of_this_machine(a))
+        ]
+        if refused:
+            allowed = "the addresses of this machine" if is_local else f"its own address, {caller},"
             raise Forbidden(
-                f"{url} can't be registered: without a token {caller} may register {own} only, and not "
-                f"{_listed(host, others)}: advertise that (--advertise), or send a token with the scope worker"
+                f"{url} can't be registered: without a token {caller} may register {allowed} only, and not "
+                f"{_listed(host, refused)}: advertise that (--advertise), or send a token with the scope worker"
             )
 
     def _check_allowed(self, url: str, host: str) -> None:
-        others = [a for a in self._resolver.addresses(host) if not any(a in network for network in self._allowed)]
-        if others:
+        refused = [a for a in self._resolver.addresses(host) if not any(a in network for network in self._allowed)]
+        if refused:
             networks = ", ".join(str(network) for network in self._allowed)
             raise Forbidden(
-                f"{url} can't be registered: {_listed(host, others)} is in none of allowed_networks ({networks}): "
+                f"{url} can't be registered: {_listed(host, refused)} is in none of allowed_networks ({networks}): "
                 "advertise an address in one of them (--advertise), or add its network"
             )
 
@@ -258,5 +260,5 @@ def _host_of(url: str) -> str | None:
 
 
 def _listed(host: str, addresses: Iterable[IPAddress]) -> str:
-    found = ", ".join(sorted(str(address) for address in addresses))
-    return found if found == host else f"{host} ({found})"
+    text = ", ".join(sorted(str(address) for address in addresses))
+    return text if text == host else f"{host} ({text})"

@@ -88,7 +88,7 @@ class CallTrace:
 
 
 def arrived(tracing: Tracing, call: Request) -> CallTrace | None:
-    """Return the trace of a call; None where nothing is traced, and no header names a span to pass on."""
+    """Return the trace of a call; None if nothing is traced, and no header names a span to pass on."""
     headers = _headers(call.environ)
     if not headers and not tracing.on:
         return None

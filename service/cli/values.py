@@ -72,7 +72,7 @@ def tags_of(description: JSONObject) -> list[str]:
 
 
 def allowed(declared: Param) -> str | None:
-    """Return the values that a parameter takes, as text for people; None where it takes any."""
+    """Return the values that a parameter takes, as text for people; None if it takes any."""
     if declared.choices:
         return " | ".join(declared.choices)
     if declared.min is not None and declared.max is not None:

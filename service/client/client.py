@@ -184,7 +184,7 @@ class Client:
         """Return the status of the service, ready or not: the answer of its ``/readyz``.
 
         It has ``ready``, the ``state`` of the service with its ``reason``, and ``models``, a list of objects with
-        ``model`` (``name@type``), ``state`` and ``reason``. Raises ConfigError where no such ``/readyz`` answers.
+        ``model`` (``name@type``), ``state`` and ``reason``. Raises ConfigError if no such ``/readyz`` answers.
         """
         for base in self._calls.bases():  # it stands at the root; in an application, below its prefix
             status = self._calls.value("GET", "readyz", answers.status, base=base, accepted=(200, 404, 503))
@@ -215,7 +215,7 @@ class Client:
         """Return the rows of the registry of a controller.
 
         Each has ``key`` (``name@type``), ``url``, ``healthy``, ``enabled``, ``weight``, ``load`` and
-        ``last_heartbeat`` (ISO 8601, UTC). Raises ConfigError where the service is not a controller.
+        ``last_heartbeat`` (ISO 8601, UTC). Raises ConfigError if the service is not a controller.
         """
         rows = self._calls.value("GET", "controller/instances", answers.rows, accepted=(200, 404))
         if rows is None:

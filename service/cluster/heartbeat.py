@@ -55,7 +55,7 @@ class Heartbeat:
         self._failures = 0
         self._away_since = 0.0
         self.error = ""
-        """Why the last try failed; empty where it did not."""
+        """Why the last try failed; empty if it did not."""
 
     # Keys
 

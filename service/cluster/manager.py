@@ -235,7 +235,7 @@ class Prober(BackgroundThread):
         return self._routes.next_probe_in()
 
     def _probe(self, url: str) -> str:
-        """Return why an address does not answer; empty where it does, with any status below 500."""
+        """Return why an address does not answer; empty if it does, with any status below 500."""
         try:
             with self._session.request("GET", f"{url}/health", timeout=PROBE_TIMEOUT) as response:
                 response.read_whole()

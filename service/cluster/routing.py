@@ -49,7 +49,7 @@ class Load:
     @staticmethod
     @functools.lru_cache(maxsize=256)
     def parse(text: str | None) -> Load | None:
-        """Return the load of ``text``; None where it is not valid. Few texts differ, so the last ones are kept."""
+        """Return the load of ``text``; None if it is not valid. Few texts differ, so the last ones are kept."""
         try:
             numbers = dict(item.split("=", 1) for item in (text or "").split(";"))
             load = Load(int(numbers["slots"]), int(numbers["free"]), int(numbers["waiting"]))
@@ -124,7 +124,7 @@ class Routes:
             return sorted((row for row in instances if not self._why_not(row)), key=self._score)
 
     def why_not(self, instance: Instance) -> str:
-        """Return why an instance is not usable now; empty where it is."""
+        """Return why an instance is not usable now; empty if it is."""
         with self._lock:
             return self._why_not(instance)
 
@@ -232,7 +232,7 @@ class Routes:
             return [u for u, h in self._addresses.items() if not h.reached and h.cool_until <= self.clock()]
 
     def next_probe_in(self) -> float | None:
-        """Return the seconds until the next probe is due; None where no address waits for one."""
+        """Return the seconds until the next probe is due; None if no address waits for one."""
         with self._lock:
             left = (h.cool_until - self.clock() for h in self._addresses.values() if not h.reached)
             return min(left, default=None)
@@ -251,7 +251,7 @@ class Routes:
     # Views
 
     def load_of(self, instances: Sequence[Instance]) -> Load | None:
-        """Return the sum of the last reported loads; None where no instance has reported one."""
+        """Return the sum of the last reported loads; None if no instance has reported one."""
         with self._lock:
             traffic = [self._traffic.get((row.key, row.url)) for row in instances]
             loads = [entry.load for entry in traffic if entry is not None and entry.load is not None]

@@ -46,7 +46,7 @@ class RegistryView:
         self.complete = False
         """Whether the registry has answered at least once."""
         self.error = ""
-        """Why the last read failed; empty where it did not."""
+        """Why the last read failed; empty if it did not."""
 
     def start(self) -> None:
         """Start the thread that reads."""

@@ -29,7 +29,7 @@ def engine_class(name: str) -> type[Engine]:
 def load_class(path: str) -> type[Engine]:
     """Return the engine class at ``module:Class`` (or ``module.Class``), a path from the operator's configuration.
 
-    Raises ConfigError where it can't be imported, is not a subclass of `Engine`, or has asynchronous calls.
+    Raises ConfigError if it can't be imported, is not a subclass of `Engine`, or has asynchronous calls.
     """
     module, _, attribute = path.partition(":") if ":" in path else path.rpartition(".")
     try:

@@ -152,7 +152,7 @@ class LlamaAnswer:
         return False
 
     def _field_at_fault(self) -> str | None:
-        """Return the option whose schema the library has refused; None where no option has one."""
+        """Return the option whose schema the library has refused; None if no option has one."""
         return next((name for name in ("response_format", "tools") if name in self._options), None)
 
     def _delta(self, choice: JSONObject) -> JSONObject:

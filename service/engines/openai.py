@@ -80,22 +80,22 @@ class OpenAI(Engine):
 
     def start(self, progress: Progress) -> None:
         """Ask the server whether it has the model. Raises StartFailed."""
-        own = self.params
+        params = self.params
         progress(f"asking {self._base}")
         try:
-            self._always = _fields_of(own.set_params)
-            token = OutgoingToken(own.api_key, own.api_key_file)
-            self._session = Session(own.connect_timeout, own.first_byte_timeout, token=token, ca=own.ca)
+            self._always = _fields_of(params.set_params)
+            token = OutgoingToken(params.api_key, params.api_key_file)
+            self._session = Session(params.connect_timeout, params.first_byte_timeout, token=token, ca=params.ca)
             self._look_for_model()
         except ModelyardError as error:
             self.stop()
-            raise StartFailed(f"model {own.registered_name!r}: {error}") from error
+            raise StartFailed(f"model {params.registered_name!r}: {error}") from error
 
     def _look_for_model(self) -> None:
         """Check that the server lists the model. One that has no list is believed."""
         assert self._session is not None
-        own = self.params
-        until = time.monotonic() + own.connect_timeout + own.silence_timeout
+        params = self.params
+        until = time.monotonic() + params.connect_timeout + params.silence_timeout
         with self._session.request("GET", f"{self._base}/models", until=until) as response:
             body = response.content
         if response.status_code in (404, 405):
@@ -195,7 +195,7 @@ class OpenAI(Engine):
             return _list_in(_parsed(response.content, self._where), field, self._where)
 
     def _in_order(self, entries: Sequence[JSONObject], field: str, count: int) -> list[Any]:
-        """Return ``field`` of ``count`` entries, by their ``index``. Raises EngineError where one is missing."""
+        """Return ``field`` of ``count`` entries, by their ``index``. Raises EngineError if one is missing."""
         values = {entry.get("index"): entry.get(field) for entry in entries}
         if set(values) != set(range(count)) or None in values.values():
             raise EngineError(f"{self._where} does not answer with one {field} for each of {count} texts")

@@ -58,7 +58,7 @@ class Answer:
         """Whether the backend has said that it is whole."""
 
     def burst(self, events: Iterable[bytes]) -> Burst | None:
-        """Return what ``events`` say as one burst; None where that is nothing new. Raises the error of an event."""
+        """Return what ``events`` say as one burst; None if that is nothing new. Raises the error of an event."""
         pieces: list[str] = []
         deltas: list[JSONObject] = []
         for event in events:
@@ -74,7 +74,7 @@ class Answer:
         return Burst(pieces, deltas=deltas if any(deltas) else None) if pieces else None
 
     def ending(self) -> Burst:
-        """Return the last burst. Raises EngineError where the answer broke off."""
+        """Return the last burst. Raises EngineError if the answer broke off."""
         if not self.has_ended and self._finish_reason is None:
             raise EngineError(f"{self._where} broke off its answer")
         return Burst([], self._finish_reason or "stop", self._usage)

@@ -119,7 +119,7 @@ class Answers:
             self._steps.append(step)
 
     def note(self, asked: Asked) -> _Step | None:
-        """Record a call, and return its step; None where there is none."""
+        """Record a call, and return its step; None if there is none."""
         with self._lock:
             self.asked.append(asked)
             if self._steps and (asked.call == "generate" or self._steps[0].is_for_vectors):

@@ -120,15 +120,15 @@ class Catalog:
         unless ``faults`` collects: then a table with a fault is left out.
         """
         faults = faults or Faults()
-        known = {table["name"]: table for table in _package_tables()} if package else {}
-        entries = {name: _entry(table, "catalog.toml") for name, table in known.items()}
+        packaged = {table["name"]: table for table in _package_tables()} if package else {}
+        entries = {name: _entry(table, "catalog.toml") for name, table in packaged.items()}
         configured: list[str] = []
         for table in tables:
             name = table["name"]
             with faults.caught():
                 if name in configured:
                     raise ConfigError(f"{origin}: [[models]] {name!r} is there twice: rename one")
-                entry = _entry(_merged(known.get(name, {}), table), origin)
+                entry = _entry(_merged(packaged.get(name, {}), table), origin)
                 refuse_shared_prefixes([*entries, name])
                 entries[name] = entry
                 configured.append(name)
@@ -187,14 +187,14 @@ def _package_tables() -> list[JSONObject]:
     return tables
 
 
-def _merged(known: Mapping[str, Any], table: Mapping[str, Any]) -> JSONObject:
-    if table.get("engine", known.get("engine")) != known.get("engine"):
-        known = {}  # Another engine has other parameters, and other weights.
-    merged = {**known, "start": True, **table}
+def _merged(packaged: Mapping[str, Any], table: Mapping[str, Any]) -> JSONObject:
+    if table.get("engine", packaged.get("engine")) != packaged.get("engine"):
+        packaged = {}  # Another engine has other parameters, and other weights.
+    merged = {**packaged, "start": True, **table}
     source = table.get("source")
     if isinstance(source, Mapping):
-        merged["source"] = {**known.get("source", {}), **source}
-    elif source is None and table.get("model_path", known.get("model_path")) != known.get("model_path"):
+        merged["source"] = {**packaged.get("source", {}), **source}
+    elif source is None and table.get("model_path", packaged.get("model_path")) != packaged.get("model_path"):
         merged.pop("source", None)
     return merged
 

@@ -33,11 +33,11 @@ def resolve(path: str, models_dirs: Sequence[Path], hint: str | None = None) -> 
     roots = [_real(folder) for folder in models_dirs]
     outside: Path | None = None
     for candidate in [folder / path for folder in models_dirs]:
-        found = _real(candidate)
-        if not any(found.is_relative_to(root) for root in roots):
-            outside = found
-        elif _exists(found):
-            return _readable(found, candidate)
+        target = _real(candidate)
+        if not any(target.is_relative_to(root) for root in roots):
+            outside = target
+        elif _exists(target):
+            return _readable(target, candidate)
     folders = ", ".join(str(folder) for folder in models_dirs) or "none is set"
     if outside is not None:
         raise BadModelFile(

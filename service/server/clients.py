@@ -53,7 +53,7 @@ class Connection:
         self.is_reading = False
         """Whether the application waits for the body of that request."""
         self.late_after = 0.0
-        """Seconds after which the body was not there; 0 where it was."""
+        """Seconds after which the body was not there; 0 if it was."""
         self.is_kept = False
         """Whether it has had a request, and the next has not begun."""
 
@@ -180,7 +180,7 @@ class Clients:
         return place in self._places and not is_listening(sock)
 
     def _end_of(self, connection: Connection, sock: socket.socket, now: float) -> int | None:
-        """Return which sides of a connection are to be shut down; None where it may go on."""
+        """Return which sides of a connection are to be shut down; None if it may go on."""
         if self._is_closing:
             return socket.SHUT_RDWR
         info = tcp_info(sock)

@@ -39,7 +39,7 @@ class Recovery:
 
     @property
     def trouble(self) -> str:
-        """Why changes of the models are not remembered; empty where they are."""
+        """Why changes of the models are not remembered; empty if they are."""
         if self._state is None:
             return self._unusable
         if self._lock is not None and self._lock.is_lost():

@@ -187,7 +187,7 @@ class Runtime:
     def status(self) -> JSONObject:
         """Return ``ready``, ``state`` (`ServiceState`), the reason, and each model with its own state and reason.
 
-        ``unsaved`` is why changes of the models are not remembered, None where they are.
+        ``unsaved`` is why changes of the models are not remembered, None if they are.
         """
         status = self._status_of_models() if self.host is None else self.host.status()
         obstacle = self._obstacle()

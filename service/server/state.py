@@ -127,7 +127,7 @@ class StateFile:
         self._path = path
         self._lock = threading.Lock()
         self.trouble = ""
-        """Why the last change was not written; empty where it was."""
+        """Why the last change was not written; empty if it was."""
         self._models: dict[str, JSONObject] = self._read()
 
     def _read(self) -> dict[str, JSONObject]:

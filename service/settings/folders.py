@@ -13,7 +13,7 @@ from ..files import private_folder
 
 
 def expanded(path: str | Path) -> Path:
-    """Return a path with its ``~`` replaced, absolute. Raises ConfigError where that home folder is unknown."""
+    """Return a path with its ``~`` replaced, absolute. Raises ConfigError if that home folder is unknown."""
     try:
         return Path(path).expanduser().absolute()
     except RuntimeError as error:

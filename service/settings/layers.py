@@ -31,10 +31,10 @@ class Faults:
 
     def add(self, messages: Iterable[str]) -> None:
         """Take the faults of one source, if there are any. Raises ConfigError with all of them, unless collected."""
-        found = list(messages)
-        if found and not self.collect:
-            raise ConfigError("; ".join(found))
-        self.messages += found
+        faults = list(messages)
+        if faults and not self.collect:
+            raise ConfigError("; ".join(faults))
+        self.messages += faults
 
     @contextlib.contextmanager
     def caught(self) -> Iterator[None]:

@@ -49,7 +49,7 @@ class Tracing:
     def __init__(self, settings: Settings | None = None) -> None:
         """Be off until `start`; without ``settings``, always.
 
-        Raises MissingLibrary where OpenTelemetry's SDK is needed and not installed, ConfigError for a class that is not
+        Raises MissingLibrary if OpenTelemetry's SDK is needed and not installed, ConfigError for a class that is not
         a SpanExporter.
         """
         self._settings = settings or Settings()

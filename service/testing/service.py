@@ -35,7 +35,7 @@ def taken_over(app: Flask, models: Mapping[str, str], answers: Answers, folder: 
     """Let ``answers`` answer for the models of ``app``, or for ``models`` (type by name) where given.
 
     The runtime of the application holds its models in this process meanwhile, without weights, registry or model host.
-    Its former state returns at the end. Raises RuntimeError where the application has no Modelyard, or no models.
+    Its former state returns at the end. Raises RuntimeError if the application has no Modelyard, or no models.
     """
     runtime: Runtime | None = app.extensions.get(KEY)
     if runtime is None:

@@ -26,7 +26,7 @@ def keep(db: sqlite3.Connection, user: int, question: str, answer: str) -> None:
 
 
 def take_job(db: sqlite3.Connection) -> sqlite3.Row | None:
-    """Return the next job with its ``question``, taken; None where none is due."""
+    """Return the next job with its ``question``, taken; None if none is due."""
     now = time.time()
     job = db.execute(
         "UPDATE job SET due = ?, tries = tries + 1 WHERE id ="

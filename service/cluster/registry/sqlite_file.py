@@ -50,7 +50,7 @@ def prepare(connection: sqlite3.Connection) -> None:
 
 
 def fault_of(path: Path) -> str:
-    """Return why a file is not a sound database; empty where it is, or is not there. Nothing is changed."""
+    """Return why a file is not a sound database; empty if it is, or is not there. Nothing is changed."""
     if not path.is_file():
         return ""
     try:

@@ -1,8 +1,8 @@
 """OutputStream: one answer on its way, with the slot it holds and the event that ends it.
 
-`Relay` gives on an answer of another stream, and asks for the next stream where one fails before its first burst.
-`Pump` drives an engine's blocking iterator from a thread of its own, so that the sender of the answer can break a
-silence; what piles up behind a slow reader is joined into one burst, and bounded.
+`Relay` passes on the answer of another stream, and opens the next stream if one fails before its first burst. `Pump`
+runs an engine's blocking iterator in a thread of its own, so that the sender of the answer can break a silence; pieces
+that wait for a slow reader are joined into one burst, and their number is limited.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ _numbers = itertools.count(1)
 
 
 class Cancel:
-    """Set once, with the error that the request ends with; engines look at it or wait on it."""
+    """The event that cancels a request, set once, with the error that ends it. Engines check it or wait on it."""
 
     __slots__ = ("_barrier", "_callbacks", "_lock", "_set", "error")
 
     def __init__(self) -> None:
-        """Make one that is not set."""
+        """Make a cancel that is not set."""
         self._set = False
         self._lock = threading.Lock()
-        # Held until it is set. There is one a stream, waited on once a piece: a lock is a tenth of an Event in memory,
-        # and its wait allocates nothing.
+        # Held until it is set. Each stream has one, and waits on it once for each piece: a lock takes a tenth of the
+        # memory of an Event, and its wait allocates nothing.
         self._barrier = threading.Lock()
         self._barrier.acquire()
         self._callbacks: list[Callable[[], None]] = []
@@ -73,7 +73,7 @@ class Cancel:
         callback()
 
     def forget(self, callback: Callable[[], None]) -> None:
-        """Take a callback back, if it has not been called."""
+        """Remove a callback, if it has not been called."""
         with self._lock:
             if callback in self._callbacks:
                 self._callbacks.remove(callback)
@@ -122,7 +122,7 @@ class OutputStream:
             raise
 
     def close(self) -> None:
-        """End the answer wherever it is. Called by the thread that iterates, or after it."""
+        """End the answer at once. Called by the thread that iterates, or after it."""
         if not self._open.acquire(blocking=False):
             return
         if not self._ended:
@@ -138,7 +138,7 @@ class OutputStream:
                 listener(self._failure)
 
     def when_closed(self, listener: Callable[[BaseException | None], None]) -> None:
-        """Call ``listener`` at the end, with what the answer failed with: None if it was whole.
+        """Call ``listener`` at the end, with the error of the answer; None if it was whole.
 
         A close before the end is a cancel. The first that was given is called first.
         """
@@ -157,18 +157,18 @@ class OutputStream:
 
 
 class Source(Protocol):
-    """Where a `Relay` gets an answer: from one stream, or from the next where that fails before its first burst."""
+    """The streams of one answer for a `Relay`: it opens the next one if a stream fails before its first burst."""
 
     def open(self, cancel: Cancel) -> OutputStream:
-        """Return the next stream, which ``cancel`` ends. What it raises counts as a failure of that stream."""
+        """Return the next stream, which ``cancel`` ends. An exception counts as a failure of that stream."""
 
     def begun(self, stream: OutputStream) -> None:
-        """Note that a stream gives the answer: its first burst has come."""
+        """Note that the first burst of a stream has come."""
 
     def ended(self, error: BaseException | None) -> bool:
         """Note that a stream has ended, by an ``error`` or without; return whether another may be opened.
 
-        Raises what the relay ends with, if that is not ``error``.
+        Raises the error that ends the relay, if that is not ``error``.
         """
 
 

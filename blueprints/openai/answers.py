@@ -23,7 +23,7 @@ def finish_reason(reason: str | None) -> str:
 
 @dataclass(frozen=True)
 class Header:
-    """What each object of one answer begins with."""
+    """The first fields of each object of one answer."""
 
     id: str
     model: str

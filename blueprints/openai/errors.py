@@ -37,7 +37,7 @@ CONTEXT_LENGTH = "context_length_exceeded"
 
 
 class _Kind(NamedTuple):
-    """What an error is called, and its status."""
+    """The type, the code and the status of an error."""
 
     status: int
     type: str

@@ -39,7 +39,7 @@ class Events:
 
     object: ClassVar[str]
     text: ClassVar[tuple[bytes, bytes]]
-    """What stands before and after the escaped text of a choice."""
+    """The bytes before and after the escaped text of a choice."""
     nothing: ClassVar[bytes]
     """A choice without text."""
     silence = _KEEP_ALIVE

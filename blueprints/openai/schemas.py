@@ -22,11 +22,11 @@ MAX_STOPS = 16
 MAX_INPUTS = 2048
 MAX_PROMPTS = 128
 COMPLETION_TOKENS = 16
-"""Tokens of a completion that does not say ``max_tokens``: OpenAI's own number."""
+"""Tokens of a completion without ``max_tokens``: OpenAI's default."""
 
 
 class _Sampling(Base):
-    """What chat and completions share."""
+    """The fields that chat and completions share."""
 
     model = fields.String(validate=validate.Length(1, 512))
     n = integer(1, MAX_CHOICES)

@@ -46,7 +46,7 @@ class AccessLine:
         self.caller: str | None = None
         """The name of the request's token."""
         self.request_id: str | None = None
-        """The id that its answer names, where it names one."""
+        """The id that its answer has; None without one."""
 
     def milliseconds(self) -> float:
         """Return the milliseconds since the request began."""

@@ -1,4 +1,4 @@
-"""What shows that a request did not come straight from a program at its peer, but through a proxy or from a web page.
+"""Find out whether a request came through a proxy or from a web page, and not directly from a program at its peer.
 
 The address of the peer is no help for such a request: it is the proxy's, or that of a browser which shows the page of
 another machine.

@@ -98,7 +98,7 @@ class Encoder(Protocol):
 
     content_type: str
     silence: bytes
-    """What breaks a silence, and means nothing."""
+    """The bytes that break a silence, without a meaning."""
 
     def begin(self) -> bytes:
         """Return what stands before the first burst; it leaves with it, or with the headers."""
@@ -124,7 +124,7 @@ class StreamBody:
         self._line = line
         self._encoder = encoder
         self._prefix = encoder.begin()
-        """What was not sent yet of the beginning."""
+        """The part of the beginning that was not sent yet."""
         self._silence_timeout = silence_timeout
         self._first: Burst | None = None
         self._writes: Iterator[bytes] = iter(())

@@ -23,7 +23,7 @@ _STATE = re.compile(rf"[ \t]*{_STATE_MEMBER}(?:[ \t]*,[ \t]*{_STATE_MEMBER}){{0,
 
 
 class Ended(Protocol):
-    """What an access line holds of an answer that has ended."""
+    """The facts of an answer that has ended, in an access line."""
 
     status: int
     bytes: int

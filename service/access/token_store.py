@@ -18,7 +18,7 @@ from .tokens import Token, digest_of, parse_all, read_file
 log = logging.getLogger(__name__)
 
 LOOK_AGAIN = 1.0
-"""Seconds between two looks at a file."""
+"""Seconds between two checks of a file."""
 
 _SECRET = re.compile(r"[\x21-\x7e]{1,4096}")
 _LARGEST_SECRET_FILE = 64 * 1024
@@ -37,7 +37,7 @@ class WatchedFile:
         return time.monotonic() >= self._next_look
 
     def has_changed(self) -> bool:
-        """Look at the file; return whether it has changed since the last look."""
+        """Check the file; return whether it has changed since the last check."""
         self._next_look = time.monotonic() + LOOK_AGAIN
         previous, self._state = self._state, self._look()
         return self._state != previous

@@ -14,7 +14,7 @@ from ..worker.protocol import Service, WorkerManager
 from . import worker_schemas as schemas
 from .request import guard, problems
 from .request.access_log import log_access, read_call
-from .request.bodies import json_response, wants_delta
+from .request.bodies import json_response, vectors_response, wants_delta
 from .request.fields import load, load_query
 from .request.streaming import Call, StreamResponse, stream_response
 
@@ -125,12 +125,13 @@ def _add_vectors(blueprint: Blueprint, service: Service) -> None:
             texts, model, query = schemas.texts(body), fields["model"], fields.get("query")
             manager = _manager(service)
             if query:
-                rows = [manager.rerank(model, query, texts, call.cancel, wait=_may_wait())]
+                vectors = manager.rerank(model, query, texts, call.cancel, wait=_may_wait())
             else:
-                rows = manager.embeddings(model, texts, call.cancel, wait=_may_wait())
+                vectors = manager.embeddings(model, texts, call.cancel, wait=_may_wait())
         finally:
             call.close()
-        return _with_load(json_response(rows), service, model, WorkerType.TEXT2VEC, WorkerType.RERANKER)
+        response = vectors_response([vectors] if query else vectors, vectors)
+        return _with_load(response, service, model, WorkerType.TEXT2VEC, WorkerType.RERANKER)
 
 
 def _add_cheap_calls(blueprint: Blueprint, service: Service) -> None:

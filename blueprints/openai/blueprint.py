@@ -18,7 +18,7 @@ from ...types import JSONObject, WorkerType, split_worker_key, worker_key
 from ...worker.protocol import Service
 from ..request import guard
 from ..request.access_log import log_access, read_call
-from ..request.bodies import json_response
+from ..request.bodies import json_response, vectors_response
 from ..request.fields import fault, load
 from ..request.streaming import Call, Encoder, stream_response
 from . import anthropic, errors, responses, schemas
@@ -258,7 +258,8 @@ def _add_vectors(routes: _Routes, service: Service) -> None:
             if loaded.get("dimensions", size) != size:
                 raise fault("dimensions", f"must be {size}: model {model!r} has vectors of that size alone")
             as_base64 = loaded.get("encoding_format") == "base64"
-            return json_response(embeddings_answer(rows, model, _tokens(service, model, texts), as_base64=as_base64))
+            answer = embeddings_answer(rows, model, _tokens(service, model, texts), as_base64=as_base64)
+            return vectors_response(answer, rows)
 
     def rerank() -> Response:
         return _rerank(service)
@@ -277,7 +278,7 @@ def _rerank(service: Service) -> Response:
         texts, query = schemas.documents(body.get(field), field), loaded["query"]
         model = _model(service, body, WorkerType.RERANKER, WorkerType.TEXT2VEC)
         g.modelyard_line.model = model
-        scores = service.manager.rerank(model, query, texts, call.cancel)
+        scores = ranked = service.manager.rerank(model, query, texts, call.cancel)
         if not (shape == TEI and loaded.get("raw_scores")) and _is_reranker(service, model):
             scores = as_probabilities(scores)
         answer = rerank_answer(
@@ -290,7 +291,7 @@ def _rerank(service: Service) -> Response:
             tokens=0 if shape == TEI else _tokens(service, model, [query, *texts]),
             with_texts=bool(loaded.get("return_text" if shape == TEI else "return_documents")),
         )
-        return json_response(answer)
+        return vectors_response(answer, ranked)
 
 
 def _is_reranker(service: Service, model: str) -> bool:

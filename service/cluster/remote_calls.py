@@ -45,10 +45,16 @@ class RemoteCalls:
         self, path: str, body: JSONObject, headers: Mapping[str, str] = LOCAL, cancel: Cancel | None = None
     ) -> Any:
         """Return the value that answers a POST."""
+        return self.answer(path, body, headers, cancel)[0]
+
+    def answer(
+        self, path: str, body: JSONObject, headers: Mapping[str, str] = LOCAL, cancel: Cancel | None = None
+    ) -> tuple[Any, Mapping[str, str]]:
+        """Return the value that answers a POST, and the headers of the response."""
         with self._running("POST", path):
             if (span_id := dbgpt.span_id()) is not None:
                 body["span_id"] = span_id
-            return self._value("POST", path, body=encoded(body), headers=headers, cancel=cancel)
+            return self._answer("POST", path, body=encoded(body), headers=headers, cancel=cancel)
 
     def change(self, path: str, body: JSONObject, timeout: float) -> Any:
         """Return the value that answers a POST that changes something; it has its own connection, and is sent once."""
@@ -62,13 +68,16 @@ class RemoteCalls:
             return self._value("GET", path, headers=LOCAL)
 
     def _value(self, method: str, path: str, **options: Any) -> Any:
+        return self._answer(method, path, **options)[0]
+
+    def _answer(self, method: str, path: str, **options: Any) -> tuple[Any, Mapping[str, str]]:
         with self._session.request(method, f"{self._base}/{path}", **options) as response:
             self.note_load(response)
             data = response.content
         if response.status_code != 200:
             raise error_of_response(response.status_code, response.headers, data, self.name)
         try:
-            return orjson.loads(data)
+            return orjson.loads(data), response.headers
         except orjson.JSONDecodeError:
             raise self.invalid(f"not JSON: {data[:60].decode('utf-8', 'replace')!r}") from None
 

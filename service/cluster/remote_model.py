@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from ..engines.base import Vectors
+from ..engines.base import OfCutTexts, Vectors, cut_texts
 from ..errors import Unsupported
 from ..sessions.response import Response
 from ..sessions.session import Session
@@ -13,12 +14,15 @@ from ..streams import Cancel, OutputStream, whole_answer
 from ..telemetry import dbgpt
 from ..telemetry.tracing import attached, current_tracing, end
 from ..types import GenerateRequest, JSONObject, ModelMetadata, ModelOutput, known, plain, split_worker_key
+from ..wire.chunks import CUT_HEADER
 from ..wire.messages import DELTA_TYPE, dbgpt_messages
 from .remote_answer import RemoteAnswer
 from .remote_calls import LOCAL, RemoteCalls, encoded
 
 _ALSO_FALSE = ("echo", "chat_model")
 """Fields that are sent when they are false too: some workers take an absent field for true."""
+
+_COUNT = re.compile(r"[1-9]\d{0,5}", re.ASCII)
 
 _METADATA: Mapping[str, type] = {
     "model": str,
@@ -101,15 +105,16 @@ class RemoteModelWorker:
         rows = self._vectors(body, cancel, wait=wait)
         if len(rows) != 1 or len(rows[0]) != len(texts):
             raise self._calls.invalid(f"not a score for each of {len(texts)} texts")
-        return rows[0]
+        return OfCutTexts(rows[0], cut) if (cut := cut_texts(rows)) else rows[0]
 
     def _vectors(self, body: JSONObject, cancel: Cancel, *, wait: bool) -> list[list[float]]:
-        rows = self._calls.post("embeddings", body, headers=LOCAL if wait else _AT_ONCE, cancel=cancel)
+        rows, headers = self._calls.answer("embeddings", body, headers=LOCAL if wait else _AT_ONCE, cancel=cancel)
         if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
             raise self._calls.invalid("not a list of vectors")
         if not all(set(map(type, row)) <= {float, int} for row in rows):
             raise self._calls.invalid("a vector with a value that is not a number")
-        return rows
+        cut = headers.get(CUT_HEADER) or ""
+        return OfCutTexts(rows, int(cut)) if _COUNT.fullmatch(cut) else rows
 
     def count_token(self, prompt: str) -> int:
         """Return the number of tokens of ``prompt``."""

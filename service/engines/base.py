@@ -6,7 +6,7 @@ engine could run in another process without a change.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeAlias
@@ -17,6 +17,21 @@ from ..types import Burst, GenerateRequest, ModelMetadata, WorkerType
 
 Vectors: TypeAlias = Any
 """One row of floats for each text: a list of lists, or a numpy array (float32) of shape (texts, dimensions)."""
+
+
+class OfCutTexts(list[Any]):
+    """The rows, or scores, of texts some of which were cut, because the model takes no longer ones."""
+
+    def __init__(self, values: Iterable[Any], cut: int) -> None:
+        """``cut`` is the number of texts that were cut, the query among them."""
+        super().__init__(values)
+        self.cut = cut
+
+
+def cut_texts(values: Vectors) -> int:
+    """Return how many of the texts of these rows, or scores, were cut."""
+    return values.cut if isinstance(values, OfCutTexts) else 0
+
 
 Progress: TypeAlias = Callable[[str], None]
 """A function that is called with a short sentence about the progress of a load."""

@@ -20,7 +20,6 @@ from ..errors import (
     BadModelFile,
     Cancelled,
     EngineError,
-    InputTooLong,
     InvalidRequest,
     MissingLibrary,
     ModelyardError,
@@ -32,8 +31,9 @@ from ..streams import Cancel, Pump
 from ..types import Burst, GenerateRequest, ModelMetadata, WorkerType
 from ..wire.messages import openai_messages
 from . import llama_requests
-from .base import CancelEvent, Engine, ModelParams, Progress, Vectors
+from .base import CancelEvent, Engine, ModelParams, OfCutTexts, Progress, Vectors
 from .llama_http import LlamaHttp, PrivateFolder, encoded
+from .text_limit import TRUNCATE, TextLimit
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +66,11 @@ class LlamaCppParams(ModelParams):
     default_max_new_tokens: int = param(1024, help="tokens of an answer without max_new_tokens", min=1, max=1_000_000)
     cache_ram_mib: int = param(
         0, help="MiB of memory to keep prompts of earlier requests; 0: none", min=0, max=1_048_576
+    )
+    truncate: str = param(
+        "end",
+        help="what to do with a text to embed or rank that is longer than n_ctx: leave out its end, or refuse it",
+        choices=TRUNCATE,
     )
 
 
@@ -262,24 +267,24 @@ class LlamaCpp(Engine):
 
     def embed(self, texts: Sequence[str], cancel: CancelEvent) -> Vectors:
         """Return one normalised row for each text. Raises InputTooLong, which names the first text that is too long."""
-        self._check_lengths(texts, cancel)
+        limit = self._limit()
         rows: list[list[float]] = []
-        for part in _in_calls(texts):
+        for part in _in_calls(limit.texts(texts, cancel)):
             _check(cancel)
             answer = self._call(self._server.handle_embeddings, {"input": part})
             rows += [item["embedding"] for item in sorted(answer["data"], key=lambda item: item["index"])]
-        return rows
+        return OfCutTexts(rows, limit.cut) if limit.cut else rows
 
     def rerank(self, query: str, texts: Sequence[str], cancel: CancelEvent) -> Sequence[float]:
         """Return the raw score of each text. Raises InputTooLong for the query, or the first text, that is too long."""
-        self._check_length("query", query, "")
-        self._check_lengths(texts, cancel, query)
+        limit = self._limit()
+        query = limit.query(query)
         scores: list[float] = []
-        for part in _in_calls(texts, framed_by=len(query)):
+        for part in _in_calls(limit.texts(texts, cancel, query), framed_by=len(query)):
             _check(cancel)
             answer = self._call(self._server.handle_rerank, {"query": query, "documents": part})
             scores += [item["relevance_score"] for item in sorted(answer["results"], key=lambda item: item["index"])]
-        return scores
+        return OfCutTexts(scores, limit.cut) if limit.cut else scores
 
     def _call(self, handle: Callable[[bytes], bytes | str], body: dict[str, Any]) -> Any:
         sent = encoded(body)
@@ -291,22 +296,8 @@ class LlamaCpp(Engine):
             raise llama_requests.refusal(answer["error"], self.params.registered_name)
         return answer
 
-    def _check_lengths(self, texts: Sequence[str], cancel: CancelEvent, query: str = "") -> None:
-        for index, text in enumerate(texts):
-            _check(cancel)
-            self._check_length(f"input[{index}]", text, query)
-
-    def _check_length(self, field: str, text: str, query: str) -> None:
-        """Raise InputTooLong, with the name of the field, if a text with the query is longer than the model takes."""
-        pair = f"{query} {text}" if query else text
-        # A text has at most as many tokens as bytes, plus a few that frame it.
-        if len(pair.encode("utf-8", "surrogatepass")) + 4 <= self._n_ctx:
-            return
-        count = self.count_token(pair)
-        if count > self._n_ctx:
-            tokens = f"{count} tokens with the query" if query else f"{count} tokens"
-            message = f"has {tokens}, model {self.params.registered_name!r} takes {self._n_ctx}: split or shorten it"
-            raise InputTooLong(f"{field} {message}", [{"field": field, "message": message}])
+    def _limit(self) -> TextLimit:
+        return TextLimit(self.params.registered_name, self._n_ctx, self.count_token, self.params.truncate)
 
     def count_token(self, prompt: str) -> int:
         """Return the number of tokens of ``prompt`` as a raw prompt: the one that its usage will report."""

@@ -18,6 +18,9 @@ ROUTE_HEADER = "Modelyard-Route"
 ROUTE_LOCAL = "local"
 """Sent by a router to a worker: answer with the models of this process, and do not send the request on."""
 
+CUT_HEADER = "Modelyard-Truncated"
+"""The number of texts that were cut before they were embedded or ranked; absent if none was."""
+
 EMPTY_CHUNK = NUL
 
 WRITE_SIZE = 64 * 1024

@@ -13,7 +13,7 @@ from typing import Any
 
 import requests
 
-from ..engines.base import CancelEvent, Engine, ModelParams, Progress, Vectors
+from ..engines.base import CancelEvent, Engine, ModelParams, OfCutTexts, Progress, Vectors, cut_texts
 from ..errors import (
     BadModelFile,
     Cancelled,
@@ -234,11 +234,13 @@ class ModelWorker:
 
     def _rank_by_cosine(self, query: str, texts: Sequence[str], cancel: CancelEvent) -> Sequence[float]:
         try:
-            vector = self.engine.embed([query], cancel)[0]
+            of_query = self.engine.embed([query], cancel)
         except InputTooLong as error:
             message = error.errors[0]["message"] if error.errors else str(error)
             raise InputTooLong(f"query {message}", [{"field": "query", "message": message}]) from error
-        return [_cosine(vector, row) for row in self.engine.embed(texts, cancel)]
+        rows = self.engine.embed(texts, cancel)
+        scores, cut = [_cosine(of_query[0], row) for row in rows], cut_texts(of_query) + cut_texts(rows)
+        return OfCutTexts(scores, cut) if cut else scores
 
     def count_token(self, prompt: str) -> int:
         """Return the number of tokens of ``prompt``; never waits in line."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import tiny_gguf
-from modelyard.engines.base import Engine
+from modelyard.engines.base import Engine, cut_texts
 from modelyard.engines.echo import Echo
 from modelyard.engines.llama_cpp import LlamaCpp
 from modelyard.errors import (
@@ -329,7 +329,7 @@ def test_a_prompt_longer_than_the_context_is_refused_with_the_numbers_and_the_ne
 
 @pytest.mark.parametrize("kind", ["text2vec", "reranker"])
 def test_a_text_too_long_is_named_by_its_index_and_the_next_works(llama, kind):
-    worker = llama(kind)
+    worker = llama(kind, truncate="error")
     texts = ["short", "x, " * 3000, "short"]
     with pytest.raises(InputTooLong, match=r"\[1\] has \d+ tokens( with the query)?, model 'm' takes 512") as caught:
         worker.rerank("q", texts, Cancel()) if kind == "reranker" else worker.embeddings(texts, Cancel())
@@ -357,6 +357,40 @@ def test_a_cancel_is_looked_at_between_two_calls_of_the_library(llama, monkeypat
     assert len(calls) == 1
     assert calls[0] < 100
     assert worker.gate.free == worker.gate.slots
+
+
+@pytest.mark.parametrize("kind", ["text2vec", "reranker"])
+def test_a_text_too_long_loses_its_end_by_default_and_its_answer_tells(llama, kind):
+    worker, long = llama(kind), "x, y " * 3000
+
+    def ask(*texts: str) -> Any:
+        if kind == "reranker":
+            return worker.rerank("q", texts, Cancel())
+        return worker.embeddings(texts, Cancel())
+
+    found = ask("short", long, "short", long + "z")
+    assert (len(found), cut_texts(found)) == (4, 2)
+    assert found[1] == found[3] != found[0]
+    assert found[0] == pytest.approx(ask("short")[0], abs=1e-3)
+    assert cut_texts(ask("short")) == 0
+
+
+def test_as_much_as_fits_of_a_text_too_long_is_embedded(llama):
+    worker, sent = llama("text2vec"), []
+    call = worker.engine._call
+    text = "man 你好 " * 600
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker.engine, "_call", lambda handle, body: sent.append(body["input"]) or call(handle, body))
+        worker.embeddings([text], Cancel())
+    ((beginning,),) = sent
+    assert text.startswith(beginning)
+    assert 508 <= worker.count_token(beginning) <= 512
+
+
+@pytest.mark.parametrize("kind", ["text2vec", "reranker"])
+def test_a_query_too_long_is_cut_too(llama, kind):
+    scores = llama(kind).rerank("x, " * 3000, ["short", "y, " * 3000], Cancel())
+    assert (len(scores), cut_texts(scores)) == (2, 2)
 
 
 def test_the_longest_text_that_fits_is_embedded(llama):
@@ -455,7 +489,7 @@ def test_an_embedder_has_no_use_for_a_chat_template(tmp_path):
 )
 def test_of_a_query_and_texts_the_one_that_is_too_long_is_named(llama, kind, query, texts, field):
     with pytest.raises(InputTooLong) as caught:
-        llama(kind).rerank(query, texts, Cancel())
+        llama(kind, truncate="error").rerank(query, texts, Cancel())
     assert str(caught.value).startswith(f"{field} has ")
     assert [error["field"] for error in caught.value.errors] == [field]
 

@@ -141,7 +141,7 @@ def check_what_a_request_says_arrives_in_its_words(manager):
     assert params["echo"] is False
     assert {name: params[name] for name in ("max_new_tokens", "temperature", "stop", "top_k")} == {
         **{"max_new_tokens": 5, "temperature": 0.5},
-        **{"stop": ["."], "top_k": 3},
+        **{"stop": ".", "top_k": 3},
     }
 
 

@@ -16,6 +16,8 @@ from flask import Flask, abort
 from flask.testing import FlaskClient
 from modelyard import Modelyard
 from modelyard.access.tokens import INFER, WORKER, digest_of, new_secret
+from modelyard.engines.base import OfCutTexts
+from modelyard.engines.echo import Echo
 from modelyard.engines.scripted import Answers, Scripted
 from modelyard.server.extension import create_app
 from modelyard.server.runtime import Runtime
@@ -430,6 +432,13 @@ def test_a_completion_that_does_not_fit_is_refused_with_its_field(client, fields
 
 
 # Embeddings and rerank
+
+
+def test_a_header_has_the_number_of_texts_that_were_cut(client, monkeypatch):
+    monkeypatch.setattr(Echo, "embed", lambda self, texts, cancel: OfCutTexts([[1.0]] * len(texts), 1))
+    assert post(client, "/v1/embeddings", {"model": "emb", "input": ["a", "b"]}).headers["Modelyard-Truncated"] == "1"
+    ranking = {"model": "emb", "query": "q", "documents": ["a", "b"]}
+    assert post(client, "/v1/rerank", ranking).headers["Modelyard-Truncated"] == "2"
 
 
 def test_embeddings_are_floats_or_base64(client):

@@ -239,6 +239,13 @@ def test_with_a_query_one_row_has_a_score_for_each_text(shared_client, model):
     assert scores[1] < 0.5
 
 
+def test_a_header_has_the_number_of_texts_that_were_cut(shared_client):
+    for query, cut in ((None, "2"), ("a", "2"), ("cut", "3")):
+        body = {"model": "vec", "input": ["cut", "a", "cut"], "query": query}
+        assert post(shared_client, "embeddings", body).headers["Modelyard-Truncated"] == cut
+    assert "Modelyard-Truncated" not in post(shared_client, "embeddings", {"model": "vec", "input": ["a"]}).headers
+
+
 @pytest.mark.parametrize("model", ["rank", "emb"])
 def test_no_texts_have_no_rows_and_an_empty_query_is_no_query(shared_client, model):
     assert post(shared_client, "embeddings", {"model": model, "input": [], "query": "cat"}).json == [[]]

@@ -32,6 +32,7 @@ from modelyard import errors
 from modelyard.cluster import remote_answer
 from modelyard.cluster.remote_machine import RemoteMachine
 from modelyard.cluster.remote_model import RemoteModelWorker
+from modelyard.engines.base import cut_texts
 from modelyard.sessions.session import Session
 from modelyard.streams import Cancel, OutputStream
 from modelyard.types import Burst, GenerateRequest, HostModels, ModelMetadata, SupportedModel, WorkerType
@@ -764,3 +765,13 @@ def test_a_worker_of_dbgpt_is_not_trusted_with_options_it_does_not_know(session)
         with pytest.raises(errors.Unsupported, match="worker of DB-GPT, which does not know tools"):
             list(stream_of(server, session, options={"tools": []}))
         assert "".join(piece for burst in stream_of(server, session) if burst for piece in burst.pieces) == "a"
+
+
+@pytest.mark.parametrize(("header", "cut"), [("3", 3), ("0", 0), ("-1", 0), ("x", 0), ("9" * 30, 0), (None, 0)])
+def test_the_number_of_texts_that_a_worker_has_cut_is_passed_on(session: Session, header: str | None, cut: int):
+    headers = [] if header is None else [f"Modelyard-Truncated: {header}"]
+    with faulty(says(whole(200, [[1.0, 0.5]], *headers))) as server:
+        rows = worker_at(server, session, "m@text2vec").embeddings(["a"], Cancel())
+        scores = worker_at(server, session, "m@reranker").rerank("q", ["a", "b"], Cancel())
+    assert (rows, scores) == ([[1.0, 0.5]], [1.0, 0.5])
+    assert (cut_texts(rows), cut_texts(scores)) == (cut, cut)

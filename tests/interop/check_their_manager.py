@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from both import FIRST, HUMAN, MANAGER_KEY, SECOND, Both, TheirClient, TheirError, keys_at, url
 from running import Service, wait_until
@@ -209,10 +211,23 @@ def check_a_request_that_does_not_fit_says_why(client):
     (chunk,) = client.generate_stream(model="echo", messages=HUMAN, temperature=-3)
     assert chunk["error_code"] == 422
     assert chunk["text"].startswith("temperature: Must be greater than or equal to 0")
-    with pytest.raises(TheirError, match="temperature: Must be greater than or equal to 0"):
-        client.generate(model="echo", messages=HUMAN, temperature=-3)
-    with pytest.raises(TheirError, match="input: is empty: give at least one text"):
-        client.embeddings(model="emb", input=[])
+    output = client.generate(model="echo", messages=HUMAN, temperature=-3)
+    assert output["error_code"] == 422
+    assert output["text"].startswith("temperature: Must be greater than or equal to 0")
+    with pytest.raises(TheirError, match="input: must be a list of strings"):
+        client.embeddings(model="emb", input="x")
+
+
+def check_its_openai_server_tells_once_how_an_answer_ended(client):
+    events = client.openai_stream(model="echo", text="hi there", max_new_tokens=3)
+    assert len([event for event in events if re.search(r'"finish_reason": ?"length"', event)]) == 1
+
+
+def check_many_texts_at_once_have_a_place_in_line(client):
+    """Its OpenAI server sends 600 texts in batches of four, all at once."""
+    rows = client.openai_embeddings(model="emb", texts=[f"text {number}" for number in range(600)])
+    assert [len(row) for row in rows] == [384] * 600
+    assert client.embeddings(model="emb", input=[]) == []
 
 
 def check_a_part_that_is_no_text_is_named(client):

@@ -368,11 +368,13 @@ def test_with_a_query_an_embedder_answers_by_cosine(service: Service) -> None:
     assert scores[0] > scores[2] > scores[1]
 
 
-def test_a_text_too_long_is_named_by_its_index_and_the_others_are_not_lost(service: Service) -> None:
-    response = service.post("embeddings", {"model": "minilm-l6", "input": ["short", "word " * 600, "short"]})
-    assert response.status_code == 422
-    assert response.json()["errors"][0]["field"] == "input[1]"
-    assert "512" in response.json()["detail"]
+def test_a_text_too_long_is_embedded_by_its_beginning_and_a_header_tells(service: Service) -> None:
+    long = "word " * 600
+    response = service.post("embeddings", {"model": "minilm-l6", "input": ["short", long, "short"]})
+    assert (response.status_code, response.headers["Modelyard-Truncated"]) == (200, "1")
+    short, cut, _ = response.json()
+    assert short == pytest.approx(embed(service, "short")[0], abs=1e-3)
+    assert cosine(cut, embed(service, "word " * 508)[0]) > 0.999
     assert len(embed(service, "short", "", "word " * 400)) == 3
 
 

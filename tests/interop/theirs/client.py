@@ -24,6 +24,7 @@ from dbgpt.model.cluster import (
     WorkerApplyRequest,
     WorkerStartupRequest,
 )
+from dbgpt.model.cluster.apiserver.api import APIServer
 from dbgpt.model.cluster.client import DefaultLLMClient
 from dbgpt.model.cluster.embedding.remote_embedding import RemoteEmbeddings, RemoteRerankEmbeddings
 
@@ -122,6 +123,28 @@ class Calls:
         messages = [ModelMessage(role=ModelMessageRoleType.HUMAN, content=text)]
         request = ModelRequest(model=model, messages=messages, **options)
         return [_output(output) async for output in DefaultLLMClient(self.manager).generate_stream(request)]
+
+    # What their OpenAI server does with them
+
+    async def openai_stream(self, model: str, text: str, **options: Any) -> list[str]:
+        params = {"model": model, "messages": [{"role": "human", "content": text}], "echo": False, **options}
+        return [event async for event in _OpenAIServer(self.manager).chat_completion_stream_generator(model, params, 1)]
+
+    async def openai_embeddings(self, model: str, texts: list[str]) -> list[list[float]]:
+        server = _OpenAIServer(self.manager)
+        batches = [texts[first : first + 4] for first in range(0, len(texts), 4)]
+        answers = await asyncio.gather(*(server.embeddings_generate(model, batch) for batch in batches))
+        return [row for rows in answers for row in rows]
+
+
+class _OpenAIServer(APIServer):
+    """Their server of OpenAI's API, without the web server around it."""
+
+    def __init__(self, manager: RemoteWorkerManager) -> None:
+        self._manager = manager
+
+    def get_worker_manager(self) -> RemoteWorkerManager:
+        return self._manager
 
 
 def _prompt(params: dict[str, Any]) -> dict[str, Any]:

@@ -43,7 +43,7 @@ _TICK = 0.02
 class Connection:
     """What is known of one connection."""
 
-    __slots__ = ("is_busy", "is_kept", "is_reading", "late_after", "since")
+    __slots__ = ("is_busy", "is_kept", "is_reading", "is_suspect", "late_after", "since")
 
     def __init__(self, since: float) -> None:
         self.since = since
@@ -52,6 +52,8 @@ class Connection:
         """Whether the application has a request of it."""
         self.is_reading = False
         """Whether the application waits for the body of that request."""
+        self.is_suspect = False
+        """Whether it was late at the last look, unless a thread had just read its request."""
         self.late_after = 0.0
         """Seconds after which the body was not there; 0 if it was."""
         self.is_kept = False
@@ -95,9 +97,10 @@ class Clients:
         def call(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
             sock = environ.get("gunicorn.socket")
             if sock is not None:
-                inode = os.fstat(sock.fileno()).st_ino
-                connection = environ[_KEY] = self._connections.setdefault(inode, Connection(0))
-                connection.since, connection.is_busy, connection.is_kept = time.monotonic(), True, False
+                now, inode = time.monotonic(), os.fstat(sock.fileno()).st_ino
+                connection = environ[_KEY] = self._connections.setdefault(inode, Connection(now))
+                connection.since, connection.is_busy = now, True
+                connection.is_kept = connection.is_suspect = False
                 environ["wsgi.input"] = _Body(environ["wsgi.input"], connection)
             return application(environ, start_response)
 
@@ -109,10 +112,16 @@ class Clients:
         if connection is not None:
             connection.since, connection.is_kept, connection.is_busy = time.monotonic(), True, False
 
-    def wait_idle(self, deadline: float) -> None:
-        """Block until no request is being answered, or until ``deadline`` on the monotonic clock."""
-        while time.monotonic() < deadline and any(c.is_busy for c in list(self._connections.values())):
+    def wait_idle(self, deadline: float, is_hurried: Callable[[], bool] = lambda: False) -> None:
+        """Block until no request is being answered, or until ``deadline`` on the monotonic clock.
+
+        The wait ends early when ``is_hurried`` returns True.
+        """
+        while time.monotonic() < deadline and not is_hurried() and self._are_busy():
             time.sleep(_TICK)
+
+    def _are_busy(self) -> bool:
+        return any(connection.is_busy for connection in list(self._connections.values()))
 
     # The end
 
@@ -138,10 +147,10 @@ class Clients:
         return SHORT_INTERVAL if is_soon else LOOK_INTERVAL
 
     def _look_once(self) -> bool:
-        """Shut down what is late; return whether there was any such connection."""
+        """Shut down what is late; return whether more may be so soon."""
         now = time.monotonic()
         seen: set[int] = set()
-        shut = late = 0
+        late, is_soon = 0, False
         for inode, sock in open_sockets(without=self._uninteresting()):
             if inode not in self._connections and not self._is_of_client(sock):
                 self._others.add(inode)
@@ -149,8 +158,8 @@ class Clients:
             seen.add(inode)
             connection = self._connections.setdefault(inode, Connection(now))
             how = self._end_of(connection, sock, now)
+            is_soon |= connection.is_suspect or how is not None
             if how is not None:
-                shut += 1
                 late += not self._is_closing and (connection.is_busy or how == socket.SHUT_RDWR)
                 sock.shutdown(how)
         for inode in self._connections.keys() - seen:
@@ -159,7 +168,7 @@ class Clients:
         if late:
             log.info("%d connections were closed: no whole request came within %g s", late, self._limit)
         self._warn_if_full(len(self._connections))
-        return shut > 0
+        return is_soon
 
     def _uninteresting(self) -> set[int]:
         """Return the inodes of sockets that are not of clients, and of connections whose request is being answered."""
@@ -202,8 +211,11 @@ class Clients:
             waited = 0.0
         limit = self._limit + (self._keepalive if connection.is_kept else 0)
         # Bytes that are not read yet wait for a thread of ours, not for the client.
-        is_late = max(waited, silence) >= limit and not has_unread(sock)
-        return socket.SHUT_RDWR if is_late else None
+        was_suspect, connection.is_suspect = (
+            connection.is_suspect,
+            max(waited, silence) >= limit and not has_unread(sock),
+        )
+        return socket.SHUT_RDWR if was_suspect and connection.is_suspect else None
 
     def _warn_if_full(self, count: int) -> None:
         is_full = count >= self._most

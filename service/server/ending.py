@@ -61,12 +61,18 @@ class Ending:
         self._wait()
         deadline = time.monotonic() + self._runtime.settings.drain_timeout + CUT_TIMEOUT + _WRITE_TIMEOUT
         self._clients.drain()
-        self._runtime.drain(is_hurried=lambda: self._is_hurried)
+        try:
+            self._runtime.drain(is_hurried=lambda: self._is_hurried)
+        except Exception:
+            log.exception("the process ends, although the drain failed")
+        # An application has requests of its own, and an answer that is computed has still to be written.
+        self._clients.wait_idle(deadline, lambda: self._is_hurried)
+        if self._is_hurried:
+            self._clients.wait_idle(time.monotonic() + _WRITE_TIMEOUT)
         is_gevent = is_patched()
         if not is_gevent:
             # It accepts no more connections, and ends when the last one is closed.
             self._previous[signal.SIGTERM](signal.SIGTERM, None)
-        self._clients.wait_idle(min(deadline, time.monotonic() + (_WRITE_TIMEOUT if self._is_hurried else CUT_TIMEOUT)))
         if not self._is_hurried:
             time.sleep(max(0.0, min(deadline - time.monotonic(), LINGER)))
         self._clients.close()

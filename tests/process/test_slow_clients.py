@@ -58,10 +58,11 @@ def test_health_answers_soon_after_the_time_limit_of_requests_that_do_not_come(r
             assert is_up(service, timeout=10), name
             assert service.status()["ready"]
             if name == "half a body":
-                answer = opened[0].recv(10_000)
-                assert b"422" in answer
-                assert b"within 0.5 s (receive_timeout)" in answer
-            assert name == "half a body" or opened[-1].recv(10_000) == b""
+                answers = [sock.recv(10_000) for sock in opened]
+                # Those that waited for a thread for longer than the limit may be closed without one.
+                assert any(b" 422 " in answer and b"within 0.5 s (receive_timeout)" in answer for answer in answers)
+            else:
+                assert opened[-1].recv(10_000) == b""
 
 
 @each_class

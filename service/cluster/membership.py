@@ -16,7 +16,7 @@ from ..types import JSONObject
 from ..worker.manager import LocalWorkerManager
 from ..worker.protocol import ModelEvent
 from ..worker.worker import ModelWorker, State
-from .addresses import advertised_url, checked
+from .addresses import NO_ADDRESS, advertised_url, checked
 from .heartbeat import Heartbeat
 from .manager import RemoteWorkerManager
 from .registry import open_registry
@@ -55,7 +55,8 @@ class Cluster:
         advertised = [checked(settings.advertise, settings.prefix)] if settings.advertise else []
         _refuse_itself(settings, [f"http://{settings.address}{settings.prefix}", *advertised])
         self.url = ""
-        """The address at which others reach this process; empty before `start`."""
+        """The address at which others reach this process; empty before `start`, and while its port is unknown."""
+        self._joined = False
         self.heartbeat = Heartbeat(self.registry) if settings.owns_models else None
         self.view: RegistryView | None = None
         self.manager: RemoteWorkerManager | None = None
@@ -84,7 +85,7 @@ class Cluster:
         if not self._settings.registry:
             with contextlib.suppress(OSError):  # the registry raises the same error with a better text
                 state_folder(self._settings.state_path, self._settings.instance_name)
-        self.url = advertised_url(self._settings)
+        self.locate()
         if self.view is not None:
             self.view.start()
         if self.manager is not None:
@@ -101,11 +102,21 @@ class Cluster:
             return
         self._local.models.subscribe(self._follow)
         self.heartbeat.add(MANAGER_KEY, self._manager_instance, HEARTBEAT_INTERVAL)
-        self.heartbeat.start()
+        self._joined = True
+        if self.url:
+            self.heartbeat.start()
+        else:
+            log.warning("%s", NO_ADDRESS)
+
+    def locate(self) -> None:
+        """Find the address of this process. If it was unknown when the process joined, register now."""
+        self.url = advertised_url(self._settings)
+        if self.url and self._joined and self.heartbeat is not None:
+            self.heartbeat.start()
 
     def wait_heard(self) -> None:
         """Block until all ready models are registered, or a call fails: a few seconds at most."""
-        if self.heartbeat is not None:
+        if self.heartbeat is not None and self.url:
             self.heartbeat.wait_settled(HEARD_TIMEOUT)
 
     def leave(self) -> None:
@@ -144,7 +155,8 @@ class Cluster:
             self.heartbeat.add(
                 worker.key, lambda: self._instance(worker), params.heartbeat_interval, beats=params.send_heartbeat
             )
-            self.heartbeat.wait_settled(STARTED_TIMEOUT)
+            if self.url:
+                self.heartbeat.wait_settled(STARTED_TIMEOUT)
         elif event.kind in ("starting", "failed", "stopped"):
             self.heartbeat.remove(worker.key)
         elif event.kind == "forgotten":
@@ -192,6 +204,8 @@ class Cluster:
     def status(self) -> JSONObject:
         """Return how other processes see this one: its address, what it has registered, and the last error."""
         error = (self.heartbeat and self.heartbeat.error) or (self.view and self.view.error) or None
+        if self._joined and not self.url:
+            error = NO_ADDRESS
         registered = [] if self.heartbeat is None else self.heartbeat.registered()
         return {"url": self.url, "registered": registered, "error": error}
 

@@ -16,17 +16,18 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
-from flask import Blueprint, Flask, current_app
+from flask import Blueprint, Flask, current_app, request
 
 from ..blueprints.controller import controller_blueprint
 from ..blueprints.health import health_blueprint
 from ..blueprints.openai.blueprint import openai_blueprint, paths_of_application
 from ..blueprints.request.problems import install_in_app
 from ..blueprints.worker import worker_blueprint
+from ..cluster.addresses import listening_address
 from ..errors import ConfigError, Overloaded
 from ..settings import loading, params
 from ..settings.layers import nearest
-from ..settings.settings import CONTROLLERS, HOSTED, REMOTE, ROUTERS, Settings
+from ..settings.settings import CONTROLLERS, HOSTED, REMOTE, ROUTERS, UNKNOWN_PORT, Settings
 from ..worker.protocol import StartCallback
 from .runtime import Runtime
 
@@ -73,7 +74,7 @@ class Modelyard:
         given["prefix"] = given.pop("url_prefix", given.get("prefix", "/api"))
         given.setdefault("instance", f"{app.import_name}-{zlib.crc32(app.root_path.encode()):08x}")
         # An application is a worker by default: it offers no registry to others unless its role says so.
-        loaded = loading.load(given, defaults={"role": "worker"})
+        loaded = loading.load(given, defaults={"role": "worker", "port": UNKNOWN_PORT})
         if loaded.models is None and not loaded.model_tables:
             loaded.models = []
         loaded.place(REMOTE if loaded.registry and loaded.models == [] else HOSTED)
@@ -129,6 +130,10 @@ def _start_with_first_request(blueprint: Blueprint, runtime: Runtime) -> None:
     def start() -> None:
         nonlocal started_in
         if started_in != os.getpid():
+            settings = runtime.settings
+            is_unknown = settings.port == UNKNOWN_PORT and not settings.host.startswith("unix:")
+            if is_unknown and (address := listening_address(request.environ)) is not None:
+                runtime.listen_on(address[0] or settings.host, address[1])
             try:
                 runtime.start()
             except Overloaded as error:  # a request of the application's own need not fail: the next one tries again

@@ -163,7 +163,7 @@ def post_worker_init(worker: Any) -> None:
         return
     if _is_ours(worker.wsgi):  # elsewhere the logging of the application counts first
         logs.configure(runtime.settings)
-    runtime.settings.host, runtime.settings.port = _own_address()
+    runtime.listen_on(*_own_address())
     if _forks > 1 and runtime.host is None:
         # --fresh forgets the state of earlier services, not what was set over HTTP at an earlier worker of this one.
         runtime.settings.fresh = False

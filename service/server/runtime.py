@@ -95,6 +95,12 @@ class Runtime:
 
     # Start
 
+    def listen_on(self, host: str, port: int) -> None:
+        """Note the address that the server listens on. A process that has started without one is registered now."""
+        self.settings.host, self.settings.port = host, port
+        if self._loader is not None and self.cluster is not None:
+            self.cluster.locate()
+
     def start(self, on_fatal: Callable[[str], None] = lambda reason: None) -> None:
         """Start the watcher and the loader; return at once. A second call does nothing. Raises Overloaded.
 
@@ -194,7 +200,11 @@ class Runtime:
         if obstacle is not None:
             state, reason = obstacle
             status |= {"ready": False, "state": state.value, "reason": reason}
-        return status if self.cluster is None else {**status, "cluster": self.cluster.status()}
+        if self.cluster is not None:
+            # Where a host has the models, it registers them, and its status has a cluster too.
+            cluster, hosts = self.cluster.status(), status.get("cluster", {})
+            status["cluster"] = {**cluster, **hosts, "error": hosts.get("error") or cluster["error"]}
+        return status
 
     def _status_of_models(self) -> JSONObject:
         workers = self.local.models.workers()

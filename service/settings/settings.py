@@ -28,6 +28,8 @@ ALLOCATOR = {"GLIBC_TUNABLES": "glibc.malloc.tcache_max=128"}
 and each kept 16 KB otherwise."""
 INLINE, HOSTED, REMOTE = PLACEMENTS = ("inline", "hosted", "remote")
 """Where the models are: in the process that answers, in a separate process beside it, or at other services."""
+UNKNOWN_PORT = 0
+"""The port of an application, until its server or its first request names one."""
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 
 

@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from flask import Flask
+from in_process import serving
 from modelyard.cluster.hosting import host
+from modelyard.cluster.registry.sqlite import SqliteRegistry
 from modelyard.errors import ConfigError
 from modelyard.server.extension import Modelyard, create_app, current_modelyard
 from modelyard.server.runtime import Runtime
 from modelyard.settings.settings import Settings
-from running import wait_until
+from running import free_port, wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -195,6 +198,71 @@ def test_it_may_be_started_before_the_first_request(started: list[Runtime]) -> N
     runtime.start()
     assert runtime.wait_loaded(10)
     assert runtime.manager.count_token("echo", "one two") == 2
+
+
+def registered(path: Path) -> dict[str, str]:
+    """Return the addresses of the instances in the registry in a file, by key."""
+    return {row.key: row.url for row in SqliteRegistry(path).instances(healthy_only=True)}
+
+
+@pytest.mark.parametrize("placement", ["inline", "hosted"])
+def test_an_application_is_registered_at_the_port_that_it_listens_on(
+    tmp_path: Path, started: list[Runtime], placement: str
+) -> None:
+    app, port, path = Flask("app"), free_port(), tmp_path / "registry.db"
+    options = {"models": ["echo"], "placement": placement, "registry": f"sqlite:///{path}"}
+    started.append(Modelyard(**options).init_app(app, url_prefix="/ml/api"))
+    with serving(app, port):
+        requests.get(f"http://127.0.0.1:{port}/", timeout=10)
+        assert started[0].wait_loaded(20)
+        status = requests.get(f"http://127.0.0.1:{port}/ml/api/readyz", timeout=10).json()
+        url = f"http://127.0.0.1:{port}/ml/api"
+        assert registered(path) == {"WorkerManager@service": url, "echo@llm": url}
+        assert status["cluster"] == {"url": url, "registered": ["WorkerManager@service", "echo@llm"], "error": None}
+
+
+def test_an_application_whose_port_is_not_known_is_not_registered_and_says_so(
+    tmp_path: Path, started: list[Runtime], caplog: pytest.LogCaptureFixture
+) -> None:
+    app, port, path = Flask("app"), free_port(), tmp_path / "registry.db"
+    options = {"models": ["echo"], "placement": "inline", "registry": f"sqlite:///{path}"}
+    runtime = Modelyard(**options).init_app(app)
+    started.append(runtime)
+    runtime.start()
+    assert runtime.wait_loaded(10)
+    status = runtime.status()
+    assert status["ready"]
+    assert status["cluster"]["url"] == ""
+    assert "set advertise, or port" in status["cluster"]["error"]
+    assert "set advertise, or port" in caplog.text
+    assert registered(path) == {}
+    with serving(app, port):
+        assert requests.get(f"http://127.0.0.1:{port}/", timeout=10).status_code == 404
+        url = f"http://127.0.0.1:{port}/api"
+        wait_until(lambda: registered(path) == {"WorkerManager@service": url, "echo@llm": url}, "it knows its port")
+        assert runtime.status()["cluster"]["error"] is None
+
+
+def test_a_host_that_is_started_before_the_port_is_known_is_not_registered_and_says_so(
+    tmp_path: Path, started: list[Runtime]
+) -> None:
+    path = tmp_path / "registry.db"
+    runtime = Modelyard(models=["echo"], registry=f"sqlite:///{path}").init_app(Flask("app"))
+    started.append(runtime)
+    runtime.start()
+    assert runtime.wait_loaded(20)
+    assert "set advertise, or port" in runtime.status()["cluster"]["error"]
+    assert registered(path) == {}
+
+
+def test_a_port_that_is_set_needs_no_request(tmp_path: Path, started: list[Runtime]) -> None:
+    path = tmp_path / "registry.db"
+    options = {"models": ["echo"], "placement": "inline", "registry": f"sqlite:///{path}", "port": 21125}
+    runtime = Modelyard(**options).init_app(Flask("app"))
+    started.append(runtime)
+    runtime.start()
+    assert runtime.wait_loaded(10)
+    assert registered(path)["echo@llm"] == "http://127.0.0.1:21125/api"
 
 
 def test_the_runtime_is_that_of_the_current_application() -> None:

@@ -25,7 +25,7 @@ from ...telemetry.tracing import Tracing, outgoing_headers
 from ...threads import BackgroundThread
 from ...types import JSONObject
 from ...worker.protocol import ServiceState
-from ..addresses import advertised_url
+from ..addresses import NO_ADDRESS, advertised_url
 from ..membership import registry_url, session_options
 from .folder import HostFolder, HostLock, LifeLine, digest, is_needed, noted, run_began
 from .manager import HostedWorkerManager, HostEndpoint
@@ -80,6 +80,8 @@ class ModelHost:
     def start(self) -> None:
         """Hold the life line, and start the thread that keeps a host running."""
         self.url = advertised_url(self._settings)
+        if self._registry and not self.url:
+            log.warning("%s", NO_ADDRESS)
         self._look_after()
         self._thread.start()
 
@@ -194,7 +196,7 @@ class ModelHost:
     def _hosts_settings(self, folder: HostFolder) -> Settings:
         """Return the settings of the host: those of the web side, except for how the host is reached."""
         web = self._settings
-        registry = registry_url(web) if web.routes else web.registry
+        registry = self._registry if self.url else None
         changed: dict[str, Any] = {
             "role": "worker",
             "placement": INLINE,
@@ -218,6 +220,11 @@ class ModelHost:
         }
         return replace(web, **changed)
 
+    @property
+    def _registry(self) -> str | None:
+        web = self._settings
+        return registry_url(web) if web.routes else web.registry
+
     # Calls
 
     def request(self, method: str, path: str, **options: Any) -> Response:
@@ -232,13 +239,17 @@ class ModelHost:
             state, reason = ServiceState.FAILED, self.error
         else:
             try:
-                return {**self.manager.status(), "host": host}
+                status = {**self.manager.status(), "host": host}
             except NotConnected:
                 is_failing = bool(self._endpoint.trouble)
                 state = ServiceState.FAILED if is_failing else ServiceState.STARTING
                 reason = self._endpoint.trouble or "models are starting: so is their host"
             except ModelyardError as error:
                 state, reason = ServiceState.FAILED, f"the model host does not answer: {error}"
+            else:
+                if self._registry and not self.url:
+                    status["cluster"] = {"url": "", "registered": [], "error": NO_ADDRESS}
+                return status
         return {"ready": False, "state": state.value, "reason": reason, "models": [], "unsaved": None, "host": host}
 
 

@@ -133,7 +133,8 @@ class HostedWorkerManager(SharedCalls):
                 raise error_of_response(response.status_code, response.headers, response.content, self.endpoint.url)
             status = response.json()
         self._keys = {str(model["model"]) for model in status["models"]}
-        return {name: status.get(name) for name in ("ready", "state", "reason", "models", "unsaved")}
+        names = ["ready", "state", "reason", "models", "unsaved", *({"cluster"} & status.keys())]
+        return {name: status.get(name) for name in names}
 
     def _check_known(self, model: str, kind: WorkerType) -> None:
         """Raise the error of a model that the host does not have, or that has failed, so that a stream fails early."""

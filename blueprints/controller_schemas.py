@@ -10,16 +10,16 @@ from marshmallow import ValidationError, fields, validate
 from ..cluster.registry import dbgpt, limits
 from ..cluster.registry.base import ANY_GENERATION, Instance
 from ..cluster.registry.row_json import MAX_INSTANCES
-from ..errors import FieldError, InvalidRequest
-from .request.fields import Base, Flag, integer, load, load_each, number
+from ..errors import InvalidRequest
+from .request.fields import Base, Flag, fault, integer, load, load_each, number
 
 
 def _fits(check: limits.Check) -> Callable[[Any], None]:
     """Return a validator that applies a limit of an instance."""
 
     def apply(value: Any) -> None:
-        if fault := check(value):
-            raise ValidationError(fault)
+        if message := check(value):
+            raise ValidationError(message)
 
     return apply
 
@@ -108,9 +108,9 @@ def dbgpt_instance(body: Mapping[str, Any]) -> Instance:
 def dbgpt_url(host: str, port: int) -> str:
     """Return the address of a worker of DB-GPT. Raises InvalidRequest."""
     url = dbgpt.url_of(host, port)
-    fault = limits.url_fault(url)
-    if fault is None and dbgpt.host_and_port(url) is None:
-        fault = f"{host!r} is neither a name nor an address"
-    if fault:
-        raise InvalidRequest.of_fields([FieldError(field="host", message=fault)])
+    message = limits.url_fault(url)
+    if message is None and dbgpt.host_and_port(url) is None:
+        message = f"{host!r} is neither a name nor an address"
+    if message:
+        raise fault("host", message)
     return url

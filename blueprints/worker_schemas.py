@@ -11,11 +11,10 @@ from typing import Any
 
 from marshmallow import Schema, fields, validate
 
-from ..errors import InvalidRequest
 from ..types import GenerateRequest, WorkerType
 from ..wire.messages import ROLES, VIEW, messages_for_model, text_of_content
 from ..worker.protocol import APPLY_TYPES
-from .request.fields import Base, Flag, integer, load, number, stops
+from .request.fields import Base, Flag, fault, integer, load, number, stops
 
 MAX_MESSAGES = 10_000
 MAX_TEXTS = 10_000
@@ -126,22 +125,21 @@ def generate_request(body: Mapping[str, Any]) -> GenerateRequest:
         **loaded, messages=messages_for_model(messages or ()), stop=stops(body.get("stop"), MAX_STOPS)
     )
     if not request.uses_messages and not request.prompt:
-        fault = "are empty, and so is prompt: one of them is required"
-        raise InvalidRequest.of_fields([{"field": "messages", "message": fault}])
+        raise fault("messages", "are empty, and so is prompt: one of them is required")
     return request
 
 
 def _check_messages(messages: Any) -> None:
     if not isinstance(messages, list):
-        raise _fault("messages", "must be a list of objects with role and content")
+        raise fault("messages", "must be a list of objects with role and content")
     if len(messages) > MAX_MESSAGES:
-        raise _fault("messages", f"has {len(messages)} entries, at most {MAX_MESSAGES} are accepted")
+        raise fault("messages", f"has {len(messages)} entries, at most {MAX_MESSAGES} are accepted")
     for index, message in enumerate(messages):
         if not isinstance(message, dict):
-            raise _fault(f"messages[{index}]", "must be an object with role and content")
+            raise fault(f"messages[{index}]", "must be an object with role and content")
         role = message.get("role")
         if not isinstance(role, str) or role not in _ROLES:
-            raise _fault(f"messages[{index}].role", f"must be one of {', '.join(sorted(_ROLES))}")
+            raise fault(f"messages[{index}].role", f"must be one of {', '.join(sorted(_ROLES))}")
         content = message.get("content")
         if not isinstance(content, str):
             _check_parts(index, content)
@@ -149,25 +147,21 @@ def _check_messages(messages: Any) -> None:
 
 def _check_parts(index: int, content: Any) -> None:
     if content is None:
-        raise _fault(f"messages[{index}].content", "is missing: must be a string or a list of parts")
+        raise fault(f"messages[{index}].content", "is missing: must be a string or a list of parts")
     try:
         text_of_content(content)
     except ValueError as error:
-        raise _fault(f"messages[{index}].content", str(error)) from None
+        raise fault(f"messages[{index}].content", str(error)) from None
 
 
 def texts(body: Mapping[str, Any]) -> list[str]:
     """Return ``input`` of an embeddings body, which may be empty. Raises InvalidRequest with the entry."""
     entries = body.get("input")
     if not isinstance(entries, list):
-        raise _fault("input", "must be a list of strings")
+        raise fault("input", "must be a list of strings")
     if len(entries) > MAX_TEXTS:
-        raise _fault("input", f"has {len(entries)} texts, at most {MAX_TEXTS} are accepted")
+        raise fault("input", f"has {len(entries)} texts, at most {MAX_TEXTS} are accepted")
     for index, text in enumerate(entries):
         if not isinstance(text, str):
-            raise _fault(f"input[{index}]", "must be a string")
+            raise fault(f"input[{index}]", "must be a string")
     return entries
-
-
-def _fault(field: str, message: str) -> InvalidRequest:
-    return InvalidRequest.of_fields([{"field": field, "message": message}])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import socket
 import threading
 import time
@@ -18,6 +19,7 @@ from ..errors import (
     BadModelFile,
     Cancelled,
     EngineError,
+    FieldError,
     InputTooLong,
     InvalidRequest,
     MissingLibrary,
@@ -234,12 +236,10 @@ class ModelWorker:
 
     def _rank_by_cosine(self, query: str, texts: Sequence[str], cancel: CancelEvent) -> Sequence[float]:
         try:
-            of_query = self.engine.embed([query], cancel)
+            rows = self.engine.embed([query, *texts], cancel)
         except InputTooLong as error:
-            message = error.errors[0]["message"] if error.errors else str(error)
-            raise InputTooLong(f"query {message}", [{"field": "query", "message": message}]) from error
-        rows = self.engine.embed(texts, cancel)
-        scores, cut = [_cosine(of_query[0], row) for row in rows], cut_texts(of_query) + cut_texts(rows)
+            raise _of_query_and_texts(error) from error
+        scores, cut = [_cosine(rows[0], row) for row in rows[1:]], cut_texts(rows)
         return OfCutTexts(scores, cut) if cut else scores
 
     def count_token(self, prompt: str) -> int:
@@ -357,6 +357,16 @@ def start_error(error: BaseException, model: str) -> ModelyardError:
     if isinstance(error, MemoryError):
         return StartFailed(f"{subject}: not enough memory")
     return StartFailed(f"{subject}: {type(error).__name__}: {error}")
+
+
+def _of_query_and_texts(error: InputTooLong) -> InputTooLong:
+    """Return the error of texts whose first is the query, with the fields that the body of a request has."""
+    faults: list[FieldError] = []
+    for fault in error.errors:
+        index = re.fullmatch(r"input\[(\d+)\]", fault["field"])
+        field = fault["field"] if index is None else f"input[{int(index[1]) - 1}]" if int(index[1]) else "query"
+        faults.append({"field": field, "message": fault["message"]})
+    return InputTooLong("; ".join(f"{fault['field']} {fault['message']}" for fault in faults) or str(error), faults)
 
 
 def _cosine(left: Sequence[float], right: Sequence[float]) -> float:

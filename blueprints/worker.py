@@ -99,7 +99,7 @@ def _add_generation(blueprint: Blueprint, service: Service) -> None:
         call = Call(service, request)
         try:
             body = read_call(service)
-            g.modelyard_has_span_id = body.get("span_id") is not None  # all calls of DB-GPT's clients have one
+            g.modelyard_has_span_id = isinstance(body.get("span_id"), str)  # all calls of DB-GPT's clients have one
             prompt = schemas.generate_request(body)
             output = _manager(service).generate(prompt, call.cancel, wait=_may_wait())
         finally:

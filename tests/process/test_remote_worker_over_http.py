@@ -164,8 +164,9 @@ def test_errors_are_the_same_on_either_side(service: Service, session: Session):
         worker(service, session, "echo").generate(GenerateRequest("echo", prompt="x", top_p=7), Cancel())
     assert [error["field"] for error in caught.value.errors] == ["top_p"]
     with pytest.raises(InvalidRequest) as caught:
-        worker(service, session, "echo-embed", "text2vec").embeddings([], Cancel())
-    assert [error["field"] for error in caught.value.errors] == ["input"]
+        worker(service, session, "echo-embed", "text2vec").embeddings([5], Cancel())
+    assert [error["field"] for error in caught.value.errors] == ["input[0]"]
+    assert worker(service, session, "echo-embed", "text2vec").embeddings([], Cancel()) == []
 
 
 def test_streams_of_a_worker_that_is_killed_end_with_an_error(run: Services, session: Session):

@@ -83,7 +83,8 @@ def test_a_client_that_goes_before_the_end_frees_its_slot(service: Service, clie
     stream = client.chat.completions.create(model="slow", messages=HELLO, max_tokens=3000, stream=True)
     next(iter(stream))
     stream.close()
-    wait_until(lambda: service.load("slow")["free"] == 8, "the slot is free", timeout=5)
+    # A model host counts the request that asks for the load.
+    wait_until(lambda: service.load("slow")["free"] >= 7, "the slot is free", timeout=5)
 
 
 def test_silence_is_no_event_for_the_client(service: Service) -> None:

@@ -140,6 +140,8 @@ class OpenAI(Engine):
             quiet_since = time.monotonic()
             while (data := response.read1()) != b"":
                 if data is None:
+                    if answer.has_ended:
+                        break  # all of it has come, and the server leaves the connection open
                     if time.monotonic() - quiet_since >= self.params.silence_timeout:
                         raise EngineError(f"{self._where} was silent for {self.params.silence_timeout:g} s")
                     yield None

@@ -9,8 +9,9 @@ from typing import Any
 
 import orjson
 
-from ..errors import EngineError, InvalidRequest, ModelyardError, NotReady, Overloaded, PromptTooLong
+from ..errors import EngineError, FieldError, InvalidRequest, ModelyardError, NotReady, Overloaded, PromptTooLong
 from ..types import Burst, JSONObject
+from .tool_calls import ToolCalls
 
 DONE = b"[DONE]"
 MAX_EVENT = 64 * 1024 * 1024
@@ -54,6 +55,7 @@ class Answer:
         self._has_begun = False
         self._finish_reason: str | None = None
         self._usage: JSONObject | None = None
+        self._calls = ToolCalls()
         self.has_ended = False
         """Whether the backend has said that it is whole."""
 
@@ -66,7 +68,7 @@ class Answer:
                 self.has_ended = True
                 continue
             for choice in self._choices(event):
-                piece, delta = _content_of(choice)
+                piece, delta = _content_of(choice, self._calls)
                 if piece or delta:
                     pieces.append(piece)
                     deltas.append(delta)
@@ -77,7 +79,17 @@ class Answer:
         """Return the last burst. Raises EngineError if the answer broke off."""
         if not self.has_ended and self._finish_reason is None:
             raise EngineError(f"{self._where} broke off its answer")
-        return Burst([], self._finish_reason or "stop", self._usage)
+        reason = self._finish_reason or "stop"
+        if not self._calls:
+            return Burst([], reason, self._usage)
+        # Some backends end with stop after a call that they were told to make.
+        reason = "tool_calls" if reason == "stop" else reason
+        parts = self._calls.end() if reason == "tool_calls" else []
+        return (
+            Burst([""], reason, self._usage, deltas=[{"tool_calls": parts}])
+            if parts
+            else Burst([], reason, self._usage)
+        )
 
     def _choices(self, event: bytes) -> list[JSONObject]:
         try:
@@ -98,8 +110,8 @@ class Answer:
         return choices
 
 
-def _content_of(choice: JSONObject) -> tuple[str, JSONObject]:
-    """Return the text of a choice, and what else it says by the keys of a `Burst`'s delta."""
+def _content_of(choice: JSONObject, calls: ToolCalls) -> tuple[str, JSONObject]:
+    """Return the text of a choice, and what else it says by the keys of a `Burst`'s delta; ``calls`` take its calls."""
     given = choice.get("delta")
     if not isinstance(given, dict):
         given = {"content": choice.get("text")}
@@ -108,8 +120,8 @@ def _content_of(choice: JSONObject) -> tuple[str, JSONObject]:
     reasoning = given.get("reasoning_content") or given.get("reasoning")
     if isinstance(reasoning, str) and reasoning:
         delta["reasoning_content"] = reasoning
-    if isinstance(given.get("tool_calls"), list) and given["tool_calls"]:
-        delta["tool_calls"] = given["tool_calls"]
+    if parts := calls.take(given.get("tool_calls")):
+        delta["tool_calls"] = parts
     logprobs = choice.get("logprobs")
     if isinstance(logprobs, dict) and isinstance(logprobs.get("content"), list):
         delta["logprobs"] = {"content": logprobs["content"], "refusal": None}
@@ -126,12 +138,13 @@ def _counts(usage: Any) -> JSONObject | None:
 
 def refusal(status: int, headers: Mapping[str, str], body: bytes, where: str) -> ModelyardError:
     """Return the error that a status other than 200 means; ``where`` names the backend."""
-    message, code = _words_of(body)
+    message, code, param = _words_of(body)
     text = f"{where} answers with status {status}" + (f": {message}" if message else "")
     if code == "context_length_exceeded" or (status in _FAULT_OF_CLIENT and _TOO_LONG.search(message)):
         return PromptTooLong(message or text, [{"field": "messages", "message": message or text}])
     if status in _FAULT_OF_CLIENT:
-        return InvalidRequest(message or text)
+        faults: list[FieldError] = [{"field": param, "message": message}] if param else []
+        return InvalidRequest(message or text, faults)
     if status in _OVERLOADED:
         pause = headers.get("retry-after") or ""
         return Overloaded(text, int(pause) if _PAUSE.fullmatch(pause) else 1)
@@ -151,17 +164,17 @@ def _status_of(error: Any) -> int:
     return 400 if kind == "invalid_request_error" else 500
 
 
-def _words_of(body: bytes) -> tuple[str, str | None]:
-    """Return the message and the code in an error's body: OpenAI's, FastAPI's, text, or a page of a proxy."""
+def _words_of(body: bytes) -> tuple[str, str | None, str | None]:
+    """Return the message, code and field at fault in an error's body: OpenAI's, FastAPI's, text, or a page of a proxy."""
     try:
         document = json.loads(body)
     except (ValueError, RecursionError):
         text = body[:_MAX_TEXT].decode("utf-8", "replace").strip()
-        return ("a page of HTML" if text.startswith("<") else text), None
+        return ("a page of HTML" if text.startswith("<") else text), None, None
     error = document.get("error", document) if isinstance(document, dict) else document
     if not isinstance(error, dict):
-        return str(error)[:_MAX_TEXT], None
+        return str(error)[:_MAX_TEXT], None, None
     message = error.get("message") or error.get("detail") or error
     text = message if isinstance(message, str) else json.dumps(message)
-    code = error.get("code") or error.get("type")
-    return text[:_MAX_TEXT], code if isinstance(code, str) else None
+    code, param = error.get("code") or error.get("type"), error.get("param")
+    return text[:_MAX_TEXT], code if isinstance(code, str) else None, param if isinstance(param, str) else None

@@ -191,6 +191,71 @@ def test_reasoning_has_two_names():
     assert deltas == [{"reasoning_content": "hm"}] * 2
 
 
+def call(index: int | None, call_id: str | None, name: str | None, arguments: Any) -> dict[str, Any]:
+    part = {"index": index, "id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+    return {"choices": [{"delta": {"tool_calls": [part]}}]}
+
+
+def begins(index: int, call_id: str, arguments: str) -> dict[str, Any]:
+    return {"index": index, "id": call_id, "type": "function", "function": {"name": "f", "arguments": arguments}}
+
+
+def goes_on(index: int, arguments: str) -> dict[str, Any]:
+    return {"index": index, "function": {"arguments": arguments}}
+
+
+@pytest.mark.parametrize(
+    ("events", "parts"),
+    [
+        # id, type and name in each part
+        ([call(0, "a", "f", '{"x"'), call(0, "a", "f", ":1}")], [begins(0, "a", '{"x"'), goes_on(0, ":1}")]),
+        # no index, and arguments that are an object
+        ([call(None, "a", "f", {"x": 1}), call(None, "b", "f", {})], [begins(0, "a", '{"x":1}'), begins(1, "b", "{}")]),
+        # an index for two calls; the first has no arguments
+        (
+            [call(0, "a", "f", ""), call(0, "b", "f", "{}")],
+            [begins(0, "a", ""), goes_on(0, "{}"), begins(1, "b", "{}")],
+        ),
+        # an index that begins far away
+        ([call(10**9, "a", "f", "{}")], [begins(0, "a", "{}")]),
+        ([{"choices": [{"delta": {"tool_calls": [None, 5]}}]}, call(0, "a", "f", "{}")], [begins(0, "a", "{}")]),
+    ],
+)
+def test_parts_of_calls_are_those_that_clients_add_up(events, parts):
+    with over(streamed(*events, chunk(None, "stop"), DONE)) as (made, _):
+        bursts = ask(made)
+    taken = [part for burst in bursts for delta in burst.deltas or () for part in delta["tool_calls"]]
+    assert taken == parts
+    assert bursts[-1].finish_reason == "tool_calls"
+
+
+def test_a_call_without_arguments_ends_as_an_object_unless_it_is_cut_off():
+    for reason, arguments in (("tool_calls", "{}"), ("stop", "{}"), ("length", "")):
+        with over(streamed(call(0, None, "f", ""), chunk(None, reason), DONE)) as (made, _):
+            parts = [part for burst in ask(made) for delta in burst.deltas or () for part in delta["tool_calls"]]
+        assert parts[0]["id"].startswith("call_")
+        assert "".join(part["function"]["arguments"] for part in parts) == arguments
+
+
+def test_an_answer_ends_at_done_where_the_backend_keeps_the_connection_open():
+    ends = threading.Event()
+
+    def stays(peer: Peer) -> None:
+        ends.wait(20)
+
+    events = streamed(chunk("a", "stop"), DONE).removesuffix(LAST)
+    with over(events, stays, silence_timeout=5) as (made, _):
+        assert whole_answer(iter(ask(made))).text == "a"
+        ends.set()
+
+
+def test_a_refusal_names_the_field_of_the_backend():
+    body = json.dumps({"error": {"message": "too hot", "param": "temperature"}}).encode()
+    error = refusal(400, {}, body, "it")
+    assert isinstance(error, InvalidRequest)
+    assert [fault["field"] for fault in error.errors] == ["temperature"]
+
+
 def test_an_answer_that_breaks_off_is_an_error():
     with over(streamed(chunk("a"))) as (made, _), pytest.raises(EngineError, match="broke off"):
         ask(made)

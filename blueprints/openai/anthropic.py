@@ -9,7 +9,7 @@ import orjson
 
 from ...errors import ModelyardError
 from ...types import Burst, JSONObject
-from ..request.fields import fault
+from ..request.fields import fault, renamed_faults
 from . import schemas
 from .answers import Choice, Header, Usage, finish_reason
 from .errors import anthropic_document, document, status_of
@@ -40,7 +40,8 @@ def prompt(body: Mapping[str, Any], model: str) -> schemas.Generation:
         chat["tools"] = _tools(body["tools"])
     if body.get("tool_choice") is not None:
         chat |= _tool_choice(body["tool_choice"])
-    return schemas.chat(chat, model)
+    with renamed_faults({"stop": "stop_sequences"}):
+        return schemas.chat(chat, model)
 
 
 def _system(system: Any) -> list[JSONObject]:

@@ -13,9 +13,9 @@ from flask import Blueprint, Response, g, request
 from werkzeug.exceptions import MethodNotAllowed, NotFound
 
 from ...access.tokens import INFER
-from ...errors import ModelyardError, UnknownModel
+from ...errors import ModelyardError, NotReady, UnknownModel
 from ...types import JSONObject, WorkerType, split_worker_key, worker_key
-from ...worker.protocol import Service
+from ...worker.protocol import Service, ServiceState
 from ..request import guard
 from ..request.access_log import log_access, read_call
 from ..request.bodies import json_response, vectors_response
@@ -29,6 +29,8 @@ from .vectors import COHERE, JINA, TEI, as_probabilities, embeddings_answer, rer
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _CAPABILITIES = {WorkerType.LLM: "completion", WorkerType.TEXT2VEC: "embedding", WorkerType.RERANKER: "rerank"}
+
+_NOT_YET = (ServiceState.STARTING.value, ServiceState.WAITING.value, ServiceState.DISCONNECTED.value)
 
 
 class _TextCall(NamedTuple):
@@ -90,9 +92,10 @@ class _Routes:
     def refuse_others(self) -> None:
         """Answer what is not served below ``/v1``, so that a client reads why."""
 
-        def refuse_unknown(rest: str) -> Response:
+        def refuse_unknown(rest: str = "") -> Response:
             for path, method in self._methods.items():
-                if f"/{rest}" == path or (path.endswith("/") and f"/{rest}".startswith(path)):
+                is_served = f"/{rest}" == path or (path.endswith("/") and f"/{rest}".startswith(path))
+                if is_served and request.method != method:
                     raise MethodNotAllowed([method], f"{request.method} is not allowed at {request.path}: use {method}")
             raise NotFound(
                 f"{request.method} {request.path} is not served here; there are {', '.join(sorted(self._methods))}"
@@ -100,8 +103,8 @@ class _Routes:
 
         for prefix in self._prefixes:
             if prefix.endswith("/v1"):
-                rule = f"{prefix}/<path:rest>"
-                self._blueprint.add_url_rule(rule, "refuse_unknown", refuse_unknown, methods=_METHODS)
+                for rule in (prefix, f"{prefix}/", f"{prefix}/<path:rest>"):
+                    self._blueprint.add_url_rule(rule, "refuse_unknown", refuse_unknown, methods=_METHODS)
 
 
 def _name_answers(blueprint: Blueprint) -> None:
@@ -143,7 +146,15 @@ def _model(service: Service, body: JSONObject, *kinds: WorkerType) -> str:
             return names[0]
         if names:
             raise fault("model", f"is missing: give one of {', '.join(names)}")
+    _check_known(service)
     raise UnknownModel(f"no model is given, and there is none of type {' or '.join(kinds)}")
+
+
+def _check_known(service: Service) -> None:
+    """Raise NotReady while this service may not know all of its models."""
+    status = service.status()
+    if status["state"] in _NOT_YET:
+        raise NotReady(f"the models are not there yet: {status['reason']}", retry_after=2)
 
 
 def _add_models(routes: _Routes, service: Service) -> None:
@@ -157,6 +168,7 @@ def _add_models(routes: _Routes, service: Service) -> None:
             kinds.setdefault(name, set()).add(kind)
             if instance.healthy:
                 ready.add(name)
+        lengths = service.context_lengths()
         return {
             name: {
                 "id": name,
@@ -165,6 +177,7 @@ def _add_models(routes: _Routes, service: Service) -> None:
                 "owned_by": "modelyard",
                 "capabilities": sorted(_CAPABILITIES[kind] for kind in kinds[name]),
                 "status": {"value": "loaded" if name in ready else "unloaded"},
+                **({"max_model_len": lengths[name]} if name in lengths else {}),
             }
             for name in sorted(kinds)
         }
@@ -177,6 +190,7 @@ def _add_models(routes: _Routes, service: Service) -> None:
         service.check_open()
         present = entries()
         if name not in present:
+            _check_known(service)
             raise UnknownModel.among(present, name)
         return json_response(present[name])
 

@@ -33,6 +33,8 @@ from ..request.problems import unforeseen
 
 INVALID = "invalid_request_error"
 SERVER = "server_error"
+ANTHROPIC_OVERLOADED = 529
+"""The status that Anthropic's API has for `Overloaded`."""
 CONTEXT_LENGTH = "context_length_exceeded"
 
 
@@ -96,6 +98,7 @@ _ANTHROPIC: Mapping[int, str] = {
     404: "not_found_error",
     413: "request_too_large",
     503: "overloaded_error",
+    529: "overloaded_error",
 }
 """The types of Anthropic's errors by their status; 400 and others below 500 are invalid_request_error."""
 
@@ -108,8 +111,11 @@ def anthropic_document(error: JSONObject, status: int) -> JSONObject:
 
 def _shaped(body: JSONObject, status: int) -> JSONObject:
     """Return ``body`` in the shape of the API that the request speaks."""
-    is_anthropic = request.path.endswith(("/messages", "/messages/count_tokens"))
-    return anthropic_document(body["error"], status) if is_anthropic else body
+    return anthropic_document(body["error"], status) if _is_anthropic() else body
+
+
+def _is_anthropic() -> bool:
+    return request.path.endswith(("/messages", "/messages/count_tokens"))
 
 
 def status_of(error: ModelyardError) -> int:
@@ -123,6 +129,8 @@ def response_to(error: ModelyardError) -> Response:
     if line is not None:
         line.error = error.code
     status = status_of(error)
+    if isinstance(error, Overloaded) and _is_anthropic():
+        status = ANTHROPIC_OVERLOADED
     response = json_response(_shaped(document(error), status), status)
     if isinstance(error, Unavailable):
         response.headers["Retry-After"] = str(error.retry_after)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ...errors import ModelyardError
 from ...types import Burst, JSONObject
-from ..request.fields import fault
+from ..request.fields import fault, renamed_faults
 from . import schemas
 from .answers import Choice, Header, Usage
 from .errors import document
@@ -17,6 +17,12 @@ from .events import EVENTS_TYPE, named_event
 _STATEFUL = ("previous_response_id", "conversation", "background", "prompt")
 _ROLES = ("user", "assistant", "system", "developer")
 _COPIED = ("model", "temperature", "top_p", "stream", "parallel_tool_calls")
+_SENT_AS: Mapping[str, str] = {
+    "max_completion_tokens": "max_output_tokens",
+    "response_format.json_schema": "text.format",
+    "response_format": "text.format",
+}
+"""The names of the fields of a response, by those of a chat."""
 
 
 # Requests
@@ -38,7 +44,8 @@ def generation(body: Mapping[str, Any], model: str) -> schemas.Generation:
     form = (body.get("text") or {}).get("format") if isinstance(body.get("text"), dict) else None
     if form is not None:
         chat["response_format"] = _response_format(form)
-    made = schemas.chat(chat, model)
+    with renamed_faults(_SENT_AS):
+        made = schemas.chat(chat, model)
     made.body = {**made.body, **{name: body.get(name) for name in _ECHOED}}
     return made
 
@@ -57,8 +64,10 @@ def _messages(instructions: Any, given: Any) -> list[JSONObject]:
         if kind == "message":
             messages.append(_message(field, item))
         elif kind == "function_call":
-            _add_call(messages, item)
+            _add_call(messages, field, item)
         elif kind == "function_call_output":
+            if not isinstance(item.get("call_id"), str):
+                raise fault(f"{field}.call_id", "must be the id of the call that this answers")
             output = item.get("output")
             text = output if isinstance(output, str) else _text(f"{field}.output", output)
             messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": text})
@@ -67,8 +76,11 @@ def _messages(instructions: Any, given: Any) -> list[JSONObject]:
     return messages
 
 
-def _add_call(messages: list[JSONObject], item: JSONObject) -> None:
+def _add_call(messages: list[JSONObject], field: str, item: JSONObject) -> None:
     """Add a call to the assistant's last message, or to a new one where another came last."""
+    for name in ("call_id", "name", "arguments"):
+        if not isinstance(item.get(name), str):
+            raise fault(f"{field}.{name}", "must be a string")
     if not messages or messages[-1]["role"] != "assistant":
         messages.append({"role": "assistant", "content": ""})
     function = {"name": item.get("name"), "arguments": item.get("arguments")}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
@@ -52,6 +53,31 @@ def number(least: float, most: float) -> Number:
 def fault(field: str, message: str) -> InvalidRequest:
     """Return the error for one field."""
     return InvalidRequest.of_fields([{"field": field, "message": message}])
+
+
+@contextmanager
+def renamed_faults(names: Mapping[str, str]) -> Iterator[None]:
+    """Raise the InvalidRequest of a body that was translated with the names that its client has sent.
+
+    ``names`` are the client's, by those of the translation; the first that fits is taken.
+    """
+    try:
+        yield
+    except InvalidRequest as error:
+        if not error.errors:
+            raise
+        faults: list[FieldError] = [
+            {"field": _renamed(entry["field"], names), "message": entry["message"]} for entry in error.errors
+        ]
+        raise type(error).of_fields(faults) from None
+
+
+def _renamed(field: str, names: Mapping[str, str]) -> str:
+    for name, sent in names.items():
+        rest = field.removeprefix(name)
+        if field.startswith(name) and (not rest or rest[0] in ".["):
+            return sent + rest
+    return field
 
 
 def stops(stop: Any, most: int) -> list[str]:

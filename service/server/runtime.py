@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -10,7 +11,7 @@ from collections.abc import Callable, Mapping
 from ..cluster.hosting.host import ModelHost, Shortcut
 from ..cluster.membership import Cluster
 from ..cluster.registry.base import place_of
-from ..errors import ConfigError, Draining, NotReady
+from ..errors import ConfigError, Draining, ModelyardError, NotReady
 from ..models.catalog import Catalog
 from ..settings.settings import Settings
 from ..sockets import is_patched
@@ -189,6 +190,15 @@ class Runtime:
             raise Draining("this process is about to end: try another instance, or again in a moment", retry_after=1)
         if self._recovery.waiting_for:
             raise NotReady(self._recovery.waiting_for, retry_after=2)
+
+    def context_lengths(self) -> dict[str, int]:
+        """Return the context length of each model that runs in this process, by its name."""
+        lengths: dict[str, int] = {}
+        for worker in self.local.models.workers():
+            with contextlib.suppress(ModelyardError):  # it is not ready
+                if (length := worker.metadata().context_length) is not None:
+                    lengths[worker.name] = length
+        return lengths
 
     def status(self) -> JSONObject:
         """Return ``ready``, ``state`` (`ServiceState`), the reason, and each model with its own state and reason.

@@ -92,6 +92,9 @@ class Service(Protocol):
     def check_open(self) -> None:
         """Raise Draining or NotReady if no request is accepted now."""
 
+    def context_lengths(self) -> dict[str, int]:
+        """Return the context length of each model that runs in this process, by its name."""
+
     def status(self) -> JSONObject:
         """Return ``ready``, ``state`` (`ServiceState`), the reason, and each model with its own state and reason."""
 

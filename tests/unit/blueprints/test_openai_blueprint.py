@@ -9,6 +9,7 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import steered
@@ -568,6 +569,67 @@ def test_errors_outside_of_views_have_the_shape_too(client):
     broken = client.post("/v1/completions", data=b"{")
     assert broken.status_code == 400
     assert "JSON" in error_of(broken)["message"]
+
+
+@pytest.mark.parametrize("path", ["/v1", "/v1/", "/v1/models/", "/api/v1"])
+def test_a_path_without_a_call_is_404_in_the_shape(client, path):
+    response = client.get(path)
+    assert response.status_code == 404
+    assert error_of(response)["code"] == "not_found"
+
+
+def test_a_model_of_this_process_has_its_context_length(client):
+    assert client.get("/v1/models/emb").get_json()["max_model_len"] == 4096
+
+
+UNNAMED = {"type": "json_schema", "name": "a b", "schema": {}}
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "words"),
+    [
+        ("/v1/messages", {"stop_sequences": 5}, "stop_sequences: "),
+        ("/v1/responses", {"max_output_tokens": "x"}, "max_output_tokens: "),
+        ("/v1/responses", {"text": {"format": {"type": "xml"}}}, "text.format.type: "),
+        (
+            "/v1/responses",
+            {"text": {"format": {"type": "json_schema", "name": "a b", "schema": {}}}},
+            "text.format.name: ",
+        ),
+        ("/v1/responses", {"input": [{"type": "function_call", "call_id": "c", "name": "f"}]}, "input[0].arguments: "),
+        ("/v1/responses", {"input": [{"type": "function_call_output", "output": "x"}]}, "input[0].call_id: "),
+    ],
+)
+def test_a_fault_has_the_name_that_the_client_has_sent(client, path, fields, words):
+    body = {"model": "team/gpt", "input": "a", "max_tokens": 5, "messages": [{"role": "user", "content": "a"}]}
+    response = post(client, path, body | fields)
+    assert response.status_code == 400
+    error = response.get_json()["error"]
+    assert error["message"].startswith(words)
+    assert error.get("param", words) in (words, words.removesuffix(": "))
+
+
+def test_overload_has_the_status_of_anthropics_api(client, answers):
+    answers.refuse(7)
+    body = {"model": "team/gpt", "max_tokens": 5, "messages": [{"role": "user", "content": "a"}]}
+    response = post(client, "/v1/messages", body)
+    assert (response.status_code, response.headers["Retry-After"]) == (529, "7")
+    assert response.get_json()["error"]["type"] == "overloaded_error"
+
+
+def test_before_the_models_are_there_a_request_without_a_model_may_be_repeated(tmp_path: Path):
+    app = create_app(Settings(state_dir=str(tmp_path), models=["echo"]))
+    runtime: Runtime = app.extensions["modelyard"]
+    try:
+        body = {"messages": [{"role": "user", "content": "a"}]}
+        with patch.object(runtime, "start"):  # which the first request calls
+            response = post(app.test_client(), "/v1/chat/completions", body)
+            named = app.test_client().get("/v1/models/echo")
+        for refused in (response, named):
+            assert (refused.status_code, refused.headers["Retry-After"]) == (503, "2")
+            assert error_of(refused)["code"] == "not_ready"
+    finally:
+        runtime.stop()
 
 
 def test_each_answer_names_its_request(client):

@@ -165,7 +165,7 @@ def _status_of(error: Any) -> int:
 
 
 def _words_of(body: bytes) -> tuple[str, str | None, str | None]:
-    """Return the message, code and field at fault in an error's body: OpenAI's, FastAPI's, text, or a page of a proxy."""
+    """Return message, code and field at fault of an error's body: OpenAI's, FastAPI's, text, or a page of a proxy."""
     try:
         document = json.loads(body)
     except (ValueError, RecursionError):

@@ -436,10 +436,10 @@ def test_a_completion_that_does_not_fit_is_refused_with_its_field(client, fields
 
 
 def test_a_header_has_the_number_of_texts_that_were_cut(client, monkeypatch):
-    monkeypatch.setattr(Echo, "embed", lambda self, texts, cancel: OfCutTexts([[1.0]] * len(texts), 1))
-    assert post(client, "/v1/embeddings", {"model": "emb", "input": ["a", "b"]}).headers["Modelyard-Truncated"] == "1"
+    monkeypatch.setattr(Echo, "embed", lambda self, texts, cancel: OfCutTexts([[1.0]] * len(texts), len(texts)))
+    assert post(client, "/v1/embeddings", {"model": "emb", "input": ["a", "b"]}).headers["Modelyard-Truncated"] == "2"
     ranking = {"model": "emb", "query": "q", "documents": ["a", "b"]}
-    assert post(client, "/v1/rerank", ranking).headers["Modelyard-Truncated"] == "2"
+    assert post(client, "/v1/rerank", ranking).headers["Modelyard-Truncated"] == "3", "the query counts too"
 
 
 def test_embeddings_are_floats_or_base64(client):

@@ -86,7 +86,7 @@ def right_restart(exchange: Exchange, response: Any) -> None:
 
 
 def right_startup(exchange: Exchange, response: Any) -> None:
-    problem(response, 422, "'/nope'")
+    problem(response, 422, "params.model_path: model_path /nope")
 
 
 def right_shutdown(exchange: Exchange, response: Any) -> None:

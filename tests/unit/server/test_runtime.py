@@ -181,7 +181,7 @@ def test_a_failed_start_ends_the_process_if_that_is_wanted(make):
 def test_while_models_start_it_is_up_and_not_ready(make):
     runtime = make(table("a"), table("b", hold_start=True))
     runtime.start()
-    wait_until(lambda: states(runtime).get("b@llm") == "starting", "the second starts")
+    wait_until(lambda: Steered.holding == 1, "the second starts")
     status = runtime.status()
     assert (status["ready"], status["state"], status["reason"]) == (False, "starting", "models are starting")
     assert status["models"][1] == {"model": "b@llm", "state": "starting", "reason": "stretching"}

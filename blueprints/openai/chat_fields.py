@@ -129,7 +129,7 @@ def _response_format(form: JSONObject | None) -> JSONObject | None:
         raise fault("response_format.type", "must be one of text, json_object, json_schema")
     if kind == "json_schema":
         schema = form.get("json_schema")
-        if not isinstance(schema, dict) or not isinstance(schema.get("schema", {}), dict):
+        if not isinstance(schema, dict) or not isinstance(schema.get("schema") or {}, dict):
             raise fault("response_format.json_schema", "must be an object with name and schema")
         if not isinstance(schema.get("name"), str) or not _NAME.fullmatch(schema["name"]):
             raise fault("response_format.json_schema.name", "must have 1 to 64 of the characters a-z A-Z 0-9 _ -")

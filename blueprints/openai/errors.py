@@ -73,7 +73,7 @@ def install(blueprint: Blueprint) -> None:
 def document(error: ModelyardError) -> JSONObject:
     """Return the body for an error."""
     kind, message, param = _kind_of(error), str(error), None
-    if isinstance(error, UnknownModel):
+    if isinstance(error, UnknownModel | Unsupported):
         param = "model"
     if isinstance(error, InvalidRequest) and error.errors:
         param = error.errors[0]["field"]

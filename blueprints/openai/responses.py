@@ -125,6 +125,9 @@ def _tools(tools: Any) -> list[JSONObject]:
 def _tool_choice(choice: Any) -> Any:
     if isinstance(choice, dict) and choice.get("type") == "function":
         return {"type": "function", "function": {"name": choice.get("name")}}
+    if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
+        named = [{"function": tool} for tool in choice.get("tools") or []]
+        return {"type": "allowed_tools", "allowed_tools": {"mode": choice.get("mode"), "tools": named}}
     return choice
 
 

@@ -125,6 +125,8 @@ def chat(body: Mapping[str, Any], model: str) -> Generation:
 
 def completion(body: Mapping[str, Any], model: str) -> Generation:
     """Return the request of a completion, for ``model``. Raises InvalidRequest."""
+    if body.get("logprobs") is False:  # a client of chat's word for none
+        body = {**body, "logprobs": None}
     loaded = load(COMPLETION, body)
     _refuse(loaded, model, _UNSUPPORTED_IN_COMPLETIONS)
     copies = loaded.get("n", 1)

@@ -357,6 +357,12 @@ def test_the_choice_of_tools_becomes_a_word_that_engines_know(client, answers, c
     assert last_options(answers) == {"tools": tools, "tool_choice": mode}
 
 
+def test_a_schema_may_be_null(client, answers):
+    form = {"type": "json_schema", "json_schema": {"name": "any", "schema": None}}
+    assert chat(client, response_format=form).status_code == 200
+    assert last_options(answers) == {"response_format": form}
+
+
 def test_what_asks_for_nothing_is_left_out(client, answers):
     body = {"tools": [WEATHER], "tool_choice": "none", "logit_bias": {}, "logprobs": False}
     assert chat(client, **body, response_format={"type": "text"}).status_code == 200
@@ -402,6 +408,17 @@ def test_completions_answer_each_prompt(client, answers):
     request = answers.asked[-1].request
     assert request is not None
     assert request.max_new_tokens == 16
+
+
+def test_a_completion_that_wants_no_probabilities_may_say_so(client):
+    body = {"model": "team/gpt", "prompt": "a", "logprobs": False}
+    assert post(client, "/v1/completions", body).status_code == 200
+
+
+def test_a_model_of_another_type_is_named_as_the_field_at_fault(client):
+    response = chat(client, model="emb")
+    assert response.status_code == 400
+    assert error_of(response)["param"] == "model"
 
 
 def test_completions_stream(client):

@@ -180,6 +180,17 @@ def test_the_items_of_a_response_are_read_as_a_chat():
     assert request.max_new_tokens == 9
 
 
+def test_the_tools_that_a_response_may_call_are_named_without_their_function():
+    tools = [{"type": "function", "name": name} for name in ("weather", "time")]
+    choice = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "time"}]}
+    body = {"input": "a", "tools": tools, "tool_choice": choice}
+    options = responses.generation(body, "m").requests[0].options
+    assert options == {
+        "tools": [{"type": "function", "function": {"name": "time"}}],
+        "tool_choice": "required",
+    }
+
+
 @pytest.mark.parametrize(
     ("fields", "field"),
     [

@@ -20,6 +20,8 @@ from running import wait_until
 from werkzeug.exceptions import RequestTimeout
 
 LIMIT = 0.2
+KEEPALIVE = 2.0
+"""Much longer, so that a slow machine does not take one for the other."""
 
 
 @pytest.fixture
@@ -31,7 +33,7 @@ def listener() -> Iterator[socket.socket]:
 @pytest.fixture
 def clients(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> Iterator[Clients]:
     monkeypatch.setattr(module, "LOOK_INTERVAL", 0.02)
-    made = Clients(LIMIT, 0.3, 100)
+    made = Clients(LIMIT, KEEPALIVE, 100)
     made.start()
     yield made
     assert made.stop()

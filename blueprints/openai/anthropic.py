@@ -8,12 +8,12 @@ from typing import Any
 import orjson
 
 from ...errors import ModelyardError
-from ...types import Burst, JSONObject
+from ...types import JSONObject
 from ..request.fields import fault, renamed_faults
 from . import schemas
 from .answers import Choice, Header, Usage, finish_reason
 from .errors import anthropic_document, document, status_of
-from .events import EVENTS_TYPE, named_event
+from .events import PieceEvents, named_event
 
 _STOP_REASONS: Mapping[str, str] = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 _COPIED = ("model", "max_tokens", "temperature", "top_p", "top_k", "stream")
@@ -190,16 +190,13 @@ def _input(function: JSONObject) -> Any:
         return {}
 
 
-class MessageEvents:
+class MessageEvents(PieceEvents):
     """The events of a message: it begins, each of its blocks begins, goes on and ends, and it ends."""
 
-    content_type = EVENTS_TYPE
+    silence = named_event("ping", {})
 
     def __init__(self, header: Header, usage: Usage, generation: schemas.Generation) -> None:
-        self.silence = named_event("ping", {})
-        self._header = header
-        self._usage = usage
-        self._reason = "stop"
+        super().__init__(header, usage, generation)
         self._block: tuple[str, int] | None = None
         """The kind of the block that has begun, and the number of its call; None between two blocks."""
         self._index = -1
@@ -208,14 +205,6 @@ class MessageEvents:
         """Return the beginning of the message."""
         message = _message_of(self._header, [], None, {"input_tokens": 0, "output_tokens": 0})
         return named_event("message_start", {"message": message})
-
-    def encode(self, burst: Burst) -> Iterable[bytes]:
-        """Return the events of ``burst`` as one write."""
-        self._usage.add(0, burst.usage)
-        self._reason = burst.finish_reason or self._reason
-        deltas: Sequence[JSONObject] = burst.deltas or [{}] * len(burst.pieces)
-        events = b"".join(self._piece(piece, delta) for piece, delta in zip(burst.pieces, deltas, strict=True))
-        return [events] if events else []
 
     def _piece(self, piece: str, delta: JSONObject) -> bytes:
         events = b""

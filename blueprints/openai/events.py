@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 import orjson
@@ -124,3 +125,29 @@ class CompletionEvents(Events):
     object = "text_completion"
     text = (b'"text":"', b'","logprobs":null,')
     nothing = b'"text":"","logprobs":null,'
+
+
+class PieceEvents(ABC):
+    """The events of an answer of one choice whose parts have a beginning and an end, made piece by piece."""
+
+    content_type = EVENTS_TYPE
+    silence = _KEEP_ALIVE
+
+    def __init__(self, header: Header, usage: Usage, generation: Generation) -> None:
+        """Begin the answer with ``header``, and count its ``usage``."""
+        self._header = header
+        self._usage = usage
+        self._generation = generation
+        self._reason = "stop"
+
+    def encode(self, burst: Burst) -> Iterable[bytes]:
+        """Return the events of ``burst`` as one write."""
+        self._usage.add(0, burst.usage)
+        self._reason = burst.finish_reason or self._reason
+        deltas: Sequence[JSONObject] = burst.deltas or [{}] * len(burst.pieces)
+        events = b"".join(self._piece(piece, delta) for piece, delta in zip(burst.pieces, deltas, strict=True))
+        return [events] if events else []
+
+    @abstractmethod
+    def _piece(self, piece: str, delta: JSONObject) -> bytes:
+        """Return the events of a piece and of what comes with it."""

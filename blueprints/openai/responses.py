@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...errors import ModelyardError
-from ...types import Burst, JSONObject
+from ...types import JSONObject
 from ..request.fields import fault, renamed_faults
 from . import schemas
 from .answers import Choice, Header, Usage
 from .errors import document
-from .events import EVENTS_TYPE, named_event
+from .events import PieceEvents, named_event
 
 _STATEFUL = ("previous_response_id", "conversation", "background", "prompt")
 _ROLES = ("user", "assistant", "system", "developer")
@@ -237,18 +237,12 @@ def _number() -> str:
     return uuid.uuid4().hex
 
 
-class ResponseEvents:
+class ResponseEvents(PieceEvents):
     """The events of a response: each of its items is added, goes on and is done, and then the response is."""
 
-    content_type = EVENTS_TYPE
-    silence = b": keep-alive\n\n"
-
     def __init__(self, header: Header, usage: Usage, generation: schemas.Generation) -> None:
-        self._header = header
-        self._usage = usage
-        self._generation = generation
+        super().__init__(header, usage, generation)
         self._count = -1
-        self._reason = "stop"
         self._output: list[JSONObject] = []
         """The items that are done, and the one that goes on as the last."""
         self._goes_on: tuple[str, int] | None = None
@@ -264,14 +258,6 @@ class ResponseEvents:
         return self._event("response.created", response=response) + self._event(
             "response.in_progress", response=response
         )
-
-    def encode(self, burst: Burst) -> Iterable[bytes]:
-        """Return the events of ``burst`` as one write."""
-        self._usage.add(0, burst.usage)
-        self._reason = burst.finish_reason or self._reason
-        deltas: Sequence[JSONObject] = burst.deltas or [{}] * len(burst.pieces)
-        events = b"".join(self._piece(piece, delta) for piece, delta in zip(burst.pieces, deltas, strict=True))
-        return [events] if events else []
 
     def _piece(self, piece: str, delta: JSONObject) -> bytes:
         events = self._text(piece) if piece else b""

@@ -151,6 +151,9 @@ class Clients:
         now = time.monotonic()
         seen: set[int] = set()
         late, is_soon = 0, False
+        known = list(self._connections.items())
+        # Requests may begin and end during the look.
+        busy = {inode for inode, connection in known if connection.is_busy}
         for inode, sock in open_sockets(without=self._uninteresting()):
             if inode not in self._connections and not self._is_of_client(sock):
                 self._others.add(inode)
@@ -162,9 +165,9 @@ class Clients:
             if how is not None:
                 late += not self._is_closing and (connection.is_busy or how == socket.SHUT_RDWR)
                 sock.shutdown(how)
-        for inode in self._connections.keys() - seen:
-            if not self._connections[inode].is_busy:
-                del self._connections[inode]
+        for inode, connection in known:
+            if inode not in seen and inode not in busy and not connection.is_busy:
+                self._connections.pop(inode, None)
         if late:
             log.info("%d connections were closed: no whole request came within %g s", late, self._limit)
         self._warn_if_full(len(self._connections))

@@ -12,7 +12,7 @@ import pytest
 import requests
 from clients import DELTA, Connection, chunks_of
 from processes import children, is_alive
-from running import WORKER_CLASSES, Service, Services, wait_until
+from running import INLINE, WORKER_CLASSES, Service, Services, wait_until
 
 from scripts import journal, script
 
@@ -110,7 +110,8 @@ def test_those_over_the_drain_timeout_get_a_last_chunk_and_then_it_ends(run: Ser
         assert "drain_timeout" in last["text"]
     assert (head.status, json.loads(body)["error_code"]) == (503, 503)
     assert service.wait_ended(20) == 0
-    assert not journal(service, "begin in line")
+    if worker_class in INLINE:  # a model host hears of each hang-up by itself, and a slot may be free before the last
+        assert not journal(service, "begin in line")
 
 
 @pytest.mark.parametrize("http_threads", ["gthread", "gevent"])

@@ -98,6 +98,21 @@ def test_a_request_under_way_is_left_alone_and_the_pause_after_it_is_longer(clie
     assert accepted.recv(1) == b""
 
 
+def test_a_request_that_ends_during_a_look_leaves_its_connection_kept(pair, monkeypatch):
+    clients = Clients(LIMIT, KEEPALIVE, 100)
+    environ = call(clients, pair[1])
+
+    def open_sockets(without: set[int]) -> Iterator[tuple[int, socket.socket]]:
+        clients.end_request(environ)
+        yield from ()
+
+    monkeypatch.setattr(module, "open_sockets", open_sockets)
+    clients._look_once()
+    assert list(clients._connections.values()) == [environ["modelyard.connection"]]
+    clients._look_once()
+    assert clients._connections == {}, "it was closed meanwhile"
+
+
 def test_half_a_body_is_a_timeout_and_can_be_answered(clients, pair):
     client, accepted = pair
     environ = call(clients, accepted, accepted.makefile("rb"))

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from flask import Blueprint, Response, g, request
-from werkzeug.exceptions import MethodNotAllowed, NotFound
 
 from ...access.tokens import INFER
 from ...errors import ModelyardError, NotReady, UnknownModel
@@ -24,9 +23,9 @@ from ..request.streaming import Call, Encoder, stream_response
 from . import anthropic, errors, responses, schemas
 from .answers import Choice, Header, Usage, chat_answer, completion_answer, open_stream, whole_choices
 from .events import ChatEvents, CompletionEvents
-from .vectors import COHERE, JINA, TEI, as_probabilities, embeddings_answer, rerank_answer
+from .routes import Routes
+from .vectors import COHERE, JINA, TEI, as_probabilities, embeddings_answer, relevance_answer, rerank_answer
 
-_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _CAPABILITIES = {WorkerType.LLM: "completion", WorkerType.TEXT2VEC: "embedding", WorkerType.RERANKER: "rerank"}
 
@@ -53,58 +52,20 @@ _TEXT_CALLS: Mapping[str, _TextCall] = {
 def openai_blueprint(service: Service, prefixes: Sequence[str], name: str = "modelyard_openai") -> Blueprint:
     """Return the calls under each of ``prefixes``; the manager is looked up at each request.
 
-    Below a prefix that ends in ``/v1``, unknown paths are answered in OpenAI's shape too. Raises ConfigError.
+    Other methods, and unknown paths below a prefix that ends in ``/v1``, are refused in OpenAI's shape too. Raises
+    ConfigError.
     """
     blueprint = Blueprint(name, __name__)
     errors.install(blueprint)
     log_access(blueprint, enabled=service.settings.access_log, tracing=service.tracing)
     _name_answers(blueprint)
     guard.install(blueprint, service.settings, needs=(INFER,))
-    routes = _Routes(blueprint, prefixes)
+    routes = Routes(blueprint, prefixes)
     _add_models(routes, service)
     _add_generation(routes, service)
     _add_vectors(routes, service)
     routes.refuse_others()
     return blueprint
-
-
-class _Routes:
-    """The routes of a blueprint, each under several prefixes."""
-
-    def __init__(self, blueprint: Blueprint, prefixes: Sequence[str]) -> None:
-        self._blueprint = blueprint
-        self._prefixes = prefixes
-        self._methods: dict[str, str] = {}
-
-    def add(self, method: str, path: str, view: Callable[..., Response]) -> None:
-        """Answer ``method`` at ``path`` by ``view``."""
-        self._methods[path.partition("<")[0]] = method
-        for prefix in self._prefixes:
-            self._blueprint.add_url_rule(f"{prefix}{path}", view.__name__, view, methods=[method])
-
-    def add_second_version(self, method: str, path: str, view: Callable[..., Response]) -> None:
-        """Answer ``method`` at ``path`` below ``/v2``, beside each ``/v1``."""
-        for prefix in self._prefixes:
-            if prefix.endswith("/v1"):
-                rule = f"{prefix.removesuffix('1')}2{path}"
-                self._blueprint.add_url_rule(rule, view.__name__, view, methods=[method])
-
-    def refuse_others(self) -> None:
-        """Answer what is not served below ``/v1``, so that a client reads why."""
-
-        def refuse_unknown(rest: str = "") -> Response:
-            for path, method in self._methods.items():
-                is_served = f"/{rest}" == path or (path.endswith("/") and f"/{rest}".startswith(path))
-                if is_served and request.method != method:
-                    raise MethodNotAllowed([method], f"{request.method} is not allowed at {request.path}: use {method}")
-            raise NotFound(
-                f"{request.method} {request.path} is not served here; there are {', '.join(sorted(self._methods))}"
-            )
-
-        for prefix in self._prefixes:
-            if prefix.endswith("/v1"):
-                for rule in (prefix, f"{prefix}/", f"{prefix}/<path:rest>"):
-                    self._blueprint.add_url_rule(rule, "refuse_unknown", refuse_unknown, methods=_METHODS)
 
 
 def _name_answers(blueprint: Blueprint) -> None:
@@ -157,7 +118,7 @@ def _check_known(service: Service) -> None:
         raise NotReady(f"the models are not there yet: {status['reason']}", retry_after=2)
 
 
-def _add_models(routes: _Routes, service: Service) -> None:
+def _add_models(routes: Routes, service: Service) -> None:
     created = int(time.time())
 
     def entries() -> dict[str, JSONObject]:
@@ -201,7 +162,7 @@ def _add_models(routes: _Routes, service: Service) -> None:
 # Text
 
 
-def _add_generation(routes: _Routes, service: Service) -> None:
+def _add_generation(routes: Routes, service: Service) -> None:
     def generate() -> Response:
         return _generate(service, next(call for path, call in _TEXT_CALLS.items() if request.path.endswith(path)))
 
@@ -260,7 +221,7 @@ def _called(service: Service) -> Iterator[Call]:
         call.close()
 
 
-def _add_vectors(routes: _Routes, service: Service) -> None:
+def _add_vectors(routes: Routes, service: Service) -> None:
     def embeddings() -> Response:
         with _called(service) as call:
             body = read_call(service)
@@ -278,9 +239,21 @@ def _add_vectors(routes: _Routes, service: Service) -> None:
     def rerank() -> Response:
         return _rerank(service)
 
+    def relevance() -> Response:
+        with _called(service) as call:
+            body = read_call(service)
+            query = load(schemas.RELEVANCE, body)["query"]
+            texts = schemas.documents(body.get("documents"), "documents")
+            model = _model(service, body, WorkerType.RERANKER, WorkerType.TEXT2VEC)
+            g.modelyard_line.model = model
+            scores = service.manager.rerank(model, query, texts, call.cancel)
+            answer = relevance_answer(scores, model, _tokens(service, model, [query, *texts]))
+            return vectors_response(answer, scores)
+
     routes.add("POST", "/embeddings", embeddings)
     routes.add("POST", "/rerank", rerank)
     routes.add_second_version("POST", "/rerank", rerank)  # Cohere's
+    routes.add("POST", "/beta/relevance", relevance)  # DB-GPT's
 
 
 def _rerank(service: Service) -> Response:

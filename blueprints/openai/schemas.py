@@ -75,11 +75,16 @@ class EmbeddingsSchema(Base):
     dimensions = integer(1, 1_000_000)
 
 
-class RerankSchema(Base):
-    """The body of a rerank, in any of its shapes, without the texts."""
+class RelevanceSchema(Base):
+    """The body of DB-GPT's relevance, without ``documents``."""
 
     model = fields.String(validate=validate.Length(1, 512))
     query = fields.String(required=True)
+
+
+class RerankSchema(RelevanceSchema):
+    """The body of a rerank, in any of its shapes, without the texts."""
+
     top_n = integer(1, 1_000_000)
     return_documents = Flag()
     return_text = Flag()
@@ -90,6 +95,7 @@ CHAT = ChatSchema()
 COMPLETION = CompletionSchema()
 EMBEDDINGS = EmbeddingsSchema()
 RERANK = RerankSchema()
+RELEVANCE = RelevanceSchema()
 
 
 class Generation:

@@ -22,8 +22,11 @@ def embeddings_answer(rows: Vectors, model: str, tokens: int, *, as_base64: bool
         {"object": "embedding", "index": index, "embedding": _packed(row) if as_base64 else row}
         for index, row in enumerate(rows)
     ]
-    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    return {"object": "list", "data": data, "model": model, "usage": usage}
+    return {"object": "list", "data": data, "model": model, "usage": _usage(tokens)}
+
+
+def _usage(tokens: int) -> JSONObject:
+    return {"prompt_tokens": tokens, "total_tokens": tokens}
 
 
 def _packed(row: Sequence[float]) -> str:
@@ -62,7 +65,7 @@ def rerank_answer(
     return {
         "id": answer_id,
         "model": model,
-        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+        "usage": _usage(tokens),
         "results": entry,
     }
 
@@ -72,3 +75,13 @@ def _ranked(index: int, name: str, scores: Sequence[float], text: Any, field: st
     if text is not None:
         entry[field] = text
     return entry
+
+
+def relevance_answer(scores: Sequence[float], model: str, tokens: int) -> JSONObject:
+    """Return the scores in the order of the texts, as DB-GPT's client of rerankers reads them."""
+    return {
+        "object": "list",
+        "model": model,
+        "data": [float(score) for score in scores],
+        "usage": {**_usage(tokens), "completion_tokens": 0},
+    }

@@ -525,6 +525,17 @@ def test_rerank_in_the_shape_of_text_embeddings_inference(client):
     ]
 
 
+def test_relevance_as_dbgpts_client_of_rerankers_reads_it(client):
+    body = {"model": "rank", "query": "a", "documents": RANKED}
+    for path in ("/api/v1/beta/relevance", "/v1/beta/relevance"):
+        answer = post(client, path, body).get_json()
+        assert list(answer) == ["object", "model", "data", "usage"]
+        assert (answer["object"], answer["model"], answer["data"]) == ("list", "rank", [0.0, 2.0, 1.0])
+        assert answer["usage"] == {"prompt_tokens": 5, "total_tokens": 5, "completion_tokens": 0}
+    assert error_of(post(client, path, {**body, "query": None}))["param"] == "query"
+    assert error_of(post(client, path, {**body, "documents": []}))["param"] == "documents"
+
+
 @pytest.mark.parametrize("documents", [[], None, "a", [5], [{"text": 5}]])
 def test_documents_that_can_not_be_ranked_are_refused(client, documents):
     response = post(client, "/v1/rerank", {"model": "rank", "query": "a", "documents": documents})
@@ -586,6 +597,34 @@ def test_errors_outside_of_views_have_the_shape_too(client):
     broken = client.post("/v1/completions", data=b"{")
     assert broken.status_code == 400
     assert "JSON" in error_of(broken)["message"]
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PATCH", "TRACE", "BREW"])
+@pytest.mark.parametrize("path", ["/v1/completions", "/completions", "/api/v1/embeddings", "/v2/rerank"])
+def test_every_other_method_is_refused_in_the_shape(client, path, method):
+    response = client.open(path, method=method)
+    assert response.status_code == 405
+    assert response.headers["Allow"] == "POST"
+    if method != "HEAD":
+        assert error_of(response)["code"] == "method_not_allowed"
+        assert error_of(response)["message"] == f"{method} is not allowed at {path}: use POST"
+
+
+def test_made_up_methods_and_paths_without_a_call_are_refused_in_the_shape_of_their_api(client):
+    unknown = client.open("/v1/nowhere", method="BREW")
+    assert (unknown.status_code, error_of(unknown)["code"]) == (404, "not_found")
+    message = client.open("/messages", method="TRACE")
+    assert (message.status_code, message.get_json()["type"]) == (405, "error")
+    model = client.open("/models/team/gpt", method="DELETE")
+    assert (model.status_code, model.headers["Allow"]) == (405, "GET")
+    for method, path in (("GET", "/nowhere"), ("TRACE", "/api/worker/generate"), ("BREW", "/healthz")):
+        assert client.open(path, method=method).mimetype == "application/problem+json"
+
+
+def test_options_names_the_methods_of_a_call(client):
+    response = client.options("/v1/models")
+    assert (response.status_code, response.allow.as_set()) == (200, {"get", "options"})
+    assert client.options("/completions").allow.as_set() == {"post", "options"}
 
 
 @pytest.mark.parametrize("path", ["/v1", "/v1/", "/v1/models/", "/api/v1"])

@@ -332,7 +332,7 @@ def whole_answer(bursts: Iterator[Burst | None]) -> ModelOutput:
             continue
         pieces += burst.pieces
         output.finish_reason = burst.finish_reason or output.finish_reason
-        output.usage = burst.usage or output.usage
+        output.usage = burst.counts or output.usage
         output.metrics = burst.metrics or output.metrics
     output.text = "".join(pieces)
     return output

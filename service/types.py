@@ -41,8 +41,9 @@ def split_worker_key(key: str) -> tuple[str, WorkerType]:
 class Burst(NamedTuple):
     """The pieces of an answer that are ready together, and, in the last one, how it ended.
 
-    ``pieces`` are new text only. ``usage`` has ``prompt_tokens``, ``completion_tokens`` and ``total_tokens``,
-    ``metrics`` the keys of DB-GPT's inference metrics. Only the last burst of an answer may have no pieces.
+    ``pieces`` are new text only. ``usage`` has ``prompt_tokens``, ``completion_tokens`` and ``total_tokens``, and may
+    have details by the keys of OpenAI's usage (``prompt_tokens_details``: ``cached_tokens``). ``metrics`` has the keys
+    of DB-GPT's inference metrics. Only the last burst of an answer may have no pieces.
     ``deltas``, where there are any, hold for each piece what else comes with it, by the keys of OpenAI's delta
     (``tool_calls``, ``reasoning_content``) and ``logprobs``; a piece may be empty then.
     """
@@ -52,6 +53,16 @@ class Burst(NamedTuple):
     usage: JSONObject | None = None
     metrics: JSONObject | None = None
     deltas: list[JSONObject] | None = None
+
+    @property
+    def counts(self) -> JSONObject | None:
+        """The three counts of ``usage``, which are all that DB-GPT's clients know."""
+        return None if self.usage is None else counts_of(self.usage)
+
+
+def counts_of(usage: Mapping[str, Any]) -> JSONObject:
+    """Return a usage without its details."""
+    return {name: count for name, count in usage.items() if not isinstance(count, dict)}
 
 
 @dataclass(slots=True)

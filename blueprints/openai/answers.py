@@ -53,6 +53,7 @@ class Usage:
         self._copies = copies
         self._prompt_tokens = self._completion_tokens = 0
         self._is_known = False
+        self._cached_tokens: int | None = None
 
     def add(self, index: int, usage: JSONObject | None) -> None:
         """Count the ``usage`` of the choice ``index``; None changes nothing."""
@@ -62,12 +63,23 @@ class Usage:
         self._completion_tokens += usage.get("completion_tokens") or 0
         if index % self._copies == 0:
             self._prompt_tokens += usage.get("prompt_tokens") or 0
+            cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
+            if isinstance(cached, int):
+                self._cached_tokens = (self._cached_tokens or 0) + cached
+
+    @property
+    def cached_tokens(self) -> int | None:
+        """The tokens of the prompts that an engine had in its cache; None if it has not reported them."""
+        return self._cached_tokens
 
     def total(self) -> JSONObject | None:
         """Return the sum in OpenAI's keys; None if the engine has not reported it."""
         if not self._is_known:
             return None
-        return usage_of(self._prompt_tokens, self._completion_tokens)
+        total = usage_of(self._prompt_tokens, self._completion_tokens)
+        if self._cached_tokens is not None:
+            total["prompt_tokens_details"] = {"cached_tokens": self._cached_tokens}
+        return total
 
 
 def usage_of(prompt_tokens: int, completion_tokens: int) -> JSONObject:

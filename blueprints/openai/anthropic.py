@@ -151,8 +151,12 @@ def _tool_choice(choice: Any) -> JSONObject:
 
 
 def _usage(usage: Usage) -> JSONObject:
-    total = usage.total() or {"prompt_tokens": 0, "completion_tokens": 0}
-    return {"input_tokens": total["prompt_tokens"], "output_tokens": total["completion_tokens"]}
+    total, cached = usage.total() or {"prompt_tokens": 0, "completion_tokens": 0}, usage.cached_tokens
+    return {
+        "input_tokens": total["prompt_tokens"] - (cached or 0),
+        **({} if cached is None else {"cache_read_input_tokens": cached}),
+        "output_tokens": total["completion_tokens"],
+    }
 
 
 def _message_of(header: Header, content: list[JSONObject], reason: str | None, usage: JSONObject) -> JSONObject:

@@ -181,7 +181,7 @@ def _usage(usage: Usage) -> JSONObject | None:
         return None
     return {
         "input_tokens": total["prompt_tokens"],
-        "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+        "input_tokens_details": {"cached_tokens": usage.cached_tokens or 0, "cache_write_tokens": 0},
         "output_tokens": total["completion_tokens"],
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": total["total_tokens"],

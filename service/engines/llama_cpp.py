@@ -179,6 +179,10 @@ class LlamaCpp(Engine):
         given.cpuparams.n_threads = params.n_threads or max(1, (os.cpu_count() or 2) - 1)
         given.cpuparams_batch.n_threads = given.cpuparams.n_threads
         given.cache_ram_mib = params.cache_ram_mib
+        if not params.cache_ram_mib:
+            # The library puts a prompt into the slot whose last one begins in the same way, and that one is lost then:
+            # worth it where at least half of the new prompt need not be computed.
+            given.slot_prompt_similarity = 0.5
         given.kv_unified = False
         given.verbosity = 1
         given.ui = given.endpoint_slots = False

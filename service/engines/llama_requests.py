@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, TemplateSyntaxError
 
 from ..errors import EngineError, InvalidRequest, ModelyardError, PromptTooLong
-from ..types import Burst, GenerateRequest, JSONObject
+from ..types import Burst, GenerateRequest, JSONObject, counts_of
 from ..wire.messages import openai_messages
 from .base import CancelEvent, room_in_context
 
@@ -85,6 +85,8 @@ class LlamaAnswer:
         self._timings: JSONObject = {}
         self._has_begun = self._has_text = False
         self._prompt_tokens = 0
+        self._cached: int | None = None
+        """The tokens of the prompt that were computed before, in another request; None until the library reports it."""
         self._counted = 0
         self._started = self._first = _now_ms()
 
@@ -126,8 +128,9 @@ class LlamaAnswer:
             return True
         self._has_begun = True
         self._usage = _usage(chunk) or self._usage
-        if (total := chunk.get("prompt_progress", {}).get("total")) and not self._prompt_tokens:
-            self._prompt_tokens = total
+        progress = chunk.get("prompt_progress", {})
+        if (total := progress.get("total")) and not self._prompt_tokens:
+            self._prompt_tokens, self._cached = total, progress.get("cache")
             if self._context_len is not None:
                 self._limit = min(self._limit, room_in_context(self._context_len, total))
         timings = chunk.get("timings") or {}
@@ -169,6 +172,7 @@ class LlamaAnswer:
             "prompt_tokens": self._prompt_tokens,
             "completion_tokens": completion_tokens,
             "total_tokens": self._prompt_tokens + completion_tokens,
+            **_details(self._cached),
         }
 
     def _at_stop_id(self, choice: JSONObject) -> bool:
@@ -182,7 +186,7 @@ class LlamaAnswer:
     def _metrics(self) -> JSONObject:
         """Return DB-GPT's inference metrics; times are milliseconds of the wall clock."""
         now = _now_ms()
-        usage = self._usage or {}
+        usage = counts_of(self._usage or {})
         seconds = max(now - self._started, 1) / 1000
         return {
             "start_time_ms": self._started,
@@ -213,7 +217,12 @@ def _usage(chunk: JSONObject) -> JSONObject | None:
     usage = chunk.get("usage")
     if not usage:
         return None
-    return {key: usage[key] for key in ("prompt_tokens", "completion_tokens", "total_tokens")}
+    counts: JSONObject = {key: usage[key] for key in ("prompt_tokens", "completion_tokens", "total_tokens")}
+    return counts | _details((usage.get("prompt_tokens_details") or {}).get("cached_tokens"))
+
+
+def _details(cached: int | None) -> JSONObject:
+    return {} if cached is None else {"prompt_tokens_details": {"cached_tokens": cached}}
 
 
 def _before_half(piece: str, stops: list[str]) -> str:

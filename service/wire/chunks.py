@@ -81,7 +81,8 @@ class ChunkEncoder:
 
     def _write(self, pieces: list[str], ending: Burst | None) -> bytes:
         text = join_escaped(pieces, self._seam) if self._delta else self._seam.join(self._texts(pieces))
-        return b"".join((_HEAD, text, _MIDDLE[self._delta], _UNFINISHED if ending is None else _ending(ending)))
+        rest = _UNFINISHED if ending is None else _ending(ending, ending.usage if self._delta else ending.counts)
+        return b"".join((_HEAD, text, _MIDDLE[self._delta], rest))
 
     def _texts(self, pieces: list[str]) -> Iterable[bytes | bytearray | memoryview]:
         escaped = [_escape(piece) for piece in pieces]
@@ -102,7 +103,7 @@ def _with_deltas(pieces: list[str], deltas: list[JSONObject], ending: Burst | No
     parts: list[bytes] = []
     for number, (piece, delta) in enumerate(zip(pieces, deltas, strict=True), 1):
         context = orjson.dumps({"delta": delta} if delta else None)
-        rest = _ending(ending) if ending is not None and number == len(pieces) else _UNFINISHED
+        rest = _ending(ending, ending.usage) if ending is not None and number == len(pieces) else _UNFINISHED
         parts += (_HEAD, _escape(piece), _MIDDLE[True].removesuffix(b"null"), context, rest)
     return b"".join(parts)
 
@@ -127,13 +128,13 @@ def _escape(piece: str) -> bytes:
         return orjson.dumps(piece.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))[1:-1]
 
 
-def _ending(burst: Burst) -> bytes:
+def _ending(burst: Burst, usage: JSONObject | None) -> bytes:
     return b"".join(
         (
             b', "finish_reason": ',
             orjson.dumps(burst.finish_reason),
             b', "usage": ',
-            orjson.dumps(burst.usage),
+            orjson.dumps(usage),
             b', "metrics": ',
             orjson.dumps(burst.metrics),
             b"}\0",

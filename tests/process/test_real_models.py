@@ -153,6 +153,21 @@ def test_the_letters_before_half_a_character_are_kept(service: Service) -> None:
     assert {output["finish_reason"] for output in outputs} == {"length"}
 
 
+def test_a_second_turn_finds_the_first_in_the_models_cache(service: Service) -> None:
+    def chat(*messages: dict[str, Any]) -> dict[str, Any]:
+        body = {"model": LLM, "messages": messages, "max_tokens": 8, "temperature": 0}
+        answered: dict[str, Any] = service.post("/v1/chat/completions", body).json()
+        return answered
+
+    question = {"role": "user", "content": "A cache keeps what was computed. " * 8}
+    first = chat(question)
+    chat({"role": "system", "content": "Answer in one word."}, {"role": "user", "content": "Somebody else is here."})
+    reply = first["choices"][0]["message"]
+    again = chat(question, reply, {"role": "user", "content": "And then?"})
+    cached = again["usage"]["prompt_tokens_details"]["cached_tokens"]
+    assert first["usage"]["prompt_tokens"] <= cached < again["usage"]["prompt_tokens"]
+
+
 def test_an_answer_ends_by_itself(service: Service) -> None:
     output = answer(service, ask("What is 1+1? Answer with one number.", temperature=0, max_new_tokens=500))
     assert output["finish_reason"] == "stop"

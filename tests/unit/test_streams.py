@@ -400,7 +400,8 @@ def test_a_client_that_has_gone_is_the_reason_when_none_is_given(make):
 
 
 def test_a_whole_answer_joins_all_pieces_and_has_the_last_of_everything_else():
-    bursts = [Burst(["a"], None, {"n": 1}), None, Burst(["b", "c"], "stop", {"n": 2}, {"speed": 1.0}), Burst([])]
+    last = Burst(["b", "c"], "stop", {"n": 2, "prompt_tokens_details": {"cached_tokens": 1}}, {"speed": 1.0})
+    bursts = [Burst(["a"], None, {"n": 1}), None, last, Burst([])]
     output = whole_answer(iter(bursts))
     assert (output.text, output.finish_reason, output.usage, output.metrics) == (
         "abc",

@@ -144,6 +144,20 @@ def test_a_whole_message_has_its_blocks():
     assert (answer["stop_reason"], answer["usage"]) == ("tool_use", {"input_tokens": 3, "output_tokens": 4})
 
 
+def test_cached_tokens_are_told_in_the_words_of_each_dialect():
+    counted = Usage(2)
+    for index in range(4):  # two prompts, two choices each
+        details = {"prompt_tokens_details": {"cached_tokens": 5 if index % 2 else 2}}
+        counted.add(index, {"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4, **details})
+    total = {"prompt_tokens": 6, "completion_tokens": 4, "total_tokens": 10}
+    assert counted.total() == {**total, "prompt_tokens_details": {"cached_tokens": 4}}
+    answer = anthropic.message_answer(HEADER, [CHOICE], counted, anthropic.generation(message(), "m"))
+    assert answer["usage"] == {"input_tokens": 2, "cache_read_input_tokens": 4, "output_tokens": 4}
+    answer = responses.response_answer(HEADER, [CHOICE], counted, responses.generation({"input": "a"}, "m"))
+    assert answer["usage"]["input_tokens"] == 6
+    assert answer["usage"]["input_tokens_details"] == {"cached_tokens": 4, "cache_write_tokens": 0}
+
+
 def test_a_message_that_fails_ends_with_an_error_event():
     encoder = anthropic.MessageEvents(HEADER, Usage(1), anthropic.generation(message(), "m"))
     body = json.loads(encoder.failure(Overloaded("full")).split(b"data: ")[1])

@@ -116,7 +116,8 @@ def test_pieces_of_a_chat_and_how_it_ended():
             {"choices": [], "usage": {**USAGE, "prompt_tokens_details": {"cached_tokens": 1}}, "timings": {}},
         )
     )
-    assert found == [Burst(["Hel"]), Burst(["lo"]), Burst([], "length", USAGE)]
+    usage = {**USAGE, "prompt_tokens_details": {"cached_tokens": 1}}
+    assert found == [Burst(["Hel"]), Burst(["lo"]), Burst([], "length", usage)]
 
 
 def test_pieces_of_a_completion_and_how_it_ended():
@@ -186,6 +187,15 @@ def test_at_the_limit_the_letters_before_half_a_character_are_kept(limit, chunks
     assert (texts(found), found[-1].finish_reason) == (text, reason)
     if reason == "length":
         assert found[-1].usage == {"prompt_tokens": 4, "completion_tokens": limit, "total_tokens": 4 + limit}
+
+
+def test_an_answer_that_ends_at_our_limit_has_the_cached_tokens_too():
+    prompt = {"prompt_progress": {"total": 4, "cache": 3, "processed": 3}, "choices": []}
+    found = run(play(prompt, computed("a", 1)), limit=1, metrics=True)
+    usage = {"prompt_tokens": 4, "completion_tokens": 1, "total_tokens": 5}
+    assert found[-1].usage == {**usage, "prompt_tokens_details": {"cached_tokens": 3}}
+    assert found[-1].metrics is not None
+    assert "prompt_tokens_details" not in found[-1].metrics, "DB-GPT's metrics have keys of their own"
 
 
 def test_a_context_smaller_than_the_models_bounds_prompt_and_answer():

@@ -386,3 +386,10 @@ def test_an_end_without_a_piece_never_has_its_reason_and_its_usage_in_one_chunk(
     ]
     (last,) = chunks(encoded([Burst(["a"], "stop", USAGE)], delta=False))
     assert (last["finish_reason"], last["usage"]) == ("stop", USAGE)
+
+
+@pytest.mark.parametrize("pieces", [["a"], []])
+def test_details_of_a_usage_are_sent_to_clients_of_pieces_alone(pieces):
+    burst = Burst(pieces, "stop", {**USAGE, "prompt_tokens_details": {"cached_tokens": 1}})
+    assert chunks(encoded([burst], delta=True))[-1]["usage"] == burst.usage
+    assert chunks(encoded([burst], delta=False))[-1]["usage"] == USAGE

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import Context, copy_context
 from types import TracebackType
@@ -218,6 +218,15 @@ class Relay(OutputStream):
             self.cancel.forget(pass_on)
 
 
+def _joined(bursts: Sequence[Burst]) -> Burst:
+    pieces = [piece for burst in bursts for piece in burst.pieces]
+    deltas: list[JSONObject] | None = None
+    if any(burst.deltas for burst in bursts):
+        deltas = [delta for burst in bursts for delta in burst.deltas or ({} for _ in burst.pieces)]
+    last = bursts[-1]
+    return Burst(pieces, last.finish_reason, last.usage, last.metrics, deltas)
+
+
 class Pump:
     """A thread that drives ``produce(put)``, and the iterator of what it put.
 
@@ -226,9 +235,15 @@ class Pump:
     """
 
     def __init__(
-        self, produce: Callable[[Callable[[Burst], bool]], None], cancel: Cancel, name: str, limit: int = 4096
+        self,
+        produce: Callable[[Callable[[Burst], bool]], None],
+        cancel: Cancel,
+        name: str,
+        limit: int = 4096,
+        join: Callable[[Sequence[Burst]], Burst] = _joined,
     ) -> None:
-        """Start the thread; ``cancel`` ends it. Raises Overloaded."""
+        """Start the thread; ``cancel`` ends it. ``join`` makes one burst of those that wait. Raises Overloaded."""
+        self._join = join
         self._cancel = cancel
         self._limit = limit
         self._changed = threading.Condition(threading.Lock())
@@ -278,7 +293,7 @@ class Pump:
             if self._ready:
                 ready, self._ready, self._pieces = self._ready, [], 0
                 self._changed.notify_all()
-                return ready[0] if len(ready) == 1 else _joined(ready)
+                return ready[0] if len(ready) == 1 else self._join(ready)
             if self._cancel.is_set() and not self._ended:
                 raise self._cancel.error
             if not self._ended:
@@ -296,15 +311,6 @@ class Pump:
 
 JOIN_TIMEOUT = 30.0
 """Seconds that a cancelled engine gets to notice."""
-
-
-def _joined(bursts: list[Burst]) -> Burst:
-    pieces = [piece for burst in bursts for piece in burst.pieces]
-    deltas: list[JSONObject] | None = None
-    if any(burst.deltas for burst in bursts):
-        deltas = [delta for burst in bursts for delta in burst.deltas or ({} for _ in burst.pieces)]
-    last = bursts[-1]
-    return Burst(pieces, last.finish_reason, last.usage, last.metrics, deltas)
 
 
 def pumped(bursts: Iterator[Burst | None], cancel: Cancel, name: str) -> Pump:

@@ -1,16 +1,16 @@
-"""Answers of chat and completions: the choices of one request, computed in turn, and what they used."""
+"""Answers of chat and completions: the whole choices of one request, and what they used."""
 
 from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ...streams import Cancel, OutputStream
-from ...types import Burst, GenerateRequest, JSONObject
+from ...streams import OutputStream
+from ...types import Burst, JSONObject
 from ...version import __version__
-from ...worker.protocol import WorkerManager
+from .choices import parts_of
 from .schemas import Generation
 
 _FINISH_REASONS = frozenset({"stop", "length", "tool_calls", "content_filter", "function_call"})
@@ -122,60 +122,26 @@ class Choice:
         call["function"]["arguments"] += function.get("arguments") or ""
 
 
-def open_stream(manager: WorkerManager, requests: Sequence[GenerateRequest], cancel: Cancel) -> OutputStream:
-    """Return the stream of all choices of an answer; close it. Raises what the manager raises.
-
-    The choices are computed one after the other: so an answer never holds some slots of a model while it waits for
-    others. Of several, each ends with the one burst that has its finish reason.
-    """
-    if len(requests) == 1:
-        return manager.generate_stream(requests[0], cancel)
-    return OutputStream(_in_turn(manager, requests, cancel), cancel, lambda: None)
-
-
-def _in_turn(manager: WorkerManager, requests: Sequence[GenerateRequest], cancel: Cancel) -> Iterator[Burst | None]:
-    for request in requests:
-        # A stream sets its cancel when it ends, and the next choice needs one that is not set.
-        own = Cancel()
-
-        def pass_on(own: Cancel = own) -> None:
-            own.set(cancel.error)
-
-        cancel.on_set(pass_on)
-        reason: str | None = None
-        usage: JSONObject | None = None
-        try:
-            with manager.generate_stream(request, own) as stream:
-                for burst in stream:
-                    if burst is None:
-                        yield None
-                        continue
-                    reason, usage = burst.finish_reason or reason, burst.usage or usage
-                    if burst.pieces:
-                        yield Burst(burst.pieces, deltas=burst.deltas)
-            yield Burst([], reason or "stop", usage)
-        finally:
-            cancel.forget(pass_on)
-
-
 def whole_choices(stream: OutputStream, count: int, usage: Usage) -> list[Choice]:
     """Return the ``count`` choices of a stream, and add up their ``usage``."""
-    choices, index, has_ended = [Choice() for _ in range(count)], 0, False
+    choices = [Choice() for _ in range(count)]
     for burst in stream:
         if burst is None:
             continue
-        if has_ended and index + 1 < count:
-            index, has_ended = index + 1, False
-        if burst.deltas:
-            for piece, delta in zip(burst.pieces, burst.deltas, strict=True):
-                choices[index].add(piece, delta)
-        else:
-            choices[index].text += "".join(burst.pieces)
-        usage.add(index, burst.usage)
-        if burst.finish_reason is not None:
-            choices[index].finish_reason = finish_reason(burst.finish_reason)
-            has_ended = True
+        for index, part in parts_of(burst):
+            _add(choices[index], part)
+            usage.add(index, part.usage)
     return choices
+
+
+def _add(choice: Choice, burst: Burst) -> None:
+    if burst.deltas:
+        for piece, delta in zip(burst.pieces, burst.deltas, strict=True):
+            choice.add(piece, delta)
+    else:
+        choice.text += "".join(burst.pieces)
+    if burst.finish_reason is not None:
+        choice.finish_reason = finish_reason(burst.finish_reason)
 
 
 def chat_answer(header: Header, choices: Sequence[Choice], usage: Usage, generation: Generation) -> JSONObject:

@@ -21,7 +21,8 @@ from ..request.bodies import json_response, vectors_response
 from ..request.fields import fault, load
 from ..request.streaming import Call, Encoder, stream_response
 from . import anthropic, errors, responses, schemas
-from .answers import Choice, Header, Usage, chat_answer, completion_answer, open_stream, whole_choices
+from .answers import Choice, Header, Usage, chat_answer, completion_answer, whole_choices
+from .choices import check_copies, open_choices
 from .events import ChatEvents, CompletionEvents
 from .routes import Routes
 from .vectors import COHERE, JINA, TEI, as_probabilities, embeddings_answer, relevance_answer, rerank_answer
@@ -187,7 +188,8 @@ def _generate(service: Service, text_call: _TextCall) -> Response:
         generation = text_call.read(body, _model(service, body, WorkerType.LLM))
         g.modelyard_line.model = generation.model
         header, usage = Header.new(text_call.id_prefix, generation.model), Usage(generation.copies)
-        stream = open_stream(service.manager, generation.requests, call.cancel)
+        check_copies(service.manager, generation.model, generation.copies)
+        stream = open_choices(service.manager, service.budget, generation.requests, call.cancel)
         if generation.stream:
             events = text_call.events(header, usage, generation)
             g.modelyard_stream = response = stream_response(service, call, stream, g.modelyard_line, events)

@@ -13,6 +13,7 @@ from ...errors import ModelyardError
 from ...types import Burst, JSONObject
 from ...wire.chunks import join_escaped
 from .answers import Header, Usage, finish_reason
+from .choices import ChoiceBursts
 from .errors import document
 from .schemas import Generation
 
@@ -36,7 +37,7 @@ def json_bytes(value: JSONObject) -> bytes:
 
 
 class Events:
-    """The events of one answer, whose choices come one after the other."""
+    """The events of one answer, whose choices may come at once."""
 
     object: ClassVar[str]
     text: ClassVar[tuple[bytes, bytes]]
@@ -53,9 +54,8 @@ class Events:
         self._include_usage = include_usage = generation.include_usage
         self._head = b"data: " + orjson.dumps(header.of(self.object))[:-1] + b',"choices":['
         self._tail = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
-        self._index = 0
-        self._has_ended = False
-        """Whether the choice has its finish reason."""
+        self._unended = list(range(self._count))
+        """The choices without their finish reason."""
 
     def begin(self) -> bytes:
         """Return the events before the first burst."""
@@ -63,40 +63,45 @@ class Events:
 
     def encode(self, burst: Burst) -> Iterable[bytes]:
         """Return the events of ``burst`` as one write; empty if it has nothing new."""
-        if self._has_ended and self._index + 1 < self._count:
-            self._index += 1
-            self._has_ended = False
-        if burst.deltas:
-            events = b"".join(map(self._delta, burst.pieces, burst.deltas))
+        if isinstance(burst, ChoiceBursts):
+            events = b"".join(self._of_choice(index, part) for index, part in burst.parts)
         else:
-            events = self._pieces(burst.pieces) if burst.pieces else b""
-        self._usage.add(self._index, burst.usage)
-        if burst.finish_reason is not None:
-            events += self._finish(burst.finish_reason)
+            events = self._of_choice(0, burst)
         return [events] if events else []
 
-    def _pieces(self, pieces: list[str]) -> bytes:
-        opening = b'%b{"index":%d,%b' % (self._head, self._index, self.text[0])
+    def _of_choice(self, index: int, burst: Burst) -> bytes:
+        if burst.deltas:
+            events = b"".join(self._delta(index, *pair) for pair in zip(burst.pieces, burst.deltas, strict=True))
+        else:
+            events = self._pieces(index, burst.pieces) if burst.pieces else b""
+        self._usage.add(index, burst.usage)
+        if burst.finish_reason is not None:
+            events += self._finish(index, burst.finish_reason)
+        return events
+
+    def _pieces(self, index: int, pieces: list[str]) -> bytes:
+        opening = b'%b{"index":%d,%b' % (self._head, index, self.text[0])
         closing = b'%b"finish_reason":null}%b' % (self.text[1], self._tail)
         return opening + join_escaped(pieces, closing + opening) + closing
 
-    def _delta(self, piece: str, delta: JSONObject) -> bytes:
+    def _delta(self, index: int, piece: str, delta: JSONObject) -> bytes:
         """Return the event of a piece that comes with more than text."""
         content = {"content": piece} if piece else {}
         rest = {name: value for name, value in delta.items() if name != "logprobs"}
         fields = (json_bytes(content | rest), orjson.dumps(delta.get("logprobs")))
-        return self._event(self._index, b'"delta":%b,"logprobs":%b,' % fields)
+        return self._event(index, b'"delta":%b,"logprobs":%b,' % fields)
 
-    def _finish(self, reason: str) -> bytes:
-        self._has_ended = True
-        return self._event(self._index, self.nothing, orjson.dumps(finish_reason(reason)))
+    def _finish(self, index: int, reason: str) -> bytes:
+        if index in self._unended:
+            self._unended.remove(index)
+        return self._event(index, self.nothing, orjson.dumps(finish_reason(reason)))
 
     def _event(self, index: int, content: bytes, reason: bytes = b"null") -> bytes:
         return b'%b{"index":%d,%b"finish_reason":%b}%b' % (self._head, index, content, reason, self._tail)
 
     def end(self) -> bytes:
         """Return the events after the last burst."""
-        events = b"" if self._has_ended else self._finish("stop")
+        events = b"".join(self._finish(index, "stop") for index in self._unended[:])
         if self._include_usage and (usage := self._usage.total()) is not None:
             events += self._head + b'],"usage":' + orjson.dumps(usage) + b"}\n\n"
         return events + _DONE

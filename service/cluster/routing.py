@@ -251,13 +251,16 @@ class Routes:
     # Views
 
     def load_of(self, instances: Sequence[Instance]) -> Load | None:
-        """Return the sum of the last reported loads; None if no instance has reported one."""
+        """Return the sum of the last reported loads, in answers or heartbeats; None if no instance has reported one."""
         with self._lock:
-            traffic = [self._traffic.get((row.key, row.url)) for row in instances]
-            loads = [entry.load for entry in traffic if entry is not None and entry.load is not None]
+            loads = [load for row in instances if (load := self._last_load(row)) is not None]
         if not loads:
             return None
         return Load(sum(x.slots for x in loads), sum(x.free for x in loads), sum(x.waiting for x in loads))
+
+    def _last_load(self, instance: Instance) -> Load | None:
+        traffic = self._traffic.get((instance.key, instance.url))
+        return (traffic and traffic.load) or Load.parse(instance.load)
 
     def seen(self, instances: Sequence[Instance]) -> None:
         """Note the registered instances. The state of others is removed, except of requests under way."""

@@ -3,6 +3,7 @@
 # make check   style, types, the wheel
 # make bench   figures, against a peer
 # make interop both sides of the wire with DB-GPT's own package
+# make interop-openai  the tests of OpenAI's and Anthropic's clients, and of others (SUITE=langchain runs some of them)
 
 PORT ?= 8000
 VENV ?= .venv
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 SERVE_STAMP := $(VENV)/.serve
 TEST_STAMP := $(VENV)/.test
 
-.PHONY: serve weights test check bench interop clean
+.PHONY: serve weights test check bench interop interop-openai clean
 
 serve: $(SERVE_STAMP) weights
 	exec $(BIN)/modelyard serve --port $(PORT) --models-dirs $(MODELS) --state-dir .state
@@ -32,6 +33,9 @@ bench: $(TEST_STAMP) weights
 
 interop: $(TEST_STAMP)
 	$(BIN)/python -m pytest tests/interop -v -o python_files='check_*.py' -o python_functions='check_*'
+
+interop-openai: $(TEST_STAMP) weights
+	$(BIN)/python -m pytest tests/interop_openai -v -k '$(SUITE)' -o python_files='check_*.py' -o python_functions='check_*'
 
 $(SERVE_STAMP): setup.cfg pyproject.toml
 	scripts/venv $(VENV) server,llama

@@ -1,4 +1,4 @@
-"""The environment that DB-GPT's package lives in: made once, and kept in the checkout's cache."""
+"""The environment that another project's package lives in: made once, and kept in the checkout's cache."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ class PeerMissing(Exception):
 
 @dataclass(frozen=True)
 class Environment:
-    """A virtual environment of that name, with what the requirements beside this file say, and more."""
+    """A virtual environment of that name, with what a file of requirements says (DB-GPT's by default), and more."""
 
     name: str
+    requirements: Path = _REQUIREMENTS
     extra: tuple[str, ...] = ()
 
     @property
@@ -40,21 +41,21 @@ class Environment:
 
     def install(self) -> None:
         """Make it unless that was done from these requirements before. Raises PeerMissing."""
-        wanted = hashlib.sha256(_REQUIREMENTS.read_bytes() + repr(self.extra).encode()).hexdigest()
+        wanted = hashlib.sha256(self.requirements.read_bytes() + repr(self.extra).encode()).hexdigest()
         mark = self.folder / "installed-from.sha256"
         if Path(self.python).exists() and mark.exists() and mark.read_text() == wanted:
             return
-        sys.stderr.write(f"installing the peer into {self.folder} (once)\n")
+        sys.stderr.write(f"installing {self.name} into {self.folder} (once)\n")
         try:
             venv.create(self.folder, clear=True, with_pip=True)
             subprocess.run(
-                [self.python, "-m", "pip", "install", "-qq", "--requirement", str(_REQUIREMENTS), *self.extra],
+                [self.python, "-m", "pip", "install", "-qq", "--requirement", str(self.requirements), *self.extra],
                 check=True,
                 timeout=_INSTALL_TIMEOUT,
                 stdin=subprocess.DEVNULL,
             )
         except (OSError, subprocess.SubprocessError) as error:
-            raise PeerMissing(f"the peer could not be installed: {error}") from error
+            raise PeerMissing(f"{self.name} could not be installed: {error}") from error
         mark.write_text(wanted)
 
     def versions(self, packages: Sequence[str]) -> dict[str, str]:

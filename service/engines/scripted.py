@@ -1,6 +1,7 @@
 """scripted: an engine that answers what a test prescribes, and records its calls. See docs/testing.md.
 
-The table of engines does not list it, so no service offers it. `modelyard.testing` puts it in place of other engines.
+The table of engines does not list it, so no service offers it. `modelyard.testing` puts it in place of other engines;
+a process of its own has it by ``worker_class``, with a table of answers.
 """
 
 from __future__ import annotations
@@ -11,14 +12,16 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar
 
 from ..errors import EngineError, ModelyardError, Overloaded
 from ..settings.params import param
 from ..types import Burst, GenerateRequest, JSONObject, WorkerType
 from ..wire.messages import text_of_content
-from .base import CancelEvent, Vectors
+from .base import CancelEvent, Progress, Vectors
 from .echo import Echo, EchoParams
+from .scripted_table import Row, Step, read_table, step_of, text_step
 
 TICK = 0.2
 ALL_OPTIONS = frozenset(
@@ -46,31 +49,20 @@ class Asked:
     """Set when the answer has ended, for whatever reason."""
 
 
-@dataclass
-class _Step:
-    pieces: tuple[str, ...] = ()
-    delay: float = 0.0
-    finish_reason: str = "stop"
-    holds: bool = False
-    error: ModelyardError | None = None
-    deltas: tuple[JSONObject, ...] | None = None
-
-    @property
-    def is_for_vectors(self) -> bool:
-        return self.error is not None and not self.pieces
-
-
 class Answers:
     """The script of the models of one test, and the record of their calls. Each call takes the next step.
 
     Without a step a model repeats the last message of the user (`otherwise` changes that), and embeds like ``echo``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, keeps_calls: bool = True) -> None:
+        """Record the calls in `asked` unless ``keeps_calls`` is false, for a process that runs long."""
         self.asked: list[Asked] = []
         """All calls that reached a model, in order. Requests that were refused before are not among them."""
+        self._keeps_calls = keeps_calls
         self._otherwise: Callable[[Asked], str] = lambda asked: asked.prompt
-        self._steps: deque[_Step] = deque()
+        self._steps: deque[Step] = deque()
+        self._rows: list[Row] = []
         self._lock = threading.Lock()
         self._released = threading.Event()
         self.key = f"{id(self):x}"
@@ -83,7 +75,7 @@ class Answers:
 
     def say(self, *pieces: str, delay: float = 0.0, finish_reason: str = "stop") -> None:
         """Answer the next call with these pieces of text, each after ``delay`` seconds."""
-        self._add(_Step(pieces, delay, finish_reason))
+        self._add(Step(pieces, delay, finish_reason))
 
     def say_deltas(self, *deltas: JSONObject, finish_reason: str = "stop") -> None:
         """Answer the next call with these deltas of OpenAI's chat: ``content``, ``tool_calls``, ``reasoning_content``.
@@ -92,48 +84,48 @@ class Answers:
         """
         pieces = tuple(str(delta.get("content") or "") for delta in deltas)
         rest = tuple({name: value for name, value in delta.items() if name != "content"} for delta in deltas)
-        self._add(_Step(pieces, finish_reason=finish_reason, deltas=rest))
+        self._add(Step(pieces, finish_reason=finish_reason, deltas=rest))
 
     def hold(self, *pieces: str) -> None:
         """Answer with these pieces, and end only when the client hangs up, or after `release`."""
-        self._add(_Step(pieces, holds=True))
+        self._add(Step(pieces, holds=True))
 
     def fail(self, error: str | ModelyardError = "the engine broke", *pieces: str) -> None:
         """Fail the next call of any kind like a broken engine, after ``pieces`` where it generates text."""
-        self._add(_Step(pieces, error=EngineError(error) if isinstance(error, str) else error))
+        self._add(Step(pieces, error=EngineError(error) if isinstance(error, str) else error))
 
     def refuse(self, retry_after: int = 1) -> None:
         """Refuse the next call of any kind: 503, all slots are busy."""
-        self._add(_Step(error=Overloaded("all slots are busy: the test refuses this call", retry_after)))
+        self._add(Step(error=Overloaded("all slots are busy: the test refuses this call", retry_after)))
 
     def otherwise(self, answer: str | Callable[[Asked], str]) -> None:
         """Answer calls without a step with this text, or with the result of a function of the call."""
         self._otherwise = answer if callable(answer) else lambda asked: answer
 
+    def follow(self, path: str | Path) -> None:
+        """Answer calls without a step from the table of answers in a TOML file. Raises ConfigError."""
+        self._rows = read_table(path)
+
     def release(self) -> None:
         """End the answers that `hold` keeps open, now and from now on."""
         self._released.set()
 
-    def _add(self, step: _Step) -> None:
+    def _add(self, step: Step) -> None:
         with self._lock:
             self._steps.append(step)
 
-    def note(self, asked: Asked) -> _Step | None:
+    def note(self, asked: Asked) -> Step | None:
         """Record a call, and return its step; None if there is none."""
         with self._lock:
-            self.asked.append(asked)
+            if self._keeps_calls:
+                self.asked.append(asked)
             if self._steps and (asked.call == "generate" or self._steps[0].is_for_vectors):
                 return self._steps.popleft()
         return None
 
-    def usual(self, asked: Asked) -> _Step:
-        """Return the answer without a step: words, at most ``max_new_tokens`` of them."""
-        words = self._otherwise(asked).split(" ")
-        pieces = [word if number == 0 else f" {word}" for number, word in enumerate(words)]
-        most = asked.request.max_new_tokens if asked.request is not None else None
-        if most is not None and len(pieces) > most:
-            return _Step(tuple(pieces[:most]), finish_reason="length")
-        return _Step(tuple(pieces))
+    def usual(self, asked: Asked, request: GenerateRequest) -> Step:
+        """Return the answer without a step: that of the table, or words, at most ``max_new_tokens`` of them."""
+        return step_of(self._rows, asked.prompt, request) or text_step(self._otherwise(asked), request)
 
     def wait_released(self, timeout: float) -> bool:
         """Block at most ``timeout`` seconds; return whether `release` was called."""
@@ -148,6 +140,7 @@ class ScriptedParams(EchoParams):
     """Parameters of `Scripted`."""
 
     script: str = param("", help="the key of its `Answers`", tags=["fixed"])
+    table: str | None = param(None, help="TOML file with its answers, instead of a script", tags=["fixed"])
 
 
 class Scripted(Echo):
@@ -161,6 +154,16 @@ class Scripted(Echo):
 
     params: ScriptedParams
 
+    def __init__(self, params: ScriptedParams, path: Path | None = None) -> None:
+        super().__init__(params, path)
+        self._table = Answers(keeps_calls=False) if params.table else None
+
+    def start(self, progress: Progress) -> None:
+        """Read the table, where there is one."""
+        if self._table is not None and self.params.table is not None:
+            self._table.follow(self.params.table)
+        super().start(progress)
+
     @property
     def options(self) -> frozenset[str]:
         """All that OpenAI's chat has: `Asked.request` shows what came."""
@@ -168,12 +171,12 @@ class Scripted(Echo):
 
     @property
     def _answers(self) -> Answers:
-        return _scripts[self.params.script]
+        return self._table or _scripts[self.params.script]
 
     def generate_stream(self, request: GenerateRequest, cancel: CancelEvent) -> Iterator[Burst | None]:
         """Yield the pieces of the next step, one in each burst."""
         asked = Asked("generate", self.params.registered_name, _last_prompt(request), request=request)
-        step = self._answers.note(asked) or self._answers.usual(asked)
+        step = self._answers.note(asked) or self._answers.usual(asked, request)
         over = False
         try:
             for index, piece in enumerate(step.pieces):
@@ -193,7 +196,7 @@ class Scripted(Echo):
             asked.cancelled = not over
             asked.ended.set()
 
-    def _usage(self, request: GenerateRequest, step: _Step) -> JSONObject:
+    def _usage(self, request: GenerateRequest, step: Step) -> JSONObject:
         text = " ".join(text_of_content(message["content"]) for message in request.messages) or request.prompt or ""
         prompt_tokens, completion_tokens = self.count_token(text), len(step.pieces)
         return {

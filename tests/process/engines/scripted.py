@@ -33,7 +33,7 @@ class Scripted(Engine):
     """Follows the prompt, which is JSON: ``name``, ``pieces``, ``size`` and ``fail_at``, and what it waits for.
 
     It waits ``before`` the first piece and before ``each``, and computes for ``burn`` seconds without waiting.
-    The last piece comes when the file ``until`` is there.
+    The last piece comes when the file ``until`` is there. A burst has ``at_once`` pieces.
     """
 
     name = "scripted"
@@ -75,7 +75,7 @@ class Scripted(Engine):
                     raise RuntimeError("the script says so")
                 computed += 1
                 self._note("piece", name)
-                yield Burst(["x" * plan.get("size", 1)])
+                yield Burst(["x" * plan.get("size", 1)] * plan.get("at_once", 1))
             usage = {"prompt_tokens": 1, "completion_tokens": computed, "total_tokens": computed + 1}
             yield Burst([], "stop", usage)
         finally:

@@ -10,6 +10,7 @@ from ..types import JSONObject, WorkerType
 from ..wire.chunks import EMPTY_CHUNK, ROUTE_HEADER, ROUTE_LOCAL, STREAM_TYPE, ChunkEncoder, encode_output
 from ..wire.decoder import NUL
 from ..wire.messages import DELTA_TYPE
+from ..wire.unsaved import UNSAVED_HEADER, encode_reason
 from ..worker.protocol import Service, WorkerManager
 from . import worker_schemas as schemas
 from .request import guard, problems
@@ -158,6 +159,14 @@ def _machine(fields: JSONObject) -> JSONObject:
     return {name: fields[name] for name in ("host", "port") if fields.get(name)}
 
 
+def _changed(unsaved: str) -> Response:
+    """Return the answer to a change, whose body has no place for the reason why it is not remembered."""
+    response = json_response(None)
+    if unsaved:
+        response.headers[UNSAVED_HEADER] = encode_reason(unsaved)
+    return response
+
+
 def _add_administration(blueprint: Blueprint, service: Service) -> None:
     @blueprint.get("/models/supports")
     def supports() -> Response:
@@ -183,11 +192,10 @@ def _add_administration(blueprint: Blueprint, service: Service) -> None:
     def startup() -> Response:
         fields = _loaded(service, schemas.STARTUP)
         params = fields.get("params", {})
-        _manager(service).model_startup(fields["model"], _type(fields), params, **_machine(fields))
-        return json_response(None)
+        unsaved = _manager(service).model_startup(fields["model"], _type(fields), params, **_machine(fields))
+        return _changed(unsaved)
 
     @blueprint.post("/models/shutdown")
     def shutdown() -> Response:
         fields = _loaded(service, schemas.STARTUP)
-        _manager(service).model_shutdown(fields["model"], _type(fields), **_machine(fields))
-        return json_response(None)
+        return _changed(_manager(service).model_shutdown(fields["model"], _type(fields), **_machine(fields)))

@@ -1,4 +1,4 @@
-"""A background thread that calls one function again and again, with start, wake and stop."""
+"""Start threads: one in the background that calls a function again and again, or as many as the system has room for."""
 
 from __future__ import annotations
 
@@ -22,6 +22,24 @@ def start_thread(thread: threading.Thread) -> None:
         thread.start()
     except RuntimeError as error:
         raise Overloaded(f"{error} (limit of tasks or memory): ask again in a moment", retry_after=1) from error
+
+
+def startable(count: int) -> int:
+    """Start up to ``count`` threads, as long as the system has room for them, and end them; return their number."""
+    end = threading.Event()
+    threads: list[threading.Thread] = []
+    try:
+        for number in range(count):
+            thread = threading.Thread(target=end.wait, name=f"modelyard-probe-{number}", daemon=True)
+            start_thread(thread)
+            threads.append(thread)
+    except Overloaded:
+        pass
+    finally:
+        end.set()
+        for thread in threads:
+            thread.join()
+    return len(threads)
 
 
 class BackgroundThread:

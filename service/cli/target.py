@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -64,9 +63,7 @@ class Target:
 
     def forget(self) -> ApplyOutcome:
         """Stop the model and forget it; return the outcome."""
-        began = time.monotonic()
-        self._by_name(lambda name: self._client.stop(name, self.worker_type, forget=True, **self._place))
-        return _success(f"model {self.name} stopped and forgotten", began)
+        return self._by_name(lambda name: self._client.stop(name, self.worker_type, forget=True, **self._place))
 
     def params(self) -> JSONObject:
         """Return the pairs, their values typed by the service's descriptions."""
@@ -95,9 +92,8 @@ class Target:
         return next(same, [])
 
     def _start_new(self, params: JSONObject) -> ApplyOutcome:
-        began = time.monotonic()
         try:
-            self._client.start(self.name, self.worker_type, **self._place, **params)
+            return self._client.start(self.name, self.worker_type, **self._place, **params)
         except Conflict as error:
             if not params or not self._runs():
                 raise
@@ -107,7 +103,6 @@ class Target:
             if not params:
                 raise
             return self._restart_unlisted(error)
-        return _success(f"model {self.name} started", began)
 
     def _runs(self) -> bool:
         """Return whether the service hosts the model in a state other than stopped or failed."""
@@ -160,7 +155,3 @@ def _host_and_port(at: str) -> JSONObject:
     if not colon or not host or not port.isdecimal():
         raise Misuse(f"--at {at}: expected HOST:PORT, as in 127.0.0.1:8001")
     return {"host": host.strip("[]"), "port": int(port)}
-
-
-def _success(message: str, began: float) -> ApplyOutcome:
-    return ApplyOutcome(message, success=True, timecost=round(time.monotonic() - began, 3))

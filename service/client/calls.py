@@ -83,13 +83,22 @@ class ServiceCalls:
         base: str | None = None,
         timeout: float | None = None,
         accepted: tuple[int, ...] = (200,),
-        changes: bool = False,
     ) -> T:
         """Return ``read(value)`` for the JSON value of the response; the value is None for a 404 that is ``accepted``.
 
         Raises ConfigError if the response is not JSON, or ``read`` raises ValueError, and the errors of `send`.
         """
-        response = self.send(method, path, body, base=base, timeout=timeout, accepted=accepted, changes=changes)
+        response = self.send(method, path, body, base=base, timeout=timeout, accepted=accepted)
+        return self._read(response, read)
+
+    def change(
+        self, path: str, read: Callable[[Any], T], body: JSONObject, *, timeout: float
+    ) -> tuple[T, Mapping[str, str]]:
+        """Return ``read(value)`` and the headers of the answer to a POST that changes things; raises like `value`."""
+        response = self.send("POST", path, body, timeout=timeout, changes=True)
+        return self._read(response, read), response.headers
+
+    def _read(self, response: Response, read: Callable[[Any], T]) -> T:
         with response:
             if response.status_code == _NOT_FOUND:
                 return read(None)

@@ -9,6 +9,7 @@ It needs requests, but no web framework and no engine.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -20,6 +21,7 @@ from ..errors import ConfigError, EngineError, InvalidRequest, ModelyardError, S
 from ..sessions.address import DEFAULT_URL, URL_VARIABLE
 from ..types import ApplyOutcome, GenerateRequest, HostModels, JSONObject, ModelOutput
 from ..wire.messages import DELTA_TYPE, dbgpt_messages
+from ..wire.unsaved import unsaved_in, with_note
 from . import answers
 from .answers import ModelState, only_model
 from .calls import ServiceCalls
@@ -231,8 +233,8 @@ class Client:
         port: int | None = None,
         timeout: float | None = None,
         **params: Any,
-    ) -> None:
-        """Start a model and wait until it is ready; one that is ready already stays as it is.
+    ) -> ApplyOutcome:
+        """Start a model and wait until it is ready; one that is ready already stays as it is. Return the outcome.
 
         ``params`` are for a model that is not hosted yet. For a gateway of several hosts, ``host`` and ``port`` name
         the host to start it on. ``timeout`` in seconds defaults to ``change_timeout``.
@@ -244,7 +246,7 @@ class Client:
             except UnknownModel:
                 pass  # it is not hosted yet
         body = {"model": model, "worker_type": worker_type, "params": params, **_place(host, port)}
-        return self._change("models/startup", body, timeout, answers.nothing)
+        return self._change_list("startup", body, timeout, f"model {model} started")
 
     def stop(
         self,
@@ -255,19 +257,18 @@ class Client:
         host: str | None = None,
         port: int | None = None,
         timeout: float | None = None,
-    ) -> None:
-        """Stop a model on all of its hosts; it stays listed, and stopped.
+    ) -> ApplyOutcome:
+        """Stop a model on all of its hosts; it stays listed, and stopped. Return the outcome.
 
         With ``forget`` it is removed from the list too; of several hosts, on the one that ``host`` and ``port`` name.
         ``timeout`` in seconds defaults to ``change_timeout``. Raises UnknownModel.
         """
         if forget:
             body = {"model": model, "worker_type": worker_type, **_place(host, port)}
-            self._change("models/shutdown", body, timeout, answers.nothing)
-        elif host is not None:
+            return self._change_list("shutdown", body, timeout, f"model {model} stopped and forgotten")
+        if host is not None:
             raise TypeError("host goes with forget=True: a stop without it stops all instances")
-        else:
-            self._succeed(self.apply(model, "stop", worker_type, timeout=timeout), EngineError)
+        return self._succeed(self.apply(model, "stop", worker_type, timeout=timeout), EngineError)
 
     def apply(
         self,
@@ -284,16 +285,26 @@ class Client:
         in seconds defaults to ``change_timeout``. Raises UnknownModel, InvalidRequest.
         """
         body = {"model": model, "apply_type": apply_type, "worker_type": worker_type, "params": dict(params or {})}
-        return self._change("apply", body, timeout, answers.outcome)
+        return self._change("apply", body, timeout, answers.outcome)[0]
 
-    def _change(self, path: str, body: JSONObject, timeout: float | None, read: Callable[[Any], T]) -> T:
+    def _change_list(self, call: str, body: JSONObject, timeout: float | None, message: str) -> ApplyOutcome:
+        """Return an outcome with ``message`` for ``models/startup`` or ``models/shutdown``, whose answers have none."""
+        began = time.monotonic()
+        _, headers = self._change(f"models/{call}", body, timeout, answers.nothing)
+        seconds = round(time.monotonic() - began, 3)
+        return ApplyOutcome(with_note(message, unsaved_in(headers)), success=True, timecost=seconds)
+
+    def _change(
+        self, path: str, body: JSONObject, timeout: float | None, read: Callable[[Any], T]
+    ) -> tuple[T, Mapping[str, str]]:
         limit = self._change_timeout if timeout is None else timeout
-        return self._calls.value("POST", f"worker/{path}", read, body, timeout=limit, changes=True)
+        return self._calls.change(f"worker/{path}", read, body, timeout=limit)
 
     @staticmethod
-    def _succeed(outcome: ApplyOutcome, kind: type[ModelyardError]) -> None:
+    def _succeed(outcome: ApplyOutcome, kind: type[ModelyardError]) -> ApplyOutcome:
         if not outcome.success:
             raise kind(outcome.message)
+        return outcome
 
     @contextmanager
     def _model(self, model: str | None, *worker_types: str) -> Iterator[str]:

@@ -72,7 +72,7 @@ class Machines:
         *,
         host: str | None,
         port: int | None,
-    ) -> None:
+    ) -> str:
         """Start a model on the machine at ``host`` and ``port``; without them, on this process or the only machine."""
         if not self._own() or host or port:
             self._view.refresh_now()
@@ -81,9 +81,9 @@ class Machines:
             raise NotReady(f"no host can start model {model!r}: no worker service is registered")
         url = self._chosen(urls, host, port)
         with _refusals_of(url):
-            self.machine_at(url).model_startup(model, self._type_at(url, model, worker_type, params), params)
+            return self.machine_at(url).model_startup(model, self._type_at(url, model, worker_type, params), params)
 
-    def model_shutdown(self, model: str, worker_type: WorkerType | None, *, host: str | None, port: int | None) -> None:
+    def model_shutdown(self, model: str, worker_type: WorkerType | None, *, host: str | None, port: int | None) -> str:
         """Stop a model on one machine and forget it there."""
         self._view.refresh_now()
         urls = self._having(model, worker_type)
@@ -91,7 +91,7 @@ class Machines:
             raise self._unknown(model, worker_type)
         url = self._chosen(urls, host, port)
         with _refusals_of(url):
-            self.machine_at(url).model_shutdown(model, self._type_at(url, model, worker_type, {}))
+            return self.machine_at(url).model_shutdown(model, self._type_at(url, model, worker_type, {}))
 
     def worker_apply(
         self, model: str, apply_type: str, worker_type: WorkerType | None, params: Mapping[str, Any]

@@ -196,19 +196,21 @@ class RemoteWorkerManager(SharedCalls):
         *,
         host: str | None = None,
         port: int | None = None,
-    ) -> None:
+    ) -> str:
         """Start one model on a host; without ``host`` and ``port``, on this process or the only host."""
-        self._machines.model_startup(model, worker_type, params, host=host, port=port)
+        unsaved = self._machines.model_startup(model, worker_type, params, host=host, port=port)
         # The host has registered it: the next request finds it.
         self.view.refresh_now()
+        return unsaved
 
     @spanned
     def model_shutdown(
         self, model: str, worker_type: WorkerType | None, *, host: str | None = None, port: int | None = None
-    ) -> None:
+    ) -> str:
         """Stop one model on a host and forget it."""
-        self._machines.model_shutdown(model, worker_type, host=host, port=port)
+        unsaved = self._machines.model_shutdown(model, worker_type, host=host, port=port)
         self.view.refresh_soon()
+        return unsaved
 
     @spanned
     def worker_apply(

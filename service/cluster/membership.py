@@ -44,16 +44,20 @@ class Cluster:
         session: Session | None = None,
         *,
         tracing: Tracing | None = None,
+        address: Callable[[], str] | None = None,
     ) -> None:
-        """Build what the role of ``settings`` needs; ``session`` sends requests to others. Raises ConfigError."""
+        """Build what the role of ``settings`` needs; ``session`` sends requests to others. Raises ConfigError.
+
+        ``address`` returns the address to register, empty while it is unknown; default: that of ``settings``.
+        """
         self._settings = settings
         self._local = local
         self.session = session or Session(**session_options(settings))
         self.registry: Registry = open_registry(
             registry_url(settings), heartbeat_timeout=settings.heartbeat_timeout, session=self.session
         )
-        advertised = [checked(settings.advertise, settings.prefix)] if settings.advertise else []
-        _refuse_itself(settings, [f"http://{settings.address}{settings.prefix}", *advertised])
+        _refuse_itself(settings)
+        self._address = address or (lambda: advertised_url(settings))
         self.url = ""
         """The address at which others reach this process; empty before `start`, and while its port is unknown."""
         self._joined = False
@@ -110,7 +114,7 @@ class Cluster:
 
     def locate(self) -> None:
         """Find the address of this process. If it was unknown when the process joined, register now."""
-        self.url = advertised_url(self._settings)
+        self.url = self._address()
         if self.url and self._joined and self.heartbeat is not None:
             self.heartbeat.start()
 
@@ -210,8 +214,10 @@ class Cluster:
         return {"url": self.url, "registered": registered, "error": error}
 
 
-def _refuse_itself(settings: Settings, own_urls: list[str]) -> None:
+def _refuse_itself(settings: Settings) -> None:
     """Raise ConfigError if the registry of a controller is the controller itself: it would call itself without end."""
+    advertised = [checked(settings.advertise, settings.prefix)] if settings.advertise else []
+    own_urls = [f"http://{settings.address}{settings.prefix}", *advertised]
     named = [
         url.strip().rstrip("/").replace("//localhost:", "//127.0.0.1:") for url in (settings.registry or "").split(",")
     ]
@@ -246,6 +252,7 @@ def session_options(settings: Settings) -> JSONObject:
 
 def check_registry(settings: Settings) -> None:
     """Raise ConfigError or MissingLibrary if the registry of ``settings`` can't be opened; nothing is connected."""
+    _refuse_itself(settings)
     with contextlib.closing(Session(**session_options(settings))) as session:
         open_registry(registry_url(settings), session=session).close()
     url = settings.registry or ""

@@ -56,19 +56,16 @@ class RemoteCalls:
                 body["span_id"] = span_id
             return self._answer("POST", path, body=encoded(body), headers=headers, cancel=cancel)
 
-    def change(self, path: str, body: JSONObject, timeout: float) -> Any:
-        """Return the value that answers a POST that changes something; it has its own connection, and is sent once."""
+    def change(self, path: str, body: JSONObject, timeout: float) -> tuple[Any, Mapping[str, str]]:
+        """Return what `answer` does, for a POST that changes something: it has its own connection, and is sent once."""
         times = (self._session.connect_timeout, max(timeout, self._session.read_timeout))
         with self._running("POST", path):
-            return self._value("POST", path, body=encoded(body), headers=LOCAL, timeout=times, reuse=False)
+            return self._answer("POST", path, body=encoded(body), headers=LOCAL, timeout=times, reuse=False)
 
     def get(self, path: str) -> Any:
         """Return the value that answers a GET."""
         with self._running("GET", path):
-            return self._value("GET", path, headers=LOCAL)
-
-    def _value(self, method: str, path: str, **options: Any) -> Any:
-        return self._answer(method, path, **options)[0]
+            return self._answer("GET", path, headers=LOCAL)[0]
 
     def _answer(self, method: str, path: str, **options: Any) -> tuple[Any, Mapping[str, str]]:
         with self._session.request(method, f"{self._base}/{path}", **options) as response:

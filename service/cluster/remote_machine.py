@@ -10,6 +10,7 @@ from ..errors import EngineError
 from ..sessions.session import Session
 from ..settings.params import DESCRIPTION_KEYS
 from ..types import ApplyOutcome, HostModels, JSONObject, SupportedModel, WorkerType
+from ..wire.unsaved import unsaved_in
 from .remote_calls import RemoteCalls
 
 START_TIMEOUT = 330.0
@@ -30,16 +31,18 @@ class RemoteMachine:
         worker_type: WorkerType | None,
         params: Mapping[str, Any],
         timeout: float = START_TIMEOUT,
-    ) -> None:
+    ) -> str:
         """Start a model and return when it is ready. Raises UnknownModel, Conflict, InvalidRequest, StartFailed.
 
-        The request is sent once: if no answer comes, the model may have been started all the same.
+        Return why this is not remembered, or an empty text. The request is sent once: if no answer comes, the model may
+        have been started all the same.
         """
-        self._calls.change("models/startup", self._named(model, worker_type, params), _longer(timeout, params))
+        body = self._named(model, worker_type, params)
+        return unsaved_in(self._calls.change("models/startup", body, _longer(timeout, params))[1])
 
-    def model_shutdown(self, model: str, worker_type: WorkerType | None, timeout: float = START_TIMEOUT) -> None:
-        """Stop a model and forget it. Raises UnknownModel."""
-        self._calls.change("models/shutdown", self._named(model, worker_type, {}), timeout)
+    def model_shutdown(self, model: str, worker_type: WorkerType | None, timeout: float = START_TIMEOUT) -> str:
+        """Stop a model and forget it; return why this is not remembered, or an empty text. Raises UnknownModel."""
+        return unsaved_in(self._calls.change("models/shutdown", self._named(model, worker_type, {}), timeout)[1])
 
     def worker_apply(
         self,
@@ -53,7 +56,7 @@ class RemoteMachine:
         body = {"model": model, "apply_type": apply_type, "params": dict(params)}
         if worker_type is not None:
             body["worker_type"] = worker_type.value
-        result = self._calls.change("apply", body, _longer(timeout, params))
+        result, _ = self._calls.change("apply", body, _longer(timeout, params))
         if not isinstance(result, dict):
             raise EngineError(f"{self.url} does not answer {apply_type} with an outcome")
         seconds = result.get("timecost")

@@ -13,7 +13,7 @@ import atexit
 import logging
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from flask import Blueprint, Flask, current_app, request
@@ -82,13 +82,15 @@ class Modelyard:
         return attach(app, Runtime(loaded, after_start=callback), openai_paths=openai_paths, **blueprints)
 
 
-def create_app(settings: Settings | None = None) -> Flask:
+def create_app(settings: Settings | None = None, address: Callable[[], str] | None = None) -> Flask:
     """Return the WSGI application of the role that ``settings`` (default: environment and file) name.
 
-    Builds objects only: models start with the first request, or with the server's hook. Raises ConfigError.
+    ``address`` is that of `Runtime`. Builds objects only: models start with the first request, or with the server's
+    hook. Raises ConfigError.
     """
     app = Flask("modelyard", static_folder=None, template_folder=None)
-    runtime = Runtime(settings or loading.load())
+    # Without our hooks gunicorn listens on a port that the environment does not tell.
+    runtime = Runtime(settings or loading.load(defaults={"port": UNKNOWN_PORT}), address=address)
     install_in_app(app)
     is_router = runtime.settings.role in ROUTERS
     openai_paths = paths_of_application(runtime.settings.prefix) if is_router else []

@@ -40,6 +40,7 @@ from modelyard.server.clients import Clients, connections_within, raise_file_lim
 from modelyard.server.ending import Ending
 from modelyard.server.runtime import Runtime
 from modelyard.sockets import listening_addresses
+from modelyard.threads import startable
 
 bind = _settings.address
 workers = _settings.workers
@@ -88,7 +89,7 @@ def on_starting(server: Any) -> None:
         _override(server, overrides)
     try:
         TokenStore(_settings.tokens, _settings.tokens_file)
-        check_registry(_settings)
+        check_registry(replace(_settings, **overrides))
         TrustedNetworks(_settings.trusted_networks)
         parse_networks(_settings.allowed_networks, "allowed_networks")
         for host, _ in addresses:
@@ -106,19 +107,32 @@ def on_starting(server: Any) -> None:
             "%d open files are allowed (ulimit -Hn): a worker accepts %d connections and lets others wait",
             *(files, worker_connections),
         )
+    if issubclass(server.cfg.worker_class, _gthread()):
+        needed = server.cfg.workers * server.cfg.threads
+        if (possible := startable(needed)) < needed:
+            server.log.warning(
+                "only %d of %d threads can be started (limit of tasks or memory): a worker that needs more ends; raise "
+                "TasksMax or --pids-limit, or lower threads",
+                *(possible, needed),
+            )
     if _settings.role == "worker" and not _settings.registry and loading.HANDED_VARIABLE not in os.environ:
         server.log.info("no registry is set: this worker registers its models nowhere, and only its address finds them")
 
 
+def _gthread() -> Any:
+    from gunicorn.workers.gthread import ThreadWorker  # noqa: PLC0415 - after gevent's patches
+
+    return ThreadWorker
+
+
 def _why_not_inline(server: Any) -> str:
     """Return why the processes of the server can't have models; empty where its only one can."""
-    from gunicorn.workers.gthread import ThreadWorker  # noqa: PLC0415 - after gevent's patches
     from gunicorn.workers.sync import SyncWorker  # noqa: PLC0415
 
     if server.cfg.workers != 1:
         return f"{server.cfg.workers} workers (-w) would each load every model, and no limit would hold"
     worker = server.cfg.worker_class
-    if not issubclass(worker, ThreadWorker | SyncWorker):
+    if not issubclass(worker, (_gthread(), SyncWorker)):
         return f"an engine would block the loop of the worker class {worker.__name__} (-k)"
     return ""
 

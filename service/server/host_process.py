@@ -81,7 +81,7 @@ def _serve(folder: HostFolder, lock: HostLock, listener: socket.socket) -> None:
             self.cfg.set("post_worker_init", started)
 
         def load(self) -> Any:
-            return create_app()
+            return create_app(address=lambda: folder.address)
 
     def starting(server: Any) -> None:
         gunicorn_settings.on_starting(server)
@@ -113,7 +113,7 @@ def _listen(listener: socket.socket, path: Path) -> None:
 
 
 def _watch(folder: HostFolder, lock: HostLock, runtime: Any) -> None:
-    """End the host when no process needs it, or when no process can reach it any more; follow a log rotation."""
+    """End the host when no process needs it, or can reach it; follow the web side's log rotation and its address."""
     master = os.getppid()
     needed = time.monotonic()
     log_file = FileReplaced(runtime.settings.log_file)
@@ -129,6 +129,13 @@ def _watch(folder: HostFolder, lock: HostLock, runtime: Any) -> None:
             # Another host may start at once, in a new folder: two must not hold the models for long.
             runtime.drain(0)
             break
+        address = folder.address
+        if runtime.cluster is not None and address and address != runtime.cluster.url:
+            if runtime.cluster.url:
+                log.warning("the model host ends: its application is at %s now", address)
+                runtime.drain(0)
+                break
+            runtime.locate()
         if is_needed(folder.life):
             needed = time.monotonic()
         elif time.monotonic() - needed >= LINGER:

@@ -48,10 +48,12 @@ class Runtime:
         settings: Settings,
         environ: Mapping[str, str] | None = None,
         after_start: StartCallback | None = None,
+        address: Callable[[], str] | None = None,
     ) -> None:
         """Build the role that ``settings`` name. Raises ConfigError.
 
         ``after_start`` is called with the manager, in the loader's thread, once its models were started or have failed.
+        ``address`` returns the address to register, empty while it is unknown; default: that of ``settings``.
         """
         self.settings = settings
         self.after_start = after_start
@@ -80,7 +82,7 @@ class Runtime:
         """The other processes. A worker without a registry has none; a model host has a cluster of its own."""
         if settings.role != "worker" or (settings.registry and self.host is None):
             shortcut = None if self.host is None else Shortcut(self.host, settings)
-            self.cluster = Cluster(settings, self.local, shortcut, tracing=self.tracing)
+            self.cluster = Cluster(settings, self.local, shortcut, tracing=self.tracing, address=address)
         self.manager: WorkerManager = (self.cluster and self.cluster.manager) or self.own
         self.manager.after_start(after_start)
         self.watcher = DisconnectWatcher()
@@ -98,9 +100,18 @@ class Runtime:
 
     def listen_on(self, host: str, port: int) -> None:
         """Note the address that the server listens on. A process that has started without one is registered now."""
+        # The folder, whose registry may be open, keeps its name.
+        self.settings.instance = self.settings.instance_name
         self.settings.host, self.settings.port = host, port
-        if self._loader is not None and self.cluster is not None:
+        if self._loader is not None:
+            self.locate()
+
+    def locate(self) -> None:
+        """Find the address at which others reach this process, and register what could not be registered without it."""
+        if self.cluster is not None:
             self.cluster.locate()
+        if self.host is not None:
+            self.host.locate()
 
     def start(self, on_fatal: Callable[[str], None] = lambda reason: None) -> None:
         """Start the watcher and the loader; return at once. A second call does nothing. Raises Overloaded.

@@ -28,6 +28,7 @@ ALLOCATOR = {"GLIBC_TUNABLES": "glibc.malloc.tcache_max=128"}
 and each kept 16 KB otherwise."""
 INLINE, HOSTED, REMOTE = PLACEMENTS = ("inline", "hosted", "remote")
 """Where the models are: in the process that answers, in a separate process beside it, or at other services."""
+DEFAULT_PORT = 8000
 UNKNOWN_PORT = 0
 """The port of an application, until its server or its first request names one."""
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
@@ -50,7 +51,7 @@ class Settings:
     host: str = param(
         "127.0.0.1", help="address to listen on; other than loopback needs tokens, networks or --insecure"
     )
-    port: int = param(8000, help="port to listen on", min=1, max=65535)
+    port: int = param(DEFAULT_PORT, help="port to listen on", min=1, max=65535)
     prefix: str = param("/api", help="path that the worker's calls stand under")
     advertise: str | None = param(
         None, help="address at which others reach this process, with the prefix; default: found automatically"
@@ -220,7 +221,7 @@ class Settings:
     @property
     def instance_name(self) -> str:
         """The name of this service's folder in the state folder."""
-        return self.instance or f"{self.role}-{self.port}"
+        return self.instance or f"{self.role}-{self.port or DEFAULT_PORT}"
 
     @property
     def is_loopback(self) -> bool:

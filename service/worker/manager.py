@@ -5,6 +5,7 @@ A blueprint, a monolith's view or a test calls it; `app.extensions["modelyard"].
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from ..streams import Cancel, OutputStream
 from ..telemetry.tracing import Tracing
 from ..types import ApplyOutcome, GenerateRequest, HostModels, JSONObject, ModelInstance, ModelMetadata, WorkerType
 from ..types import worker_key as key_of
+from ..wire.unsaved import with_note
 from .admission import Budget
 from .apply import operation
 from .declarations import Declarations
@@ -24,6 +26,11 @@ from .protocol import APPLY_TYPES, EVERY_MODEL
 from .shared_calls import SharedCalls
 from .spans import spanned
 from .worker import State
+
+log = logging.getLogger(__name__)
+
+NO_PATH = ("model_path", "")
+"""The parameter as DB-GPT's command line sends it for a model without weights: it counts as left out."""
 
 
 class LocalWorkerManager(SharedCalls):
@@ -125,25 +132,28 @@ class LocalWorkerManager(SharedCalls):
         *,
         host: str | None = None,
         port: int | None = None,
-    ) -> None:
+    ) -> str:
         """Start one model now, with ``params`` over its declared values; ``host`` and ``port`` are ignored.
 
-        Raises UnknownModel, Conflict (it runs, or there is no room), InvalidRequest, StartFailed. After an error the
-        models are as before.
+        Return why this is not remembered, or an empty text. Raises UnknownModel, Conflict (it runs, or there is no
+        room), InvalidRequest, StartFailed. After an error the models are as before.
         """
         self.models.check_complete()
         entry = self.models.declarations.entry(model)
         if entry is not None and not entry.enabled:
             raise Conflict(f"model {model!r} is disabled ({entry.origin}): {entry.description}")
-        self.models.declarations.check_request(model, params)
-        self.models.startup(model, worker_type, {k: v for k, v in params.items() if v is not None})
+        given = {k: v for k, v in params.items() if v is not None and (k, v) != NO_PATH}
+        self.models.declarations.check_request(model, given)
+        self.models.startup(model, worker_type, given)
+        return self._why_unsaved(model)
 
     @spanned
     def model_shutdown(
         self, model: str, worker_type: WorkerType | None, *, host: str | None = None, port: int | None = None
-    ) -> None:
-        """Stop one model and forget it. Raises UnknownModel."""
+    ) -> str:
+        """Stop one model and forget it; return why this is not remembered, or an empty text. Raises UnknownModel."""
         self.models.shutdown(model, worker_type)
+        return self._why_unsaved(model)
 
     @spanned
     def worker_apply(
@@ -164,6 +174,13 @@ class LocalWorkerManager(SharedCalls):
         change = operation(self.models, apply_type, params)
         results = in_parallel(models, lambda model: timed(lambda: change(model)), lambda model: model.worker.key)
         outcome = merged([outcome_of(result) for result in results])
-        if outcome.success and (reason := self._unsaved()):
-            outcome.message += f"; this will not be remembered: {reason}"
+        if outcome.success:
+            outcome.message = with_note(outcome.message, self._why_unsaved(model))
         return outcome
+
+    def _why_unsaved(self, model: str) -> str:
+        """Return why a change of a model is not remembered, and log it; an empty text if it is."""
+        reason = self._unsaved()
+        if reason:
+            log.warning("the change of model %s will not be remembered: %s", model, reason)
+        return reason

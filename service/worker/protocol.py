@@ -137,16 +137,17 @@ class WorkerManager(Protocol):
         *,
         host: str | None = None,
         port: int | None = None,
-    ) -> None:
+    ) -> str:
         """Start one model and return when it is ready; of several hosts, on the one at ``host`` and ``port``.
 
+        Return why the start is not remembered for the next process, or an empty text.
         Raises UnknownModel, Conflict, InvalidRequest, StartFailed. After an error the models are as before.
         """
 
     def model_shutdown(
         self, model: str, worker_type: WorkerType | None, *, host: str | None = None, port: int | None = None
-    ) -> None:
-        """Stop one model and forget it. Raises UnknownModel."""
+    ) -> str:
+        """Stop one model and forget it; return like `model_startup`. Raises UnknownModel."""
 
     def worker_apply(
         self, model: str, apply_type: str, worker_type: WorkerType | None, params: Mapping[str, Any]

@@ -363,6 +363,21 @@ def test_the_load_of_a_model_that_is_not_here_is_unknown(manager):
 # Startup and shutdown
 
 
+def test_a_change_that_is_not_remembered_says_why(manager, tmp_path):
+    assert manager.model_startup("spare", None, {}) == manager.model_shutdown("spare", None) == ""
+    for state in list(tmp_path.rglob("state")):
+        state.rename(state.with_name("removed"))
+    outcome = manager.worker_apply("a", "update_params", None, {"size": 2}).message
+    for reason in (manager.model_startup("spare", None, {}), manager.model_shutdown("spare", None)):
+        assert "was removed" in reason
+        assert outcome.endswith(f"; this will not be remembered: {reason}")
+
+
+def test_an_empty_path_of_a_model_file_counts_as_left_out(manager, untouched):
+    manager.model_startup("spare", None, {"model_path": ""})
+    manager.model_shutdown("spare", None)
+
+
 def test_a_model_that_is_started_answers_and_one_that_is_shut_down_is_forgotten(manager, untouched):
     manager.model_startup("spare", None, {"size": 5})
     assert keys(manager) == sorted([*STARTED, "spare@llm"])

@@ -243,16 +243,57 @@ def test_an_application_whose_port_is_not_known_is_not_registered_and_says_so(
         assert runtime.status()["cluster"]["error"] is None
 
 
-def test_a_host_that_is_started_before_the_port_is_known_is_not_registered_and_says_so(
+def test_a_host_that_is_started_before_the_port_is_known_says_so_and_is_registered_with_the_first_request(
     tmp_path: Path, started: list[Runtime]
 ) -> None:
-    path = tmp_path / "registry.db"
-    runtime = Modelyard(models=["echo"], registry=f"sqlite:///{path}").init_app(Flask("app"))
+    app, port, path = Flask("app"), free_port(), tmp_path / "registry.db"
+    runtime = Modelyard(models=["echo"], registry=f"sqlite:///{path}").init_app(app)
     started.append(runtime)
     runtime.start()
     assert runtime.wait_loaded(20)
     assert "set advertise, or port" in runtime.status()["cluster"]["error"]
     assert registered(path) == {}
+    pid = runtime.status()["host"]["pid"]
+    with serving(app, port):
+        assert requests.get(f"http://127.0.0.1:{port}/", timeout=10).status_code == 404
+        url = f"http://127.0.0.1:{port}/api"
+        wait_until(lambda: registered(path) == {"WorkerManager@service": url, "echo@llm": url}, "it has the port")
+        status = runtime.status()
+    assert status["cluster"] == {"url": url, "registered": ["WorkerManager@service", "echo@llm"], "error": None}
+    assert status["host"]["pid"] == pid, "the models are not started twice"
+
+
+@pytest.mark.parametrize("started_by", ["the first request", "the caller"])
+def test_our_application_without_hooks_is_registered_at_the_port_of_its_first_request(
+    tmp_path: Path,
+    started: list[Runtime],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    started_by: str,
+) -> None:
+    monkeypatch.setenv("MODELYARD_MODELS", "echo")
+    app, port = create_app(), free_port()
+    runtime = app.extensions["modelyard"]
+    started.append(runtime)
+    path = tmp_path / "state" / "standalone-8000" / "registry.db"
+    if started_by == "the caller":
+        runtime.start()
+        assert runtime.wait_loaded(10)
+        assert runtime.status()["cluster"]["registered"] == []
+        assert caplog.text.count("set advertise, or port") == 1
+        assert registered(path) == {}
+    with serving(app, port):
+        assert requests.get(f"http://127.0.0.1:{port}/healthz", timeout=10).status_code == 200
+        url = f"http://127.0.0.1:{port}/api"
+        wait_until(lambda: "echo@llm" in registered(path), "it has the port")
+        assert registered(path) == {"WorkerManager@service": url, "echo@llm": url}
+        assert [folder.name for folder in (tmp_path / "state").iterdir()] == ["standalone-8000"]
+
+
+def test_a_port_of_the_environment_is_that_of_our_application(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODELYARD_PORT", "21125")
+    runtime = create_app().extensions["modelyard"]
+    assert (runtime.settings.port, runtime.settings.instance_name) == (21125, "standalone-21125")
 
 
 def test_a_port_that_is_set_needs_no_request(tmp_path: Path, started: list[Runtime]) -> None:

@@ -27,7 +27,9 @@ class ModelInstance:
 class PeerController:
     """Keeps what is registered; ``app`` serves it under ``/api``."""
 
-    def __init__(self) -> None:
+    def __init__(self, row: type[ModelInstance] = ModelInstance) -> None:
+        """Answer with rows of the class ``row``."""
+        self._row = row
         self.rows: dict[tuple[str, str, int], ModelInstance] = {}
         self.calls: list[str] = []
         """Each request: method and path."""
@@ -41,13 +43,13 @@ class PeerController:
         self.app.add_url_rule("/api/controller/heartbeat", "heartbeat", self._heartbeat, methods=["POST"])
 
     def _register(self) -> Response:
-        told = ModelInstance(**request.get_json())
+        told = self._row(**request.get_json())
         row = self.rows.setdefault(self._name(told), told)
         row.weight, row.prompt_template = told.weight, told.prompt_template
         return self._beat(row)
 
     def _heartbeat(self) -> Response:
-        told = ModelInstance(**request.get_json())
+        told = self._row(**request.get_json())
         return self._beat(self.rows.setdefault(self._name(told), told))
 
     def _beat(self, row: ModelInstance) -> Response:

@@ -7,7 +7,7 @@ import threading
 import pytest
 from modelyard import threads
 from modelyard.errors import Overloaded
-from modelyard.threads import BackgroundThread
+from modelyard.threads import BackgroundThread, startable
 from running import wait_until
 
 
@@ -145,3 +145,17 @@ def test_a_thread_that_can_not_be_started_is_a_503_and_the_next_start_works(thre
 
 def refuse(thread: threading.Thread) -> None:
     raise RuntimeError("can't start new thread")
+
+
+def test_it_is_found_out_how_many_threads_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, start = threading.active_count(), threading.Thread.start
+    assert startable(5) == 5
+
+    def limited(thread: threading.Thread) -> None:
+        if threading.active_count() >= before + 3:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    assert startable(5) == 3
+    assert threading.active_count() == before

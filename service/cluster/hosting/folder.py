@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from ...files import is_at, private_folder, state_folder, try_lock
+from ...files import is_at, private_folder, state_folder, try_lock, write_atomically
 from ...processes import began
 from ...settings.settings import Settings
 from ...version import __version__
@@ -69,6 +69,27 @@ class HostFolder:
     def life(self) -> Path:
         """The file that every web process holds a share of."""
         return self.path / "host.life"
+
+    @property
+    def address(self) -> str:
+        """The address of the web side, at which the host registers its models; empty while no web process knows it."""
+        try:
+            return self._address_file.read_text(encoding="utf-8")
+        except (OSError, ValueError):
+            return ""
+
+    def note_address(self, url: str) -> None:
+        """Let the host register at ``url``, unless another web process has noted an address. Raises OSError."""
+        if not self.address:
+            write_atomically(self._address_file, url.encode())
+
+    def forget_address(self) -> None:
+        """Remove the address that an earlier run has noted. Raises OSError."""
+        self._address_file.unlink(missing_ok=True)
+
+    @property
+    def _address_file(self) -> Path:
+        return self.path / "host.url"
 
 
 def _check_writable(folder: Path) -> None:

@@ -20,12 +20,12 @@ from ...processes import pid_namespace
 from ...sessions.response import Response
 from ...sessions.session import Session
 from ...settings.loading import serialize
-from ...settings.settings import ALLOCATOR, INLINE, Settings
+from ...settings.settings import ALLOCATOR, INLINE, UNKNOWN_PORT, Settings
 from ...telemetry.tracing import Tracing, outgoing_headers
 from ...threads import BackgroundThread
 from ...types import JSONObject
 from ...worker.protocol import ServiceState
-from ..addresses import NO_ADDRESS, advertised_url
+from ..addresses import advertised_url
 from ..membership import registry_url, session_options
 from .folder import HostFolder, HostLock, LifeLine, digest, is_needed, noted, run_began
 from .manager import HostedWorkerManager, HostEndpoint
@@ -68,7 +68,7 @@ class ModelHost:
         )
         """Calls the models of the host."""
         self.url = ""
-        """The address of the web side, as the host registers it; empty before `start`."""
+        """The address of the web side, as the host registers it; empty before `start` and while its port is unknown."""
         self._folder: HostFolder | None = None
         self._life: LifeLine | None = None
         self._thread = BackgroundThread("modelyard-host", self._work)
@@ -80,10 +80,13 @@ class ModelHost:
     def start(self) -> None:
         """Hold the life line, and start the thread that keeps a host running."""
         self.url = advertised_url(self._settings)
-        if self._registry and not self.url:
-            log.warning("%s", NO_ADDRESS)
         self._look_after()
         self._thread.start()
+
+    def locate(self) -> None:
+        """Find the address of the web side, and pass it on to the host."""
+        self.url = advertised_url(self._settings)
+        self._thread.wake()
 
     def stop(self) -> None:
         """Release the host, which ends when no process holds it. A second call does nothing."""
@@ -119,17 +122,23 @@ class ModelHost:
             self._compare(self._folder)
         assert self._life is not None
         self._life.hold()
+        if self.url:
+            self._folder.note_address(self.url)
 
     def _compare(self, folder: HostFolder) -> None:
         """End the host of an earlier run with other settings; warn where other processes still need it."""
-        last = noted(folder.lock)
+        last, address = noted(folder.lock), folder.address
+        # In another pid namespace there may be a server that needs the host: only the host can see it.
+        is_visible = last.get("namespace", pid_namespace()) == pid_namespace()
+        is_left = is_visible and not is_needed(folder.life)
+        if is_left:
+            folder.forget_address()
         is_other = last.get("settings") != digest(serialize(self._hosts_settings(folder)))
+        is_other |= bool(address and self.url) and address != self.url
         forgets = self._settings.fresh and last.get("run") != run_began()
         if not last.get("pid") or not (is_other or forgets):
             return
-        # In another pid namespace there may be a server that needs the host: only the host can see it.
-        is_visible = last.get("namespace", pid_namespace()) == pid_namespace()
-        if is_visible and not is_needed(folder.life):
+        if is_left:
             # Without its socket the host ends.
             folder.socket.unlink(missing_ok=True)
         elif is_other and folder.socket.exists():  # else another of the new processes has just ended it
@@ -196,7 +205,6 @@ class ModelHost:
     def _hosts_settings(self, folder: HostFolder) -> Settings:
         """Return the settings of the host: those of the web side, except for how the host is reached."""
         web = self._settings
-        registry = self._registry if self.url else None
         changed: dict[str, Any] = {
             "role": "worker",
             "placement": INLINE,
@@ -204,12 +212,14 @@ class ModelHost:
             "http_threads": "gthread",
             "threads": max(web.threads, THREADS),
             "host": f"unix:{folder.socket}",
+            "port": UNKNOWN_PORT,
             "prefix": "/api",
             "state_dir": str(folder.path.parent),
             "instance": folder.path.name,
             "fresh": False,
-            "registry": registry,
-            "advertise": self.url if registry else None,
+            "registry": self._registry,
+            # The folder has the address of the web side, which may not know it yet.
+            "advertise": None,
             # The web side checks who may call, and writes the access log.
             "insecure": False,
             "tokens": [],
@@ -247,8 +257,6 @@ class ModelHost:
             except ModelyardError as error:
                 state, reason = ServiceState.FAILED, f"the model host does not answer: {error}"
             else:
-                if self._registry and not self.url:
-                    status["cluster"] = {"url": "", "registered": [], "error": NO_ADDRESS}
                 return status
         return {"ready": False, "state": state.value, "reason": reason, "models": [], "unsaved": None, "host": host}
 

@@ -244,16 +244,16 @@ class HostedWorkerManager(SharedCalls):
         *,
         host: str | None = None,
         port: int | None = None,
-    ) -> None:
+    ) -> str:
         """Start one model on the model host, for all processes; ``host`` and ``port`` are ignored."""
-        self._called(lambda: self._machine().model_startup(model, worker_type, params), None)
+        return self._called(lambda: self._machine().model_startup(model, worker_type, params), None)
 
     @spanned
     def model_shutdown(
         self, model: str, worker_type: WorkerType | None, *, host: str | None = None, port: int | None = None
-    ) -> None:
+    ) -> str:
         """Stop one model and forget it. Raises UnknownModel."""
-        self._called(lambda: self._machine().model_shutdown(model, worker_type), None)
+        return self._called(lambda: self._machine().model_shutdown(model, worker_type), None)
 
     @spanned
     def worker_apply(

@@ -86,13 +86,18 @@ def from_dbgpt(row: ModelInstance) -> Instance:
 
 
 class DbgptCalls:
-    """The calls of `ControllerCalls` for a controller of DB-GPT: one for each instance, without generations."""
+    """The calls of `ControllerCalls` for a controller of DB-GPT: one for each instance, without generations.
+
+    At a controller of DB-GPT 0.5 a reranker has a second row, as the embedder that 0.5's clients look for.
+    """
 
     def __init__(self, calls: ControllerCalls) -> None:
         self._calls = calls
         self._lock = threading.Lock()
         self._generation = 0
         self._refused: set[tuple[str, str]] = set()
+        self._registered_twice: set[tuple[str, str]] = set()
+        """Key and address of the rerankers with a second row."""
 
     def beat(self, instances: Sequence[Instance], deadline: float) -> Beaten:
         """Register instances without a generation, refresh the others; a heartbeat changes nothing else there."""
@@ -102,6 +107,10 @@ class DbgptCalls:
             if row is not None:
                 path = "/models" if instance.generation is None else "/heartbeat"
                 self._calls.ask("POST", path, plain(row), {}, deadline)
+                if instance.generation is None and self._is_second_needed(row, deadline):
+                    self._registered_twice.add((instance.key, instance.url))
+                for second in self._second_rows(instance, row):
+                    self._calls.ask("POST", path, plain(second), {}, deadline)
             generation = self._next_generation() if instance.generation is None else instance.generation
             receipts.append(Receipt(instance.key, instance.url, generation))
         return Beaten(receipts, INTERVAL)
@@ -109,8 +118,8 @@ class DbgptCalls:
     def deregister(self, instances: Sequence[Instance], forget: bool, deadline: float) -> list[Receipt]:
         """Mark instances unhealthy, or remove their rows."""
         for instance in instances:
-            row = self._row_of(instance)
-            if row is not None:
+            first = self._row_of(instance)
+            for row in [] if first is None else [first, *self._second_rows(instance, first)]:
                 query = {"model_name": row.model_name, "host": row.host, "port": str(row.port)}
                 if forget:
                     query["remove_from_registry"] = "true"
@@ -126,7 +135,24 @@ class DbgptCalls:
         if not isinstance(answer, list):
             raise self._calls.nonsense(ValueError("is not a list"))
         rows = [row for entry in answer if (row := _read(entry)) is not None]
-        return sorted(rows, key=lambda row: (row.key, row.url))
+        rerankers = rows
+        if rows and key is not None and (reranker := _counterpart(key, WorkerType.TEXT2VEC, WorkerType.RERANKER)):
+            rerankers = self.instances(reranker, False, deadline)
+        second = {(_counterpart(row.key, WorkerType.RERANKER, WorkerType.TEXT2VEC), row.url) for row in rerankers}
+        return sorted((row for row in rows if (row.key, row.url) not in second), key=lambda row: (row.key, row.url))
+
+    def _is_second_needed(self, row: ModelInstance, deadline: float) -> bool:
+        """Return whether a registered reranker needs a second row: at a controller whose rows have no field of 0.8."""
+        if _counterpart(row.model_name, WorkerType.RERANKER, WorkerType.TEXT2VEC) is None:
+            return False
+        rows = self._calls.ask("GET", "/models", None, {"model_name": row.model_name}, deadline)
+        return isinstance(rows, list) and not any(isinstance(r, dict) and "remove_from_registry" in r for r in rows)
+
+    def _second_rows(self, instance: Instance, row: ModelInstance) -> list[ModelInstance]:
+        key = _counterpart(instance.key, WorkerType.RERANKER, WorkerType.TEXT2VEC)
+        if key is None or (instance.key, instance.url) not in self._registered_twice:
+            return []
+        return [replace(row, model_name=key)]
 
     def _next_generation(self) -> int:
         """Return a generation of this process: DB-GPT's controllers neither issue nor compare generations."""
@@ -141,6 +167,12 @@ class DbgptCalls:
             text = "%s at %s can't be registered at %s: DB-GPT's controllers accept only http://HOST:PORT/api"
             log.error(text, instance.key, instance.url, self._calls.url)
         return row
+
+
+def _counterpart(key: str, kind: WorkerType, other: WorkerType) -> str | None:
+    """Return the key of the same name with the type ``other``, for a key with the type ``kind``; None for others."""
+    name, _, suffix = key.rpartition("@")
+    return f"{name}@{other}" if name and suffix == kind else None
 
 
 def _read(entry: Any) -> Instance | None:

@@ -31,6 +31,7 @@ from faulty import (
 )
 from modelyard import Client, errors
 from modelyard.types import SupportedModel
+from modelyard.wire.unsaved import UNSAVED_HEADER, encode_reason
 from running import free_port, wait_until
 
 READY = whole(200, {"ready": True, "models": [{"model": "m@llm", "state": "ready", "reason": None}]})
@@ -64,7 +65,7 @@ def test_importing_it_loads_requests_and_of_the_package_only_what_it_is_made_of(
     loaded = set(ran.stdout.split())
     assert {name.partition(".")[2] for name in loaded if name.startswith("modelyard")} == {
         *("", "version", "errors", "types", "streams", "processes", "sockets", "threads"),
-        *("wire", "wire.messages", "wire.decoder", "wire.errors"),
+        *("wire", "wire.messages", "wire.decoder", "wire.errors", "wire.unsaved"),
         *("client", "client.answers", "client.calls", "client.client", "client.stream"),
         *("sessions", "sessions.address", "sessions.adapters", "sessions.calls", "sessions.connections"),
         *("sessions.faults", "sessions.response", "sessions.session"),
@@ -406,6 +407,17 @@ def test_an_outcome_without_success_is_an_error_of_start_and_stop_and_a_result_o
         with pytest.raises(errors.EngineError, match="no room"):
             client.stop("m")
         assert client.apply("*", "restart").success is False
+
+
+def test_a_change_that_the_service_does_not_remember_says_why_in_its_outcome() -> None:
+    reason = "the state folder /srv/m\u00fcll was removed; 100 % of it"
+    answer = whole(200, None, f"{UNSAVED_HEADER}: {encode_reason(reason)}")
+    with faulty(says(answer)) as server, client_of(server) as client:
+        started = client.start("m", host="10.0.0.1")
+        stopped = client.stop("m", forget=True)
+    note = f"this will not be remembered: {reason}"
+    assert (started.success, started.message) == (True, f"model m started; {note}")
+    assert stopped.message == f"model m stopped and forgotten; {note}"
 
 
 def test_a_host_is_named_for_a_model_that_is_new_there_or_forgotten() -> None:

@@ -312,7 +312,7 @@ def test_a_standalone_service_answers_with_its_own_models_and_with_those_of_work
             assert (len(alone.requests), len(worker.requests)) == (0, 1), "its own model is not called over HTTP"
             for stream in held:
                 stream.close()
-            assert alone.manager.model_startup("spare", None, {}) is None
+            assert alone.manager.model_startup("spare", None, {}) == ""
             assert alone.local.models.has("spare", None)
         wait_until(lambda: not alone.manager.get_model_instances("far@llm"), "the worker has left")
         with pytest.raises(NotReady, match="deregistered"):

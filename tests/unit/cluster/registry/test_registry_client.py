@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -31,7 +32,7 @@ from modelyard.errors import (
 )
 from modelyard.sessions.session import Session
 from modelyard.settings.settings import Settings
-from peer_controller import PeerController
+from peer_controller import ModelInstance, PeerController
 from running import free_port
 from werkzeug.serving import WSGIRequestHandler, make_server
 
@@ -531,6 +532,45 @@ def test_at_a_peers_controller_an_instance_is_deregistered_in_its_way(peer, clie
     (receipt,) = client.deregister([one(generation=mine.generation)], forget=forget)
     assert receipt == mine
     assert [row.healthy for row in client.instances()] == ([] if forget else [False])
+
+
+RANKER = one("rank@reranker")
+
+
+def test_at_a_controller_of_0_5_a_reranker_is_also_the_embedder_that_its_clients_look_for(peer, client_of):
+    client = client_of(peer.url)
+    (first, _) = client.beat([RANKER, one()]).receipts
+    both = {("rank@reranker", "127.0.0.1", 9001), ("rank@text2vec", "127.0.0.1", 9001)}
+    assert set(peer.rows) == both | {("chat@llm", "127.0.0.1", 9001)}
+    assert [row.key for row in client.instances()] == ["chat@llm", "rank@reranker"]
+    assert client.instances("rank@text2vec") == []
+    assert [row.key for row in client.instances("rank@reranker")] == ["rank@reranker"]
+    peer.rows.clear()
+    client.beat([replace(RANKER, generation=first.generation)])
+    assert set(peer.rows) == both
+    client.deregister([replace(RANKER, generation=first.generation)])
+    assert [row.healthy for row in peer.rows.values()] == [False, False]
+    client.deregister([replace(RANKER, generation=first.generation)], forget=True)
+    assert peer.rows == {}
+
+
+def test_at_a_controller_of_0_8_a_reranker_is_a_reranker_alone(client_of, stack):
+    @dataclass
+    class Row(ModelInstance):
+        remove_from_registry: bool | None = False
+
+    peer, port = PeerController(Row), free_port()
+    stack.enter_context(serving(peer.app, port))
+    client_of(f"http://127.0.0.1:{port}/api").beat([RANKER])
+    assert [row.model_name for row in peer.rows.values()] == ["rank@reranker"]
+
+
+def test_an_embedder_at_a_peers_controller_is_not_taken_for_a_reranker(peer, client_of):
+    client = client_of(peer.url)
+    client.beat([RANKER, one("rank@text2vec", "http://10.0.0.2:9001/api")])
+    assert [(row.key, row.url) for row in client.instances("rank@text2vec")] == [
+        ("rank@text2vec", "http://10.0.0.2:9001/api")
+    ]
 
 
 def test_what_a_peers_controller_cannot_know_is_said_once_and_hinders_nobody(peer, client_of, caplog):

@@ -15,7 +15,7 @@ from ...access.tokens import INFER
 from ...errors import ModelyardError, NotReady, UnknownModel
 from ...types import JSONObject, WorkerType, split_worker_key, worker_key
 from ...worker.protocol import Service, ServiceState
-from ..request import guard
+from ..request import cors, guard
 from ..request.access_log import log_access, read_call
 from ..request.bodies import json_response, vectors_response
 from ..request.fields import fault, load
@@ -60,6 +60,7 @@ def openai_blueprint(service: Service, prefixes: Sequence[str], name: str = "mod
     errors.install(blueprint)
     log_access(blueprint, enabled=service.settings.access_log, tracing=service.tracing)
     _name_answers(blueprint)
+    cors.install(blueprint, service.settings.cors_origins)
     guard.install(blueprint, service.settings, needs=(INFER,))
     routes = Routes(blueprint, prefixes)
     _add_models(routes, service)

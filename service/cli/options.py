@@ -16,7 +16,7 @@ from .tables import shown
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "Where it listens": ("host", "port", "prefix", "insecure"),
-    "Access": ("tokens_file", "tokens", "trusted_networks", "allowed_networks", "token_file"),
+    "Access": ("tokens_file", "tokens", "trusted_networks", "allowed_networks", "cors_origins", "token_file"),
     "Cluster": (
         "registry",
         "advertise",
@@ -55,6 +55,7 @@ _METAVARS: Mapping[str, str] = {
     "advertise": "URL",
     "allowed_networks": "NETWORK[,...]",
     "config": "FILE",
+    "cors_origins": "ORIGIN[,...]",
     "host": "ADDRESS",
     "instance": "NAME",
     "log_file": "FILE",

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -31,6 +32,8 @@ INLINE, HOSTED, REMOTE = PLACEMENTS = ("inline", "hosted", "remote")
 DEFAULT_PORT = 8000
 UNKNOWN_PORT = 0
 """The port of an application, until its server or its first request names one."""
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9.:\[\]_-]+")
+"""The origin of a web page as browsers send it; ``null``, of a page without one, is not among them."""
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
@@ -99,6 +102,11 @@ class Settings:
     allowed_networks: list[str] = param(
         [], help="networks whose addresses may be registered with a token, comma-separated; default: all"
     )
+    cors_origins: list[str] = param(
+        [],
+        help="origins of web pages that may call OpenAI's API: SCHEME://HOST[:PORT], comma-separated, or * for all; "
+        "default: none",
+    )
     token: str | None = param(
         None,
         help="token that this process sends to other services; not on the command line",
@@ -161,6 +169,7 @@ class Settings:
             raise ConfigError(f"prefix {self.prefix!r} must start with a slash, or be empty")
         self.prefix = self.prefix.rstrip("/")
         self.tracing = _checked_tracing(self.tracing)
+        _check_origins(self.cors_origins)
         if self.placement is None and (self.workers > 1 or self.http_threads == "gevent"):
             self.placement = HOSTED
         if self.placement == REMOTE and self.role in OWNERS:
@@ -248,6 +257,18 @@ class Settings:
             "new --file FILE) and set --tokens-file FILE, listen on 127.0.0.1 behind a proxy with authentication, "
             "or set --insecure"
         )
+
+
+def _check_origins(origins: Sequence[str]) -> None:
+    """Raise ConfigError for what no browser sends as the origin of a page."""
+    for origin in origins:
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
+            raise ConfigError(
+                f"cors_origins {origin!r}: expected SCHEME://HOST[:PORT] in lower case and without a path, as in "
+                "https://chat.example.com, or *"
+            )
+    if "*" in origins and len(origins) > 1:
+        raise ConfigError("cors_origins: * stands for all origins: leave out the others")
 
 
 def _checked_tracing(value: str | None) -> str | None:

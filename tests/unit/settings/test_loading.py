@@ -190,6 +190,7 @@ def other_than_default(name: str) -> object:
         "on_load_failure": "exit",
         "log_level": "debug",
         "tracing": "file:/tmp/spans",
+        "cors_origins": ["https://a.example", "http://b:1"],
         "prefix": "/ml/api",
         "reserve": 9,
         "tracing_sample": 0.5,

@@ -16,7 +16,8 @@ from .errors import anthropic_document, document, status_of
 from .events import PieceEvents, named_event
 
 _STOP_REASONS: Mapping[str, str] = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
-_COPIED = ("model", "max_tokens", "temperature", "top_p", "top_k", "stream")
+COPIED = ("model", "max_tokens", "temperature", "top_p", "top_k", "stream")
+"""The fields that a message shares with a chat."""
 _TOOL_CHOICES: Mapping[str, str] = {"auto": "auto", "any": "required", "none": "none"}
 
 
@@ -32,7 +33,7 @@ def generation(body: Mapping[str, Any], model: str) -> schemas.Generation:
 
 def prompt(body: Mapping[str, Any], model: str) -> schemas.Generation:
     """Return the same of a body that only has its tokens counted. Raises InvalidRequest."""
-    chat: JSONObject = {name: body[name] for name in _COPIED if body.get(name) is not None}
+    chat: JSONObject = {name: body[name] for name in COPIED if body.get(name) is not None}
     chat["messages"] = [*_system(body.get("system")), *_messages(body.get("messages"))]
     if body.get("stop_sequences") is not None:
         chat["stop"] = body["stop_sequences"]
@@ -253,5 +254,5 @@ class MessageEvents(PieceEvents):
 
     def failure(self, error: ModelyardError) -> bytes:
         """Return the event of an error."""
-        body = anthropic_document(document(error)["error"], status_of(error))
+        body = anthropic_document(document(error)["error"], status_of(type(error)))
         return named_event("error", {"error": body["error"]})

@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 from flask import Blueprint, Response, g, request
@@ -165,11 +166,8 @@ def _add_models(routes: Routes, service: Service) -> None:
 
 
 def _add_generation(routes: Routes, service: Service) -> None:
-    def generate() -> Response:
-        return _generate(service, next(call for path, call in _TEXT_CALLS.items() if request.path.endswith(path)))
-
-    for path in _TEXT_CALLS:
-        routes.add("POST", path, generate)
+    for path, text_call in _TEXT_CALLS.items():
+        routes.add("POST", path, partial(_generate, service, text_call))
 
     def count_message_tokens() -> Response:
         return json_response({"input_tokens": _prompt_tokens(service, anthropic.prompt)})

@@ -11,8 +11,8 @@ from ...wire.messages import text_of_content
 from ..request.fields import fault
 
 MAX_MESSAGES = 10_000
-_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
+NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 """The roles of messages, by those that chat templates know."""
 _TEXT_PARTS = ("text", "refusal")
 
@@ -33,9 +33,9 @@ def _message(field: str, message: Any) -> JSONObject:
     if not isinstance(message, dict):
         raise fault(field, "must be an object with role and content")
     role = message.get("role")
-    if not isinstance(role, str) or role not in _ROLES:
-        raise fault(f"{field}.role", f"must be one of {', '.join(_ROLES)}")
-    checked: JSONObject = {"role": _ROLES[role], "content": _content(f"{field}.content", message)}
+    if not isinstance(role, str) or role not in ROLES:
+        raise fault(f"{field}.role", f"must be one of {', '.join(ROLES)}")
+    checked: JSONObject = {"role": ROLES[role], "content": _content(f"{field}.content", message)}
     if message.get("tool_calls"):
         checked["tool_calls"] = _tool_calls(f"{field}.tool_calls", message["tool_calls"])
     if role == "tool":
@@ -131,7 +131,7 @@ def _response_format(form: JSONObject | None) -> JSONObject | None:
         schema = form.get("json_schema")
         if not isinstance(schema, dict) or not isinstance(schema.get("schema") or {}, dict):
             raise fault("response_format.json_schema", "must be an object with name and schema")
-        if not isinstance(schema.get("name"), str) or not _NAME.fullmatch(schema["name"]):
+        if not isinstance(schema.get("name"), str) or not NAME.fullmatch(schema["name"]):
             raise fault("response_format.json_schema.name", "must have 1 to 64 of the characters a-z A-Z 0-9 _ -")
     return form
 
@@ -158,7 +158,7 @@ def _name_of_tool(index: int, tool: JSONObject) -> str:
         raise fault(f"tools[{index}].type", "must be function")
     function = tool.get("function")
     name = function.get("name") if isinstance(function, dict) else None
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if not isinstance(name, str) or not NAME.fullmatch(name):
         raise fault(f"tools[{index}].function.name", "must have 1 to 64 of the characters a-z A-Z 0-9 _ -")
     return name
 

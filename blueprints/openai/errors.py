@@ -72,7 +72,7 @@ def install(blueprint: Blueprint) -> None:
 
 def document(error: ModelyardError) -> JSONObject:
     """Return the body for an error."""
-    kind, message, param = _kind_of(error), str(error), None
+    kind, message, param = _kind_of(type(error)), str(error), None
     if isinstance(error, UnknownModel | Unsupported):
         param = "model"
     if isinstance(error, InvalidRequest) and error.errors:
@@ -87,8 +87,8 @@ def _document(message: str, kind: str, param: str | None, code: str | None) -> J
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def _kind_of(error: ModelyardError) -> _Kind:
-    kinds = (_KINDS[one] for one in type(error).__mro__ if one in _KINDS)
+def _kind_of(error: type[ModelyardError]) -> _Kind:
+    kinds = (_KINDS[one] for one in error.__mro__ if one in _KINDS)
     return next(kinds, _Kind(error.status, SERVER, error.code))
 
 
@@ -118,9 +118,14 @@ def _is_anthropic() -> bool:
     return request.path.endswith(("/messages", "/messages/count_tokens"))
 
 
-def status_of(error: ModelyardError) -> int:
-    """Return the status of an error."""
+def status_of(error: type[ModelyardError]) -> int:
+    """Return the status of an error, by its class."""
     return _kind_of(error).status
+
+
+def anthropic_status_of(error: type[ModelyardError]) -> int:
+    """Return the status that an error has for Anthropic's clients."""
+    return ANTHROPIC_OVERLOADED if issubclass(error, Overloaded) else status_of(error)
 
 
 def response_to(error: ModelyardError) -> Response:
@@ -128,9 +133,7 @@ def response_to(error: ModelyardError) -> Response:
     line = g.get("modelyard_line")
     if line is not None:
         line.error = error.code
-    status = status_of(error)
-    if isinstance(error, Overloaded) and _is_anthropic():
-        status = ANTHROPIC_OVERLOADED
+    status = (anthropic_status_of if _is_anthropic() else status_of)(type(error))
     response = json_response(_shaped(document(error), status), status)
     if isinstance(error, Unavailable):
         response.headers["Retry-After"] = str(error.retry_after)

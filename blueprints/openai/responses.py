@@ -16,7 +16,8 @@ from .events import PieceEvents, named_event
 
 _STATEFUL = ("previous_response_id", "conversation", "background", "prompt")
 _ROLES = ("user", "assistant", "system", "developer")
-_COPIED = ("model", "temperature", "top_p", "stream", "parallel_tool_calls")
+COPIED = ("model", "temperature", "top_p", "stream", "parallel_tool_calls")
+"""The fields that a response shares with a chat."""
 _SENT_AS: Mapping[str, str] = {
     "max_completion_tokens": "max_output_tokens",
     "response_format.json_schema": "text.format",
@@ -33,7 +34,7 @@ def generation(body: Mapping[str, Any], model: str) -> schemas.Generation:
     for name in _STATEFUL:
         if body.get(name):
             raise fault(name, "is not supported: nothing is stored here, send the whole input")
-    chat: JSONObject = {name: body[name] for name in _COPIED if body.get(name) is not None}
+    chat: JSONObject = {name: body[name] for name in COPIED if body.get(name) is not None}
     chat["messages"] = _messages(body.get("instructions"), body.get("input"))
     if body.get("max_output_tokens") is not None:
         chat["max_completion_tokens"] = body["max_output_tokens"]

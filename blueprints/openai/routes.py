@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 from flask import Blueprint, Response, request
@@ -11,6 +12,11 @@ from werkzeug.routing import Rule
 
 _VERSION = "/v1"
 _UNKNOWN_PATHS = ("", "/", "/<path:rest>")
+
+
+def endpoint_of(path: str) -> str:
+    """Return the name of a call, by its path below a prefix: ``chat_completions``, ``models_name``."""
+    return "_".join(re.findall(r"\w+", path.replace("<path:", "")))
 
 
 class Routes:
@@ -27,18 +33,18 @@ class Routes:
         """Answer ``method`` at ``path`` by ``view``."""
         self._paths.add(path.partition("<")[0])
         for prefix in self._prefixes:
-            self._add(method, f"{prefix}{path}", view)
+            self._add(method, f"{prefix}{path}", path, view)
 
     def add_second_version(self, method: str, path: str, view: Callable[..., Response]) -> None:
         """Answer ``method`` at ``path`` below ``/v2``, beside each ``/v1``."""
         for prefix in self._prefixes:
             if prefix.endswith(_VERSION):
-                self._add(method, f"{prefix.removesuffix(_VERSION)}/v2{path}", view)
+                self._add(method, f"{prefix.removesuffix(_VERSION)}/v2{path}", path, view)
 
-    def _add(self, method: str, rule: str, view: Callable[..., Response]) -> None:
+    def _add(self, method: str, rule: str, path: str, view: Callable[..., Response]) -> None:
         self._methods.setdefault(rule, []).append(method)
         # `_refuse_method` answers OPTIONS: Flask's own answer would find that the rules there take every method.
-        self._blueprint.add_url_rule(rule, view.__name__, view, methods=[method], provide_automatic_options=False)
+        self._blueprint.add_url_rule(rule, endpoint_of(path), view, methods=[method], provide_automatic_options=False)
 
     def refuse_others(self) -> None:
         """Refuse other methods of the calls, and below ``/v1`` other paths, so that a client reads why.

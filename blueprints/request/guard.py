@@ -44,6 +44,12 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
 }
 """The scopes of each call below the API's prefix; any of them is enough."""
 
+
+def needs_of(method: str, path: str, others: Iterable[str]) -> tuple[str, ...]:
+    """Return the scopes of a call, any of which is enough; ``others`` for a call that is not in `NEEDS`."""
+    return NEEDS.get(f"{method} {path}", tuple(others))
+
+
 _UNIX_PEERS = ("", "<local>")
 """The addresses that servers give to clients on a unix socket."""
 _LOOPBACK = address_of("127.0.0.1")
@@ -106,7 +112,7 @@ class Guard:
         if method == "OPTIONS":
             return _NOTHING
         verb = "GET" if method == "HEAD" else method
-        return frozenset((*NEEDS.get(f"{verb} {rule.removeprefix(self._prefix)}", self._others_need), ADMIN))
+        return frozenset((*needs_of(verb, rule.removeprefix(self._prefix), self._others_need), ADMIN))
 
     def _by_address(self, environ: Mapping[str, Any]) -> frozenset[str]:
         granted = self._granted(environ.get("REMOTE_ADDR"))

@@ -63,7 +63,7 @@ def _answer(error: ModelyardError) -> Response:
         line.error = error.code
     if (call := _generation()) is not None:
         delta = call == STREAM_CALL and wants_delta(request)
-        status = error.status if error.status in _STATUS_OF_REFUSALS else 200
+        status = refusal_status(type(error))
         response = _refusal(error_output(error, delta=delta), status, call)
     else:
         response = json_response(problem(error), error.status, PROBLEM_TYPE)
@@ -74,6 +74,11 @@ def _answer(error: ModelyardError) -> Response:
     if isinstance(error, Unauthorized):
         response.headers["WWW-Authenticate"] = 'Bearer realm="modelyard"'
     return response
+
+
+def refusal_status(error: type[ModelyardError]) -> int:
+    """Return the status of an error of a call that generates text, for all but clients of DB-GPT."""
+    return error.status if error.status in _STATUS_OF_REFUSALS else 200
 
 
 def _generation() -> str | None:

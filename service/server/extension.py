@@ -21,6 +21,7 @@ from flask import Blueprint, Flask, current_app, request
 from ..blueprints.controller import controller_blueprint
 from ..blueprints.health import health_blueprint
 from ..blueprints.openai.blueprint import openai_blueprint, paths_of_application
+from ..blueprints.openapi.document import openapi_blueprint
 from ..blueprints.request.problems import install_in_app
 from ..blueprints.worker import worker_blueprint
 from ..cluster.addresses import listening_address
@@ -111,10 +112,12 @@ def attach(
     OpenAI's API is under each of ``openai_paths``.
     """
     prefix = runtime.settings.prefix
+    probes_prefix = prefix if probes_prefix is None else probes_prefix
     app.extensions[KEY] = runtime
-    health = health_blueprint(runtime, prefix, prefix if probes_prefix is None else probes_prefix)
+    health = health_blueprint(runtime, prefix, probes_prefix)
     _start_with_first_request(health, runtime)
     app.register_blueprint(health)
+    app.register_blueprint(openapi_blueprint(prefix, probes_prefix))
     if worker and runtime.settings.role != "controller":
         app.register_blueprint(worker_blueprint(runtime, prefix))
     if openai_paths:

@@ -1,0 +1,192 @@
+"""The calls of OpenAI's API, Anthropic's messages and rerankers: their bodies, answers and errors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from ...errors import (
+    EngineError,
+    Forbidden,
+    InvalidRequest,
+    ModelyardError,
+    Overloaded,
+    RequestTooLarge,
+    Unauthorized,
+    Unavailable,
+    UnknownModel,
+    Unsupported,
+    WorkerLost,
+)
+from ...types import JSONObject
+from ..openai import anthropic, chat_fields, errors, responses, schemas
+from ..openai.events import EVENTS_TYPE
+from ..request.bodies import JSON_TYPE
+from .calls import Body, Call, ErrorShape
+from .shapes import ANYTHING, FILLED, OBJECT, STRING, any_of_fields, array, either, nullable, one, record, ref
+
+_READ: tuple[type[ModelyardError], ...] = (Unauthorized, Forbidden, Unavailable)
+_ASK = (*_READ, InvalidRequest, RequestTooLarge, UnknownModel, Unsupported, Overloaded, WorkerLost, EngineError)
+OPENAI = ErrorShape("OpenAI", JSON_TYPE, ref("OpenAIError"), errors.status_of)
+ANTHROPIC = ErrorShape("Anthropic", JSON_TYPE, ref("AnthropicError"), errors.anthropic_status_of)
+_EVENTS = EVENTS_TYPE.partition(";")[0]
+
+_NAME: JSONObject = {"type": "string", "pattern": f"^{chat_fields.NAME.pattern}$"}
+_TOOL = record({"type": one("function"), "function": record({"name": _NAME}, {"parameters": OBJECT})})
+_CHOICE_WORDS = one("none", "auto", "required")
+_TOOL_CHOICE = either(
+    _CHOICE_WORDS,
+    record({"type": one("function"), "function": record({"name": STRING})}),
+    record({"type": one("allowed_tools"), "allowed_tools": record({"tools": array(OBJECT)}, {"mode": STRING})}),
+)
+_TOOL_CHOICE_OF_RESPONSE = either(
+    _CHOICE_WORDS,
+    record({"type": one("function"), "name": STRING}),
+    record({"type": one("allowed_tools"), "tools": array(OBJECT)}, {"mode": STRING}),
+)
+_STOP = either(STRING, array(STRING, most=schemas.MAX_STOPS))
+_PART = either(
+    STRING,
+    record({"type": one("text"), "text": STRING}),
+    record({"type": one("refusal"), "refusal": STRING}),
+)
+_CONTENT = either(STRING, array(_PART))
+_CALLS = array(record({"function": record({"name": STRING}, {"arguments": STRING})}))
+_MESSAGE = either(
+    record(
+        {"role": one(*(role for role in chat_fields.ROLES if role not in ("assistant", "tool"))), "content": _CONTENT}
+    ),
+    record(
+        {"role": one("assistant")},
+        {"content": nullable(_CONTENT), "tool_calls": nullable(_CALLS), "reasoning_content": ANYTHING},
+    ),
+    record({"role": one("tool"), "content": _CONTENT, "tool_call_id": STRING}),
+)
+_BLOCKS = either(STRING, array(record({"type": STRING})))
+_FUNCTION_OF_RESPONSE = record({"type": one("function"), "name": _NAME}, {"parameters": OBJECT, "strict": ANYTHING})
+
+_CHAT = Body(
+    schemas.CHAT,
+    more={
+        "messages": array(_MESSAGE, least=1, most=chat_fields.MAX_MESSAGES),
+        "stop": _STOP,
+        "tools": {"items": _TOOL},
+        "tool_choice": _TOOL_CHOICE,
+    },
+    required=("messages",),
+)
+_COMPLETION = Body(
+    schemas.COMPLETION,
+    more={"prompt": either(FILLED, array(FILLED, least=1, most=schemas.MAX_PROMPTS)), "stop": _STOP},
+    required=("prompt",),
+)
+_COUNTED_MESSAGES = Body(
+    schemas.ChatSchema(only=[name for name in anthropic.COPIED if name != "max_tokens"]),
+    more={
+        "messages": array(
+            record({"role": one("user", "assistant"), "content": _BLOCKS}), least=1, most=chat_fields.MAX_MESSAGES
+        ),
+        "system": _BLOCKS,
+        "stop_sequences": _STOP,
+        "tools": array(record({"name": _NAME, "input_schema": OBJECT}), most=schemas.MAX_TOOLS),
+        "tool_choice": record({"type": one("auto", "any", "none", "tool")}),
+    },
+    required=("messages",),
+)
+_MESSAGES = replace(
+    _COUNTED_MESSAGES, schema=schemas.ChatSchema(only=anthropic.COPIED), required=("messages", "max_tokens")
+)
+_RESPONSE = Body(
+    schemas.ChatSchema(only=responses.COPIED),
+    more={
+        "input": either(STRING, array(OBJECT, least=1)),
+        "instructions": ANYTHING,
+        "max_output_tokens": {"type": "integer", "minimum": 1},
+        "tools": array(_FUNCTION_OF_RESPONSE, most=schemas.MAX_TOOLS),
+        "tool_choice": _TOOL_CHOICE_OF_RESPONSE,
+        "text": ANYTHING,
+    },
+    required=("input",),
+)
+_TEXTS = array(either(STRING, record({"text": STRING})), least=1, most=schemas.MAX_INPUTS)
+
+CALLS: Mapping[str, Call] = {
+    "models": Call("List the models of all workers.", ref("Models"), OPENAI, _READ),
+    "models_name": Call("Return one model; its name may have slashes.", ref("Model"), OPENAI, (*_READ, UnknownModel)),
+    "chat_completions": Call(
+        "Answer messages with text, tool calls or JSON.",
+        ref("ChatCompletion"),
+        OPENAI,
+        _ASK,
+        body=_CHAT,
+        streams={_EVENTS: ref("ChatCompletionChunk")},
+    ),
+    "completions": Call(
+        "Continue raw prompts.",
+        ref("Completion"),
+        OPENAI,
+        _ASK,
+        body=_COMPLETION,
+        streams={_EVENTS: ref("CompletionChunk")},
+    ),
+    "responses": Call(
+        "Answer items, as OpenAI's responses: nothing is stored.",
+        ref("Response"),
+        OPENAI,
+        _ASK,
+        body=_RESPONSE,
+        streams={_EVENTS: ref("ResponseEvent")},
+    ),
+    "responses_input_tokens": Call(
+        "Count the tokens of the texts of a response's request.",
+        ref("ResponseInputTokens"),
+        OPENAI,
+        _ASK,
+        body=_RESPONSE,
+    ),
+    "messages": Call(
+        "Answer messages, as Anthropic's API.",
+        ref("Message"),
+        ANTHROPIC,
+        _ASK,
+        body=_MESSAGES,
+        streams={_EVENTS: ref("MessageEvent")},
+    ),
+    "messages_count_tokens": Call(
+        "Count the tokens of the texts of a message's request.",
+        ref("MessageTokens"),
+        ANTHROPIC,
+        _ASK,
+        body=_COUNTED_MESSAGES,
+    ),
+    "embeddings": Call(
+        "Return a vector for each text.",
+        ref("Embeddings"),
+        OPENAI,
+        _ASK,
+        body=Body(
+            schemas.EMBEDDINGS,
+            more={"input": either(FILLED, array(FILLED, least=1, most=schemas.MAX_INPUTS))},
+            required=("input",),
+        ),
+    ),
+    "rerank": Call(
+        "Rank texts, best first: `documents` in the shape of Jina and Cohere, `texts` in that of Hugging Face.",
+        either(ref("Ranking"), ref("Ranks")),
+        OPENAI,
+        _ASK,
+        body=Body(
+            schemas.RERANK,
+            more={"documents": _TEXTS, "texts": _TEXTS},
+            rules=any_of_fields("documents", "texts"),
+        ),
+    ),
+    "beta_relevance": Call(
+        "Return the score of each document, in their order, as DB-GPT's API.",
+        ref("Relevance"),
+        OPENAI,
+        _ASK,
+        body=Body(schemas.RELEVANCE, more={"documents": _TEXTS}, required=("documents",)),
+    ),
+}
+"""By the name of the endpoint."""

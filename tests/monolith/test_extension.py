@@ -144,7 +144,7 @@ def test_the_worker_api_can_be_left_out(way: str) -> None:
         Modelyard(app, worker=False)
     else:
         Modelyard().init_app(app, worker=False)
-    assert {rule for rule, _ in rules(app)} == {"/api/health", "/api/healthz", "/api/readyz"}
+    assert {rule for rule, _ in rules(app)} == {"/api/health", "/api/healthz", "/api/readyz", "/api/openapi.json"}
 
 
 def test_the_config_of_the_application_counts_less_than_what_is_said_in_code() -> None:

@@ -130,7 +130,7 @@ class Server:
         raise NotImplementedError
 
 
-def _program(name: str, *folders: str) -> str:
+def program(name: str, *folders: str) -> str:
     """Return the path of a program; skips where it is not installed."""
     found = shutil.which(
         name, path=os.pathsep.join([*folders, os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
@@ -154,14 +154,14 @@ class PostgreSQL(Server):
     def prepare(self) -> None:
         self.driver = _library("psycopg")
         folders = sorted((str(path) for path in Path("/usr/lib/postgresql").glob("*/bin")), reverse=True)
-        self.postgres = _program("postgres", *folders)
-        initdb = _program("initdb", str(Path(self.postgres).resolve().parent))
+        self.postgres = program("postgres", *folders)
+        initdb = program("initdb", str(Path(self.postgres).resolve().parent))
         self.as_user: list[str] = []
         if os.getuid() == 0:
             nobody = pwd.getpwnam("nobody")
             os.chown(self.folder, nobody.pw_uid, nobody.pw_gid)
             self.as_user = [
-                _program("setpriv"),
+                program("setpriv"),
                 *(f"--reuid={nobody.pw_uid}", f"--regid={nobody.pw_gid}", "--clear-groups"),
             ]
         secret = self.folder / "secret"
@@ -216,8 +216,8 @@ class MariaDB(Server):
 
     def prepare(self) -> None:
         self.driver = _library("pymysql")
-        self.mariadbd = _program("mariadbd")
-        install = _program("mariadb-install-db")
+        self.mariadbd = program("mariadbd")
+        install = program("mariadb-install-db")
         done = subprocess.run(
             [install, "--no-defaults", *self._options(), "--auth-root-authentication-method=normal", "--skip-test-db"],
             cwd=self.folder,
@@ -280,7 +280,7 @@ class Redis(Server):
 
     def prepare(self) -> None:
         self.driver = _library("redis")
-        self.redis = _program("redis-server")
+        self.redis = program("redis-server")
 
     def command(self) -> Sequence[object]:
         return [

@@ -1,5 +1,6 @@
 # make serve   a running service, with a real model that answers
 # make test    the tests
+# make test-torch  the tests of the engines that need torch, in an environment of their own
 # make check   style, types, the wheel
 # make bench   figures, against a peer
 # make interop both sides of the wire with DB-GPT's own package
@@ -11,8 +12,11 @@ MODELS ?= models
 BIN := $(VENV)/bin
 SERVE_STAMP := $(VENV)/.serve
 TEST_STAMP := $(VENV)/.test
+TORCH_VENV ?= .venv-torch
+TORCH ?= torch==2.13.0
+TORCH_STAMP := $(TORCH_VENV)/.test
 
-.PHONY: serve weights test check bench interop interop-openai clean
+.PHONY: serve weights test test-torch check bench interop interop-openai clean
 
 serve: $(SERVE_STAMP) weights
 	exec $(BIN)/modelyard serve --port $(PORT) --models-dirs $(MODELS) --state-dir .state
@@ -22,6 +26,10 @@ weights: $(SERVE_STAMP)
 
 test: $(TEST_STAMP) weights
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Another build of torch: make test-torch TORCH='torch==2.13.0 --index-url URL'
+test-torch: $(TORCH_STAMP) weights
+	$(TORCH_VENV)/bin/python -m pytest tests/torch tests/contract/test_engines.py
 
 check: $(TEST_STAMP)
 	$(BIN)/ruff check .
@@ -45,5 +53,9 @@ $(TEST_STAMP): $(SERVE_STAMP)
 	scripts/venv $(VENV) server,llama,test,check
 	touch $@
 
+$(TORCH_STAMP): setup.cfg pyproject.toml
+	scripts/venv $(TORCH_VENV) server,llama,test,transformers,sentence-transformers $(TORCH)
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(TORCH_VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

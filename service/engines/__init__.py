@@ -15,6 +15,8 @@ ENGINES: Mapping[str, str] = MappingProxyType(
         "echo": "modelyard.engines.echo:Echo",
         "llama.cpp": "modelyard.engines.llama_cpp:LlamaCpp",
         "openai": "modelyard.engines.openai:OpenAI",
+        "sentence-transformers": "modelyard.engines.sentence_transformers:SentenceTransformers",
+        "transformers": "modelyard.engines.transformers:Transformers",
     }
 )
 

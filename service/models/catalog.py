@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import BadModelFile, ConfigError
 from ..settings.layers import Faults, build, environment_prefix, from_plain, refuse_shared_prefixes
 from ..settings.params import param, params_of
 from ..types import JSONObject, WorkerType
-from . import gguf_header, weights
+from . import gguf_header, hf_folder, weights
 
 CONVERSIONS = ("minilm",)
 ENGINE_OF_GGUF = "llama.cpp"
@@ -164,9 +164,9 @@ class Catalog:
         return list(dict.fromkeys(models))
 
     def with_files(self) -> Catalog:
-        """Return a catalogue that also has the GGUF files of the models folders that are not in an entry.
+        """Return a catalogue that also has the weights in the models folders that are not in an entry.
 
-        A file that can't be run is included, with ``enabled`` false and the reason as description.
+        Those that can't be run are included, with ``enabled`` false and the reason as description.
         """
         entries = list(self)
         paths = [entry.model_path for entry in entries if entry.model_path]
@@ -234,30 +234,56 @@ def _engine(model_path: str | None, worker_class: object, where: str) -> str:
 
 
 def _entry_of_file(path: Path, taken: set[str]) -> CatalogEntry:
-    name = _PART.sub("", path.stem.lower()) or path.name
-    stat = path.stat()
-    worker_type, description, fault = _read(path, stat.st_size, stat.st_mtime_ns)
+    """Return the entry of a GGUF file, or of a folder of Hugging Face."""
+    stem = path.name if path.is_dir() else _PART.sub("", path.stem)
+    name = stem.lower() or path.name
+    shown = _read_folder(path) if path.is_dir() else _read(path, path.stat().st_size, path.stat().st_mtime_ns)
+    fault = shown.fault
     if environment_prefix(name) in taken:
         fault = fault or f"another model has the name {name!r} (or its environment prefix)"
         fault += f": name this file in a [[models]] table of its own, model_path = {str(path)!r}"
         name = str(path)
     return CatalogEntry(
         name=name,
-        engine=ENGINE_OF_GGUF,
-        worker_type=worker_type,
+        engine=shown.engine,
+        worker_type=shown.worker_type,
         model_path=str(path),
         enabled=fault is None,
-        description=fault or description,
+        description=fault or shown.description,
         origin=str(path),
     )
 
 
+class _Shown(NamedTuple):
+    """What weights show of themselves; ``fault`` is why they can't be run."""
+
+    engine: str
+    worker_type: str | None
+    description: str
+    fault: str | None
+
+
+def _read_folder(path: Path) -> _Shown:
+    try:
+        folder = hf_folder.read(path)
+    except BadModelFile as error:
+        return _Shown("transformers", None, "", str(error))
+    fault = None
+    if folder.worker_type is None:
+        fault = f"no engine here runs a {folder.architecture or 'model without architectures in its config.json'}"
+    elif not folder.has_safetensors:
+        fault = "it has no weights in safetensors; with allow_pickle in a [[models]] table others are loaded"
+    kind = None if folder.worker_type is None else folder.worker_type.value
+    return _Shown(folder.engine, kind, folder.architecture or path.name, fault)
+
+
 @lru_cache(maxsize=2048)
-def _read(path: Path, size: int, mtime_ns: int) -> tuple[str | None, str, str | None]:
-    """Return type, description and fault of a file; cached for each of its versions."""
+def _read(path: Path, size: int, mtime_ns: int) -> _Shown:
+    """Return what a GGUF file shows; cached for each of its versions."""
     del size, mtime_ns  # They are the cache's key of a version.
     try:
         header = gguf_header.read(path)
     except BadModelFile as error:
-        return None, "", str(error)
-    return header.guess_worker_type().value, header.name or path.stem, header.unusable_because
+        return _Shown(ENGINE_OF_GGUF, None, "", str(error))
+    kind = header.guess_worker_type().value
+    return _Shown(ENGINE_OF_GGUF, kind, header.name or path.stem, header.unusable_because)

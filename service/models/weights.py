@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..errors import BadModelFile
+from . import hf_folder
 
 SUFFIX = ".gguf"
 MAX_DEPTH = 3
@@ -21,7 +22,7 @@ _LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
 
 
 def resolve(path: str, models_dirs: Sequence[Path], hint: str | None = None) -> Path:
-    """Return the file at ``path``, absolute and with its links resolved.
+    """Return the file, or the folder of Hugging Face, at ``path``, absolute and with its links resolved.
 
     A relative path is looked up in each of ``models_dirs``, in order. Files outside of them are never opened.
 
@@ -37,6 +38,9 @@ def resolve(path: str, models_dirs: Sequence[Path], hint: str | None = None) -> 
         if not any(target.is_relative_to(root) for root in roots):
             outside = target
         elif _exists(target):
+            for file in _files_of(target):
+                if not any(_real(file).is_relative_to(root) for root in roots):
+                    raise BadModelFile(f"{file} is a link that leads out of the models folders: copy the file there")
             return _readable(target, candidate)
     folders = ", ".join(str(folder) for folder in models_dirs) or "none is set"
     if outside is not None:
@@ -50,7 +54,7 @@ def resolve(path: str, models_dirs: Sequence[Path], hint: str | None = None) -> 
 
 
 def scan(models_dirs: Sequence[Path]) -> list[Path]:
-    """Return the GGUF files in the folders, absolute and with links resolved, each once, in order.
+    """Return the GGUF files and the folders of Hugging Face in the models folders: absolute, each once, in order.
 
     Folders that can't be read count as empty. Hidden folders and files, links to folders, links that lead out, names
     that are not Unicode, and all parts but the first of a model in several files are left out.
@@ -60,7 +64,9 @@ def scan(models_dirs: Sequence[Path]) -> list[Path]:
     budget = [MAX_ENTRIES]
     for root in roots:
         for path in _walk(root, MAX_DEPTH, budget):
-            if path.is_file() and any((real := path.resolve()).is_relative_to(other) for other in roots):
+            if (path.is_file() or path.is_dir()) and any(
+                (real := path.resolve()).is_relative_to(other) for other in roots
+            ):
                 files[real] = None
             if len(files) >= MAX_FILES:
                 return list(files)
@@ -76,7 +82,10 @@ def _walk(folder: Path, depth: int, budget: list[int]) -> Iterator[Path]:
         if entry.name.startswith(".") or not _is_unicode(entry.name):
             continue
         if entry.is_dir(follow_symlinks=False):
-            folders.append(Path(entry.path))
+            if hf_folder.is_one(Path(entry.path)):
+                yield Path(entry.path)
+            else:
+                folders.append(Path(entry.path))
         elif entry.name.lower().endswith(SUFFIX) and not _LATER_PART.search(entry.name):
             yield Path(entry.path)
     if depth > 1:
@@ -90,6 +99,15 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
             return sorted(entries, key=lambda entry: entry.name)
     except OSError:
         return []
+
+
+def _files_of(path: Path) -> Iterator[Path]:
+    """Yield the files below a folder of Hugging Face; nothing for a file."""
+    if path.is_dir() and hf_folder.is_one(path):
+        for entry in _entries(path):
+            if entry.is_dir(follow_symlinks=False):
+                yield from (Path(below.path) for below in _entries(Path(entry.path)))
+            yield Path(entry.path)
 
 
 def _is_unicode(name: str) -> bool:
@@ -120,7 +138,9 @@ def _exists(path: Path) -> bool:
 def _readable(path: Path, named: Path) -> Path:
     mode = path.lstat().st_mode
     if stat.S_ISDIR(mode):
-        raise BadModelFile(f"{named} is a folder: model_path must name a file in it")
+        if hf_folder.is_one(path):
+            return path
+        raise BadModelFile(f"{named} is a folder: model_path must name a file in it, or a folder with a config.json")
     if not stat.S_ISREG(mode):  # Opening a pipe would block.
         raise BadModelFile(f"{named} is not a regular file")
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import subprocess
 import sys
@@ -49,7 +50,23 @@ def make_llama(weights: dict[str, Path], kind: str, **params: Any) -> Engine:
     return LlamaCpp(LlamaCpp.Params(model_name="m", engine="llama.cpp", worker_type=kind, **given), weights[kind])
 
 
+def make_hf(weights: dict[str, Path], kind: str, **params: Any) -> Engine:
+    """Make one of the engines that need torch: `make test-torch` has it."""
+    import tiny_hf
+    from modelyard.engines.sentence_transformers import SentenceTransformers
+    from modelyard.engines.transformers import Transformers
+
+    path = weights["llm"].parent / f"hf-{kind}"
+    if not path.exists():
+        {"llm": tiny_hf.make_llm, "text2vec": tiny_hf.make_embedder, "reranker": tiny_hf.make_reranker}[kind](path)
+    engine = Transformers if kind == "llm" else SentenceTransformers
+    given = {"device": "cpu", "limit_model_concurrency": 4, **params}
+    return engine(engine.Params(model_name="m", engine=engine.name, worker_type=kind, **given), path)
+
+
 ENGINES = {"echo": make_echo, "llama.cpp": make_llama}
+if importlib.util.find_spec("torch") is not None:
+    ENGINES["hugging face"] = make_hf
 
 
 @pytest.fixture(scope="module", params=list(ENGINES))

@@ -85,7 +85,9 @@ def test_its_metadata_names_licence_command_and_extras(wheel):
 
 def test_every_module_of_it_can_be_imported(site):
     # Those that a server runs import it, and read the command line or the environment when they do.
-    modules = sorted(name.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for name in expected_files())
+    # One of them needs torch, which is not in this environment: `make test-torch` imports it.
+    files = expected_files() - {"modelyard/engines/transformers_batch.py"}
+    modules = sorted(name.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for name in files)
     script = (
         "import importlib, pathlib, sys\n"
         f"for name in {modules!r}:\n"

@@ -198,6 +198,42 @@ def test_weights_that_lie_there_are_models_too(tmp_path: Path) -> None:
     assert load(folder=tmp_path).names_to_start(["tiny-embed.f32"]) == ["tiny-embed.f32"]
 
 
+@pytest.mark.parametrize(
+    ("architecture", "engine", "kind", "fault"),
+    [
+        ("Qwen3ForCausalLM", "transformers", "llm", None),
+        ("GPT2LMHeadModel", "transformers", "llm", None),
+        ("BertForSequenceClassification", "sentence-transformers", "reranker", None),
+        ("ViTForImageClassification", "sentence-transformers", None, "no engine here runs a ViTForImageClassification"),
+    ],
+)
+def test_folders_of_hugging_face_are_models_too(tmp_path: Path, architecture, engine, kind, fault) -> None:
+    folder = tmp_path / "publisher" / "Some-Model"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(f'{{"architectures": ["{architecture}"]}}')
+    (folder / "model.safetensors").touch()
+    found = entry(load(folder=tmp_path).with_files(), "some-model")
+    assert (found.engine, found.worker_type, found.enabled) == (engine, kind, fault is None)
+    assert found.description == (fault or architecture)
+    assert found.model_path == str(folder)
+
+
+def test_a_folder_without_safetensors_is_listed_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "modules.json").write_text("[]")
+    found = entry(load(folder=tmp_path).with_files(), "old")
+    assert (found.engine, found.worker_type, found.enabled) == ("sentence-transformers", "text2vec", False)
+    assert "allow_pickle" in found.description
+
+
+def test_a_folder_whose_config_is_broken_is_listed_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{")
+    found = entry(load(folder=tmp_path).with_files(), "broken")
+    assert not found.enabled
+    assert "config.json can't be read" in found.description
+
+
 def test_weights_that_an_entry_names_are_not_found_a_second_time(tmp_path: Path) -> None:
     tiny_gguf.make(tmp_path / "SmolLM2-135M-Instruct.Q4_1.gguf")
     tiny_gguf.make(tmp_path / "mine.gguf")

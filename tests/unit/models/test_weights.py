@@ -88,6 +88,32 @@ def test_a_folder_is_no_model_file(folders: Folders) -> None:
             weights.resolve(path, folders)
 
 
+def make_hf_folder(path: Path) -> Path:
+    path.mkdir(parents=True)
+    (path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    (path / "model.safetensors").touch()
+    return path
+
+
+def test_a_folder_of_hugging_face_is_a_model_and_is_not_searched(folders: Folders) -> None:
+    path = make_hf_folder(folders[0] / "publisher" / "model")
+    (path / "beside.gguf").touch()
+    assert weights.resolve("publisher/model", folders) == path
+    assert weights.scan(folders) == [path]
+
+
+def test_a_folder_of_hugging_face_with_a_link_that_leads_out_is_refused(folders: Folders) -> None:
+    outside = folders[0].parent / "outside"
+    outside.touch()
+    path = make_hf_folder(folders[0] / "model")
+    (path / "inner").mkdir()
+    (path / "inner" / "tokenizer.json").symlink_to(path / "config.json")
+    assert weights.resolve("model", folders) == path
+    (path / "inner" / "other.json").symlink_to(outside)
+    with pytest.raises(BadModelFile, match=r"inner/other\.json is a link that leads out"):
+        weights.resolve("model", folders)
+
+
 def test_a_pipe_is_refused_and_never_opened(folders: Folders) -> None:
     os.mkfifo(folders[0] / "pipe.gguf")
     with pytest.raises(BadModelFile, match="not a regular file"):

@@ -1,0 +1,202 @@
+"""sentence-transformers: embedders and CrossEncoder rerankers of Hugging Face, from a folder or from the hub."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ..errors import Cancelled, EngineError, MissingLibrary, StartFailed
+from ..models import hf_folder
+from ..settings.params import param
+from ..types import JSONObject, ModelMetadata, WorkerType
+from .base import CancelEvent, Engine, ModelParams, OfCutTexts, Progress, Vectors
+from .text_limit import TRUNCATE, TextLimit
+
+
+@dataclass
+class SentenceTransformersParams(ModelParams):
+    """Parameters of `SentenceTransformers`."""
+
+    hub_model: str | None = param(
+        None,
+        help="model of the Hugging Face hub, fetched at the start, in place of model_path",
+        tags=["fixed", "operator"],
+    )
+    hub_revision: str | None = param(None, help="branch, tag or commit of hub_model", tags=["fixed", "operator"])
+    device: str = param("auto", help="cpu, cuda, cuda:1, mps; auto: the first GPU, else the CPU")
+    dtype: str = param("float32", help="numbers to compute with", choices=["auto", "float32", "bfloat16", "float16"])
+    batch_size: int = param(32, help="texts that are computed together; a cancel acts between two", min=1, max=4096)
+    normalize: bool = param(True, help="whether embeddings have the length 1")
+    dimensions: int | None = param(
+        None,
+        help="numbers of an embedding to keep, for models that were trained for it (Matryoshka)",
+        min=1,
+        max=65_536,
+    )
+    prompt_name: str | None = param(
+        None, help="one of the model's own prompts, put before each text to embed: query, passage ..."
+    )
+    truncate: str = param(
+        "end",
+        help="what to do with a text that is longer than the model takes: leave out its end, or refuse it",
+        choices=TRUNCATE,
+    )
+    trust_remote_code: bool = param(
+        False, help="whether Python code that comes with the weights is run", tags=["fixed", "operator"]
+    )
+    allow_pickle: bool = param(
+        False,
+        help="whether weights in pickle files are loaded, which can hold code; else safetensors only",
+        tags=["fixed", "operator"],
+    )
+
+
+class SentenceTransformers(Engine):
+    """One embedder, or one reranker, behind the library's ``encode`` and ``predict``. One thread computes at a time."""
+
+    name = "sentence-transformers"
+    Params = SentenceTransformersParams
+    default_worker_type: ClassVar[WorkerType] = WorkerType.TEXT2VEC
+    worker_types: ClassVar[frozenset[WorkerType]] = frozenset({WorkerType.TEXT2VEC, WorkerType.RERANKER})
+
+    params: SentenceTransformersParams
+
+    def __init__(self, params: Any, path: Path | None = None) -> None:
+        super().__init__(params, path)
+        self._model: Any = None
+        self._tokens = 0
+        """The tokens that a text may have."""
+        self._computing = threading.Lock()
+
+    @classmethod
+    def worker_type_of(cls, path: Path) -> WorkerType | None:
+        """Return the type that the folder shows. Raises BadModelFile."""
+        return hf_folder.read(path).worker_type
+
+    # Life
+
+    def start(self, progress: Progress) -> None:
+        """Load the model and compute one text. Raises MissingLibrary, BadModelFile, StartFailed."""
+        source = hf_folder.source(self.params.registered_name, self.path, self.params.hub_model)
+        try:
+            import sentence_transformers  # noqa: PLC0415 - only models of this engine need them
+            import torch  # noqa: PLC0415
+        except ImportError as error:
+            raise MissingLibrary(
+                f"the engine sentence-transformers needs its library ({error}): "
+                "pip install 'modelyard[sentence-transformers]'"
+            ) from error
+        progress(f"loading {source}")
+        given: JSONObject = {
+            "device": hf_folder.device(torch, self.params.device),
+            "trust_remote_code": self.params.trust_remote_code,
+            "local_files_only": self.path is not None,
+            "revision": None if self.path is not None else self.params.hub_revision,
+            "model_kwargs": {
+                "dtype": self.params.dtype,
+                "use_safetensors": None if self.params.allow_pickle else True,
+            },
+        }
+        is_reranker = self.params.worker_type == WorkerType.RERANKER
+        kind = sentence_transformers.CrossEncoder if is_reranker else sentence_transformers.SentenceTransformer
+        try:
+            self._model = kind(source, **given)
+            self._tokens = int(self._model.max_seq_length or 512)
+            self._check_prompt_name()
+            if is_reranker:
+                self._scores("a", ["a"])
+            else:
+                self._rows(["a"])
+        except Exception as error:
+            self.stop()
+            raise StartFailed(
+                f"sentence-transformers can't run {source} as {self.params.worker_type}: {error}"
+            ) from error
+
+    def _check_prompt_name(self) -> None:
+        name, prompts = self.params.prompt_name, getattr(self._model, "prompts", {})
+        if name is not None and name not in prompts:
+            raise StartFailed(
+                f"prompt_name: {name!r} is not a prompt of the model; it has {', '.join(prompts) or 'none'}"
+            )
+
+    def stop(self) -> None:
+        """Free the weights."""
+        was_on_gpu = self._model is not None and str(self._model.device).startswith("cuda")
+        self._model = None
+        if was_on_gpu:
+            import torch  # noqa: PLC0415
+
+            torch.cuda.empty_cache()
+
+    def metadata(self) -> ModelMetadata:
+        """Return the metadata of the model."""
+        return ModelMetadata(self.params.registered_name, context_length=self._tokens or None, chat_model=False)
+
+    # Calls
+
+    def embed(self, texts: Sequence[str], cancel: CancelEvent) -> Vectors:
+        """Return one row for each text, as numpy float32. Raises InputTooLong, Cancelled."""
+        limit = self._limit()
+        fitting = limit.texts(texts, cancel)
+        rows = [row for part in self._parts(fitting, cancel) for row in self._rows(part)]
+        return OfCutTexts(rows, limit.cut) if limit.cut else rows
+
+    def rerank(self, query: str, texts: Sequence[str], cancel: CancelEvent) -> Sequence[float]:
+        """Return the raw score of each text. Raises InputTooLong, Cancelled."""
+        limit = self._limit()
+        query = limit.query(query)
+        fitting = limit.texts(texts, cancel, query)
+        scores = [score for part in self._parts(fitting, cancel) for score in self._scores(query, part)]
+        return OfCutTexts(scores, limit.cut) if limit.cut else scores
+
+    def _parts(self, texts: Sequence[str], cancel: CancelEvent) -> Iterator[list[str]]:
+        """Yield the texts of one batch after the other, while this thread alone computes."""
+        for first in range(0, len(texts), self.params.batch_size):
+            while not self._computing.acquire(timeout=1.0):
+                _check(cancel)
+            try:
+                _check(cancel)
+                yield list(texts[first : first + self.params.batch_size])
+            finally:
+                self._computing.release()
+
+    def _rows(self, texts: list[str]) -> list[list[float]]:
+        rows: list[list[float]] = self._model.encode(
+            texts,
+            prompt_name=self.params.prompt_name,
+            batch_size=len(texts),
+            show_progress_bar=False,
+            convert_to_numpy=True,
+            normalize_embeddings=self.params.normalize,
+            truncate_dim=self.params.dimensions,
+        ).tolist()
+        return rows
+
+    def _scores(self, query: str, texts: list[str]) -> list[float]:
+        import torch  # noqa: PLC0415
+
+        pairs = [(query, text) for text in texts]
+        scores = self._model.predict(
+            pairs, batch_size=len(pairs), show_progress_bar=False, activation_fn=torch.nn.Identity()
+        )
+        if scores.ndim != 1:
+            raise EngineError(f"the model has {scores.shape[1]} labels: a reranker has one")
+        return [float(score) for score in scores]
+
+    def _limit(self) -> TextLimit:
+        return TextLimit(self.params.registered_name, self._tokens, self.count_token, self.params.truncate)
+
+    def count_token(self, prompt: str) -> int:
+        """Return the number of tokens of a text, with those that frame it."""
+        if self._model is None:
+            raise EngineError(f"model {self.params.registered_name!r} is not loaded")
+        return len(self._model.tokenizer(prompt, truncation=False, verbose=False)["input_ids"])
+
+
+def _check(cancel: CancelEvent) -> None:
+    if cancel.is_set():
+        raise Cancelled("the client has gone")

@@ -1,0 +1,79 @@
+"""A folder with a model of Hugging Face: what it holds, read from its small files of JSON, without a library."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from ..errors import BadModelFile
+from ..types import JSONObject, WorkerType
+
+CONFIG = "config.json"
+LARGEST_CONFIG = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class HFFolder:
+    """What a folder shows of its model."""
+
+    path: Path
+    architecture: str
+    """The library's class, such as ``LlamaForCausalLM``; empty if the folder does not name one."""
+    worker_type: WorkerType | None
+    """None for a model that is not one of ours, such as one for images."""
+    has_safetensors: bool
+
+    @property
+    def engine(self) -> str:
+        """The engine that runs it."""
+        return "transformers" if self.worker_type is WorkerType.LLM else "sentence-transformers"
+
+
+def is_one(path: Path) -> bool:
+    """Return whether a path is a folder with a model."""
+    return (path / CONFIG).is_file() or (path / "modules.json").is_file()
+
+
+def read(path: Path) -> HFFolder:
+    """Return what a folder holds. Raises BadModelFile."""
+    if not is_one(path):
+        raise BadModelFile(f"{path} is not a folder with a model of Hugging Face: it has no {CONFIG}")
+    architectures = _json(path / CONFIG).get("architectures") if (path / CONFIG).is_file() else None
+    architecture = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
+    if (path / "modules.json").is_file():
+        kind: WorkerType | None = WorkerType.TEXT2VEC
+    elif architecture.endswith("ForSequenceClassification"):
+        kind = WorkerType.RERANKER
+    else:
+        kind = WorkerType.LLM if architecture.endswith(("ForCausalLM", "LMHeadModel")) else None
+    return HFFolder(path, architecture, kind, any(path.glob("*.safetensors")))
+
+
+def source(name: str, path: Path | None, hub_model: str | None) -> str:
+    """Return what the library loads: a folder, or a name on the hub. Raises BadModelFile without either."""
+    if path is not None:
+        read(path)
+        return str(path)
+    if hub_model:
+        return hub_model
+    raise BadModelFile(f"model {name!r} has neither a model_path (a folder) nor a hub_model")
+
+
+def device(torch: Any, wanted: str) -> str:
+    """Return the device to compute on; ``auto`` is the first GPU, else the CPU."""
+    if wanted != "auto":
+        return wanted
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _json(path: Path) -> JSONObject:
+    try:
+        if path.stat().st_size > LARGEST_CONFIG:
+            raise BadModelFile(f"{path} is larger than {LARGEST_CONFIG} bytes")
+        content = orjson.loads(path.read_bytes())
+    except (OSError, orjson.JSONDecodeError) as error:
+        raise BadModelFile(f"{path} can't be read: {error}") from error
+    return content if isinstance(content, dict) else {}

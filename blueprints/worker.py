@@ -5,7 +5,9 @@ from __future__ import annotations
 from flask import Blueprint, Response, g, request
 from marshmallow import Schema
 
+from ..engines.base import other_model_of
 from ..errors import ModelyardError
+from ..streams import whole_answer
 from ..types import JSONObject, WorkerType
 from ..wire.chunks import EMPTY_CHUNK, ROUTE_HEADER, ROUTE_LOCAL, STREAM_TYPE, ChunkEncoder, encode_output
 from ..wire.decoder import NUL
@@ -14,7 +16,7 @@ from ..wire.unsaved import UNSAVED_HEADER, encode_reason
 from ..worker.protocol import Service, WorkerManager
 from . import worker_schemas as schemas
 from .request import guard, problems
-from .request.access_log import log_access, read_call
+from .request.access_log import log_access, naming, read_call
 from .request.bodies import json_response, vectors_response, wants_delta
 from .request.fields import load, load_query
 from .request.streaming import Call, StreamResponse, stream_response
@@ -102,10 +104,12 @@ def _add_generation(blueprint: Blueprint, service: Service) -> None:
             body = read_call(service)
             g.modelyard_has_span_id = isinstance(body.get("span_id"), str)  # all calls of DB-GPT's clients have one
             prompt = schemas.generate_request(body)
-            output = _manager(service).generate(prompt, call.cancel, wait=_may_wait())
+            with _manager(service).generate_stream(prompt, call.cancel, wait=_may_wait()) as stream:
+                output = whole_answer(stream)
         finally:
             call.close()
-        return _with_load(json_response(output), service, prompt.model, WorkerType.LLM)
+        response = naming(stream.model, json_response(output))
+        return _with_load(response, service, prompt.model, WorkerType.LLM)
 
 
 def _with_load(response: Response, service: Service, model: str, *kinds: WorkerType) -> Response:
@@ -131,7 +135,7 @@ def _add_vectors(blueprint: Blueprint, service: Service) -> None:
                 vectors = manager.embeddings(model, texts, call.cancel, wait=_may_wait())
         finally:
             call.close()
-        response = vectors_response([vectors] if query else vectors, vectors)
+        response = naming(other_model_of(vectors), vectors_response([vectors] if query else vectors, vectors))
         return _with_load(response, service, model, WorkerType.TEXT2VEC, WorkerType.RERANKER)
 
 

@@ -37,7 +37,10 @@ Only ``Unavailable`` is always safe to repeat: nothing was computed.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import ClassVar, TypedDict
+from copy import copy
+from typing import ClassVar, TypedDict, TypeVar
+
+E = TypeVar("E", bound="ModelyardError")
 
 
 class FieldError(TypedDict):
@@ -53,6 +56,12 @@ class ModelyardError(Exception):
     code: ClassVar[str] = "error"
     status: ClassVar[int] = 500
     title: ClassVar[str] = "The request failed"
+
+    def with_words(self: E, words: str) -> E:
+        """Return the same error with more words at the end of its text."""
+        error = copy(self)
+        error.args = (f"{self}; {words}",)
+        return error
 
 
 class InvalidRequest(ModelyardError):

@@ -99,6 +99,8 @@ class OutputStream:
         self.cancel = cancel
         self.load = load
         """The gate at admission, the value of ``Modelyard-Load``; from another process with its first burst."""
+        self.model: str | None = None
+        """The model that answers, where it is not the one of the request; final with the first burst."""
 
     def __iter__(self) -> Iterator[Burst | None]:
         return self
@@ -173,7 +175,10 @@ class Source(Protocol):
 
 
 class Relay(OutputStream):
-    """An answer from whichever stream of a `Source` gives it; its load is that of the first with a sign of life."""
+    """An answer from whichever stream of a `Source` gives it, and the name of the model that answers.
+
+    Its load is that of the first stream with a sign of life.
+    """
 
     def __init__(self, source: Source, cancel: Cancel) -> None:
         """Open nothing yet. Streams are opened in the context of this call: spans that are made there are below it."""
@@ -189,6 +194,7 @@ class Relay(OutputStream):
                             self.load = stream.load
                         if burst is not None and not has_begun:
                             has_begun = True
+                            self.model = stream.model or self.model
                             source.begun(stream)
                         yield burst
             except GeneratorExit:

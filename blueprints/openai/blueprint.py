@@ -13,11 +13,12 @@ from typing import NamedTuple
 from flask import Blueprint, Response, g, request
 
 from ...access.tokens import INFER
-from ...errors import ModelyardError, NotReady, UnknownModel
-from ...types import JSONObject, WorkerType, split_worker_key, worker_key
-from ...worker.protocol import Service, ServiceState
+from ...engines.base import other_model_of
+from ...errors import ModelyardError
+from ...types import JSONObject, WorkerType, worker_key
+from ...worker.protocol import Service
 from ..request import cors, guard
-from ..request.access_log import log_access, read_call
+from ..request.access_log import log_access, naming, read_call
 from ..request.bodies import json_response, vectors_response
 from ..request.fields import fault, load
 from ..request.streaming import Call, Encoder, stream_response
@@ -25,13 +26,11 @@ from . import anthropic, errors, responses, schemas
 from .answers import Choice, Header, Usage, chat_answer, completion_answer, whole_choices
 from .choices import check_copies, open_choices
 from .events import ChatEvents, CompletionEvents
+from .models import model_entries, model_of, unknown_model
 from .routes import Routes
 from .vectors import COHERE, JINA, TEI, as_probabilities, embeddings_answer, relevance_answer, rerank_answer
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-_CAPABILITIES = {WorkerType.LLM: "completion", WorkerType.TEXT2VEC: "embedding", WorkerType.RERANKER: "rerank"}
-
-_NOT_YET = (ServiceState.STARTING.value, ServiceState.WAITING.value, ServiceState.DISCONNECTED.value)
 
 
 class _TextCall(NamedTuple):
@@ -91,72 +90,19 @@ def _name_answers(blueprint: Blueprint) -> None:
 # Models
 
 
-def _names_of(service: Service, kind: WorkerType) -> list[str]:
-    instances = service.manager.get_all_model_instances(kind, healthy_only=False)
-    return sorted({split_worker_key(instance.model_name)[0] for instance in instances})
-
-
-def _model(service: Service, body: JSONObject, *kinds: WorkerType) -> str:
-    """Return the model of a body; without one the only model of the first of ``kinds`` that has any.
-
-    Raises InvalidRequest if there are several, UnknownModel if there is none.
-    """
-    model = body.get("model")
-    if model is not None:
-        return str(model)  # of another type than text: the schema refuses it
-    for kind in kinds:
-        names = _names_of(service, kind)
-        if len(names) == 1:
-            return names[0]
-        if names:
-            raise fault("model", f"is missing: give one of {', '.join(names)}")
-    _check_known(service)
-    raise UnknownModel(f"no model is given, and there is none of type {' or '.join(kinds)}")
-
-
-def _check_known(service: Service) -> None:
-    """Raise NotReady while this service may not know all of its models."""
-    status = service.status()
-    if status["state"] in _NOT_YET:
-        raise NotReady(f"the models are not there yet: {status['reason']}", retry_after=2)
-
-
 def _add_models(routes: Routes, service: Service) -> None:
     created = int(time.time())
 
-    def entries() -> dict[str, JSONObject]:
-        kinds: dict[str, set[WorkerType]] = {}
-        ready: set[str] = set()
-        for instance in service.manager.get_all_model_instances(healthy_only=False):
-            name, kind = split_worker_key(instance.model_name)
-            kinds.setdefault(name, set()).add(kind)
-            if instance.healthy:
-                ready.add(name)
-        lengths = service.context_lengths()
-        return {
-            name: {
-                "id": name,
-                "object": "model",
-                "created": created,
-                "owned_by": "modelyard",
-                "capabilities": sorted(_CAPABILITIES[kind] for kind in kinds[name]),
-                "status": {"value": "loaded" if name in ready else "unloaded"},
-                **({"max_model_len": lengths[name]} if name in lengths else {}),
-            }
-            for name in sorted(kinds)
-        }
-
     def models() -> Response:
         service.check_open()
-        return json_response({"object": "list", "data": list(entries().values())})
+        return json_response({"object": "list", "data": list(model_entries(service, created).values())})
 
     def model(name: str) -> Response:
         service.check_open()
-        present = entries()
-        if name not in present:
-            _check_known(service)
-            raise UnknownModel.among(present, name)
-        return json_response(present[name])
+        entries = model_entries(service, created)
+        if name not in entries:
+            raise unknown_model(service, entries, name)
+        return json_response(entries[name])
 
     routes.add("GET", "/models", models)
     routes.add("GET", "/models/<path:name>", model)
@@ -184,7 +130,7 @@ def _generate(service: Service, text_call: _TextCall) -> Response:
     call = Call(service, request)
     try:
         body = read_call(service)
-        generation = text_call.read(body, _model(service, body, WorkerType.LLM))
+        generation = text_call.read(body, model_of(service, body, WorkerType.LLM))
         g.modelyard_line.model = generation.model
         header, usage = Header.new(text_call.id_prefix, generation.model), Usage(generation.copies)
         check_copies(service.manager, generation.model, generation.copies)
@@ -199,14 +145,14 @@ def _generate(service: Service, text_call: _TextCall) -> Response:
         call.close()
         raise
     call.close()
-    return json_response(text_call.whole(header, choices, usage, generation))
+    return naming(stream.model, json_response(text_call.whole(header, choices, usage, generation)))
 
 
 def _prompt_tokens(service: Service, read: Callable[[JSONObject, str], schemas.Generation]) -> int:
     """Return the tokens of the texts of a request, without those of the model's chat template."""
     service.check_open()
     body = read_call(service)
-    messages = read(body, _model(service, body, WorkerType.LLM)).requests[0]
+    messages = read(body, model_of(service, body, WorkerType.LLM)).requests[0]
     return service.manager.count_token(messages.model, "\n".join(entry["content"] for entry in messages.messages))
 
 
@@ -227,7 +173,7 @@ def _add_vectors(routes: Routes, service: Service) -> None:
         with _called(service) as call:
             body = read_call(service)
             loaded = load(schemas.EMBEDDINGS, body)
-            texts, model = schemas.inputs(body), _model(service, body, WorkerType.TEXT2VEC)
+            texts, model = schemas.inputs(body), model_of(service, body, WorkerType.TEXT2VEC)
             g.modelyard_line.model = model
             rows = service.manager.embeddings(model, texts, call.cancel)
             size = len(rows[0])
@@ -235,7 +181,7 @@ def _add_vectors(routes: Routes, service: Service) -> None:
                 raise fault("dimensions", f"must be {size}: model {model!r} has vectors of that size alone")
             as_base64 = loaded.get("encoding_format") == "base64"
             answer = embeddings_answer(rows, model, _tokens(service, model, texts), as_base64=as_base64)
-            return vectors_response(answer, rows)
+            return naming(other_model_of(rows), vectors_response(answer, rows))
 
     def rerank() -> Response:
         return _rerank(service)
@@ -245,11 +191,11 @@ def _add_vectors(routes: Routes, service: Service) -> None:
             body = read_call(service)
             query = load(schemas.RELEVANCE, body)["query"]
             texts = schemas.documents(body.get("documents"), "documents")
-            model = _model(service, body, WorkerType.RERANKER, WorkerType.TEXT2VEC)
+            model = model_of(service, body, WorkerType.RERANKER, WorkerType.TEXT2VEC)
             g.modelyard_line.model = model
             scores = service.manager.rerank(model, query, texts, call.cancel)
-            answer = relevance_answer(scores, model, _tokens(service, model, [query, *texts]))
-            return vectors_response(answer, scores)
+            tokens = _tokens(service, other_model_of(scores) or model, [query, *texts])
+            return naming(other_model_of(scores), vectors_response(relevance_answer(scores, model, tokens), scores))
 
     routes.add("POST", "/embeddings", embeddings)
     routes.add("POST", "/rerank", rerank)
@@ -264,10 +210,11 @@ def _rerank(service: Service) -> Response:
         shape = _rerank_shape(body)
         field = "texts" if shape == TEI else "documents"
         texts, query = schemas.documents(body.get(field), field), loaded["query"]
-        model = _model(service, body, WorkerType.RERANKER, WorkerType.TEXT2VEC)
+        model = model_of(service, body, WorkerType.RERANKER, WorkerType.TEXT2VEC)
         g.modelyard_line.model = model
         scores = ranked = service.manager.rerank(model, query, texts, call.cancel)
-        if not (shape == TEI and loaded.get("raw_scores")) and _is_reranker(service, model):
+        ranker = other_model_of(ranked) or model
+        if not (shape == TEI and loaded.get("raw_scores")) and _is_reranker(service, ranker):
             scores = as_probabilities(scores)
         answer = rerank_answer(
             shape,
@@ -276,10 +223,10 @@ def _rerank(service: Service) -> Response:
             model,
             f"rerank-{uuid.uuid4().hex}",
             top_n=loaded.get("top_n"),
-            tokens=0 if shape == TEI else _tokens(service, model, [query, *texts]),
+            tokens=0 if shape == TEI else _tokens(service, ranker, [query, *texts]),
             with_texts=bool(loaded.get("return_text" if shape == TEI else "return_documents")),
         )
-        return vectors_response(answer, ranked)
+        return naming(other_model_of(ranked), vectors_response(answer, ranked))
 
 
 def _is_reranker(service: Service, model: str) -> bool:

@@ -62,8 +62,7 @@ def open_choices(
     """
     if len(requests) == 1:
         return manager.generate_stream(requests[0], cancel)
-    choices = _Choices(manager, budget, requests, cancel)
-    return OutputStream(Pump(choices.compute, cancel, "choices", join=_joined), cancel, lambda: None)
+    return _ChoicesStream(_Choices(manager, budget, requests, cancel), cancel)
 
 
 def _joined(bursts: Sequence[Burst]) -> Burst:
@@ -106,6 +105,8 @@ class _Choices:
         self._pending = list(range(len(requests)))
         self._running: dict[int, _Running] = {}
         self._news: SimpleQueue[_News] = SimpleQueue()
+        self.model: str | None = None
+        """The `OutputStream.model` of the choice that began last."""
 
     def compute(self, put: Callable[[Burst], bool]) -> None:
         """Put the bursts of all choices. Raises the error of the first choice that fails."""
@@ -163,7 +164,7 @@ class _Choices:
                     if burst is None:
                         continue
                     if not has_begun:
-                        has_begun = True
+                        has_begun, self.model = True, stream.model
                         self._news.put(_News(index))
                     if not put(ChoiceBursts.of([(index, burst)])):
                         break
@@ -211,3 +212,16 @@ class _Choices:
             news = self._next_news()
             if news.is_over:
                 self._over(news)
+
+
+class _ChoicesStream(OutputStream):
+    """The stream of several choices, and the name of the model that answers."""
+
+    def __init__(self, choices: _Choices, cancel: Cancel) -> None:
+        super().__init__(Pump(choices.compute, cancel, "choices", join=_joined), cancel, lambda: None)
+        self._choices = choices
+
+    def __next__(self) -> Burst | None:
+        burst = super().__next__()
+        self.model = self._choices.model
+        return burst

@@ -28,6 +28,7 @@ from ...errors import (
     WorkerLost,
 )
 from ...types import JSONObject
+from ...wire.errors import TOO_LONG
 from ..request.bodies import json_response
 from ..request.problems import unforeseen
 
@@ -78,8 +79,7 @@ def document(error: ModelyardError) -> JSONObject:
     if isinstance(error, InvalidRequest) and error.errors:
         param = error.errors[0]["field"]
     if kind.code == CONTEXT_LENGTH:
-        # LangChain finds this error by words of its message alone.
-        message = f"the prompt is too long ({CONTEXT_LENGTH}): {message}"
+        message = f"{TOO_LONG}{message}"
     return _document(message, kind.type, param, kind.code)
 
 

@@ -13,6 +13,7 @@ from flask import Blueprint, Request, Response, g, request
 
 from ...telemetry.tracing import Tracing
 from ...types import JSONObject
+from ...wire.chunks import MODEL_HEADER
 from ...worker.protocol import Service
 from .bodies import read_object
 from .traces import CallTrace, arrived, read_body
@@ -24,7 +25,7 @@ class AccessLine:
     """The facts of one request: never its prompt or answer. They are set while the request goes on."""
 
     __slots__ = (
-        *("_began", "_enabled", "_request", "_routine", "bytes", "caller", "error", "first", "model"),
+        *("_began", "_enabled", "_request", "_routine", "answered_by", "bytes", "caller", "error", "first", "model"),
         *("pieces", "request_id", "status", "trace"),
     )
 
@@ -42,6 +43,8 @@ class AccessLine:
         self.pieces: int | None = None
         self.first: float | None = None
         self.model: str | None = None
+        self.answered_by: str | None = None
+        """The model that has answered, where it is not the ``model`` of the request."""
         self.error: str | None = None
         self.caller: str | None = None
         """The name of the request's token."""
@@ -75,7 +78,7 @@ class AccessLine:
         }
         if self.first is not None:
             line["first_ms"] = round((self.first - self._began) * 1000, 1)
-        for name in ("model", "pieces", "error", "caller", "request_id"):
+        for name in ("model", "answered_by", "pieces", "error", "caller", "request_id"):
             value = getattr(self, name)
             if value is not None:
                 line[name] = value
@@ -91,6 +94,13 @@ def read_call(service: Service) -> JSONObject:
     line.model = model if isinstance(model, str) else None
     line.trace = read_body(service.tracing, request, line.trace, body)
     return body
+
+
+def naming(model: str | None, response: Response) -> Response:
+    """Return the response to a request that ``model`` has answered; None if it is the one that was asked for."""
+    if model is not None:
+        g.modelyard_line.answered_by = response.headers[MODEL_HEADER] = model
+    return response
 
 
 def log_access(

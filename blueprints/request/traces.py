@@ -29,6 +29,7 @@ class Ended(Protocol):
     bytes: int
     pieces: int | None
     model: str | None
+    answered_by: str | None
     error: str | None
 
 
@@ -80,6 +81,7 @@ class CallTrace:
                         "http.response.status_code": line.status or None,
                         "http.response.body.size": line.bytes,
                         "gen_ai.request.model": line.model,
+                        "gen_ai.response.model": line.answered_by,
                         "modelyard.pieces": line.pieces,
                     }
                 )

@@ -28,6 +28,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "remote_ca",
     ),
     "Models": ("model", "models", "overrides", "models_dirs", "on_load_failure", "placement", "host_timeout"),
+    "Names of models": ("aliases", "default_models", "unknown_models", "fallbacks", "fallback_overloaded"),
     "Configuration and state": ("config", "state_dir", "instance", "fresh"),
     "Limits": (
         "workers",
@@ -53,9 +54,12 @@ SERVE_SETTINGS = tuple(
 
 _METAVARS: Mapping[str, str] = {
     "advertise": "URL",
+    "aliases": "ALIAS=MODEL[,...]",
     "allowed_networks": "NETWORK[,...]",
     "config": "FILE",
     "cors_origins": "ORIGIN[,...]",
+    "default_models": "TYPE=MODEL[,...]",
+    "fallbacks": "MODEL=MODELS[,...]",
     "host": "ADDRESS",
     "instance": "NAME",
     "log_file": "FILE",
@@ -124,7 +128,7 @@ def _option(declared: Param) -> Callable[[Callable[..., Any]], Callable[..., Any
         return click.option(
             f"{flag}/--no-{flag[2:]}", declared.name, default=None, help=f"{declared.help}  [default: {default}]"
         )
-    default = "" if declared.default in (None, []) else f"  [default: {shown(declared.shown(declared.default))}]"
+    default = "" if declared.default in (None, [], {}) else f"  [default: {shown(declared.shown(declared.default))}]"
     text = declared.help + default
     return click.option(
         flag,

@@ -9,6 +9,7 @@ from ..errors import NotReady, UnknownModel, not_callable
 from ..sessions.session import Session
 from ..types import WorkerType, worker_key
 from ..worker.local_models import LocalModels
+from ..worker.shared_calls import shortest
 from ..worker.worker import ModelWorker, State
 from .registry.base import MANAGER_KEY, Instance
 from .remote_model import RemoteModelWorker
@@ -107,6 +108,13 @@ class Directory:
         """Return the keys of all models, sorted."""
         local = set() if self._models is None else set(self._models.keys())
         return sorted((local | {row.key for row in self._view.all() if row.url != self._own_url()}) - {MANAGER_KEY})
+
+    def context_lengths(self) -> dict[str, int]:
+        """Return the context length of each model, by its name: those of this process, and those in view."""
+        local = [] if self._models is None else self._models.workers()
+        rows = [row for row in self._view.all() if row.url != self._own_url() and row.key != MANAGER_KEY]
+        lengths = [(worker.name, worker.context_length) for worker in local]
+        return shortest([*lengths, *((row.key.rpartition("@")[0], row.context_length) for row in rows)])
 
     def key_of(self, model: str, *types: WorkerType) -> str:
         """Return the key of a model that is called as one of ``types``. Raises UnknownModel, Unsupported, NotReady."""

@@ -165,6 +165,10 @@ class RemoteWorkerManager(SharedCalls):
         keys = self._directory.keys() if key is None else [key]
         return [_model_instance(instance) for each in keys for instance in self._directory.all_of(each)]
 
+    def context_lengths(self) -> Mapping[str, int]:
+        """Return the context length of each model whose instances have registered one, by its name."""
+        return self._directory.context_lengths()
+
     def select_one_instance(self, key: str) -> ModelInstance:
         """Return an instance that the next request would go to. Raises UnknownModel, NotReady."""
         attempts = self._attempts(key, True)

@@ -21,7 +21,7 @@ from .heartbeat import Heartbeat
 from .manager import RemoteWorkerManager
 from .registry import open_registry
 from .registry.address import sqlite_path
-from .registry.base import MANAGER_KEY, Instance, Registry
+from .registry.base import CONTEXT_LENGTH, MANAGER_KEY, Instance, Registry
 from .view import RegistryView
 
 log = logging.getLogger(__name__)
@@ -172,7 +172,7 @@ class Cluster:
             self.url,
             weight=worker.params.weight,
             check_healthy=worker.params.send_heartbeat,
-            capabilities=CAPABILITIES,
+            capabilities=_capabilities(worker),
             load=worker.load,
         )
 
@@ -212,6 +212,11 @@ class Cluster:
             error = NO_ADDRESS
         registered = [] if self.heartbeat is None else self.heartbeat.registered()
         return {"url": self.url, "registered": registered, "error": error}
+
+
+def _capabilities(worker: ModelWorker) -> list[str]:
+    length = worker.context_length
+    return CAPABILITIES if length is None else [*CAPABILITIES, f"{CONTEXT_LENGTH}{length}"]
 
 
 def _refuse_itself(settings: Settings) -> None:

@@ -33,6 +33,20 @@ def cut_texts(values: Vectors) -> int:
     return values.cut if isinstance(values, OfCutTexts) else 0
 
 
+class OfOtherModel(OfCutTexts):
+    """The rows, or scores, of another model than the one that was asked for."""
+
+    def __init__(self, values: Vectors, model: str) -> None:
+        """Keep ``values`` and how many of their texts were cut; ``model`` has computed them."""
+        super().__init__(values, cut_texts(values))
+        self.model = model
+
+
+def other_model_of(values: Vectors) -> str | None:
+    """Return the model that has computed these rows, or scores; None if it is the one that was asked for."""
+    return values.model if isinstance(values, OfOtherModel) else None
+
+
 Progress: TypeAlias = Callable[[str], None]
 """A function that is called with a short sentence about the progress of a load."""
 

@@ -11,6 +11,7 @@ import orjson
 
 from ..errors import EngineError, FieldError, InvalidRequest, ModelyardError, NotReady, Overloaded, PromptTooLong
 from ..types import Burst, JSONObject
+from ..wire.errors import TOO_LONG
 from .tool_calls import ToolCalls
 
 DONE = b"[DONE]"
@@ -141,7 +142,8 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes, where: str) ->
     message, code, param = _words_of(body)
     text = f"{where} answers with status {status}" + (f": {message}" if message else "")
     if code == "context_length_exceeded" or (status in _FAULT_OF_CLIENT and _TOO_LONG.search(message)):
-        return PromptTooLong(message or text, [{"field": "messages", "message": message or text}])
+        reason = message.removeprefix(TOO_LONG) or text
+        return PromptTooLong(reason, [{"field": "messages", "message": reason}])
     if status in _FAULT_OF_CLIENT:
         faults: list[FieldError] = [{"field": param, "message": message}] if param else []
         return InvalidRequest(message or text, faults)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 import time
@@ -11,7 +10,7 @@ from collections.abc import Callable, Mapping
 from ..cluster.hosting.host import ModelHost, Shortcut
 from ..cluster.membership import Cluster
 from ..cluster.registry.base import place_of
-from ..errors import ConfigError, Draining, ModelyardError, NotReady
+from ..errors import ConfigError, Draining, NotReady
 from ..models.catalog import Catalog
 from ..settings.settings import Settings
 from ..sockets import is_patched
@@ -22,8 +21,9 @@ from ..types import JSONObject
 from ..worker.admission import Budget
 from ..worker.declarations import Declarations
 from ..worker.manager import LocalWorkerManager
+from ..worker.naming import NamingManager
 from ..worker.protocol import EVERY_MODEL, ServiceState, StartCallback, WorkerManager
-from ..worker.worker import State
+from ..worker.worker import ModelWorker, State
 from . import logs
 from .disconnect import DisconnectWatcher
 from .recovery import Recovery
@@ -84,6 +84,8 @@ class Runtime:
             shortcut = None if self.host is None else Shortcut(self.host, settings)
             self.cluster = Cluster(settings, self.local, shortcut, tracing=self.tracing, address=address)
         self.manager: WorkerManager = (self.cluster and self.cluster.manager) or self.own
+        if names := settings.names:
+            self.manager = NamingManager(self.manager, names, tracing=self.tracing)
         self.manager.after_start(after_start)
         self.watcher = DisconnectWatcher()
         self.requests: set[Cancel] = set()
@@ -202,15 +204,6 @@ class Runtime:
         if self._recovery.waiting_for:
             raise NotReady(self._recovery.waiting_for, retry_after=2)
 
-    def context_lengths(self) -> dict[str, int]:
-        """Return the context length of each model that runs in this process, by its name."""
-        lengths: dict[str, int] = {}
-        for worker in self.local.models.workers():
-            with contextlib.suppress(ModelyardError):  # it is not ready
-                if (length := worker.metadata().context_length) is not None:
-                    lengths[worker.name] = length
-        return lengths
-
     def status(self) -> JSONObject:
         """Return ``ready``, ``state`` (`ServiceState`), the reason, and each model with its own state and reason.
 
@@ -229,7 +222,7 @@ class Runtime:
 
     def _status_of_models(self) -> JSONObject:
         workers = self.local.models.workers()
-        models = [{"model": w.key, "state": w.state.value, "reason": w.reason or None} for w in workers]
+        models = [_entry(worker) for worker in workers]
         models += [{"model": n, "state": State.FAILED.value, "reason": r} for n, r in self.problems.items()]
         state, reason = ServiceState.READY, None
         if not self._loaded.is_set() or any(worker.state is State.STARTING for worker in workers):
@@ -308,3 +301,11 @@ class Runtime:
                 step()
             except Exception:
                 log.exception("stop: %s", name)
+
+
+def _entry(worker: ModelWorker) -> JSONObject:
+    """Return a model in the status: with its context length while that is known."""
+    entry: JSONObject = {"model": worker.key, "state": worker.state.value, "reason": worker.reason or None}
+    if (length := worker.context_length) is not None:
+        entry["context_length"] = length
+    return entry

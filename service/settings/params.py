@@ -5,10 +5,11 @@
         n_ctx: int = param(2048, help="tokens of context a request may use", min=128, max=1_048_576)
 
 The environment variable, ``--set``, the check of JSON values and the ParameterDescription of DB-GPT's pages derive
-from that. A type is str, int, float, bool or list[str], also with ``| None``. Tags: ``fixed`` (does not change while
+from that. A type is str, int, float, bool, list[str], dict[str, str] or dict[str, list[str]], also with ``| None``. The
+text of a dict is ``NAME=VALUE,NAME=VALUE``, a list in it is ``VALUE+VALUE``. Tags: ``fixed`` (does not change while
 the model exists), ``privacy`` (never shown), ``secret`` (not an option of a command line, which other users of the
-machine can read), ``operator`` (never set over HTTP), ``shared`` (also read from ``MODELYARD_<NAME>``, for every
-model at once).
+machine can read), ``operator`` (never set over HTTP), ``shared`` (also read from ``MODELYARD_<NAME>``, for every model
+at once).
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ def param(
         "max": max,
         "tags": frozenset(tags),
     }
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata, kw_only=True)
+    if isinstance(default, list | dict):
+        return field(default_factory=default.copy, metadata=metadata, kw_only=True)
     return field(default=default, metadata=metadata, kw_only=True)
 
 
@@ -70,6 +71,8 @@ class Param:
     max: float | None
     tags: frozenset[str]
     retired: Mapping[str, str] = field(default_factory=dict)
+    of_lists: bool = False
+    """Whether the values of a dict are lists of strings, and not strings."""
 
     def parse(self, text: str) -> Any:
         """Return the value of ``text`` (environment, command line). Raises ValueError with the reason."""
@@ -79,7 +82,9 @@ class Param:
                 raise ValueError(f"{text!r} is neither true nor false")
             return _WORDS[stripped.lower()]
         if self.type is list:
-            return self.check([part.strip() for part in text.split(",") if part.strip()])
+            return self.check(_parts(text, ","))
+        if self.type is dict:
+            return self.check(self._entries(text))
         if self.nullable and stripped == "":
             return None
         if self.type is str:
@@ -104,12 +109,38 @@ class Param:
             if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
                 raise ValueError("must be a list of strings")
             return value
+        if self.type is dict:
+            return self._checked_entries(value)
         if type(value) is not self.type:
             raise ValueError(f"must be {_an(self.type)}, not {_an(type(value))}")
         if self.choices and value not in self.choices:
             raise ValueError(self.retired.get(str(value), f"{value!r} is not one of {', '.join(self.choices)}"))
         if isinstance(value, int | float):
             self._check_range(value)
+        return value
+
+    def _entries(self, text: str) -> JSONObject:
+        """Return the entries of ``NAME=VALUE,NAME=VALUE``."""
+        entries: JSONObject = {}
+        for part in _parts(text, ","):
+            name, equals, value = (word.strip() for word in part.partition("="))
+            if not equals:
+                raise ValueError(f"{part!r} is not NAME=VALUE")
+            if name in entries:
+                raise ValueError(f"{name!r} is there twice")
+            entries[name] = _parts(value, "+") if self.of_lists else value
+        return entries
+
+    def _checked_entries(self, value: Any) -> JSONObject:
+        kind = "a list of strings" if self.of_lists else "a string"
+        if type(value) is not dict or not all(isinstance(name, str) for name in value):
+            raise ValueError(f"must be a table, with {kind} for each name")
+        for name, item in value.items():
+            words = item if self.of_lists else [item]
+            if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+                raise ValueError(f"{name!r}: must be {kind}")
+            if not name or not words or not all(words):
+                raise ValueError(f"{name!r}: neither the name nor a value may be empty")
         return value
 
     def _check_range(self, value: float) -> None:
@@ -131,7 +162,7 @@ class Param:
         return {
             "param_class": param_class,
             "param_name": self.name,
-            "param_type": "str" if self.type is list else self.type.__name__,
+            "param_type": "str" if self.type in (list, dict) else self.type.__name__,
             "description": self.help,
             "default_value": self.shown(value),
             "required": self.required,
@@ -140,10 +171,17 @@ class Param:
         }
 
     def shown(self, value: Any) -> Any:
-        """Return ``value`` as people may see it: masked if it is private and not empty, a list as text."""
-        if "privacy" in self.tags and value not in (None, "", []):
+        """Return ``value`` as people may see it: masked if it is private and not empty, a list or a dict as text."""
+        if "privacy" in self.tags and value not in (None, "", [], {}):
             return MASK
+        if self.type is dict and value is not None:
+            texts = {name: "+".join(item) if self.of_lists else item for name, item in value.items()}
+            return ",".join(f"{name}={text}" for name, text in texts.items())
         return ",".join(value) if self.type is list and value is not None else value
+
+
+def _parts(text: str, separator: str) -> list[str]:
+    return [part.strip() for part in text.split(separator) if part.strip()]
 
 
 def _an(kind: type) -> str:
@@ -169,13 +207,14 @@ def _params_of(cls: type[Any]) -> Mapping[str, Param]:
     for entry in fields(cls):
         if "help" not in entry.metadata:
             continue
-        kind, nullable = _plain(hints[entry.name])
+        kind, of_lists, nullable = _plain(hints[entry.name])
         default = entry.default_factory() if entry.default_factory is not MISSING else entry.default
         required = default is MISSING
         meta = dict(entry.metadata)
         declared[entry.name] = Param(
             name=entry.name,
             type=kind,
+            of_lists=of_lists,
             nullable=nullable,
             required=required,
             default=None if required else default,
@@ -184,14 +223,15 @@ def _params_of(cls: type[Any]) -> Mapping[str, Param]:
     return declared
 
 
-def _plain(hint: Any) -> tuple[type, bool]:
-    """Return the type of a hint without its parameters and ``None``, and whether ``None`` is allowed."""
+def _plain(hint: Any) -> tuple[type, bool, bool]:
+    """Return the type of a hint without its parameters and ``None``, and whether it has lists, and may be None."""
     nullable = False
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         options = [arg for arg in typing.get_args(hint) if arg is not type(None)]
         nullable = len(options) < len(typing.get_args(hint))
         hint = options[0]
-    return typing.get_origin(hint) or hint, nullable
+    of_lists = any(typing.get_origin(arg) is list for arg in typing.get_args(hint))
+    return typing.get_origin(hint) or hint, of_lists, nullable
 
 
 def from_json(cls: type[Any], values: Mapping[str, Any]) -> JSONObject:

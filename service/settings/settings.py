@@ -15,6 +15,7 @@ from ..errors import ConfigError
 from ..types import JSONObject
 from .folders import expanded, home_folder
 from .loopback import is_loopback_host, loopback_address
+from .names import Names
 from .params import param
 
 ROLES = ("standalone", "worker", "controller", "gateway")
@@ -84,6 +85,24 @@ class Settings:
     state_dir: str | None = param(None, help="folder for locks and for the list of models that ran")
     models: list[str] | None = param(
         None, help="names of the models to start, comma-separated; default: those of the configuration"
+    )
+    aliases: dict[str, str] = param({}, help="other names of models: ALIAS=MODEL, comma-separated")
+    default_models: dict[str, str] = param(
+        {}, help="models of requests that name none, by type (llm, text2vec, reranker): TYPE=MODEL, comma-separated"
+    )
+    unknown_models: str = param(
+        "refuse",
+        help="what becomes of requests for text or rankings by a model that does not exist: refuse, or default (the "
+        "default model of the type answers)",
+        choices=("refuse", "default"),
+    )
+    fallbacks: dict[str, list[str]] = param(
+        {},
+        help="models that answer, in their order, where a model has no usable instance, or the prompt is longer than "
+        "its context: MODEL=MODEL[+MODEL], comma-separated; not for embeddings",
+    )
+    fallback_overloaded: bool = param(
+        False, help="whether the fallbacks answer too where all instances of a model are overloaded"
     )
     instance: str | None = param(
         None, help="name of the folder of this service in the state folder; default: ROLE-PORT"
@@ -170,6 +189,7 @@ class Settings:
         self.prefix = self.prefix.rstrip("/")
         self.tracing = _checked_tracing(self.tracing)
         _check_origins(self.cors_origins)
+        self.names  # noqa: B018 - raises ConfigError
         if self.placement is None and (self.workers > 1 or self.http_threads == "gevent"):
             self.placement = HOSTED
         if self.placement == REMOTE and self.role in OWNERS:
@@ -191,6 +211,17 @@ class Settings:
                 raise ConfigError("registry memory: is in one process: with several workers, use another store")
             if self.is_hosted and self.routes:
                 raise ConfigError("registry memory: is in one process: where models are hosted, use another store")
+
+    @property
+    def names(self) -> Names:
+        """What the names of models in requests mean. Raises ConfigError."""
+        return Names(
+            self.aliases,
+            self.default_models,
+            self.fallbacks,
+            serves_unknown=self.unknown_models == "default",
+            spills=self.fallback_overloaded,
+        )
 
     @property
     def owns_models(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -35,7 +35,7 @@ def shown(prefix: str, values: Any) -> JSONObject:
 
 
 def _has_value(value: Any) -> bool:
-    return value is not None and not (isinstance(value, str | Sequence) and not value)
+    return value is not None and not (isinstance(value, str | Sequence | Mapping) and not value)
 
 
 def _version(package: str) -> str | None:

@@ -21,6 +21,9 @@ ROUTE_LOCAL = "local"
 CUT_HEADER = "Modelyard-Truncated"
 """The number of texts that were cut before they were embedded or ranked; absent if none was."""
 
+MODEL_HEADER = "Modelyard-Model"
+"""The model that answers, where the request names it by an alias, or a fallback has answered; absent elsewhere."""
+
 EMPTY_CHUNK = NUL
 
 WRITE_SIZE = 64 * 1024

@@ -29,6 +29,11 @@ from ..types import JSONObject
 from .messages import output_from_wire
 
 PROBLEM_TYPE = "urn:modelyard:error:"
+TOO_LONG = "the prompt is too long (context_length_exceeded): "
+"""The beginning of the message of OpenAI's error for a prompt, or a text, that does not fit into the model's context.
+
+LangChain finds this error by words of its message alone. Who reads the message takes the beginning off again.
+"""
 _MAX_TEXT = 2000
 _PAUSE = re.compile(r"\d{1,4}", re.ASCII)
 _LOAD = re.compile(r"slots=\d{1,9};free=\d{1,9};waiting=\d{1,9}", re.ASCII)

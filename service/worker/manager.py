@@ -23,7 +23,7 @@ from .declarations import Declarations
 from .local_models import LocalModels
 from .outcomes import in_parallel, merged, outcome_of, timed
 from .protocol import APPLY_TYPES, EVERY_MODEL
-from .shared_calls import SharedCalls
+from .shared_calls import SharedCalls, shortest
 from .spans import spanned
 from .worker import State
 
@@ -115,6 +115,10 @@ class LocalWorkerManager(SharedCalls):
             for worker in self.models.workers()
             if key in (None, worker.key)
         ]
+
+    def context_lengths(self) -> Mapping[str, int]:
+        """Return the context length of each model that is ready, by its name."""
+        return shortest((worker.name, worker.context_length) for worker in self.models.workers())
 
     def load_of(self, model: str, worker_type: WorkerType) -> str | None:
         """Return the value of ``Modelyard-Load`` for a model; None if it is not in this process."""

@@ -92,9 +92,6 @@ class Service(Protocol):
     def check_open(self) -> None:
         """Raise Draining or NotReady if no request is accepted now."""
 
-    def context_lengths(self) -> dict[str, int]:
-        """Return the context length of each model that runs in this process, by its name."""
-
     def status(self) -> JSONObject:
         """Return ``ready``, ``state`` (`ServiceState`), the reason, and each model with its own state and reason."""
 
@@ -171,6 +168,18 @@ class WorkerManager(Protocol):
         self, worker_type: WorkerType | None = None, *, healthy_only: bool = True
     ) -> list[ModelInstance]:
         """Return all instances, of one type if given."""
+
+    def context_lengths(self) -> Mapping[str, int]:
+        """Return the context length of each model that has one, by its name: the shortest of several instances.
+
+        It is read from what this process knows already: no other process is called.
+        """
+
+    def default_model(self, *types: WorkerType) -> str:
+        """Return the model of a request that names none: that of the first of ``types`` that has any.
+
+        Raises InvalidRequest if there are several, UnknownModel if there is none.
+        """
 
     def select_one_instance(self, key: str) -> ModelInstance:
         """Return a healthy instance of a worker key. Raises UnknownModel, NotReady."""

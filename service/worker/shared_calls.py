@@ -6,6 +6,7 @@ import logging
 import random
 import threading
 from abc import abstractmethod
+from collections.abc import Iterable
 
 from ..errors import InvalidRequest, NotReady, UnknownModel
 from ..streams import Cancel, whole_answer
@@ -14,6 +15,15 @@ from ..types import GenerateRequest, ModelInstance, ModelOutput, WorkerType, spl
 from .protocol import StartCallback, WorkerManager
 
 log = logging.getLogger(__name__)
+
+
+def shortest(lengths: Iterable[tuple[str, int | None]]) -> dict[str, int]:
+    """Return the shortest of the context lengths of each name, without names that have none."""
+    by_name: dict[str, int] = {}
+    for name, length in lengths:
+        if length is not None:
+            by_name[name] = min(length, by_name.get(name, length))
+    return by_name
 
 
 class SharedCalls(WorkerManager):
@@ -59,6 +69,21 @@ class SharedCalls(WorkerManager):
         if not healthy:
             raise NotReady(f"no instance of {key} is ready")
         return random.choice(healthy)  # noqa: S311 - no secret
+
+    def default_model(self, *types: WorkerType) -> str:
+        """Return the only model of the first of ``types`` that has any.
+
+        Raises InvalidRequest if there are several, UnknownModel if there is none.
+        """
+        for kind in types:
+            instances = self.get_all_model_instances(kind, healthy_only=False)
+            names = sorted({split_worker_key(instance.model_name)[0] for instance in instances})
+            if len(names) > 1:
+                fault = f"is missing: give one of {', '.join(names)}"
+                raise InvalidRequest.of_fields([{"field": "model", "message": fault}])
+            if names:
+                return names[0]
+        raise UnknownModel(f"no model is given, and there is none of type {' or '.join(types)}")
 
     def _first_llm(self) -> str:
         """Return the name of the first LLM that is ready, or else of the first LLM.

@@ -250,6 +250,17 @@ class ModelWorker:
         except BaseException as error:
             raise self.engine_error(error) from error
 
+    @property
+    def context_length(self) -> int | None:
+        """The context length in the metadata of a model that is ready; None without one."""
+        try:
+            return self.metadata().context_length
+        except NotReady:
+            return None
+        except Exception as error:  # noqa: BLE001 - the engine's: a list of models, or a heartbeat, goes on without it
+            log.warning("model %s: its metadata can't be read: %s", self.key, error)
+            return None
+
     def metadata(self) -> ModelMetadata:
         """Return the metadata of the model; never waits in line."""
         self.check_ready()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from modelyard.cli.tables import shown
@@ -15,6 +15,8 @@ from modelyard.settings import params
 from modelyard.settings.params import Param
 from modelyard.settings.settings import Settings
 
+KINDS = {str: "string", int: "integer", float: "number", bool: "true, false", list: "list of strings", dict: "table"}
+NOTHING: Sequence[object] = (None, "", [], {})
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 
 
@@ -39,13 +41,14 @@ def _table(declared: Iterable[Param]) -> str:
 
 
 def _row(param: Param) -> str:
-    kind = {str: "string", int: "integer", float: "number", bool: "true, false", list: "list of strings"}[param.type]
+    kind = KINDS[param.type]
     takes = allowed(param)
     if param.choices:
         kind = ", ".join(f"`{choice}`" for choice in param.choices)
     elif takes:
         kind += f", {takes}"
-    default = "required" if param.required else "" if param.default in (None, "", []) else f"`{shown(param.default)}`"
+    default = "" if param.default in NOTHING else f"`{shown(param.default)}`"
+    default = "required" if param.required else default
     if param.type is bool and not param.required:
         default = f"`{str(param.default).lower()}`"
     tags = f" ({', '.join(sorted(param.tags))})" if param.tags else ""

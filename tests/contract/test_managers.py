@@ -49,11 +49,10 @@ STARTED = ["a@llm", "b@llm", "rank@reranker", "vec@text2vec"]
 
 
 @contextmanager
-def manager_of(folder: Path, role: str) -> Iterator[WorkerManager]:
+def manager_of(folder: Path, role: str, **options: Any) -> Iterator[WorkerManager]:
     """Give the manager of a process, over the models of `TABLES`, with 56 slots to share."""
-    settings = Settings(
-        models_dirs=[str(folder / "models")], state_dir=str(folder / "state"), threads=64, port=7000, role=role
-    )
+    folders = {"models_dirs": [str(folder / "models")], "state_dir": str(folder / "state")}
+    settings = Settings(**folders, threads=64, port=7000, role=role, **options)
     settings.model_tables = tuple(TABLES)
     runtime = Runtime(settings, environ={})
     runtime.start()
@@ -68,6 +67,7 @@ def manager_of(folder: Path, role: str) -> Iterator[WorkerManager]:
 MANAGERS: dict[str, Callable[[Path], AbstractContextManager[WorkerManager]]] = {
     "local": lambda folder: manager_of(folder, "worker"),
     "standalone": lambda folder: manager_of(folder, "standalone"),
+    "with names": lambda folder: manager_of(folder, "worker", aliases={"x": "a"}, fallbacks={"a": ["nowhere"]}),
     "hosted": lambda folder: hosted_manager(folder, TABLES),
     "remote": lambda folder: remote_manager(folder, TABLES),
 }

@@ -29,7 +29,7 @@ from ...types import (
 )
 from ...wire.errors import error_of_response
 from ...worker.protocol import ServiceState
-from ...worker.shared_calls import SharedCalls
+from ...worker.shared_calls import SharedCalls, shortest
 from ...worker.spans import spanned
 from ...worker.worker import State
 from ..remote_machine import RemoteMachine
@@ -76,6 +76,7 @@ class HostedWorkerManager(SharedCalls):
         self._workers: dict[str, RemoteModelWorker] = {}
         self._keys: set[str] = set()
         """The worker keys of the host's models, by its last status."""
+        self._context_lengths: Mapping[str, int] = {}
 
     def _worker(self, model: str, *types: WorkerType) -> RemoteModelWorker:
         """Return the model to call as one of ``types``. If the host has no such model, the call itself fails."""
@@ -133,6 +134,8 @@ class HostedWorkerManager(SharedCalls):
                 raise error_of_response(response.status_code, response.headers, response.content, self.endpoint.url)
             status = response.json()
         self._keys = {str(model["model"]) for model in status["models"]}
+        lengths = ((str(m["model"]).rpartition("@")[0], m.get("context_length")) for m in status["models"])
+        self._context_lengths = shortest((name, length) for name, length in lengths if isinstance(length, int))
         names = ["ready", "state", "reason", "models", "unsaved", *({"cluster"} & status.keys())]
         return {name: status.get(name) for name in names}
 
@@ -218,6 +221,10 @@ class HostedWorkerManager(SharedCalls):
             for model in self._called(self.status, None)["models"]
             if "@" in model["model"] and key in (None, model["model"])
         ]
+
+    def context_lengths(self) -> Mapping[str, int]:
+        """Return the context length of each model, by its name, as it is in the host's last status."""
+        return self._context_lengths
 
     def load_of(self, model: str, worker_type: WorkerType) -> str | None:
         """Return the load of a model in the host's last answer to this process."""

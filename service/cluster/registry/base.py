@@ -7,6 +7,7 @@ clock: there is no job that marks dead instances, and the clocks of other machin
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -20,6 +21,11 @@ HEARTBEAT_TIMEOUT = 60.0
 
 ANY_GENERATION = 0
 """The generation of a heartbeat whose client has none, such as DB-GPT's: it means the generation of the row."""
+
+
+CONTEXT_LENGTH = "context_length="
+"""The beginning of the capability that has the context length of a model, in tokens."""
+_TOKENS = re.compile(r"[1-9]\d{0,8}", re.ASCII)
 
 
 @dataclass(slots=True)
@@ -40,7 +46,7 @@ class Instance:
     check_healthy: bool = True
     """Whether it needs heartbeats to count as healthy."""
     capabilities: list[str] = field(default_factory=list)
-    """What its server can do beyond DB-GPT's contract: ``delta``."""
+    """What its server can do beyond DB-GPT's contract, ``delta``, and what its model is: ``context_length=TOKENS``."""
     load: str | None = None
     """The value of ``Modelyard-Load`` at its last heartbeat."""
     prompt_template: str | None = None
@@ -49,6 +55,12 @@ class Instance:
     last_heartbeat: float | None = None
     """Seconds since 1970 by the store's clock."""
     healthy: bool = False
+
+    @property
+    def context_length(self) -> int | None:
+        """The context length of its model; None if its server has not reported one."""
+        texts = [word.removeprefix(CONTEXT_LENGTH) for word in self.capabilities if word.startswith(CONTEXT_LENGTH)]
+        return int(texts[0]) if texts and _TOKENS.fullmatch(texts[0]) else None
 
 
 def place_of(url: str) -> tuple[str, int]:

@@ -21,7 +21,8 @@ from modelyard.errors import EngineError, StartFailed
 from modelyard.server.extension import attach, create_app
 from modelyard.server.runtime import Runtime
 from modelyard.settings.settings import Settings
-from modelyard.types import ModelOutput, WorkerType
+from modelyard.streams import Cancel, OutputStream
+from modelyard.types import Burst, WorkerType
 from running import wait_until
 from steered import Steered
 from werkzeug.test import TestResponse
@@ -842,8 +843,8 @@ def test_a_view_of_the_host_keeps_its_own_errors(host, runtime):
 
 def test_the_manager_may_be_swapped(client, runtime):
     class Other:
-        def generate(self, request: Any, cancel: Any, *, wait: bool) -> ModelOutput:
-            return ModelOutput(f"other: {request.prompt}")
+        def generate_stream(self, request: Any, cancel: Cancel, *, wait: bool) -> OutputStream:
+            return OutputStream(iter([Burst([f"other: {request.prompt}"])]), cancel, lambda: None)
 
         def load_of(self, model: str, kind: WorkerType) -> None:
             return None
@@ -898,7 +899,8 @@ def test_health_is_told_in_three_ways(client, runtime):
     assert client.get("/api/health").json == {"status": "ok"}
     ready = client.get("/readyz")
     assert (ready.status_code, ready.json["ready"], ready.json["reason"]) == (200, True, None)
-    assert {"model": "s@llm", "state": "ready", "reason": None} in ready.json["models"]
+    entry = {"model": "s@llm", "state": "ready", "reason": None, "context_length": 128}
+    assert entry in ready.json["models"]
 
 
 # The access line

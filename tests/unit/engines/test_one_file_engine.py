@@ -52,7 +52,8 @@ def runtime(client: FlaskClient) -> Runtime:
 
 
 def test_it_is_ready(client):
-    assert client.get("/readyz").json["models"] == [{"model": "loud@llm", "state": "ready", "reason": None}]
+    entry = {"model": "loud@llm", "state": "ready", "reason": None, "context_length": 4096}
+    assert client.get("/readyz").json["models"] == [entry]
 
 
 def test_it_answers_through_the_manager(runtime):

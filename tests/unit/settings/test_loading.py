@@ -194,6 +194,10 @@ def other_than_default(name: str) -> object:
         "prefix": "/ml/api",
         "reserve": 9,
         "tracing_sample": 0.5,
+        "aliases": {"gpt-4o": "large"},
+        "default_models": {"llm": "large"},
+        "fallbacks": {"large": ["small", "tiny"]},
+        "unknown_models": "default",
     }
     default = getattr(Settings(), name)
     if name in special:

@@ -27,6 +27,8 @@ class Sample:
     mood: str = param("good", help="its mood", choices=["good", "bad"])
     note: str | None = param(None, help="a note")
     limit: int | None = param(None, help="a limit", min=0)
+    table: dict[str, str] = param({}, help="a word for each name")
+    lists: dict[str, list[str]] = param({"a": ["b", "c"]}, help="some words for each name")
     words: list[str] = param(["a", "b"], help="its words")
     more: list[str] | None = param(None, help="more of them")
     secret: str | None = param(None, help="a password", tags=["privacy"])
@@ -63,6 +65,9 @@ def declared(name: str) -> params.Param:
         ("limit", "3", 3),
         ("words", "x, y ,,z", ["x", "y", "z"]),
         ("words", "", []),
+        ("table", "a=b, gpt-4o = x=y ,,", {"a": "b", "gpt-4o": "x=y"}),
+        ("table", "", {}),
+        ("lists", "a=b+c, d = e", {"a": ["b", "c"], "d": ["e"]}),
     ],
 )
 def test_text_becomes_the_declared_type(name, text, value):
@@ -89,6 +94,11 @@ def test_text_becomes_the_declared_type(name, text, value):
         ("loud", "", "neither true nor false"),
         ("mood", "odd", "'odd' is not one of good, bad"),
         ("mood", "good ", "not one of good, bad"),
+        ("table", "a", "'a' is not NAME=VALUE"),
+        ("table", "a=b,a=c", "'a' is there twice"),
+        ("table", "a=", "'a': neither the name nor a value may be empty"),
+        ("lists", "=a", "'': neither the name nor a value may be empty"),
+        ("lists", "a=+", "'a': neither the name nor a value may be empty"),
     ],
 )
 def test_text_that_does_not_fit_is_refused_with_the_reason(name, text, why):
@@ -111,6 +121,8 @@ def test_text_that_does_not_fit_is_refused_with_the_reason(name, text, why):
         ("words", [], []),
         ("more", None, None),
         ("more", ["x"], ["x"]),
+        ("table", {"a": "b"}, {"a": "b"}),
+        ("lists", {"a": ["b"]}, {"a": ["b"]}),
     ],
 )
 def test_a_value_of_the_right_type_is_taken(name, value, taken):
@@ -228,7 +240,7 @@ def test_the_values_of_an_instance_are_described_as_defaults():
 def test_every_default_of_the_package_passes_its_own_check(cls):
     for name, one in params.params_of(cls).items():
         assert one.help
-        assert one.type in (str, int, float, bool, list), name
+        assert one.type in (str, int, float, bool, list, dict), name
         if not one.required:
             assert one.check(one.default) == one.default, name
 

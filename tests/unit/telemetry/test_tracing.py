@@ -152,7 +152,12 @@ def test_off_no_span_is_made(folder, monkeypatch):
 def test_off_a_callers_span_is_told_to_the_next_hop(folder, monkeypatch, headers, span_id, told):
     traced = Traced(folder, tracing=None)
     heard: list[dict[str, str]] = []
-    monkeypatch.setattr(traced.runtime.manager, "generate", lambda *a, **k: heard.append(dict(outgoing_headers())))
+
+    def generate_stream(request: GenerateRequest, cancel: Cancel, *, wait: bool) -> OutputStream:
+        heard.append(dict(outgoing_headers()))
+        return OutputStream(iter(()), cancel, lambda: None)
+
+    monkeypatch.setattr(traced.runtime.manager, "generate_stream", generate_stream)
     traced.post("generate", prompt(span_id=span_id), headers=headers)
     assert heard == [told]
     traced.runtime.stop()
@@ -322,14 +327,15 @@ def test_the_callers_own_id_is_kept(traced):
 def test_the_next_hop_is_told_of_the_span_that_asks_it(traced, monkeypatch):
     heard: list[dict[str, str]] = []
     manager = traced.runtime.local
-    monkeypatch.setattr(manager, "generate", spanned(lambda self, request, *a, **k: told()).__get__(manager))
 
-    def told() -> None:
+    def generate_stream(self: Any, request: GenerateRequest, cancel: Cancel, *, wait: bool) -> OutputStream:
         heard.append({**outgoing_headers(), "span_id": dbgpt.span_id() or ""})
+        return OutputStream(iter(()), cancel, lambda: None)
 
+    monkeypatch.setattr(manager, "generate_stream", spanned(generate_stream).__get__(manager))
     traced.post("generate", prompt(), headers={"DB-GPT-Trace-Span-Id": UUIDS})
     traced.post("generate", prompt(), headers={**PARENT, "tracestate": "vendor=1"})
-    dbgpts, w3cs = named(traced.spans(), "manager.<lambda>")
+    dbgpts, w3cs = named(traced.spans(), "manager.generate_stream")
     trace = UUIDS.partition(":")[0]
     assert heard == [
         {

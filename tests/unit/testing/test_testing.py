@@ -83,8 +83,8 @@ def test_the_worker_api_of_the_application_answers_too(shop: Flask, modelyard_ta
     runtime = modelyard_take_over(shop)
     client = shop.test_client()
     assert client.get("/ml/readyz").json["models"] == [
-        {"model": "smollm2-135m@llm", "state": "ready", "reason": None},
-        {"model": "minilm-l6@text2vec", "state": "ready", "reason": None},
+        {"model": "smollm2-135m@llm", "state": "ready", "reason": None, "context_length": 4096},
+        {"model": "minilm-l6@text2vec", "state": "ready", "reason": None, "context_length": 4096},
     ]
     modelyard_answers.say("Hi")
     asked = client.post("/ml/worker/generate", json={"model": "smollm2-135m", "prompt": "x"})

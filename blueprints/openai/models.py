@@ -1,0 +1,72 @@
+"""The list of models, aliases included, and the model of a request."""
+
+from __future__ import annotations
+
+from ...errors import NotReady, UnknownModel
+from ...types import JSONObject, WorkerType, split_worker_key
+from ...worker.protocol import Service, ServiceState
+
+_CAPABILITIES = {WorkerType.LLM: "completion", WorkerType.TEXT2VEC: "embedding", WorkerType.RERANKER: "rerank"}
+
+_NOT_YET = (ServiceState.STARTING.value, ServiceState.WAITING.value, ServiceState.DISCONNECTED.value)
+
+
+def model_entries(service: Service, created: int) -> dict[str, JSONObject]:
+    """Return OpenAI's object of each model and alias, by its name; nothing is started, and no model is called.
+
+    An alias has the entry of its model, with ``alias_of``. It is left out while there is no such model.
+    """
+    kinds: dict[str, set[WorkerType]] = {}
+    ready: set[str] = set()
+    for instance in service.manager.get_all_model_instances(healthy_only=False):
+        name, kind = split_worker_key(instance.model_name)
+        kinds.setdefault(name, set()).add(kind)
+        if instance.healthy:
+            ready.add(name)
+    lengths = service.manager.context_lengths()
+    entries = {
+        name: {
+            "id": name,
+            "object": "model",
+            "created": created,
+            "owned_by": "modelyard",
+            "capabilities": sorted(_CAPABILITIES[kind] for kind in kinds[name]),
+            "status": {"value": "loaded" if name in ready else "unloaded"},
+            **({"max_model_len": lengths[name]} if name in lengths else {}),
+        }
+        for name in kinds
+    }
+    aliases = {
+        alias: {**entries[model], "id": alias, "alias_of": model}
+        for alias, model in service.settings.aliases.items()
+        if model in entries
+    }
+    return dict(sorted({**entries, **aliases}.items()))
+
+
+def unknown_model(service: Service, entries: JSONObject, name: str) -> UnknownModel:
+    """Return the error for a name that is not among the entries. Raises NotReady while some may be missing."""
+    _check_complete(service)
+    return UnknownModel.among(entries, service.settings.aliases.get(name, name))
+
+
+def model_of(service: Service, body: JSONObject, *types: WorkerType) -> str:
+    """Return the name of the model in a body; without one the default of the first of ``types`` that has any.
+
+    Raises InvalidRequest if there are several and no default, UnknownModel if there is none.
+    """
+    model = body.get("model")
+    if model is not None:
+        return str(model)  # of another type than text: the schema refuses it
+    try:
+        return service.manager.default_model(*types)
+    except UnknownModel:
+        _check_complete(service)
+        raise
+
+
+def _check_complete(service: Service) -> None:
+    """Raise NotReady while this service may not know all of its models."""
+    status = service.status()
+    if status["state"] in _NOT_YET:
+        raise NotReady(f"the models are not there yet: {status['reason']}", retry_after=2)

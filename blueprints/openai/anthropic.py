@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -18,6 +18,7 @@ from .events import PieceEvents, named_event
 _STOP_REASONS: Mapping[str, str] = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 COPIED = ("model", "max_tokens", "temperature", "top_p", "top_k", "stream")
 """The fields that a message shares with a chat."""
+_TOOL_REFERENCE = "tool_reference"
 _TOOL_CHOICES: Mapping[str, str] = {"auto": "auto", "any": "required", "none": "none"}
 
 
@@ -38,7 +39,7 @@ def prompt(body: Mapping[str, Any], model: str) -> schemas.Generation:
     if body.get("stop_sequences") is not None:
         chat["stop"] = body["stop_sequences"]
     if body.get("tools"):
-        chat["tools"] = _tools(body["tools"])
+        chat["tools"] = _tools(body["tools"], _loaded_tools(body["messages"]))
     if body.get("tool_choice") is not None:
         chat |= _tool_choice(body["tool_choice"])
     with renamed_faults({"stop": "stop_sequences"}):
@@ -54,10 +55,14 @@ def _system(system: Any) -> list[JSONObject]:
 
 
 def _texts(field: str, blocks: Any) -> list[str]:
+    """Return the texts of blocks; a tool that a search has found stands there by its name."""
     if not isinstance(blocks, list):
         raise fault(field, "must be a string or a list of blocks")
     texts: list[str] = []
     for index, block in enumerate(blocks):
+        if isinstance(block, dict) and block.get("type") == _TOOL_REFERENCE:
+            texts.append(str(block.get("tool_name")))
+            continue
         if not isinstance(block, dict) or block.get("type") != "text" or not isinstance(block.get("text"), str):
             raise fault(f"{field}[{index}]", "must be a block of type text: no model here takes anything else")
         texts.append(block["text"])
@@ -120,13 +125,24 @@ def _assistant(field: str, content: Any) -> JSONObject:
     return {**message, "content": "\n".join(texts)}
 
 
-def _tools(tools: Any) -> list[JSONObject]:
+def _loaded_tools(messages: Any) -> set[str]:
+    """Return the names of the tools that the results of searches refer to."""
+    contents = [message["content"] for message in messages if isinstance(message["content"], list)]
+    results = [block.get("content") for blocks in contents for block in blocks if block["type"] == "tool_result"]
+    found = [block for result in results if isinstance(result, list) for block in result]
+    return {str(block.get("tool_name")) for block in found if block["type"] == _TOOL_REFERENCE}
+
+
+def _tools(tools: Any, loaded: Container[str]) -> list[JSONObject]:
+    """Return the functions that the model may call: a deferred one once a search has ``loaded`` it."""
     if not isinstance(tools, list):
         raise fault("tools", "must be a list")
     functions: list[JSONObject] = []
     for index, tool in enumerate(tools):
         if not isinstance(tool, dict) or not isinstance(tool.get("input_schema"), dict):
             raise fault(f"tools[{index}]", "must have an input_schema: tools of the server are not there")
+        if tool.get("defer_loading") is True and tool.get("name") not in loaded:
+            continue
         function = {"name": tool.get("name"), "parameters": tool["input_schema"]}
         if isinstance(tool.get("description"), str):
             function["description"] = tool["description"]
@@ -242,8 +258,10 @@ class MessageEvents(PieceEvents):
     def _end_block(self) -> bytes:
         if self._block is None:
             return b""
+        # Clients expect the signature of what was thought, and send it back.
+        signature = self._delta({"type": "signature_delta", "signature": ""}) if self._block[0] == "thinking" else b""
         self._block = None
-        return named_event("content_block_stop", {"index": self._index})
+        return signature + named_event("content_block_stop", {"index": self._index})
 
     def end(self) -> bytes:
         """Return the end of the message, with its reason and usage."""

@@ -22,8 +22,9 @@ from ..request.access_log import log_access, naming, read_call
 from ..request.bodies import json_response, vectors_response
 from ..request.fields import fault, load
 from ..request.streaming import Call, Encoder, stream_response
-from . import anthropic, errors, responses, schemas
+from . import anthropic, errors, response_events, responses, schemas
 from .answers import Choice, Header, Usage, chat_answer, completion_answer, whole_choices
+from .chat_fields import text_to_count
 from .choices import check_copies, open_choices
 from .events import ChatEvents, CompletionEvents
 from .models import model_entries, model_of, unknown_model
@@ -46,7 +47,9 @@ _TEXT_CALLS: Mapping[str, _TextCall] = {
     "/chat/completions": _TextCall(schemas.chat, "chatcmpl-", ChatEvents, chat_answer),
     "/completions": _TextCall(schemas.completion, "cmpl-", CompletionEvents, completion_answer),
     "/messages": _TextCall(anthropic.generation, "msg_", anthropic.MessageEvents, anthropic.message_answer),
-    "/responses": _TextCall(responses.generation, "resp_", responses.ResponseEvents, responses.response_answer),
+    "/responses": _TextCall(
+        responses.generation, "resp_", response_events.ResponseEvents, response_events.response_answer
+    ),
 }
 
 
@@ -115,6 +118,9 @@ def _add_generation(routes: Routes, service: Service) -> None:
     for path, text_call in _TEXT_CALLS.items():
         routes.add("POST", path, partial(_generate, service, text_call))
 
+    def count_chat_tokens() -> Response:
+        return json_response({"input_tokens": _prompt_tokens(service, schemas.chat)})
+
     def count_message_tokens() -> Response:
         return json_response({"input_tokens": _prompt_tokens(service, anthropic.prompt)})
 
@@ -122,6 +128,7 @@ def _add_generation(routes: Routes, service: Service) -> None:
         tokens = _prompt_tokens(service, responses.generation)
         return json_response({"object": "response.input_tokens", "input_tokens": tokens})
 
+    routes.add("POST", "/chat/completions/input_tokens", count_chat_tokens)
     routes.add("POST", "/messages/count_tokens", count_message_tokens)
     routes.add("POST", "/responses/input_tokens", count_input_tokens)
 
@@ -149,11 +156,11 @@ def _generate(service: Service, text_call: _TextCall) -> Response:
 
 
 def _prompt_tokens(service: Service, read: Callable[[JSONObject, str], schemas.Generation]) -> int:
-    """Return the tokens of the texts of a request, without those of the model's chat template."""
+    """Return the tokens of what a model reads of a request, without those of its chat template."""
     service.check_open()
     body = read_call(service)
-    messages = read(body, model_of(service, body, WorkerType.LLM)).requests[0]
-    return service.manager.count_token(messages.model, "\n".join(entry["content"] for entry in messages.messages))
+    prompt = read(body, model_of(service, body, WorkerType.LLM)).requests[0]
+    return service.manager.count_token(prompt.model, text_to_count(prompt))
 
 
 # Vectors

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from ...types import JSONObject
+from ...types import GenerateRequest, JSONObject
 from ...wire.messages import text_of_content
 from ..request.fields import fault
 
@@ -95,6 +96,20 @@ def as_text(message: Mapping[str, Any]) -> JSONObject:
     return {"role": "user" if role == "tool" else role, "content": message["content"]}
 
 
+def text_to_count(request: GenerateRequest) -> str:
+    """Return what a model reads of a request as one text: messages, reasoning, calls and tools."""
+    texts: list[str] = []
+    for message in request.options.get("messages") or request.messages:
+        texts += [message.get("reasoning_content", ""), message["content"]]
+        texts += [_json(call["function"]) for call in message.get("tool_calls") or ()]
+    texts += [_json(tool["function"]) for tool in request.options.get("tools") or ()]
+    return "\n".join(text for text in texts if text)
+
+
+def _json(value: JSONObject) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
 # Options
 
 
@@ -131,7 +146,9 @@ def _response_format(form: JSONObject | None) -> JSONObject | None:
         schema = form.get("json_schema")
         if not isinstance(schema, dict) or not isinstance(schema.get("schema") or {}, dict):
             raise fault("response_format.json_schema", "must be an object with name and schema")
-        if not isinstance(schema.get("name"), str) or not NAME.fullmatch(schema["name"]):
+        if schema.get("name") is None:  # clients of llama-server send none
+            return {**form, "json_schema": {**schema, "name": "schema"}}
+        if not isinstance(schema["name"], str) or not NAME.fullmatch(schema["name"]):
             raise fault("response_format.json_schema.name", "must have 1 to 64 of the characters a-z A-Z 0-9 _ -")
     return form
 

@@ -1,21 +1,18 @@
-"""OpenAI's responses, which Codex and the AI SDK speak: read as a chat, answered in items. Nothing is stored."""
+"""The requests of OpenAI's responses, which Codex and the AI SDK speak, read as a chat. Nothing is stored."""
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from ...errors import ModelyardError
 from ...types import JSONObject
 from ..request.fields import fault, renamed_faults
 from . import schemas
-from .answers import Choice, Header, Usage
-from .errors import document
-from .events import PieceEvents, named_event
 
 _STATEFUL = ("previous_response_id", "conversation", "background", "prompt")
 _ROLES = ("user", "assistant", "system", "developer")
+_REASONING = {"role", "reasoning_content"}
+"""The keys of a message of the assistant whose text follows."""
 COPIED = ("model", "temperature", "top_p", "stream", "parallel_tool_calls")
 """The fields that a response shares with a chat."""
 _SENT_AS: Mapping[str, str] = {
@@ -24,6 +21,8 @@ _SENT_AS: Mapping[str, str] = {
     "response_format": "text.format",
 }
 """The names of the fields of a response, by those of a chat."""
+_ECHOED = ("instructions", "max_output_tokens", "metadata", "reasoning", "text", "tool_choice")
+"""The fields of a request that its answer repeats."""
 
 
 # Requests
@@ -38,8 +37,8 @@ def generation(body: Mapping[str, Any], model: str) -> schemas.Generation:
     chat["messages"] = _messages(body.get("instructions"), body.get("input"))
     if body.get("max_output_tokens") is not None:
         chat["max_completion_tokens"] = body["max_output_tokens"]
-    if body.get("tools"):
-        chat["tools"] = _tools(body["tools"])
+    tools = _tools(body["tools"]) if body.get("tools") else []
+    chat["tools"] = [{"type": "function", "function": _function(tool)} for tool in tools]
     if body.get("tool_choice") is not None:
         chat["tool_choice"] = _tool_choice(body["tool_choice"])
     form = (body.get("text") or {}).get("format") if isinstance(body.get("text"), dict) else None
@@ -47,7 +46,7 @@ def generation(body: Mapping[str, Any], model: str) -> schemas.Generation:
         chat["response_format"] = _response_format(form)
     with renamed_faults(_SENT_AS):
         made = schemas.chat(chat, model)
-    made.body = {**made.body, **{name: body.get(name) for name in _ECHOED}}
+    made.body = {**made.body, **{name: body.get(name) for name in _ECHOED}, "tools": tools}
     return made
 
 
@@ -63,18 +62,20 @@ def _messages(instructions: Any, given: Any) -> list[JSONObject]:
         field = f"input[{index}]"
         kind = item.get("type", "message") if isinstance(item, dict) else None
         if kind == "message":
-            messages.append(_message(field, item))
+            _add_message(messages, field, item)
         elif kind == "function_call":
             _add_call(messages, field, item)
+        elif kind == "reasoning":
+            _add_reasoning(messages, item)
         elif kind == "function_call_output":
             if not isinstance(item.get("call_id"), str):
                 raise fault(f"{field}.call_id", "must be the id of the call that this answers")
             output = item.get("output")
             text = output if isinstance(output, str) else _text(f"{field}.output", output)
             messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": text})
-        elif kind != "reasoning":
+        else:
             raise fault(f"{field}.type", f"is {kind!r}: messages, function calls and their outputs are understood")
-    return messages
+    return [{"content": "", **message} for message in messages]
 
 
 def _add_call(messages: list[JSONObject], field: str, item: JSONObject) -> None:
@@ -83,18 +84,30 @@ def _add_call(messages: list[JSONObject], field: str, item: JSONObject) -> None:
         if not isinstance(item.get(name), str):
             raise fault(f"{field}.{name}", "must be a string")
     if not messages or messages[-1]["role"] != "assistant":
-        messages.append({"role": "assistant", "content": ""})
-    function = {"name": item.get("name"), "arguments": item.get("arguments")}
+        messages.append({"role": "assistant"})
+    function = {"name": name_of(item), "arguments": item.get("arguments")}
     calls = messages[-1].setdefault("tool_calls", [])
     calls.append({"id": item.get("call_id"), "type": "function", "function": function})
 
 
-def _message(field: str, item: JSONObject) -> JSONObject:
+def _add_message(messages: list[JSONObject], field: str, item: JSONObject) -> None:
+    """Add a message; that of the assistant is one with the reasoning before it."""
     if item.get("role") not in _ROLES:
         raise fault(f"{field}.role", f"must be one of {', '.join(_ROLES)}")
     content = item.get("content")
     text = content if isinstance(content, str) else _text(f"{field}.content", content)
-    return {"role": item["role"], "content": text}
+    if item["role"] == "assistant" and messages and messages[-1].keys() == _REASONING:
+        messages[-1]["content"] = text
+    else:
+        messages.append({"role": item["role"], "content": text})
+
+
+def _add_reasoning(messages: list[JSONObject], item: JSONObject) -> None:
+    parts = item.get("content") or item.get("summary")
+    texts = [part.get("text") for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
+    reasoning = "".join(text for text in texts if isinstance(text, str))
+    if reasoning:
+        messages.append({"role": "assistant", "reasoning_content": reasoning})
 
 
 def _text(field: str, parts: Any) -> str:
@@ -111,21 +124,41 @@ def _text(field: str, parts: Any) -> str:
 
 
 def _tools(tools: Any) -> list[JSONObject]:
+    """Return the functions that a model may call, those of a namespace with its name.
+
+    Agents offer tools of the server, a web search, beside their functions: the model is not told of them.
+    """
     if not isinstance(tools, list):
         raise fault("tools", "must be a list")
     functions: list[JSONObject] = []
     for index, tool in enumerate(tools):
-        if not isinstance(tool, dict) or tool.get("type") != "function":
-            raise fault(f"tools[{index}].type", "must be function: tools of the server are not there")
-        names = ("name", "description", "parameters", "strict")
-        function = {name: tool[name] for name in names if tool.get(name) is not None}
-        functions.append({"type": "function", "function": function})
+        if not isinstance(tool, dict):
+            raise fault(f"tools[{index}]", "must be an object with a type")
+        if tool.get("type") == "function":
+            functions.append(tool)
+        elif tool.get("type") == "namespace":
+            inner = tool.get("tools")
+            for function in inner if isinstance(inner, list) else ():
+                functions.append({**function, "namespace": tool.get("name")})
+    if not functions:
+        raise fault("tools[0].type", "must be function: tools of the server are not there")
     return functions
+
+
+def _function(tool: JSONObject) -> JSONObject:
+    function = {name: tool[name] for name in ("description", "parameters", "strict") if tool.get(name) is not None}
+    return {"name": name_of(tool), **function}
+
+
+def name_of(function: Mapping[str, Any]) -> Any:
+    """Return the name by which a model knows a function, or calls it: in a namespace it begins with its name."""
+    namespace = function.get("namespace")
+    return f"{namespace}__{function.get('name')}" if namespace else function.get("name")
 
 
 def _tool_choice(choice: Any) -> Any:
     if isinstance(choice, dict) and choice.get("type") == "function":
-        return {"type": "function", "function": {"name": choice.get("name")}}
+        return {"type": "function", "function": {"name": name_of(choice)}}
     if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
         named = [{"function": tool} for tool in choice.get("tools") or []]
         return {"type": "allowed_tools", "allowed_tools": {"mode": choice.get("mode"), "tools": named}}
@@ -138,192 +171,3 @@ def _response_format(form: Any) -> Any:
     if form.get("type") != "json_schema":
         return form
     return {"type": "json_schema", "json_schema": {name: form.get(name) for name in ("name", "schema", "strict")}}
-
-
-# Answers
-
-
-_ECHOED = ("instructions", "max_output_tokens", "metadata", "reasoning", "text", "tool_choice", "tools")
-
-
-def _response(header: Header, generation: schemas.Generation, status: str, **fields: Any) -> JSONObject:
-    """Return the object of a response with the fields of its request."""
-    body = generation.body
-    return {
-        "id": header.id,
-        "object": "response",
-        "created_at": header.created,
-        "status": status,
-        "error": None,
-        "incomplete_details": None,
-        "instructions": body.get("instructions"),
-        "max_output_tokens": body.get("max_output_tokens"),
-        "model": header.model,
-        "output": [],
-        "parallel_tool_calls": body.get("parallel_tool_calls", True),
-        "previous_response_id": None,
-        "reasoning": body.get("reasoning") or {"effort": None, "summary": None},
-        "store": False,
-        "temperature": body.get("temperature", 1.0),
-        "text": body.get("text") or {"format": {"type": "text"}},
-        "tool_choice": body.get("tool_choice") or "auto",
-        "tools": body.get("tools") or [],
-        "top_p": body.get("top_p", 1.0),
-        "truncation": "disabled",
-        "usage": None,
-        "metadata": body.get("metadata") or {},
-        **fields,
-    }
-
-
-def _usage(usage: Usage) -> JSONObject | None:
-    total = usage.total()
-    if total is None:
-        return None
-    return {
-        "input_tokens": total["prompt_tokens"],
-        "input_tokens_details": {"cached_tokens": usage.cached_tokens or 0, "cache_write_tokens": 0},
-        "output_tokens": total["completion_tokens"],
-        "output_tokens_details": {"reasoning_tokens": 0},
-        "total_tokens": total["total_tokens"],
-    }
-
-
-def _ended(
-    header: Header, generation: schemas.Generation, reason: str, output: list[JSONObject], usage: Usage
-) -> JSONObject:
-    is_cut = reason == "length"
-    return _response(
-        header,
-        generation,
-        "incomplete" if is_cut else "completed",
-        incomplete_details={"reason": "max_output_tokens"} if is_cut else None,
-        output=output,
-        usage=_usage(usage),
-    )
-
-
-def _text_part(text: str) -> JSONObject:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
-
-
-def _message_item(number: str, status: str, content: list[JSONObject]) -> JSONObject:
-    return {"id": f"msg_{number}", "type": "message", "status": status, "role": "assistant", "content": content}
-
-
-def _call_item(number: str, status: str, call: JSONObject) -> JSONObject:
-    function = call["function"]
-    return {
-        "id": f"fc_{number}",
-        "type": "function_call",
-        "status": status,
-        "call_id": call["id"],
-        "name": function["name"],
-        "arguments": function["arguments"],
-    }
-
-
-def response_answer(
-    header: Header, choices: Sequence[Choice], usage: Usage, generation: schemas.Generation
-) -> JSONObject:
-    """Return a whole response."""
-    choice, output = choices[0], []
-    if choice.text or not choice.tool_calls:
-        output.append(_message_item(_number(), "completed", [_text_part(choice.text)]))
-    output += [_call_item(_number(), "completed", call) for call in choice.tool_calls]
-    return _ended(header, generation, choice.finish_reason, output, usage)
-
-
-def _number() -> str:
-    return uuid.uuid4().hex
-
-
-class ResponseEvents(PieceEvents):
-    """The events of a response: each of its items is added, goes on and is done, and then the response is."""
-
-    def __init__(self, header: Header, usage: Usage, generation: schemas.Generation) -> None:
-        super().__init__(header, usage, generation)
-        self._count = -1
-        self._output: list[JSONObject] = []
-        """The items that are done, and the one that goes on as the last."""
-        self._goes_on: tuple[str, int] | None = None
-        """The kind of the item that goes on, and the number of its call."""
-
-    def _event(self, kind: str, **fields: Any) -> bytes:
-        self._count += 1
-        return named_event(kind, {"sequence_number": self._count, **fields})
-
-    def begin(self) -> bytes:
-        """Return the beginning of the response."""
-        response = _response(self._header, self._generation, "in_progress")
-        return self._event("response.created", response=response) + self._event(
-            "response.in_progress", response=response
-        )
-
-    def _piece(self, piece: str, delta: JSONObject) -> bytes:
-        events = self._text(piece) if piece else b""
-        for part in delta.get("tool_calls") or ():
-            events += self._call(part)
-        return events
-
-    def _place(self) -> JSONObject:
-        return {"item_id": self._output[-1]["id"], "output_index": len(self._output) - 1}
-
-    def _text(self, piece: str) -> bytes:
-        events = b""
-        if self._goes_on != ("message", 0):
-            events += self._add(("message", 0), _message_item(_number(), "in_progress", []))
-            part = _text_part("")
-            self._output[-1]["content"] = [part]
-            events += self._event("response.content_part.added", **self._place(), content_index=0, part=_text_part(""))
-        self._output[-1]["content"][0]["text"] += piece
-        return events + self._event(
-            "response.output_text.delta", **self._place(), content_index=0, delta=piece, logprobs=[]
-        )
-
-    def _call(self, part: JSONObject) -> bytes:
-        events, function, key = b"", part.get("function") or {}, ("function_call", part.get("index", 0))
-        if self._goes_on != key:
-            call = {"id": part.get("id"), "function": {"name": function.get("name"), "arguments": ""}}
-            events += self._add(key, _call_item(_number(), "in_progress", call))
-        if arguments := function.get("arguments"):
-            self._output[-1]["arguments"] += arguments
-            events += self._event("response.function_call_arguments.delta", **self._place(), delta=arguments)
-        return events
-
-    def _add(self, key: tuple[str, int], item: JSONObject) -> bytes:
-        """Return the events that end the item that goes on, and begin ``item``."""
-        events = self._finish_item()
-        self._goes_on = key
-        self._output.append(item)
-        return events + self._event("response.output_item.added", output_index=len(self._output) - 1, item=item)
-
-    def _finish_item(self) -> bytes:
-        if self._goes_on is None:
-            return b""
-        self._goes_on = None
-        item, place = self._output[-1], self._place()
-        if item["type"] == "message":
-            part = item["content"][0]
-            events = self._event("response.output_text.done", **place, content_index=0, text=part["text"], logprobs=[])
-            events += self._event("response.content_part.done", **place, content_index=0, part=part)
-        else:
-            events = self._event(
-                "response.function_call_arguments.done", **place, name=item["name"], arguments=item["arguments"]
-            )
-        item["status"] = "completed"
-        return events + self._event("response.output_item.done", output_index=place["output_index"], item=item)
-
-    def end(self) -> bytes:
-        """Return the end of the response, with all of it."""
-        events = b"" if self._output else self._text("")
-        events += self._finish_item()
-        response = _ended(self._header, self._generation, self._reason, self._output, self._usage)
-        return events + self._event(f"response.{response['status']}", response=response)
-
-    def failure(self, error: ModelyardError) -> bytes:
-        """Return the events of an error."""
-        cause = document(error)["error"]
-        told = {"code": cause["code"] or cause["type"], "message": cause["message"]}
-        response = _response(self._header, self._generation, "failed", error=told, output=self._output)
-        return self._event("response.failed", response=response)

@@ -363,6 +363,44 @@ def test_a_schema_may_be_null(client, answers):
     assert last_options(answers) == {"response_format": form}
 
 
+def test_a_schema_without_a_name_gets_one(client, answers):
+    form = {"type": "json_schema", "json_schema": {"schema": {"const": 1}}}
+    assert chat(client, response_format=form).status_code == 200
+    assert last_options(answers)["response_format"]["json_schema"] == {"schema": {"const": 1}, "name": "schema"}
+
+
+THOUGHT = {"type": "thinking", "thinking": "a thought of five words", "signature": ""}
+USE = {"type": "tool_use", "id": "call_1", "name": "weather", "input": {"city": "Paris"}}
+RESULT = {"type": "tool_result", "tool_use_id": "call_1", "content": "sunny"}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "more"),
+    [
+        ("/chat/completions/input_tokens", {"messages": [{"role": "user", "content": "a b"}]}, {"tools": [WEATHER]}),
+        (
+            "/messages/count_tokens",
+            {"messages": [{"role": "user", "content": "a b"}]},
+            {"tools": [{"name": "weather", "input_schema": {"type": "object"}}]},
+        ),
+        (
+            "/messages/count_tokens",
+            {"messages": [{"role": "assistant", "content": [USE]}, {"role": "user", "content": [RESULT]}]},
+            {"messages": [{"role": "assistant", "content": [THOUGHT, USE]}, {"role": "user", "content": [RESULT]}]},
+        ),
+        ("/responses/input_tokens", {"input": "a b"}, {"tools": [{"type": "function", "name": "weather"}]}),
+    ],
+)
+def test_tools_and_thoughts_count_as_tokens_of_a_prompt(client, path, body, more):
+    def count(**fields: Any) -> int:
+        response = post(client, f"/v1{path}", {"model": "team/gpt", **body, **fields})
+        assert response.status_code == 200, response.text
+        return response.get_json()["input_tokens"]
+
+    assert count() > 0
+    assert count(**more) > count()
+
+
 def test_what_asks_for_nothing_is_left_out(client, answers):
     body = {"tools": [WEATHER], "tool_choice": "none", "logit_bias": {}, "logprobs": False}
     assert chat(client, **body, response_format={"type": "text"}).status_code == 200

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from modelyard.blueprints.openai import anthropic, responses
 from modelyard.blueprints.openai.answers import Choice, Header, Usage
+from modelyard.blueprints.openai.response_events import ResponseEvents, response_answer
 from modelyard.errors import EngineError, InvalidRequest, Overloaded
 from modelyard.types import Burst, JSONObject
 
@@ -121,7 +122,7 @@ def test_the_events_of_a_message_are_those_of_its_blocks():
     events = events_of(encoder, BURSTS)
     assert [name for name, _ in events] == [
         "message_start",
-        *("content_block_start", "content_block_delta", "content_block_stop"),
+        *("content_block_start", "content_block_delta", "content_block_delta", "content_block_stop"),
         *("content_block_start", "content_block_delta", "content_block_stop"),
         *("content_block_start", "content_block_delta", "content_block_stop"),
         *("message_delta", "message_stop"),
@@ -129,9 +130,34 @@ def test_the_events_of_a_message_are_those_of_its_blocks():
     started = [body["content_block"]["type"] for name, body in events if name == "content_block_start"]
     assert started == ["thinking", "text", "tool_use"]
     assert [body["index"] for name, body in events if name == "content_block_stop"] == [0, 1, 2]
-    assert events[8][1]["delta"] == {"type": "input_json_delta", "partial_json": '{"city":"Paris"}'}
+    deltas = [body["delta"] for name, body in events if name == "content_block_delta"]
+    assert deltas[1] == {"type": "signature_delta", "signature": ""}, "a client waits for it at the end of a thought"
+    assert deltas[3] == {"type": "input_json_delta", "partial_json": '{"city":"Paris"}'}
     assert events[-2][1]["delta"] == {"stop_reason": "tool_use", "stop_sequence": None}
     assert events[-2][1]["usage"] == {"input_tokens": 3, "output_tokens": 4}
+
+
+def test_a_deferred_tool_is_offered_once_a_search_has_found_it():
+    tools = [{"name": name, "input_schema": SCHEMA, "defer_loading": True} for name in ("weather", "time")]
+    search = {"type": "tool_use", "id": "call_1", "name": "ToolSearch", "input": {"query": "time"}}
+    found = {
+        "type": "tool_result",
+        "tool_use_id": "call_1",
+        "content": [{"type": "tool_reference", "tool_name": "time"}],
+    }
+    asked = [{"role": "user", "content": "Time?"}]
+    tools.append({"name": "ToolSearch", "input_schema": SCHEMA})
+
+    def offered(messages: list[JSONObject]) -> tuple[list[str], list[JSONObject]]:
+        request = anthropic.generation(message(messages=messages, tools=tools), "m").requests[0]
+        names = [tool["function"]["name"] for tool in request.options["tools"]]
+        return names, request.options.get("messages", request.messages)
+
+    assert offered(asked)[0] == ["ToolSearch"]
+    answers = [{"role": "assistant", "content": [search]}, {"role": "user", "content": [found]}]
+    names, messages = offered(asked + answers)
+    assert names == ["time", "ToolSearch"]
+    assert messages[-1] == {"role": "tool", "tool_call_id": "call_1", "content": "time"}
 
 
 def test_a_whole_message_has_its_blocks():
@@ -153,7 +179,7 @@ def test_cached_tokens_are_told_in_the_words_of_each_dialect():
     assert counted.total() == {**total, "prompt_tokens_details": {"cached_tokens": 4}}
     answer = anthropic.message_answer(HEADER, [CHOICE], counted, anthropic.generation(message(), "m"))
     assert answer["usage"] == {"input_tokens": 2, "cache_read_input_tokens": 4, "output_tokens": 4}
-    answer = responses.response_answer(HEADER, [CHOICE], counted, responses.generation({"input": "a"}, "m"))
+    answer = response_answer(HEADER, [CHOICE], counted, responses.generation({"input": "a"}, "m"))
     assert answer["usage"]["input_tokens"] == 6
     assert answer["usage"]["input_tokens_details"] == {"cached_tokens": 4, "cache_write_tokens": 0}
 
@@ -169,7 +195,7 @@ def test_a_message_that_fails_ends_with_an_error_event():
 ITEMS = [
     {"role": "developer", "content": "Be kind."},
     {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Weather?"}]},
-    {"type": "reasoning", "summary": []},
+    {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "hm"}]},
     {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "Let me see."}]},
     {"type": "function_call", "call_id": "call_1", "name": "weather", "arguments": '{"city":"Paris"}'},
     {"type": "function_call_output", "call_id": "call_1", "output": "sunny"},
@@ -185,7 +211,12 @@ def test_the_items_of_a_response_are_read_as_a_chat():
         {"role": "system", "content": "Be short."},
         {"role": "system", "content": "Be kind."},
         {"role": "user", "content": "Weather?"},
-        {"role": "assistant", "content": "Let me see.", "tool_calls": CHAT[2]["tool_calls"]},
+        {
+            "role": "assistant",
+            "content": "Let me see.",
+            "reasoning_content": "hm",
+            "tool_calls": CHAT[2]["tool_calls"],
+        },
         {"role": "tool", "content": "sunny", "tool_call_id": "call_1"},
     ]
     assert request.options["tools"] == [FUNCTION]
@@ -203,6 +234,51 @@ def test_the_tools_that_a_response_may_call_are_named_without_their_function():
         "tools": [{"type": "function", "function": {"name": "time"}}],
         "tool_choice": "required",
     }
+
+
+def test_reasoning_before_a_call_and_reasoning_alone_are_read_too():
+    thought = {"type": "reasoning", "summary": [{"type": "summary_text", "text": "hm"}]}
+    call, output = ITEMS[4:]
+    body = {"input": [ITEMS[1], thought, call, output, thought, {"role": "user", "content": "Well?"}]}
+    messages = responses.generation(body, "m").requests[0].options["messages"]
+    assert [message["role"] for message in messages] == ["user", "assistant", "tool", "assistant", "user"]
+    assert [message.get("reasoning_content") for message in messages] == [None, "hm", None, "hm", None]
+    assert messages[1]["tool_calls"] == CHAT[2]["tool_calls"]
+    assert messages[3]["content"] == ""
+
+
+NAMESPACE = {
+    "type": "namespace",
+    "name": "agents",
+    "tools": [{"type": "function", "name": "spawn", "parameters": SCHEMA}],
+}
+
+
+def test_the_tools_of_an_agent_are_its_functions_and_those_of_its_namespaces():
+    tools = [{"type": "function", "name": "weather"}, NAMESPACE, {"type": "web_search"}]
+    call = {**ITEMS[4], "name": "spawn", "namespace": "agents"}
+    generation = responses.generation({"input": [*ITEMS[:4], call, ITEMS[5]], "tools": tools}, "m")
+    options = generation.requests[0].options
+    assert [tool["function"]["name"] for tool in options["tools"]] == ["weather", "agents__spawn"]
+    assert options["messages"][2]["tool_calls"][0]["function"]["name"] == "agents__spawn"
+    assert [tool["type"] for tool in generation.body["tools"]] == ["function"] * 2, "the answer names those in effect"
+
+
+def test_a_call_within_a_namespace_is_told_as_the_client_named_it():
+    body = {
+        "input": "a",
+        "tools": [NAMESPACE],
+        "tool_choice": {"type": "function", "name": "spawn", "namespace": "agents"},
+    }
+    generation = responses.generation(body, "m")
+    function = {"name": "agents__spawn", "arguments": "{}"}
+    call = {"index": 0, "id": "call_1", "type": "function", "function": function}
+    events = events_of(
+        ResponseEvents(HEADER, Usage(1), generation), [Burst([""], "tool_calls", deltas=[{"tool_calls": [call]}])]
+    )
+    whole = response_answer(HEADER, [Choice("", "tool_calls", "", [call])], usage(), generation)
+    for item in (events[2][1]["item"], events[-1][1]["response"]["output"][0], whole["output"][0]):
+        assert (item["name"], item["namespace"]) == ("spawn", "agents")
 
 
 @pytest.mark.parametrize(
@@ -225,14 +301,15 @@ def test_a_response_that_can_not_be_made_is_refused_with_its_field(fields, field
     assert refused.value.errors[0]["field"] == field
 
 
-def response_events() -> responses.ResponseEvents:
-    return responses.ResponseEvents(HEADER, Usage(1), responses.generation({"input": "a"}, "m"))
+def response_events() -> ResponseEvents:
+    return ResponseEvents(HEADER, Usage(1), responses.generation({"input": "a"}, "m"))
 
 
 def test_the_events_of_a_response_are_those_of_its_items():
     events = events_of(response_events(), BURSTS)
     assert [name.removeprefix("response.") for name, _ in events] == [
         *("created", "in_progress"),
+        *("output_item.added", "reasoning_text.delta", "reasoning_text.done", "output_item.done"),
         *("output_item.added", "content_part.added", "output_text.delta"),
         *("output_text.done", "content_part.done", "output_item.done"),
         *("output_item.added", "function_call_arguments.delta"),
@@ -242,12 +319,15 @@ def test_the_events_of_a_response_are_those_of_its_items():
     assert [body["sequence_number"] for _, body in events] == list(range(len(events)))
     whole = events[-1][1]["response"]
     assert [(item["type"], item["status"]) for item in whole["output"]] == [
+        ("reasoning", "completed"),
         ("message", "completed"),
         ("function_call", "completed"),
     ]
-    assert whole["output"][1]["arguments"] == '{"city":"Paris"}'
+    assert whole["output"][0]["content"] == [{"type": "reasoning_text", "text": "think"}]
+    assert whole["output"][2]["arguments"] == '{"city":"Paris"}'
     assert whole["usage"]["total_tokens"] == 7
-    assert events[2][1]["item"]["content"] == []
+    assert events[2][1]["item"]["content"][0]["text"] == ""
+    assert events[6][1]["item"]["content"] == []
 
 
 def message_events() -> anthropic.MessageEvents:
@@ -257,6 +337,11 @@ def message_events() -> anthropic.MessageEvents:
 def test_a_response_without_text_has_an_empty_message():
     events = events_of(response_events(), [Burst([], "stop")])
     assert events[-1][1]["response"]["output"][0]["content"][0]["text"] == ""
+
+
+def test_a_response_of_reasoning_alone_has_an_empty_message_too():
+    events = events_of(response_events(), [Burst([""], "stop", deltas=[{"reasoning_content": "hm"}])])
+    assert [item["type"] for item in events[-1][1]["response"]["output"]] == ["reasoning", "message"]
 
 
 def test_a_response_that_is_cut_off_says_why():
@@ -272,9 +357,10 @@ def test_a_response_that_fails_says_so_in_the_stream():
 
 
 def test_a_whole_response_has_its_items():
-    answer = responses.response_answer(HEADER, [CHOICE], usage(), responses.generation({"input": "a"}, "m"))
-    assert [item["type"] for item in answer["output"]] == ["message", "function_call"]
-    assert answer["output"][1]["call_id"] == "call_1"
+    answer = response_answer(HEADER, [CHOICE], usage(), responses.generation({"input": "a"}, "m"))
+    assert [item["type"] for item in answer["output"]] == ["reasoning", "message", "function_call"]
+    assert answer["output"][0]["content"] == [{"type": "reasoning_text", "text": "think"}]
+    assert answer["output"][2]["call_id"] == "call_1"
     assert (answer["status"], answer["usage"]["input_tokens"]) == ("completed", 3)
 
 

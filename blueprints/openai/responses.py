@@ -138,8 +138,9 @@ def _tools(tools: Any) -> list[JSONObject]:
             functions.append(tool)
         elif tool.get("type") == "namespace":
             inner = tool.get("tools")
-            for function in inner if isinstance(inner, list) else ():
-                functions.append({**function, "namespace": tool.get("name")})
+            if not isinstance(inner, list) or not all(isinstance(function, dict) for function in inner):
+                raise fault(f"tools[{index}].tools", "must be a list of functions")
+            functions += [{**function, "namespace": tool.get("name")} for function in inner]
     if not functions:
         raise fault("tools[0].type", "must be function: tools of the server are not there")
     return functions

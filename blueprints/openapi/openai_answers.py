@@ -86,6 +86,16 @@ _RESPONSE_ITEM = either(
             "call_id": STRING,
             "name": STRING,
             "arguments": STRING,
+        },
+        {"namespace": STRING},
+    ),
+    record(
+        {
+            "id": STRING,
+            "type": one("reasoning"),
+            "status": STRING,
+            "summary": array(ANYTHING),
+            "content": array(record({"type": one("reasoning_text"), "text": STRING})),
         }
     ),
 )
@@ -183,7 +193,7 @@ SCHEMAS: JSONObject = {
         },
         {"message": ref("Message"), "index": INTEGER, "content_block": OBJECT, "delta": OBJECT, "usage": OBJECT},
     ),
-    "MessageTokens": record({"input_tokens": INTEGER}),
+    "PromptTokens": record({"input_tokens": INTEGER}),
     "Embeddings": record(
         {
             "object": one("list"),

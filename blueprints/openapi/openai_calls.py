@@ -64,6 +64,9 @@ _MESSAGE = either(
 )
 _BLOCKS = either(STRING, array(record({"type": STRING})))
 _FUNCTION_OF_RESPONSE = record({"type": one("function"), "name": _NAME}, {"parameters": OBJECT, "strict": ANYTHING})
+_NAMESPACE_OF_RESPONSE = record(
+    {"type": one("namespace"), "name": _NAME, "tools": array(_FUNCTION_OF_RESPONSE, least=1)}
+)
 
 _CHAT = Body(
     schemas.CHAT,
@@ -102,7 +105,7 @@ _RESPONSE = Body(
         "input": either(STRING, array(OBJECT, least=1)),
         "instructions": ANYTHING,
         "max_output_tokens": {"type": "integer", "minimum": 1},
-        "tools": array(_FUNCTION_OF_RESPONSE, most=schemas.MAX_TOOLS),
+        "tools": array(either(_FUNCTION_OF_RESPONSE, _NAMESPACE_OF_RESPONSE), most=schemas.MAX_TOOLS),
         "tool_choice": _TOOL_CHOICE_OF_RESPONSE,
         "text": ANYTHING,
     },
@@ -121,6 +124,9 @@ CALLS: Mapping[str, Call] = {
         body=_CHAT,
         streams={_EVENTS: ref("ChatCompletionChunk")},
     ),
+    "chat_completions_input_tokens": Call(
+        "Count the tokens of the texts and tools of a chat.", ref("PromptTokens"), OPENAI, _ASK, body=_CHAT
+    ),
     "completions": Call(
         "Continue raw prompts.",
         ref("Completion"),
@@ -138,7 +144,7 @@ CALLS: Mapping[str, Call] = {
         streams={_EVENTS: ref("ResponseEvent")},
     ),
     "responses_input_tokens": Call(
-        "Count the tokens of the texts of a response's request.",
+        "Count the tokens of the texts and tools of a response's request.",
         ref("ResponseInputTokens"),
         OPENAI,
         _ASK,
@@ -153,8 +159,8 @@ CALLS: Mapping[str, Call] = {
         streams={_EVENTS: ref("MessageEvent")},
     ),
     "messages_count_tokens": Call(
-        "Count the tokens of the texts of a message's request.",
-        ref("MessageTokens"),
+        "Count the tokens of the texts and tools of a message's request.",
+        ref("PromptTokens"),
         ANTHROPIC,
         _ASK,
         body=_COUNTED_MESSAGES,

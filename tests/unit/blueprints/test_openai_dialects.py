@@ -292,6 +292,8 @@ def test_a_call_within_a_namespace_is_told_as_the_client_named_it():
         ({"input": [{"role": "robot", "content": "a"}]}, "input[0].role"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0]"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"tools": [5]}, "tools[0]"),
+        ({"tools": [{"type": "namespace", "name": "x", "tools": [5]}]}, "tools[0].tools"),
         ({"text": {"format": 5}}, "text.format"),
     ],
 )

@@ -69,7 +69,9 @@ _STATUS = record(
         "ready": BOOLEAN,
         "state": one(*(state.value for state in ServiceState)),
         "reason": nullable(STRING),
-        "models": array(record({"model": STRING, "state": STRING, "reason": nullable(STRING)})),
+        "models": array(
+            record({"model": STRING, "state": STRING, "reason": nullable(STRING)}, {"context_length": INTEGER})
+        ),
         "unsaved": nullable(STRING),
     },
     {"cluster": OBJECT, "host": OBJECT},

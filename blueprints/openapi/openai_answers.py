@@ -64,7 +64,7 @@ _MODEL = record(
         "capabilities": array(one("completion", "embedding", "rerank")),
         "status": record({"value": one("loaded", "unloaded")}),
     },
-    {"max_model_len": INTEGER},
+    {"max_model_len": INTEGER, "alias_of": STRING},
 )
 
 _RESPONSE_PART = record({"type": one("output_text"), "text": STRING, "annotations": array(ANYTHING)})

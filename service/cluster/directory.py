@@ -110,9 +110,9 @@ class Directory:
         return sorted((local | {row.key for row in self._view.all() if row.url != self._own_url()}) - {MANAGER_KEY})
 
     def context_lengths(self) -> dict[str, int]:
-        """Return the context length of each model, by its name: those of this process, and those in view."""
+        """Return the context length of each model, by its name: of this process, or of healthy instances in view."""
         local = [] if self._models is None else self._models.workers()
-        rows = [row for row in self._view.all() if row.url != self._own_url() and row.key != MANAGER_KEY]
+        rows = [row for row in self._view.all() if row.healthy and row.url != self._own_url()]
         lengths = [(worker.name, worker.context_length) for worker in local]
         return shortest([*lengths, *((row.key.rpartition("@")[0], row.context_length) for row in rows)])
 

@@ -360,6 +360,23 @@ def test_the_load_of_a_model_that_is_not_here_is_unknown(manager):
     assert manager.load_of("vec", TEXT2VEC) == "slots=4;free=4;waiting=0"
 
 
+def test_the_context_length_of_a_model_is_known_while_it_runs(manager):
+    assert len(keys(manager)) == len(STARTED)
+    assert manager.context_lengths() == dict.fromkeys(["a", "b", "rank", "vec"], 128)
+    assert apply(manager, "a", "stop").success
+    assert "a@llm" not in keys(manager)
+    assert "a" not in manager.context_lengths()
+
+
+def test_without_a_default_the_only_model_of_a_type_answers(manager):
+    assert manager.default_model(RERANKER, TEXT2VEC) == "rank"
+    with pytest.raises(InvalidRequest, match="model: is missing: give one of a, b"):
+        manager.default_model(LLM)
+    manager.model_shutdown("vec", None)
+    with pytest.raises(UnknownModel, match="there is none of type text2vec"):
+        manager.default_model(TEXT2VEC)
+
+
 # Startup and shutdown
 
 

@@ -95,6 +95,26 @@ def prompt(model: str = "echo", text: str = "a b", **more: Any) -> dict[str, Any
     return {"model": model, "messages": [{"role": "human", "content": text}], **more}
 
 
+def test_the_model_that_answers_is_in_the_spans(folder):
+    traced = Traced(folder, aliases={"gpt": "echo"}, fallbacks={"nowhere": ["echo"]})
+    for call in ("generate", "generate_stream"):
+        for model in ("gpt", "nowhere", "echo"):
+            traced.post(call, prompt(model))
+    spans = traced.spans()
+    names = ("gen_ai.request.model", "gen_ai.response.model")
+    for call in ("generate", "generate_stream"):
+        calls = named(spans, f"POST /api/worker/{call}")
+        assert [tuple(span["attributes"].get(name) for name in names) for span in calls] == [
+            ("gpt", "echo"),
+            ("nowhere", "echo"),
+            ("echo", None),
+        ]
+    tried = [span for span in named(spans, "manager.generate_stream") if span["parent_id"]]
+    managers = [(span["attributes"]["modelyard.manager"], span["attributes"][names[0]]) for span in tried]
+    assert managers.count(("NamingManager", "nowhere")) == 2
+    assert managers.count(("LocalWorkerManager", "nowhere")) == 2
+
+
 # Off
 
 

@@ -1,4 +1,4 @@
-"""The command: ``python -m bench [--only NAME,...] [--quick] [--tuned-peer | --no-peer] [--json FILE] [--list]``."""
+"""The command: ``python -m bench [NAME ...] [--quick] [--tuned-peer | --no-peer] [--json FILE] [--list]``."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
 from .client import LoadFailed
-from .figures import FIGURES, Figure
+from .figures import FIGURES, GATEWAYS, Figure
+from .gateways import Gateway
 from .peer import TUNING, Peer, PeerMissing
 from .places import RUN
 from .plan import FULL, QUICK, Plan
@@ -21,23 +24,29 @@ from .processes import ServerFailed
 from .report import Row, table
 from .versions import versions
 
+Installed = TypeVar("Installed", Peer, Gateway)
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure the chosen figures and print the table; return 1 if a figure could not be measured."""
     options = _parser().parse_args(arguments)
     if options.list:
-        _print("\n".join(f"{figure.NAME:10} {figure.TITLE}" for figure in FIGURES))
+        _print("\n".join(f"{figure.NAME:16} {figure.TITLE}" for figure in FIGURES))
         return 0
-    figures = _chosen(options.only)
+    figures = _chosen([*options.names, *filter(None, options.only.split(","))])
     # End through the context managers, which stop the servers.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     shutil.rmtree(RUN, ignore_errors=True)
+    plan = QUICK if options.quick else FULL
+    with_peer, with_gateways = set(figures) - set(GATEWAYS), set(figures) & set(GATEWAYS)
     plan = dataclasses.replace(
-        QUICK if options.quick else FULL, peer=None if options.no_peer else _installed(Peer(tuned=options.tuned_peer))
+        plan,
+        peer=_installed(Peer(tuned=options.tuned_peer)) if with_peer and not options.no_peer else None,
+        gateways=tuple(filter(_installed, plan.gateways)) if with_gateways and not options.no_peer else (),
     )
     began = time.monotonic()
     rows, failures = _measure(figures, plan)
-    used = versions(plan.peer)
+    used = versions(plan.peer) | dict(chain.from_iterable(one.versions().items() for one in plan.gateways))
     _print(_report(figures, rows, failures, used, time.monotonic() - began))
     if options.json:
         document = {"versions": used, "failures": failures, "rows": [dataclasses.asdict(row) for row in rows]}
@@ -47,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--only", metavar="NAME,...", default="", help="these figures, not all")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="these figures, and those that begin with NAME-")
+    parser.add_argument("--only", metavar="NAME,...", default="", help="the same, separated by commas")
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds: minutes, and noisier")
     peers = parser.add_mutually_exclusive_group()
     peers.add_argument(
@@ -59,19 +69,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _chosen(only: str) -> list[Figure]:
-    wanted = [name for name in only.split(",") if name]
+def _chosen(wanted: Sequence[str]) -> list[Figure]:
     unknown = set(wanted) - {figure.NAME for figure in FIGURES}
     if unknown:
         raise SystemExit(f"no such figure: {', '.join(sorted(unknown))}; --list names them")
-    return [figure for figure in FIGURES if not wanted or figure.NAME in wanted]
+    groups = tuple(f"{name}-" for name in wanted)
+    return [figure for figure in FIGURES if not wanted or figure.NAME in wanted or figure.NAME.startswith(groups)]
 
 
-def _installed(peer: Peer) -> Peer | None:
+def _installed(peer: Installed) -> Installed | None:
     try:
         peer.install()
     except PeerMissing as error:
-        _progress(f"{error}; the run continues without the peer")
+        _progress(f"{error}; the run continues without it")
         return None
     return peer
 

@@ -10,12 +10,12 @@ class BrokenAnswer(Exception):
 class Answer:
     """One answer, fed with the bytes of a socket. It keeps counts, and the body only with ``keep``.
 
-    Bodies have a Content-Length or are chunked. A NUL byte ends a piece: neither JSON nor the framing of chunks can
-    have one, so pieces are counted in the raw bytes.
+    Bodies have a Content-Length or are chunked. A NUL byte ends a piece, or an empty line: neither JSON nor the framing
+    of chunks can have one, so pieces are counted in the raw bytes.
     """
 
-    def __init__(self, keep: bool = False) -> None:
-        """Wait for an answer; ``keep`` its body."""
+    def __init__(self, keep: bool = False, mark: bytes = b"\0") -> None:
+        """Wait for an answer; ``keep`` its body. ``mark`` ends a piece: one byte, or one byte twice."""
         self.status = 0
         self.pieces = 0
         self.received = 0
@@ -23,6 +23,9 @@ class Answer:
         self.closes = False
         self.body: list[bytes] = []
         self._keep = keep
+        self._mark = mark
+        self._is_half = False
+        """Whether the bytes so far end with the first half of a mark."""
         self._head = b""
         self._left = 0
         self._chunked = False
@@ -38,7 +41,10 @@ class Answer:
             if not end:
                 return 0
             self._read_head(head)
-        pieces = data.count(0)
+        pieces = data.count(self._mark)
+        if len(self._mark) > 1:
+            pieces += self._is_half and data.startswith(self._mark[:1])
+            self._is_half = data.endswith(self._mark[:1]) and not data.endswith(self._mark)
         self.pieces += pieces
         if self._chunked:
             self._read_chunks(data)

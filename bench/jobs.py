@@ -22,6 +22,10 @@ class Job:
     body: Any = None
     """Sent as JSON by POST; None is a GET."""
     accept: str = ""
+    headers: dict[str, str] = field(default_factory=dict)
+    """Headers that are sent in addition."""
+    mark: str = "\0"
+    """What ends a piece: a NUL byte, or an empty line for server-sent events."""
     connections: int = 1
     seconds: float = 1.0
     """The longest duration of the job."""
@@ -46,6 +50,7 @@ class Job:
             f"{'GET' if self.body is None else 'POST'} {self.path} HTTP/1.1",
             f"Host: 127.0.0.1:{self.port}",
             *([f"Accept: {self.accept}"] if self.accept else []),
+            *(f"{name}: {value}" for name, value in self.headers.items()),
             *([] if self.keep else ["Connection: close"]),
             *(["Content-Type: application/json", f"Content-Length: {len(body)}"] if body else []),
         ]

@@ -42,6 +42,7 @@ class Load:
         """Prepare; nothing is connected yet."""
         self._job = job
         self._request = job.request()
+        self._mark = job.mark.encode()
         self._epoll = select.epoll()
         self._open: dict[int, Connection] = {}
         self._free: list[Connection] = []
@@ -103,7 +104,7 @@ class Load:
         self._send(connection)
 
     def _send(self, connection: Connection) -> None:
-        connection.answer = Answer(self._job.tokens)
+        connection.answer = Answer(self._job.tokens, self._mark)
         connection.sent = time.monotonic()
         connection.first = connection.piece = connection.last = 0.0
         if self._job.deadline:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .gateways import PEERS, Gateway
 from .peer import Peer
 
 
@@ -32,6 +33,10 @@ class Plan:
     recoveries: int = 3
     peer: Peer | None = Peer()
     """The other side; None measures ours alone, without ratios."""
+    gateways: tuple[Gateway, ...] = PEERS
+    """The gateways beside ours."""
+    gateway_rounds: int = 3
+    gateway_seconds: float = 1.5
 
 
 FULL = Plan()
@@ -46,4 +51,5 @@ QUICK = Plan(
     overload_rounds=1,
     probes=3.0,
     recoveries=1,
+    gateway_rounds=1,
 )

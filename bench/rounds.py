@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -38,3 +38,14 @@ def in_turns(rounds: int, ours: Callable[[], T], theirs: Callable[[], T] | None)
             if measure is not None:
                 kept.append(measure())
     return turns
+
+
+def all_in_turns(rounds: int, sides: Mapping[str, Callable[[], T]]) -> dict[str, list[T]]:
+    """Call each of ``sides`` ``rounds`` times in turns, and return its results; each round begins with another side."""
+    kept: dict[str, list[T]] = {name: [] for name in sides}
+    names = list(sides)
+    for number in range(rounds):
+        first = number % len(names)
+        for name in [*names[first:], *names[:first]]:
+            kept[name].append(sides[name]())
+    return kept

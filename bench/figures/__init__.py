@@ -11,6 +11,9 @@ from . import (
     busy,
     copies,
     detection,
+    gateway,
+    gateway_added,
+    gateway_streams,
     hop,
     hosted,
     memory,
@@ -39,6 +42,9 @@ class Figure(Protocol):
         """Measure, and yield each row when it is ready. The servers end with the iterator."""
 
 
+GATEWAYS: tuple[Figure, ...] = (gateway, gateway_added, gateway_streams)
+"""Those that compare gateways; the others compare with DB-GPT."""
+
 FIGURES: tuple[Figure, ...] = (
     paced,
     unpaced,
@@ -57,4 +63,5 @@ FIGURES: tuple[Figure, ...] = (
     copies,
     saturated,
     tracing,
+    *GATEWAYS,
 )

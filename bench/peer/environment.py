@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import venv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,22 +43,12 @@ class Environment:
 
     def install(self) -> None:
         """Make it unless that was done from these requirements before. Raises PeerMissing."""
-        wanted = hashlib.sha256(self.requirements.read_bytes() + repr(self.extra).encode()).hexdigest()
-        mark = self.folder / "installed-from.sha256"
-        if Path(self.python).exists() and mark.exists() and mark.read_text() == wanted:
-            return
-        sys.stderr.write(f"installing {self.name} into {self.folder} (once)\n")
-        try:
-            venv.create(self.folder, clear=True, with_pip=True)
-            subprocess.run(
-                [self.python, "-m", "pip", "install", "-qq", "--requirement", str(self.requirements), *self.extra],
-                check=True,
-                timeout=_INSTALL_TIMEOUT,
-                stdin=subprocess.DEVNULL,
-            )
-        except (OSError, subprocess.SubprocessError) as error:
-            raise PeerMissing(f"{self.name} could not be installed: {error}") from error
-        mark.write_text(wanted)
+        wanted = _digest(self.requirements, self.extra)
+        if not Path(self.python).exists() or not _is_made(self.folder, wanted):
+            with _making(self.folder, wanted):
+                venv.create(self.folder, clear=True, with_pip=True)
+                command = [self.python, "-m", "pip", "install", "-qq", "--requirement", str(self.requirements)]
+                _run([*command, *self.extra], self.folder)
 
     def versions(self, packages: Sequence[str]) -> dict[str, str]:
         """Return the versions of those of ``packages`` that are there."""
@@ -68,3 +60,63 @@ class Environment:
         done = subprocess.run([self.python, "-c", code], check=True, capture_output=True, text=True, timeout=60)
         found: dict[str, str] = json.loads(done.stdout)
         return found
+
+
+@dataclass(frozen=True)
+class NodeEnvironment:
+    """A folder of that name with the packages of npm that a ``package.json`` names."""
+
+    name: str
+    requirements: Path
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies."""
+        return CACHE / self.name
+
+    @property
+    def modules(self) -> Path:
+        """The folder of its packages."""
+        return self.folder / "node_modules"
+
+    def install(self) -> None:
+        """Make it unless that was done from this file before. Raises PeerMissing."""
+        wanted = _digest(self.requirements)
+        if not _is_made(self.folder, wanted):
+            with _making(self.folder, wanted):
+                shutil.rmtree(self.folder, ignore_errors=True)
+                self.folder.mkdir(parents=True)
+                shutil.copy(self.requirements, self.folder / "package.json")
+                _run(["npm", "install", "--silent", "--no-audit", "--no-fund"], self.folder)
+
+    def versions(self, packages: Sequence[str]) -> dict[str, str]:
+        """Return the versions of ``packages``."""
+        files = {name: self.modules / name / "package.json" for name in packages}
+        return {name: json.loads(file.read_text())["version"] for name, file in files.items()}
+
+
+def _digest(requirements: Path, extra: Sequence[str] = ()) -> str:
+    return hashlib.sha256(requirements.read_bytes() + repr(tuple(extra)).encode()).hexdigest()
+
+
+def _mark(folder: Path) -> Path:
+    return folder / "installed-from.sha256"
+
+
+def _is_made(folder: Path, wanted: str) -> bool:
+    return _mark(folder).exists() and _mark(folder).read_text() == wanted
+
+
+@contextlib.contextmanager
+def _making(folder: Path, wanted: str) -> Iterator[None]:
+    """Note in the end of the body that ``folder`` is made. Raises PeerMissing for what fails in it."""
+    sys.stderr.write(f"installing {folder.name} into {folder} (once)\n")
+    try:
+        yield
+    except (OSError, subprocess.SubprocessError) as error:
+        raise PeerMissing(f"{folder.name} could not be installed: {error}") from error
+    _mark(folder).write_text(wanted)
+
+
+def _run(command: Sequence[str], folder: Path) -> None:
+    subprocess.run(command, cwd=folder, check=True, timeout=_INSTALL_TIMEOUT, stdin=subprocess.DEVNULL)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ...errors import NotReady, UnknownModel
 from ...types import JSONObject, WorkerType, split_worker_key
 from ...worker.protocol import Service, ServiceState
+from ..request.fields import fault
 
 _CAPABILITIES = {WorkerType.LLM: "completion", WorkerType.TEXT2VEC: "embedding", WorkerType.RERANKER: "rerank"}
 
@@ -51,18 +52,20 @@ def unknown_model(service: Service, entries: JSONObject, name: str) -> UnknownMo
 
 
 def model_of(service: Service, body: JSONObject, *types: WorkerType) -> str:
-    """Return the name of the model in a body; without one the default of the first of ``types`` that has any.
+    """Return the model in a body; without one the default, or the only model of the first of ``types`` that has any.
 
-    Raises InvalidRequest if there are several and no default, UnknownModel if there is none.
+    Raises InvalidRequest if there are several, UnknownModel if there is none.
     """
     model = body.get("model")
     if model is not None:
         return str(model)  # of another type than text: the schema refuses it
-    try:
-        return service.manager.default_model(*types)
-    except UnknownModel:
-        _check_complete(service)
-        raise
+    names = service.manager.default_models(*types)
+    if len(names) == 1:
+        return names[0]
+    if names:
+        raise fault("model", f"is missing: give one of {', '.join(names)}")
+    _check_complete(service)
+    raise UnknownModel(f"no model is given, and there is none of type {' or '.join(types)}")
 
 
 def _check_complete(service: Service) -> None:

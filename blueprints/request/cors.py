@@ -26,6 +26,7 @@ _EXPOSED = (
     "x-ratelimit-reset-requests",
     "x-ratelimit-reset-tokens",
     "Modelyard-Load",
+    "Modelyard-Model",
     "Modelyard-Truncated",
 )
 """The headers that scripts may read, beside those that browsers always show."""

@@ -224,9 +224,10 @@ class NamingManager(SharedCalls):
         """Return the context length of each model that has one, by its own name."""
         return self._manager.context_lengths()
 
-    def default_model(self, *types: WorkerType) -> str:
-        """Return the default of the first of ``types`` that has one, else their only model."""
-        return self._names.default(types) or self._manager.default_model(*types)
+    def default_models(self, *types: WorkerType) -> list[str]:
+        """Return the default of the first of ``types`` that has one; without it all models of the first type."""
+        default = self._names.default(types)
+        return [default] if default is not None else self._manager.default_models(*types)
 
     # Models by their own names
 

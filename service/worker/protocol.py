@@ -175,11 +175,8 @@ class WorkerManager(Protocol):
         It is read from what this process knows already: no other process is called.
         """
 
-    def default_model(self, *types: WorkerType) -> str:
-        """Return the model of a request that names none: that of the first of ``types`` that has any.
-
-        Raises InvalidRequest if there are several, UnknownModel if there is none.
-        """
+    def default_models(self, *types: WorkerType) -> list[str]:
+        """Return the models that may be meant by a request that names none: those of the first type that has any."""
 
     def select_one_instance(self, key: str) -> ModelInstance:
         """Return a healthy instance of a worker key. Raises UnknownModel, NotReady."""

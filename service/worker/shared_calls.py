@@ -70,20 +70,13 @@ class SharedCalls(WorkerManager):
             raise NotReady(f"no instance of {key} is ready")
         return random.choice(healthy)  # noqa: S311 - no secret
 
-    def default_model(self, *types: WorkerType) -> str:
-        """Return the only model of the first of ``types`` that has any.
-
-        Raises InvalidRequest if there are several, UnknownModel if there is none.
-        """
+    def default_models(self, *types: WorkerType) -> list[str]:
+        """Return the names of all models of the first of ``types`` that has any, sorted."""
         for kind in types:
             instances = self.get_all_model_instances(kind, healthy_only=False)
-            names = sorted({split_worker_key(instance.model_name)[0] for instance in instances})
-            if len(names) > 1:
-                fault = f"is missing: give one of {', '.join(names)}"
-                raise InvalidRequest.of_fields([{"field": "model", "message": fault}])
-            if names:
-                return names[0]
-        raise UnknownModel(f"no model is given, and there is none of type {' or '.join(types)}")
+            if instances:
+                return sorted({split_worker_key(instance.model_name)[0] for instance in instances})
+        return []
 
     def _first_llm(self) -> str:
         """Return the name of the first LLM that is ready, or else of the first LLM.

@@ -368,13 +368,12 @@ def test_the_context_length_of_a_model_is_known_while_it_runs(manager):
     assert "a" not in manager.context_lengths()
 
 
-def test_without_a_default_the_only_model_of_a_type_answers(manager):
-    assert manager.default_model(RERANKER, TEXT2VEC) == "rank"
-    with pytest.raises(InvalidRequest, match="model: is missing: give one of a, b"):
-        manager.default_model(LLM)
-    manager.model_shutdown("vec", None)
-    with pytest.raises(UnknownModel, match="there is none of type text2vec"):
-        manager.default_model(TEXT2VEC)
+def test_a_request_without_a_model_may_mean_those_of_its_type(manager):
+    assert manager.default_models(LLM) == ["a", "b"]
+    assert manager.default_models(RERANKER, TEXT2VEC) == ["rank"]
+    manager.model_shutdown("rank", None)
+    assert manager.default_models(RERANKER, TEXT2VEC) == ["vec"]
+    assert manager.default_models(RERANKER) == []
 
 
 # Startup and shutdown

@@ -136,13 +136,11 @@ def test_aliases_are_not_among_the_instances(models):
 
 def test_the_default_is_that_of_the_type(models):
     manager = naming(models, defaults={"llm": "small", "reranker": "ranker"})
-    assert manager.default_model(WorkerType.LLM) == "small"
-    assert manager.default_model(WorkerType.RERANKER, WorkerType.TEXT2VEC) == "ranker"
+    assert manager.default_models(WorkerType.LLM) == ["small"]
+    assert manager.default_models(WorkerType.RERANKER, WorkerType.TEXT2VEC) == ["ranker"]
+    assert manager.default_models(WorkerType.TEXT2VEC) == []
     assert manager.count_token(None, "x") == len("small")
-    with pytest.raises(UnknownModel, match="there is none of type text2vec"):
-        manager.default_model(WorkerType.TEXT2VEC)
-    with pytest.raises(InvalidRequest, match="model: is missing: give one of large, small"):
-        naming(models, defaults={}).default_model(WorkerType.LLM)
+    assert naming(models, defaults={}).default_models(WorkerType.LLM) == ["large", "small"]
 
 
 # Fallbacks

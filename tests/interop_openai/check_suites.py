@@ -7,54 +7,73 @@ from running import Service
 from suites import INSIDE, environment, run_node, run_pytest, source
 
 OPENAI_TESTS = ("chat", "responses", "test_completions.py", "test_embeddings.py", "test_models.py", "test_responses.py")
+LLAMA_TESTS = ("chat_completion", "compat_anthropic", "compat_oai_responses", "completion", "embedding", "rerank")
+
+both_ways = pytest.mark.parametrize("place", ["standalone", "gateway"])
+"""Against one process with the models, and against a gateway over a worker."""
 
 
-@pytest.mark.parametrize("kind", ["scripted", "gateway"])
+@pytest.fixture
+def service(request: pytest.FixtureRequest, place: str) -> Service:
+    """The service of that kind."""
+    service: Service = request.getfixturevalue(place)
+    return service
+
+
+@both_ways
 @pytest.mark.parametrize("version", ["3.57.0", "2.54.0"])
-def check_openai_python(request: pytest.FixtureRequest, version: str, kind: str) -> None:
-    service: Service = request.getfixturevalue(kind)
-    place = environment(f"openai-{version[0]}")
+def check_openai_python(service: Service, place: str, version: str) -> None:
+    packages = environment(f"openai-{version[0]}")
     run_pytest(
-        f"openai-python {version} {kind}",
-        place,
-        source(place, "openai", version),
+        f"openai-python {version} {place}",
+        packages,
+        source(packages, "openai", version),
         [f"tests/api_resources/{name}" for name in OPENAI_TESTS],
         {"TEST_API_BASE_URL": service.url("/v1")},
-        "-p",
-        "defaults",
+        *("-p", "values"),
     )
 
 
-def check_anthropic(scripted: Service) -> None:
-    place = environment("anthropic")
+@both_ways
+def check_anthropic(service: Service, place: str) -> None:
+    packages = environment("anthropic")
     run_pytest(
-        "anthropic 2.14.0",
-        place,
-        source(place, "anthropic", "2.14.0"),
+        f"anthropic 2.14.0 {place}",
+        packages,
+        source(packages, "anthropic", "2.14.0"),
         ["tests/api_resources/test_messages.py", "tests/api_resources/beta/test_messages.py"],
-        {"TEST_API_BASE_URL": scripted.url("/")},
+        {"TEST_API_BASE_URL": service.url("/")},
     )
 
 
-def check_langchain(scripted: Service) -> None:
+@both_ways
+@pytest.mark.parametrize(
+    ("suite", "packages", "script"),
+    [
+        ("langchain-tests 1.1.9", "openai-3", "check_langchain.py"),
+        ("llama-index-llms-openai 0.8.3", "openai-2", "check_llama_index.py"),
+    ],
+)
+def check_framework(service: Service, place: str, suite: str, packages: str, script: str) -> None:
+    run_pytest(f"{suite} {place}", environment(packages), INSIDE, [script], {"INTEROP_URL": service.url("/v1")})
+
+
+@both_ways
+def check_ai_sdk(service: Service, place: str) -> None:
+    run_node(f"ai-sdk 6 {place}", INSIDE / "ai_sdk.mjs", {"INTEROP_URL": service.url("/v1")})
+
+
+@pytest.mark.parametrize(
+    ("kind", "place", "tests"), [("unit", "real", LLAMA_TESTS), ("security", "secured", ["security"])]
+)
+def check_llama_server(service: Service, kind: str, place: str, tests: list[str]) -> None:
+    packages = environment("openai-2")
     run_pytest(
-        "langchain-tests 1.1.9",
-        environment("openai-3"),
-        INSIDE,
-        ["check_langchain.py"],
-        {"INTEROP_URL": scripted.url("/v1")},
+        f"llama-server {kind}",
+        packages,
+        source(packages, "llama-cpp-python", "0.3.36", "vendor/llama.cpp/tools/server/tests"),
+        [f"unit/test_{name}.py" for name in tests],
+        # Their tests start a server each; this makes them take one that is there.
+        {"DEBUG_EXTERNAL": "1", "PORT": str(service.port), "PYTHONPATH": f"{INSIDE}:."},
+        *("-m", "not slow"),
     )
-
-
-def check_llama_index(scripted: Service) -> None:
-    run_pytest(
-        "llama-index-llms-openai 0.8.3",
-        environment("openai-2"),
-        INSIDE,
-        ["check_llama_index.py"],
-        {"INTEROP_URL": scripted.url("/v1")},
-    )
-
-
-def check_ai_sdk(scripted: Service) -> None:
-    run_node("ai-sdk 6", INSIDE / "ai_sdk.mjs", {"INTEROP_URL": scripted.url("/v1")})

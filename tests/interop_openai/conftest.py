@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,26 +16,36 @@ import suites  # noqa: E402 - found by the path above
 
 collect_ignore = ["inside"]
 ANSWERS = Path(__file__).with_name("answers.toml")
-SCRIPTED_NAMES = (
-    *("gpt-6-astra", "gpt-5.4", "gpt-4o-mini", "gpt-3.5-turbo-instruct"),
-    *("claude-opus-5-5", "claude-mythos-preview"),
+REAL = """
+[[models]]
+name = "smollm2-135m"
+
+[[models]]
+name = "minilm-l6"
+"""
+NAMES = {"default_models": "llm=smollm2-135m,text2vec=minilm-l6", "unknown_models": "default"}
+KEY = "sk-this-is-the-secret-key"
+"""The key that the tests of llama-server send."""
+ORIGINS = ",".join(
+    f"http://{host}{port}" for host in ("localhost", "127.0.0.1", "[::1]") for port in ("", ":3000", ":8080")
 )
-"""The names of models that the suites ask for."""
-EMBEDDER = """
+SCRIPTED = f"""
+[[models]]
+name = "scripted"
+worker_class = "modelyard.engines.scripted:Scripted"
+table = "{ANSWERS}"
+
 [[models]]
 name = "text-embedding-3-small"
 engine = "echo"
 worker_type = "text2vec"
 """
-SCRIPTED = EMBEDDER + "".join(
-    f"""
-[[models]]
-name = "{name}"
-worker_class = "modelyard.engines.scripted:Scripted"
-table = "{ANSWERS}"
-"""
-    for name in SCRIPTED_NAMES
+MODELS = (
+    *("gpt-6-astra", "gpt-5.4", "gpt-5.1", "gpt-4o-mini", "gpt-3.5-turbo-instruct"),
+    *("claude-opus-5-5", "claude-mythos-preview"),
 )
+ALIASES = ",".join(f"{name}=scripted" for name in MODELS)
+"""The names of models that the suites ask for."""
 
 
 @pytest.fixture(scope="session")
@@ -45,9 +56,9 @@ def run() -> Iterator[Services]:
 
 
 @pytest.fixture(scope="session")
-def scripted(run: Services) -> Service:
+def standalone(run: Services) -> Service:
     """A standalone service whose models answer from the table `ANSWERS`."""
-    return run.start(SCRIPTED, role="standalone")
+    return run.start(SCRIPTED, role="standalone", aliases=ALIASES)
 
 
 @pytest.fixture(scope="session")
@@ -56,7 +67,22 @@ def gateway(run: Services) -> Service:
     controller = run.start("", "controller", registry="memory:")
     registry = controller.url("/api").removesuffix("/")
     run.start(SCRIPTED, "worker", registry=registry)
-    return run.start("", "gateway", registry=registry)
+    return run.start("", "gateway", registry=registry, aliases=ALIASES)
+
+
+@pytest.fixture(scope="session")
+def real(run: Services, models_dir: Path) -> Service:
+    """A standalone service with SmolLM2 and MiniLM, which answer for every name."""
+    aliases = "text-embedding-3-small=minilm-l6,test=smollm2-135m"
+    return run.start(REAL, role="standalone", models_dirs=models_dir, aliases=aliases, **NAMES)
+
+
+@pytest.fixture(scope="session")
+def secured(run: Services, models_dir: Path) -> Service:
+    """The same with a key, for pages of this machine alone."""
+    tokens = f"tests infer {hashlib.sha256(KEY.encode()).hexdigest()}"
+    tables = REAL.partition('[[models]]\nname = "minilm')[0]
+    return run.start(tables, role="standalone", models_dirs=models_dir, tokens=tokens, cors_origins=ORIGINS, **NAMES)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

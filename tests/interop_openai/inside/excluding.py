@@ -27,6 +27,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if fnmatch.fnmatchcase(item.nodeid, f"*{pattern}"):
                 item.add_marker(pytest.mark.skip(reason=f"excluded: {reason}"))
                 unused.discard(pattern)
-                break
     if unused:
         raise pytest.UsageError(f"no test fits these patterns of the exclusions: {', '.join(sorted(unused))}")

@@ -25,7 +25,7 @@ from ..settings.settings import Settings
 from ..telemetry.tracing import Tracing
 from ..types import JSONObject, split_worker_key
 from ..worker.admission import Budget
-from ..worker.declarations import Declarations
+from ..worker.declarations import Declarations, names_to_start
 from ..worker.local_models import LocalModels
 
 _IN_HEADING = ("model_name", "engine", "worker_type")
@@ -91,14 +91,14 @@ def _check_parts(settings: Settings, faults: Faults) -> None:
 
 
 def _names_to_start(settings: Settings, catalog: Catalog, faults: Faults) -> list[str]:
-    if not (settings.owns_models or settings.is_hosted):
-        return []
     if settings.models is None:
-        return catalog.names_to_start()
+        with faults.caught():
+            return names_to_start(settings, catalog, None)
+        return []
     names: list[str] = []
     for name in settings.models:
         with faults.caught():
-            names += catalog.names_to_start([name])
+            names += names_to_start(settings, catalog, [name])
     return list(dict.fromkeys(names))
 
 

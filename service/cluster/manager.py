@@ -25,6 +25,7 @@ from ..types import (
     WorkerType,
     worker_key,
 )
+from ..worker.local_models import LocalModels
 from ..worker.manager import LocalWorkerManager
 from ..worker.shared_calls import SharedCalls
 from ..worker.spans import spanned
@@ -52,17 +53,19 @@ class RemoteWorkerManager(SharedCalls):
         local: LocalWorkerManager | None = None,
         own_url: Callable[[], str] = lambda: "",
         *,
+        models: LocalModels | None = None,
         tracing: Tracing | None = None,
         check_complete: Callable[[], None] = lambda: None,
     ) -> None:
         """Route over the instances in ``view``; those at ``own_url`` are the models of ``local``.
 
+        Without ``local`` they are ``models``, which are called, but not started, stopped or changed by this manager.
         ``check_complete`` raises NotReady while this service may hold models that are not declared yet.
         """
         super().__init__(tracing)
         self.view = view
         self.routes = Routes()
-        models = None if local is None else local.models
+        models = models if local is None else local.models
         self._directory = Directory(view, self.routes, session, models, own_url, check_complete=check_complete)
         self._machines = Machines(view, session, local, own_url, check_complete=check_complete)
         self._prober = Prober(self.routes, session)

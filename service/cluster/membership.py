@@ -68,12 +68,12 @@ class Cluster:
             self.view = RegistryView(self.registry, settings.registry_refresh, self._seen)
             # With a model host, the instances at this address are the host's, and called like all others.
             own_url = (lambda: "") if settings.is_hosted else (lambda: self.url)
-            owner = local if settings.owns_models else None
             self.manager = RemoteWorkerManager(
                 self.view,
                 self.session,
-                owner,
+                local if settings.owns_models else None,
                 own_url,
+                models=local.models if settings.has_backends else None,
                 tracing=tracing,
                 check_complete=local.models.check_complete,
             )
@@ -266,5 +266,10 @@ def check_registry(settings: Settings) -> None:
 
 
 def registry_url(settings: Settings) -> str:
-    """Return the address of the registry: the setting, or a file in the folder of this service."""
+    """Return the address of the registry: the setting, or a file in the folder of this service.
+
+    A gateway without a registry reads an empty one: it has the models of its own configuration.
+    """
+    if settings.has_backends and not settings.registry:
+        return "memory:"
     return settings.registry or f"sqlite:///{settings.state_path / settings.instance_name / 'registry.db'}"

@@ -19,7 +19,7 @@ from ..telemetry.tracing import Tracing
 from ..threads import start_thread
 from ..types import JSONObject
 from ..worker.admission import Budget
-from ..worker.declarations import Declarations
+from ..worker.declarations import Declarations, names_to_start
 from ..worker.manager import LocalWorkerManager
 from ..worker.naming import NamingManager
 from ..worker.protocol import EVERY_MODEL, ServiceState, StartCallback, WorkerManager
@@ -35,6 +35,10 @@ LOADER_TIMEOUT = 5.0
 
 HOST_INTERVAL = 0.2
 """Seconds between two checks whether a model host has started its models."""
+
+RESTART_PAUSE = 1.0
+"""Seconds until a gateway looks for a backend again that it has not reached."""
+LONGEST_RESTART_PAUSE = 30.0
 
 CUT_TIMEOUT = 1.0
 """Seconds that answers get to send their last chunk, after the drain cut them off."""
@@ -58,8 +62,7 @@ class Runtime:
         self.settings = settings
         self.after_start = after_start
         self.catalog = Catalog.load(settings.model_tables, settings.models_paths)
-        has_models = settings.owns_models or settings.is_hosted
-        self.names = self.catalog.names_to_start(settings.models) if has_models else []
+        self.names = names_to_start(settings, self.catalog, settings.models)
         """The names of the models that this process, or its model host, starts."""
         self.budget = Budget(settings.threads, settings.reserve)
         self.tracing = Tracing(settings)
@@ -160,8 +163,19 @@ class Runtime:
             self.manager.notify_started()
         failed = {w.key: w.reason for w in self.local.models.workers() if w.state is State.FAILED}
         failed = self.problems | failed
-        if failed and self.settings.on_load_failure == "exit":
+        if failed and self.settings.on_load_failure == "exit" and self.settings.owns_models:
             on_fatal("; ".join(f"{name}: {reason}" for name, reason in failed.items()))
+        if self.settings.has_backends:
+            self._start_failed_again()
+
+    def _start_failed_again(self) -> None:
+        """Start the backends that were not reached, with growing pauses: a gateway has no call that starts models."""
+        pause = RESTART_PAUSE
+        while any(worker.state is State.FAILED for worker in self.local.models.workers()):
+            if self._halt.wait(pause):
+                return
+            pause = min(2 * pause, LONGEST_RESTART_PAUSE)
+            self.local.models.start(halted=self._halt.is_set)
 
     def _wait_for(self, host: ModelHost) -> None:
         while host.status()["state"] == ServiceState.STARTING and not self._halt.wait(HOST_INTERVAL):
@@ -171,7 +185,7 @@ class Runtime:
         if self.cluster is not None:
             self.cluster.join()
         with self.tracing.service_start():
-            skipped = self._recovery.declare(self.names if self.settings.owns_models else ())
+            skipped = self._recovery.declare(self.names if self.host is None else ())
             self._declared.set()
             self.local.models.start(skip=skipped, halted=self._halt.is_set)
         if self.cluster is not None:
@@ -225,9 +239,11 @@ class Runtime:
         models = [_entry(worker) for worker in workers]
         models += [{"model": n, "state": State.FAILED.value, "reason": r} for n, r in self.problems.items()]
         state, reason = ServiceState.READY, None
-        if not self._loaded.is_set() or any(worker.state is State.STARTING for worker in workers):
+        # A gateway does its work without the backends that it does not reach.
+        owned = workers if self.settings.owns_models else []
+        if not self._loaded.is_set() or any(worker.state is State.STARTING for worker in owned):
             state, reason = ServiceState.STARTING, "models are starting"
-        elif models and not any(worker.state is State.READY for worker in workers):
+        elif models and self.settings.owns_models and not any(worker.state is State.READY for worker in owned):
             state, reason = ServiceState.FAILED, "no model is ready"
         if self.cluster is not None and not self.settings.owns_models:
             models += self.cluster.models()

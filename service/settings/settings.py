@@ -63,7 +63,8 @@ class Settings:
     registry: str | None = param(
         None,
         help="where instances are registered: a controller's address (several, comma-separated), or a store: sqlite:, "
-        "postgresql:, mysql:, redis:, memory:; default: a file for standalone and controller, none for a worker",
+        "postgresql:, mysql:, redis:, memory:; default: a file for standalone and controller, none for worker and "
+        "gateway",
         tags=["privacy"],
     )
     heartbeat_timeout: float = param(
@@ -204,8 +205,11 @@ class Settings:
                 "http_threads gevent: with placement inline an engine would block its loop: leave the placement out, "
                 "or use gthread"
             )
-        if self.role == "gateway" and not self.registry:
-            raise ConfigError("a gateway needs --registry: the address of a controller, or of a store")
+        if self.has_backends and not self.registry and not self.model_tables:
+            raise ConfigError(
+                "a gateway needs --registry, the address of a controller or of a store, or models of other servers in "
+                'its configuration ([[models]] with engine = "openai")'
+            )
         if self.registry and self.registry.startswith("memory:"):
             if self.workers > 1:
                 raise ConfigError("registry memory: is in one process: with several workers, use another store")
@@ -238,6 +242,11 @@ class Settings:
     def is_hosted(self) -> bool:
         """Whether the models of this service are in a separate process, which all of its processes reach."""
         return self.role in OWNERS and self.placement == HOSTED
+
+    @property
+    def has_backends(self) -> bool:
+        """Whether each process of this service has the models of its own that other servers compute, and no others."""
+        return self.role == "gateway"
 
     @property
     def routes(self) -> bool:

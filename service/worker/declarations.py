@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -264,6 +264,32 @@ class Declarations:
         if command is None or not self.settings.models_dirs:
             return command or ""
         return f"{command} --models-dirs {shlex.quote(str(self.settings.models_paths[0]))}"
+
+
+def names_to_start(settings: Settings, catalog: Catalog, models: Sequence[str] | None) -> list[str]:
+    """Return those of ``models`` (None: of the configuration) that a service of ``settings`` starts.
+
+    A gateway starts those that other servers compute; a controller none. Raises ConfigError.
+    """
+    if settings.owns_models or settings.is_hosted:
+        return catalog.names_to_start(models)
+    if not settings.has_backends:
+        return []
+    # A worker may have the same configuration: what this machine does not know is no fault of a gateway.
+    known = None if models is None else [name for name in models if catalog.get(name) is not None]
+    names = [name for name in catalog.names_to_start(known) if _is_backend(catalog.get(name))]
+    if not names and not settings.registry:
+        raise ConfigError(
+            "this gateway has no --registry, and no model of another server in its configuration: give it one of them"
+        )
+    return names
+
+
+def _is_backend(entry: CatalogEntry | None) -> bool:
+    """Return whether another server computes a model. Code of the operator is not imported for it."""
+    if entry is None or entry.model_path or entry.params.get("worker_class"):
+        return False
+    return engine_class(entry.engine).is_proxy
 
 
 def _shared_variables(classes: Iterable[type[ModelParams]]) -> set[str]:

@@ -50,8 +50,8 @@ def service(folder: Path, tables: Sequence[JSONObject] = (), **settings: Any) ->
     folder.mkdir(parents=True, exist_ok=True)
     port = settings.pop("port", None) or free_port()
     given = {"state_dir": str(folder / "state"), "models_dirs": [str(folder / "models")], "threads": 64, "reserve": 8}
-    chosen = Settings(**{**given, "port": port, "access_log": False, "registry_refresh": 0.05, **settings})
-    chosen.model_tables = tuple(tables)
+    given |= {"port": port, "access_log": False, "registry_refresh": 0.05, **settings}
+    chosen = Settings(**given, model_tables=tuple(tables))
     app = create_app(chosen)
     runtime: Runtime = app.extensions[KEY]
     with serving(app, port):

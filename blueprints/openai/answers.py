@@ -76,19 +76,14 @@ class Usage:
         """Return the sum in OpenAI's keys; None if the engine has not reported it."""
         if not self._is_known:
             return None
-        total = usage_of(self._prompt_tokens, self._completion_tokens)
+        total: JSONObject = {
+            "prompt_tokens": self._prompt_tokens,
+            "completion_tokens": self._completion_tokens,
+            "total_tokens": self._prompt_tokens + self._completion_tokens,
+        }
         if self._cached_tokens is not None:
             total["prompt_tokens_details"] = {"cached_tokens": self._cached_tokens}
         return total
-
-
-def usage_of(prompt_tokens: int, completion_tokens: int) -> JSONObject:
-    """Return a ``usage`` of chat and completions."""
-    return {
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": completion_tokens,
-        "total_tokens": prompt_tokens + completion_tokens,
-    }
 
 
 @dataclass

@@ -141,7 +141,11 @@ def completion(body: Mapping[str, Any], model: str) -> Generation:
     request = _request(loaded, body, model, loaded.get("max_tokens", COMPLETION_TOKENS))
     request.echo = loaded.get("echo", False)
     requests = [
-        copy for text in _prompts(body.get("prompt")) for copy in _copies(replace(request, prompt=text), copies)
+        copy
+        for text in _texts(
+            body.get("prompt"), "prompt", MAX_PROMPTS, "has token ids, which are not taken here: send text"
+        )
+        for copy in _copies(replace(request, prompt=text), copies)
     ]
     if len(requests) > MAX_CHOICES:
         raise fault("n", f"times the prompts is {len(requests)}: at most {MAX_CHOICES} choices are made at once")
@@ -150,21 +154,13 @@ def completion(body: Mapping[str, Any], model: str) -> Generation:
 
 def inputs(body: Mapping[str, Any]) -> list[str]:
     """Return the texts to embed. Raises InvalidRequest with the entry."""
-    value = body.get("input")
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not texts:
-        raise fault("input", "must be a string, or a list of strings")
-    if len(texts) > MAX_INPUTS:
-        raise fault("input", f"has {len(texts)} texts, at most {MAX_INPUTS} are taken")
-    for index, text in enumerate(texts):
-        if isinstance(text, int | list):
-            raise fault(
-                "input",
-                "has token ids, which are those of another model's tokenizer: send text "
-                "(LangChain: OpenAIEmbeddings(check_embedding_ctx_length=False))",
-            )
-        _check_text(text, "input" if isinstance(value, str) else f"input[{index}]")
-    return texts
+    return _texts(
+        body.get("input"),
+        "input",
+        MAX_INPUTS,
+        "has token ids, which are those of another model's tokenizer: send text "
+        "(LangChain: OpenAIEmbeddings(check_embedding_ctx_length=False))",
+    )
 
 
 def documents(value: Any, field: str) -> list[str]:
@@ -182,11 +178,22 @@ def documents(value: Any, field: str) -> list[str]:
     return texts
 
 
-def _check_text(text: Any, field: str) -> None:
-    if not isinstance(text, str):
-        raise fault(field, "must be a string")
-    if not text:
-        raise fault(field, "is empty: give a text")
+def _texts(value: Any, field: str, most: int, no_ids: str) -> list[str]:
+    """Return the texts of a string or a list of ``most`` at most; ``no_ids`` is the fault of token ids."""
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not texts:
+        raise fault(field, "must be a string, or a list of strings")
+    if len(texts) > most:
+        raise fault(field, f"has {len(texts)} entries, at most {most} are taken")
+    for index, text in enumerate(texts):
+        if isinstance(text, int | list):
+            raise fault(field, no_ids)
+        place = field if isinstance(value, str) else f"{field}[{index}]"
+        if not isinstance(text, str):
+            raise fault(place, "must be a string")
+        if not text:
+            raise fault(place, "is empty: give a text")
+    return texts
 
 
 def _asks(value: Any) -> bool:
@@ -233,16 +240,3 @@ def _copies(request: GenerateRequest, count: int) -> list[GenerateRequest]:
     if count == 1 or request.seed is None:
         return [request] * count
     return [replace(request, seed=(request.seed + number) % 2**32) for number in range(count)]
-
-
-def _prompts(prompt: Any) -> list[str]:
-    prompts = [prompt] if isinstance(prompt, str) else prompt
-    if not isinstance(prompts, list) or not prompts:
-        raise fault("prompt", "must be a string, or a list of strings")
-    if len(prompts) > MAX_PROMPTS:
-        raise fault("prompt", f"has {len(prompts)} entries, at most {MAX_PROMPTS} are taken")
-    for index, text in enumerate(prompts):
-        if isinstance(text, int | list):
-            raise fault("prompt", "has token ids, which are not taken here: send text")
-        _check_text(text, "prompt" if isinstance(prompt, str) else f"prompt[{index}]")
-    return prompts

@@ -73,7 +73,7 @@ class ModelParams:
     )
     worker_type: str = param("llm", help="what the model does", choices=[t.value for t in WorkerType], tags=["fixed"])
     worker_class: str | None = param(
-        None, help="engine class as a dotted path, module:Class; only from the configuration file", tags=["fixed"]
+        None, help="engine class as a dotted path, module:Class", tags=["fixed", "operator"]
     )
     limit_model_concurrency: int = param(8, help="requests that run at once (slots)", min=1, max=4096)
     max_waiting: int = param(32, help="requests that may wait in line for a slot", min=0, max=10_000)

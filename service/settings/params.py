@@ -26,6 +26,7 @@ from ..errors import FieldError, InvalidRequest
 from ..types import JSONObject
 
 MASK = "******"
+NOTHING: Mapping[str, Any] = types.MappingProxyType({})
 _WORDS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
 
@@ -234,11 +235,11 @@ def _plain(hint: Any) -> tuple[type, bool, bool]:
     return typing.get_origin(hint) or hint, of_lists, nullable
 
 
-def from_json(cls: type[Any], values: Mapping[str, Any]) -> JSONObject:
+def from_json(cls: type[Any], values: Mapping[str, Any], current: Mapping[str, Any] = NOTHING) -> JSONObject:
     """Return the checked values of a JSON object that are parameters of ``cls``.
 
-    Null means absent, unknown keys are ignored, a mask that is sent back means unchanged. Raises InvalidRequest with
-    every field at fault.
+    Null means absent, unknown keys are ignored. A mask that is sent back means unchanged, and so does the ``current``
+    value of a parameter that is never set over HTTP. Raises InvalidRequest with every field at fault.
     """
     declared = params_of(cls)
     checked: JSONObject = {}
@@ -249,6 +250,8 @@ def from_json(cls: type[Any], values: Mapping[str, Any]) -> JSONObject:
         if value == MASK and "privacy" in declared[name].tags:
             continue
         if "operator" in declared[name].tags:
+            if name in current and current[name] == value:
+                continue
             message = "can't be set over HTTP: only the configuration of the service sets it"
             faults.append({"field": f"params.{name}", "message": message})
             continue

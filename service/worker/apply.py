@@ -58,7 +58,7 @@ def _change(models: LocalModels, model: LocalModel, params: Mapping[str, Any], *
 def _changes(worker: ModelWorker, params: Mapping[str, Any]) -> tuple[JSONObject, list[str]]:
     """Return the parameters that would change, and the names of the fixed ones that may not."""
     declared = parameters.params_of(type(worker.params))
-    given = parameters.from_json(type(worker.params), params)
+    given = parameters.from_json(type(worker.params), params, vars(worker.params))
     different = {k: v for k, v in given.items() if getattr(worker.params, k) != v}
     fixed = sorted(k for k in different if "fixed" in declared[k].tags)
     return {k: v for k, v in different.items() if k not in fixed}, fixed

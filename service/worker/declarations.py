@@ -37,12 +37,10 @@ from ..settings.layers import (
 from ..settings.loading import ENVIRONMENT_PREFIX, HANDED_VARIABLE, SET_VARIABLE, Override
 from ..settings.params import describe, from_json, params_of
 from ..settings.settings import Settings
-from ..types import SupportedModel, WorkerType
+from ..types import JSONObject, SupportedModel, WorkerType
 
 log = logging.getLogger(__name__)
 
-ONLY_IN_CONFIGURATION = ("worker_class",)
-"""Parameters that name code: no request sets them."""
 IDENTITY = ("model_name", "engine", "worker_type", "worker_class")
 """Parameters that define a model: only its table in the configuration file sets them."""
 
@@ -138,22 +136,19 @@ class Declarations:
         except BadModelFile:  # the start raises it
             return None
 
-    def check_request(self, name: str, params: Mapping[str, object]) -> None:
-        """Raise InvalidRequest if a request to start ``name`` names code, or weights outside of the models folders."""
-        entry = self.entry(name)
-        faults: list[FieldError] = []
-        for parameter in ONLY_IN_CONFIGURATION:
-            if params.get(parameter) not in (None, entry.params.get(parameter) if entry else None):
-                message = "names code, so it can only be set in a [[models]] table of the configuration file"
-                faults.append({"field": f"params.{parameter}", "message": message})
+    def checked(self, name: str, params: Mapping[str, object]) -> JSONObject:
+        """Return the parameters that a request to start ``name`` sets.
+
+        Raises InvalidRequest if one is not valid, or only the operator sets it, or the weights are outside of the
+        models folders; and the other errors of `engine`.
+        """
         path = params.get("model_path")
         if isinstance(path, str):
             try:
                 self.resolve(name, path)
             except BadModelFile as error:
-                faults.append({"field": "params.model_path", "message": str(error)})
-        if faults:
-            raise InvalidRequest.of_fields(faults)
+                raise InvalidRequest.of_fields([{"field": "params.model_path", "message": str(error)}]) from error
+        return self.declaration(name, params).layers[0].values
 
     def declaration(
         self, name: str, over_http: Mapping[str, object] | None = None, faults: Faults | None = None
@@ -162,7 +157,7 @@ class Declarations:
 
         Raises the errors of `engine`. If ``faults`` collects, it gets the values that are not valid instead.
         """
-        over_http = {k: v for k, v in (over_http or {}).items() if k not in ONLY_IN_CONFIGURATION}
+        over_http = over_http or {}
         named = over_http.get("engine")
         entry = self.entry(name)
         if entry is None:
@@ -177,13 +172,10 @@ class Declarations:
         engine = default if named in (None, entry.engine, default.name) else _class_of_request(named)
         # Another engine than the entry's has other parameters, and other weights.
         declared = (self._declared(entry, default, faults),) if engine is default else ()
-        layers = (
-            Layer.of(from_json(engine.Params, over_http), LayerName.OVER_HTTP),
-            self._command_line(name, engine, faults),
-            self._environment(name, engine, faults),
-            *declared,
-        )
-        return Declaration(entry, engine, layers)
+        configured = (self._command_line(name, engine, faults), self._environment(name, engine, faults), *declared)
+        current = merge(layer.values for layer in configured)
+        requested = Layer.of(from_json(engine.Params, over_http, current), LayerName.OVER_HTTP)
+        return Declaration(entry, engine, (requested, *configured))
 
     def _command_line(self, name: str, engine: type[Engine], faults: Faults | None) -> Layer:
         texts = {override.parameter: override.value for override in self.overrides if override.model == name}

@@ -147,8 +147,7 @@ class LocalWorkerManager(SharedCalls):
         if entry is not None and not entry.enabled:
             raise Conflict(f"model {model!r} is disabled ({entry.origin}): {entry.description}")
         given = {k: v for k, v in params.items() if v is not None and (k, v) != NO_PATH}
-        self.models.declarations.check_request(model, given)
-        self.models.startup(model, worker_type, given)
+        self.models.startup(model, worker_type, self.models.declarations.checked(model, given))
         return self._why_unsaved(model)
 
     @spanned
@@ -174,7 +173,7 @@ class LocalWorkerManager(SharedCalls):
         self.models.check_complete()
         models = self.models.all() if model == EVERY_MODEL else self.models.named(model, worker_type)
         for target in models:
-            parameters.from_json(type(target.worker.params), params)
+            parameters.from_json(type(target.worker.params), params, vars(target.worker.params))
         change = operation(self.models, apply_type, params)
         results = in_parallel(models, lambda model: timed(lambda: change(model)), lambda model: model.worker.key)
         outcome = merged([outcome_of(result) for result in results])

@@ -33,6 +33,7 @@ class Sample:
     more: list[str] | None = param(None, help="more of them")
     secret: str | None = param(None, help="a password", tags=["privacy"])
     keys: list[str] = param([], help="some keys", tags=["privacy"])
+    code: str | None = param(None, help="a class", tags=["operator"])
     hidden: int = 7
 
 
@@ -184,6 +185,13 @@ def test_json_names_every_field_at_fault():
 
 def test_a_mask_that_is_sent_back_means_unchanged():
     assert params.from_json(Sample, {"secret": MASK, "note": MASK}) == {"note": MASK}
+
+
+def test_what_the_operator_sets_may_be_sent_back_and_never_changed():
+    assert params.from_json(Sample, {"code": "a:B"}, {"code": "a:B"}) == {}
+    for current in ({"code": "a:C"}, {}):
+        with pytest.raises(InvalidRequest, match=r"params\.code: can't be set over HTTP"):
+            params.from_json(Sample, {"code": "a:B"}, current)
 
 
 # What people see

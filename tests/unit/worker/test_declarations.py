@@ -70,9 +70,8 @@ def test_what_a_name_is_can_not_be_changed_over_http():
 
 
 def test_code_can_not_be_named_over_http():
-    found = declarations(TABLE).engine("e", over_http={"worker_class": "os:system"})
-    assert type(found) is Echo
-    assert found.params.worker_class is None
+    with pytest.raises(InvalidRequest, match="only the configuration"):
+        declarations(TABLE).engine("e", over_http={"worker_class": "os:system"})
 
 
 @pytest.mark.parametrize("engine", ["os:system", "modelyard.engines.echo:Echo", "nothing"])
@@ -194,7 +193,7 @@ def test_a_model_whose_weights_are_absent_has_the_type_of_its_engine(tmp_path):
 @pytest.mark.parametrize(
     ("params", "field", "reason"),
     [
-        ({"worker_class": "os:system"}, "params.worker_class", "names code"),
+        ({"worker_class": "os:system"}, "params.worker_class", "only the configuration"),
         ({"model_path": "absent.gguf"}, "params.model_path", "there is no model file absent.gguf"),
         ({"model_path": "/etc/passwd"}, "params.model_path", "outside of the models folders"),
         ({"model_path": "../x.gguf"}, "params.model_path", "outside of the models folders"),
@@ -203,15 +202,16 @@ def test_a_model_whose_weights_are_absent_has_the_type_of_its_engine(tmp_path):
 )
 def test_a_request_that_names_code_or_weights_out_of_reach_is_refused(tmp_path, params, field, reason):
     with pytest.raises(InvalidRequest, match=reason) as caught:
-        declarations(TABLE, folder=tmp_path).check_request("e", params)
+        declarations(TABLE, folder=tmp_path).checked("e", params)
     assert [error["field"] for error in caught.value.errors] == [field]
 
 
 def test_a_request_may_send_back_what_is_configured(tmp_path):
     path = tiny_gguf.make(tmp_path / "tiny.gguf")
     found = declarations({"name": "mine", "worker_class": "modelyard.engines.echo:Echo"}, folder=tmp_path)
-    found.check_request("mine", {"worker_class": "modelyard.engines.echo:Echo", "model_path": path.name})
-    found.check_request("mine", {"worker_class": None, "model_path": None})
+    sent = {"worker_class": "modelyard.engines.echo:Echo", "model_path": path.name}
+    assert found.checked("mine", sent) == {"model_path": path.name}
+    assert found.checked("mine", {"worker_class": None, "model_path": None}) == {}
 
 
 def test_an_option_for_a_model_that_is_not_there_is_refused_at_once():

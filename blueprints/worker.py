@@ -128,11 +128,11 @@ def _add_vectors(blueprint: Blueprint, service: Service) -> None:
             body = read_call(service)
             fields = load(schemas.EMBEDDINGS, body)
             texts, model, query = schemas.texts(body), fields["model"], fields.get("query")
-            manager = _manager(service)
+            manager, extra = _manager(service), fields.get("extra")
             if query:
-                vectors = manager.rerank(model, query, texts, call.cancel, wait=_may_wait())
+                vectors = manager.rerank(model, query, texts, call.cancel, wait=_may_wait(), extra=extra)
             else:
-                vectors = manager.embeddings(model, texts, call.cancel, wait=_may_wait())
+                vectors = manager.embeddings(model, texts, call.cancel, wait=_may_wait(), extra=extra)
         finally:
             call.close()
         response = naming(other_model_of(vectors), vectors_response([vectors] if query else vectors, vectors))

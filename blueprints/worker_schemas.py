@@ -49,6 +49,7 @@ class PromptSchema(Base):
     span_id = fields.String()
     context = fields.Raw()
     options = fields.Dict(keys=fields.String())
+    extra = fields.Dict(keys=fields.String())
 
 
 class EmbeddingsSchema(Base):
@@ -56,6 +57,7 @@ class EmbeddingsSchema(Base):
 
     model = _name()
     query = fields.String()
+    extra = fields.Dict(keys=fields.String())
 
 
 class CountTokenSchema(Base):
@@ -124,7 +126,7 @@ def generate_request(body: Mapping[str, Any]) -> GenerateRequest:
     request = GenerateRequest(
         **loaded, messages=messages_for_model(messages or ()), stop=stops(body.get("stop"), MAX_STOPS)
     )
-    if not request.uses_messages and not request.prompt:
+    if not request.uses_messages and not request.prompt and "prompt" not in request.options:
         raise fault("messages", "are empty, and so is prompt: one of them is required")
     return request
 

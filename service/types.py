@@ -115,6 +115,8 @@ class GenerateRequest:
     options: JSONObject = field(default_factory=dict)
     """Fields of OpenAI's chat that some engines take: ``tools``, ``response_format``, ``logprobs`` and others. With
     ``messages`` in it, these are what the engine reads: they hold more than texts."""
+    extra: JSONObject = field(default_factory=dict)
+    """Fields of the caller that modelyard does not know: an engine whose `passes_on` is true sends them on."""
 
     @property
     def uses_messages(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 import uuid
 from collections.abc import Sequence
@@ -95,16 +96,19 @@ class Choice:
     reasoning: str = ""
     tool_calls: list[JSONObject] = field(default_factory=list)
     logprobs: JSONObject | None = None
+    offsets: list[int] = field(default_factory=list)
+    """The place of each token of ``logprobs`` in the text."""
 
     def add(self, piece: str, delta: JSONObject) -> None:
         """Add a piece, and what came with it."""
-        self.text += piece
+        offset, self.text = len(self.text), self.text + piece
         self.reasoning += delta.get("reasoning_content") or ""
         for part in delta.get("tool_calls") or ():
             self._add_call(part)
         if (logprobs := delta.get("logprobs")) is not None:
             self.logprobs = self.logprobs or {"content": [], "refusal": None}
             self.logprobs["content"] += logprobs["content"]
+            self.offsets += offsets_of(logprobs["content"], offset)
 
     def _add_call(self, part: JSONObject) -> None:
         """Add a part of a call: its first has the name, each some of the arguments."""
@@ -146,7 +150,28 @@ def chat_answer(header: Header, choices: Sequence[Choice], usage: Usage, generat
 
 def completion_answer(header: Header, choices: Sequence[Choice], usage: Usage, generation: Generation) -> JSONObject:
     """Return a whole completion."""
-    return _answer(header.of("text_completion"), [{"text": choice.text} for choice in choices], choices, usage)
+    answer = _answer(header.of("text_completion"), [{"text": choice.text} for choice in choices], choices, usage)
+    for entry, choice in zip(answer["choices"], choices, strict=True):
+        if choice.logprobs is not None:
+            entry["logprobs"] = columns_of(choice.logprobs["content"], choice.offsets)
+    return answer
+
+
+def offsets_of(content: Sequence[JSONObject], offset: int) -> list[int]:
+    """Return the place of each token in a text in which the first is at ``offset``."""
+    return list(itertools.accumulate((len(token["token"]) for token in content), initial=offset))[:-1]
+
+
+def columns_of(content: Sequence[JSONObject], offsets: Sequence[int]) -> JSONObject:
+    """Return the probabilities of tokens as a completion has them; chat has an object for each token."""
+    return {
+        "tokens": [token["token"] for token in content],
+        "token_logprobs": [token["logprob"] for token in content],
+        "top_logprobs": [
+            {other["token"]: other["logprob"] for other in token.get("top_logprobs") or ()} or None for token in content
+        ],
+        "text_offset": list(offsets),
+    }
 
 
 def _answer(answer: JSONObject, contents: list[JSONObject], choices: Sequence[Choice], usage: Usage) -> JSONObject:

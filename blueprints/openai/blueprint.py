@@ -13,7 +13,7 @@ from typing import NamedTuple
 from flask import Blueprint, Response, g, request
 
 from ...access.tokens import INFER
-from ...engines.base import other_model_of
+from ...engines.base import Vectors, other_model_of, tokens_of
 from ...errors import ModelyardError
 from ...types import JSONObject, WorkerType, worker_key
 from ...worker.protocol import Service
@@ -182,12 +182,13 @@ def _add_vectors(routes: Routes, service: Service) -> None:
             loaded = load(schemas.EMBEDDINGS, body)
             texts, model = schemas.inputs(body), model_of(service, body, WorkerType.TEXT2VEC)
             g.modelyard_line.model = model
-            rows = service.manager.embeddings(model, texts, call.cancel)
+            extra = schemas.embeddings_extra(loaded, body)
+            rows = service.manager.embeddings(model, texts, call.cancel, extra=extra)
             size = len(rows[0])
             if loaded.get("dimensions", size) != size:
                 raise fault("dimensions", f"must be {size}: model {model!r} has vectors of that size alone")
             as_base64 = loaded.get("encoding_format") == "base64"
-            answer = embeddings_answer(rows, model, _tokens(service, model, texts), as_base64=as_base64)
+            answer = embeddings_answer(rows, model, _tokens(service, model, rows, texts), as_base64=as_base64)
             return naming(other_model_of(rows), vectors_response(answer, rows))
 
     def rerank() -> Response:
@@ -201,7 +202,7 @@ def _add_vectors(routes: Routes, service: Service) -> None:
             model = model_of(service, body, WorkerType.RERANKER, WorkerType.TEXT2VEC)
             g.modelyard_line.model = model
             scores = service.manager.rerank(model, query, texts, call.cancel)
-            tokens = _tokens(service, other_model_of(scores) or model, [query, *texts])
+            tokens = _tokens(service, other_model_of(scores) or model, scores, [query, *texts])
             return naming(other_model_of(scores), vectors_response(relevance_answer(scores, model, tokens), scores))
 
     routes.add("POST", "/embeddings", embeddings)
@@ -219,7 +220,8 @@ def _rerank(service: Service) -> Response:
         texts, query = schemas.documents(body.get(field), field), loaded["query"]
         model = model_of(service, body, WorkerType.RERANKER, WorkerType.TEXT2VEC)
         g.modelyard_line.model = model
-        scores = ranked = service.manager.rerank(model, query, texts, call.cancel)
+        extra = schemas.rerank_extra(body)
+        scores = ranked = service.manager.rerank(model, query, texts, call.cancel, extra=extra)
         ranker = other_model_of(ranked) or model
         if not (shape == TEI and loaded.get("raw_scores")) and _is_reranker(service, ranker):
             scores = as_probabilities(scores)
@@ -230,7 +232,7 @@ def _rerank(service: Service) -> Response:
             model,
             f"rerank-{uuid.uuid4().hex}",
             top_n=loaded.get("top_n"),
-            tokens=0 if shape == TEI else _tokens(service, ranker, [query, *texts]),
+            tokens=0 if shape == TEI else _tokens(service, ranker, ranked, [query, *texts]),
             with_texts=bool(loaded.get("return_text" if shape == TEI else "return_documents")),
         )
         return naming(other_model_of(ranked), vectors_response(answer, ranked))
@@ -247,8 +249,10 @@ def _rerank_shape(body: JSONObject) -> str:
     return COHERE if request.path.endswith("/v2/rerank") else JINA
 
 
-def _tokens(service: Service, model: str, texts: Sequence[str]) -> int:
-    """Return the tokens of texts, counted together, in one call; 0 if the model can't count."""
+def _tokens(service: Service, model: str, results: Vectors, texts: Sequence[str]) -> int:
+    """Return the tokens of texts: those that the engine reports, or else counted together; 0 if it can't count."""
+    if (tokens := tokens_of(results)) is not None:
+        return tokens
     try:
         return service.manager.count_token(model, "\n".join(texts))
     except ModelyardError:

@@ -127,6 +127,19 @@ def chat_options(loaded: Mapping[str, Any]) -> JSONObject:
     return options
 
 
+def completion_options(loaded: Mapping[str, Any]) -> JSONObject:
+    """Return the same of a completion."""
+    options = {name: loaded[name] for name in ("logprobs", "suffix") if name in loaded}
+    if loaded.get("logit_bias"):
+        options["logit_bias"] = _logit_bias(loaded["logit_bias"])
+    copies = loaded.get("n", 1)
+    if loaded.get("best_of", copies) != copies:
+        if copies != 1:
+            raise fault("best_of", f"must be n ({copies}), or n must be 1")
+        options["best_of"] = loaded["best_of"]
+    return options
+
+
 def _logit_bias(biases: JSONObject) -> JSONObject:
     for token, bias in biases.items():
         if not token.isdecimal():

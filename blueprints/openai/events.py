@@ -12,7 +12,7 @@ import orjson
 from ...errors import ModelyardError
 from ...types import Burst, JSONObject
 from ...wire.chunks import join_escaped
-from .answers import Header, Usage, finish_reason
+from .answers import Header, Usage, columns_of, finish_reason, offsets_of
 from .choices import ChoiceBursts
 from .errors import document
 from .schemas import Generation
@@ -130,6 +130,25 @@ class CompletionEvents(Events):
     object = "text_completion"
     text = (b'"text":"', b'","logprobs":null,')
     nothing = b'"text":"","logprobs":null,'
+
+    def __init__(self, header: Header, usage: Usage, generation: Generation) -> None:
+        """Begin each event with ``header``; send ``usage`` at the end where ``generation`` asks for it."""
+        super().__init__(header, usage, generation)
+        self._lengths = [0] * self._count
+        """The length of the text of each choice so far."""
+
+    def _pieces(self, index: int, pieces: list[str]) -> bytes:
+        self._lengths[index] += sum(map(len, pieces))
+        return super()._pieces(index, pieces)
+
+    def _delta(self, index: int, piece: str, delta: JSONObject) -> bytes:
+        """Return the event of a piece that comes with the probabilities of its tokens."""
+        columns = None
+        if (logprobs := delta.get("logprobs")) is not None:
+            content = logprobs["content"]
+            columns = columns_of(content, offsets_of(content, self._lengths[index]))
+        self._lengths[index] += len(piece)
+        return self._event(index, json_bytes({"text": piece, "logprobs": columns})[1:-1] + b",")
 
 
 class PieceEvents(ABC):

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from marshmallow import fields, validate
+from marshmallow import Schema, fields, validate
 
 from ...types import GenerateRequest, JSONObject
 from ..request.fields import Base, Flag, fault, integer, load, number, stops
-from .chat_fields import as_text, chat_options, check_messages, holds_more
+from .chat_fields import as_text, chat_options, check_messages, completion_options, holds_more
 
 MAX_CHOICES = 128
 MAX_TOOLS = 256
@@ -118,12 +118,13 @@ class Generation:
 def chat(body: Mapping[str, Any], model: str) -> Generation:
     """Return the request of a chat completion, for ``model``. Raises InvalidRequest."""
     loaded = load(CHAT, body)
-    _refuse(loaded, model, _UNSUPPORTED_IN_CHAT)
+    _refuse_unsupported(loaded, model)
     limit = loaded.get("max_completion_tokens", loaded.get("max_tokens"))
     request = _request(loaded, body, model, limit)
     messages = check_messages(body.get("messages"))
     request.messages = [as_text(message) for message in messages]
     request.options = chat_options(loaded)
+    request.extra = _extra(CHAT, body, "messages", "stop")
     if any(holds_more(message) for message in messages):
         request.options["messages"] = messages
     return Generation(_copies(request, loaded.get("n", 1)), loaded.get("n", 1), loaded)
@@ -134,18 +135,13 @@ def completion(body: Mapping[str, Any], model: str) -> Generation:
     if body.get("logprobs") is False:  # a client of chat's word for none
         body = {**body, "logprobs": None}
     loaded = load(COMPLETION, body)
-    _refuse(loaded, model, _UNSUPPORTED_IN_COMPLETIONS)
     copies = loaded.get("n", 1)
-    if loaded.get("best_of", copies) != copies:
-        raise fault("best_of", f"must be n ({copies}): answers are not ranked here")
     request = _request(loaded, body, model, loaded.get("max_tokens", COMPLETION_TOKENS))
     request.echo = loaded.get("echo", False)
+    request.options = completion_options(loaded)
+    request.extra = _extra(COMPLETION, body, "prompt", "stop")
     requests = [
-        copy
-        for text in _texts(
-            body.get("prompt"), "prompt", MAX_PROMPTS, "has token ids, which are not taken here: send text"
-        )
-        for copy in _copies(replace(request, prompt=text), copies)
+        copy for prompt in _prompts(body.get("prompt")) for copy in _copies(_with_prompt(request, prompt), copies)
     ]
     if len(requests) > MAX_CHOICES:
         raise fault("n", f"times the prompts is {len(requests)}: at most {MAX_CHOICES} choices are made at once")
@@ -154,13 +150,25 @@ def completion(body: Mapping[str, Any], model: str) -> Generation:
 
 def inputs(body: Mapping[str, Any]) -> list[str]:
     """Return the texts to embed. Raises InvalidRequest with the entry."""
-    return _texts(
-        body.get("input"),
-        "input",
-        MAX_INPUTS,
-        "has token ids, which are those of another model's tokenizer: send text "
-        "(LangChain: OpenAIEmbeddings(check_embedding_ctx_length=False))",
-    )
+    entries = _entries(body.get("input"), "input", MAX_INPUTS)
+    if any(isinstance(entry, int | list) for _, entry in entries):
+        raise fault(
+            "input",
+            "has token ids, which are those of another model's tokenizer: send text "
+            "(LangChain: OpenAIEmbeddings(check_embedding_ctx_length=False))",
+        )
+    return [_text(place, entry) for place, entry in entries]
+
+
+def embeddings_extra(loaded: JSONObject, body: Mapping[str, Any]) -> JSONObject:
+    """Return the fields of embeddings that only a backend knows, ``dimensions`` among them."""
+    size = {"dimensions": loaded["dimensions"]} if "dimensions" in loaded else {}
+    return _extra(EMBEDDINGS, body, "input") | size
+
+
+def rerank_extra(body: Mapping[str, Any]) -> JSONObject:
+    """Return the fields of a rerank that only a backend knows."""
+    return _extra(RERANK, body, "documents", "texts")
 
 
 def documents(value: Any, field: str) -> list[str]:
@@ -178,44 +186,59 @@ def documents(value: Any, field: str) -> list[str]:
     return texts
 
 
-def _texts(value: Any, field: str, most: int, no_ids: str) -> list[str]:
-    """Return the texts of a string or a list of ``most`` at most; ``no_ids`` is the fault of token ids."""
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not texts:
+def _entries(value: Any, field: str, most: int) -> list[tuple[str, Any]]:
+    """Return the entries of a list of ``most`` at most, or the only text, each with its place."""
+    if isinstance(value, str):
+        return [(field, value)]
+    if not isinstance(value, list) or not value:
         raise fault(field, "must be a string, or a list of strings")
-    if len(texts) > most:
-        raise fault(field, f"has {len(texts)} entries, at most {most} are taken")
-    for index, text in enumerate(texts):
-        if isinstance(text, int | list):
-            raise fault(field, no_ids)
-        place = field if isinstance(value, str) else f"{field}[{index}]"
-        if not isinstance(text, str):
-            raise fault(place, "must be a string")
-        if not text:
-            raise fault(place, "is empty: give a text")
-    return texts
+    if len(value) > most:
+        raise fault(field, f"has {len(value)} entries, at most {most} are taken")
+    return [(f"{field}[{index}]", entry) for index, entry in enumerate(value)]
 
 
-def _asks(value: Any) -> bool:
-    return bool(value)
+def _text(place: str, text: Any) -> str:
+    if not isinstance(text, str):
+        raise fault(place, "must be a string")
+    if not text:
+        raise fault(place, "is empty: give a text")
+    return text
 
 
-def _asks_for_audio(value: Any) -> bool:
-    return any(kind != "text" for kind in value)
+def _prompts(value: Any) -> list[str | list[int]]:
+    """Return the prompts of a completion: texts, or lists of token ids."""
+    if isinstance(value, list) and value and type(value[0]) is int:
+        return [_token_ids("prompt", value)]
+    entries = _entries(value, "prompt", MAX_PROMPTS)
+    return [_token_ids(place, entry) if isinstance(entry, list) else _text(place, entry) for place, entry in entries]
 
 
-_UNSUPPORTED_IN_CHAT = {
-    "functions": _asks,
-    "modalities": _asks_for_audio,
-}
-_UNSUPPORTED_IN_COMPLETIONS = {"logprobs": lambda value: True, "logit_bias": _asks, "suffix": _asks}
-"""The fields that no engine supports, with a function that returns whether a value needs support."""
+def _token_ids(place: str, ids: list[Any]) -> list[int]:
+    if not ids or not all(type(number) is int and 0 <= number < 2**31 for number in ids):
+        raise fault(place, "must be a text, or a list of token ids from 0")
+    return ids
 
 
-def _refuse(loaded: JSONObject, model: str, unsupported: Mapping[str, Any]) -> None:
-    for field, asks in unsupported.items():
-        if field in loaded and asks(loaded[field]):
+def _with_prompt(request: GenerateRequest, prompt: str | list[int]) -> GenerateRequest:
+    if isinstance(prompt, str):
+        return replace(request, prompt=prompt)
+    return replace(request, options={**request.options, "prompt": prompt})
+
+
+def _refuse_unsupported(loaded: JSONObject, model: str) -> None:
+    """Raise InvalidRequest for a field of a chat that no engine supports."""
+    asked = {"functions": bool(loaded.get("functions")), "modalities": set(loaded.get("modalities", ())) > {"text"}}
+    for field, is_asked in asked.items():
+        if is_asked:
             raise fault(field, f"is not supported by model {model!r}: leave it out")
+
+
+def _extra(schema: Schema, body: Mapping[str, Any], *read: str) -> JSONObject:
+    """Return the fields of ``body`` that neither ``schema`` nor a list of other fields has: only a backend knows them.
+
+    Null means absent.
+    """
+    return {n: value for n, value in body.items() if value is not None and n not in schema.fields and n not in read}
 
 
 def _request(loaded: JSONObject, body: Mapping[str, Any], model: str, limit: int | None) -> GenerateRequest:

@@ -9,10 +9,10 @@ from flask import Request, Response
 from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge, RequestTimeout
 from werkzeug.wsgi import LimitedStream
 
-from ...engines.base import Vectors, cut_texts
+from ...engines.base import Vectors, cut_texts, tokens_of
 from ...errors import InvalidRequest, RequestTooLarge
 from ...types import JSONObject
-from ...wire.chunks import CUT_HEADER
+from ...wire.chunks import CUT_HEADER, TOKENS_HEADER
 from ...wire.messages import DELTA_TYPE
 
 JSON_TYPE = "application/json"
@@ -94,10 +94,12 @@ def wants_delta(request: Request) -> bool:
 
 
 def vectors_response(value: Any, vectors: Vectors) -> Response:
-    """Return ``value`` as JSON, with a header if texts of ``vectors`` were cut."""
+    """Return ``value`` as JSON, with headers for the texts of ``vectors`` that were cut, and for their tokens."""
     response = json_response(value)
     if cut := cut_texts(vectors):
         response.headers[CUT_HEADER] = str(cut)
+    if (tokens := tokens_of(vectors)) is not None:
+        response.headers[TOKENS_HEADER] = str(tokens)
     return response
 
 

@@ -114,21 +114,36 @@ class RemoteWorkerManager(SharedCalls):
 
     @spanned
     def embeddings(
-        self, model: str, texts: Sequence[str], cancel: Cancel | None = None, *, wait: bool = True
+        self,
+        model: str,
+        texts: Sequence[str],
+        cancel: Cancel | None = None,
+        *,
+        wait: bool = True,
+        extra: JSONObject | None = None,
     ) -> Vectors:
         """Return one row of floats for each text."""
         cancel = cancel or Cancel()
         key = self._directory.key_of(model, WorkerType.TEXT2VEC)
-        return self._called(key, lambda worker, waits: worker.embeddings(texts, cancel, wait=waits), wait)
+        return self._called(key, lambda worker, waits: worker.embeddings(texts, cancel, wait=waits, extra=extra), wait)
 
     @spanned
     def rerank(
-        self, model: str, query: str, texts: Sequence[str], cancel: Cancel | None = None, *, wait: bool = True
+        self,
+        model: str,
+        query: str,
+        texts: Sequence[str],
+        cancel: Cancel | None = None,
+        *,
+        wait: bool = True,
+        extra: JSONObject | None = None,
     ) -> Sequence[float]:
         """Return a score for each text, by a reranker, or by the cosine of an embedder of that name."""
         cancel = cancel or Cancel()
         key = self._directory.key_of(model, WorkerType.RERANKER, WorkerType.TEXT2VEC)
-        return self._called(key, lambda worker, waits: worker.rerank(query, texts, cancel, wait=waits), wait)
+        return self._called(
+            key, lambda worker, waits: worker.rerank(query, texts, cancel, wait=waits, extra=extra), wait
+        )
 
     @spanned
     def count_token(self, model: str | None, prompt: str) -> int:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from ..engines.base import OfCutTexts, Vectors, cut_texts
+from ..engines.base import OfTexts, Vectors, cut_texts, tokens_of
 from ..errors import Unsupported
 from ..sessions.response import Response
 from ..sessions.session import Session
@@ -14,7 +14,7 @@ from ..streams import Cancel, OutputStream, whole_answer
 from ..telemetry import dbgpt
 from ..telemetry.tracing import attached, current_tracing, end
 from ..types import GenerateRequest, JSONObject, ModelMetadata, ModelOutput, known, plain, split_worker_key
-from ..wire.chunks import CUT_HEADER
+from ..wire.chunks import CUT_HEADER, TOKENS_HEADER
 from ..wire.messages import DELTA_TYPE, dbgpt_messages
 from .remote_answer import RemoteAnswer
 from .remote_calls import LOCAL, RemoteCalls, encoded
@@ -22,7 +22,7 @@ from .remote_calls import LOCAL, RemoteCalls, encoded
 _ALSO_FALSE = ("echo", "chat_model")
 """Fields that are sent when they are false too: some workers take an absent field for true."""
 
-_COUNT = re.compile(r"[1-9]\d{0,5}", re.ASCII)
+_COUNT = re.compile(r"\d{1,12}", re.ASCII)
 
 _METADATA: Mapping[str, type] = {
     "model": str,
@@ -87,34 +87,40 @@ class RemoteModelWorker:
         with self.generate_stream(request, cancel, wait=wait) as stream:
             return whole_answer(stream)
 
-    def embeddings(self, texts: Sequence[str], cancel: Cancel, *, wait: bool = True) -> Vectors:
-        """Return one row for each text.
+    def embeddings(
+        self, texts: Sequence[str], cancel: Cancel, *, wait: bool = True, extra: JSONObject | None = None
+    ) -> Vectors:
+        """Return one row for each text; ``extra`` has the caller's other fields.
 
         The worker sends nothing until all rows are computed, so the session's read timeout must be longer than that.
         """
-        rows = self._vectors({"model": self.name, "input": list(texts)}, cancel, wait=wait)
+        rows = self._vectors({"model": self.name, "input": list(texts)}, cancel, wait, extra)
         if len(rows) != len(texts):
             raise self._calls.invalid(f"{len(rows)} rows for {len(texts)} texts")
         return rows
 
-    def rerank(self, query: str, texts: Sequence[str], cancel: Cancel, *, wait: bool = True) -> Sequence[float]:
+    def rerank(
+        self, query: str, texts: Sequence[str], cancel: Cancel, *, wait: bool = True, extra: JSONObject | None = None
+    ) -> Sequence[float]:
         """Return a score for each text; like `embeddings`."""
         # A worker of DB-GPT looks for an embedder of that name unless the body has the type.
         kind = self.key.rpartition("@")[2]
         body = {"model": self.name, "input": list(texts), "query": query, "worker_type": kind}
-        rows = self._vectors(body, cancel, wait=wait)
+        rows = self._vectors(body, cancel, wait, extra)
         if len(rows) != 1 or len(rows[0]) != len(texts):
             raise self._calls.invalid(f"not a score for each of {len(texts)} texts")
-        return OfCutTexts(rows[0], cut) if (cut := cut_texts(rows)) else rows[0]
+        return OfTexts(rows[0], cut=cut_texts(rows), tokens=tokens_of(rows))
 
-    def _vectors(self, body: JSONObject, cancel: Cancel, *, wait: bool) -> list[list[float]]:
+    def _vectors(self, body: JSONObject, cancel: Cancel, wait: bool, extra: JSONObject | None) -> OfTexts:
+        if extra:
+            body["extra"] = extra
         rows, headers = self._calls.answer("embeddings", body, headers=LOCAL if wait else _AT_ONCE, cancel=cancel)
         if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
             raise self._calls.invalid("not a list of vectors")
         if not all(set(map(type, row)) <= {float, int} for row in rows):
             raise self._calls.invalid("a vector with a value that is not a number")
-        cut = headers.get(CUT_HEADER) or ""
-        return OfCutTexts(rows, int(cut)) if _COUNT.fullmatch(cut) else rows
+        cut, tokens = (_count(headers.get(name)) for name in (CUT_HEADER, TOKENS_HEADER))
+        return OfTexts(rows, cut=cut or 0, tokens=tokens)
 
     def count_token(self, prompt: str) -> int:
         """Return the number of tokens of ``prompt``."""
@@ -135,6 +141,10 @@ class RemoteModelWorker:
             if not isinstance(value, _METADATA[name]):
                 raise self._calls.invalid(f"metadata whose {name} is not of type {_METADATA[name].__name__}")
         return ModelMetadata(**{"model": self.name, **values})
+
+
+def _count(text: str | None) -> int | None:
+    return int(text) if text and _COUNT.fullmatch(text) else None
 
 
 def _prompt(request: GenerateRequest) -> bytes:

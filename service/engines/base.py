@@ -19,32 +19,36 @@ Vectors: TypeAlias = Any
 """One row of floats for each text: a list of lists, or a numpy array (float32) of shape (texts, dimensions)."""
 
 
-class OfCutTexts(list[Any]):
-    """The rows, or scores, of texts some of which were cut, because the model takes no longer ones."""
+class OfTexts(list[Any]):
+    """Rows, or scores, with what is known of their texts and of the model."""
 
-    def __init__(self, values: Iterable[Any], cut: int) -> None:
-        """``cut`` is the number of texts that were cut, the query among them."""
+    def __init__(
+        self, values: Iterable[Any], *, cut: int = 0, tokens: int | None = None, model: str | None = None
+    ) -> None:
+        """``cut`` is the number of texts that were cut because the model takes no longer ones, the query among them.
+
+        ``tokens`` is the number of tokens that were computed for all of them; None if it is not known. ``model`` has
+        computed them, where that is another model than the one that was asked for.
+        """
         super().__init__(values)
         self.cut = cut
+        self.tokens = tokens
+        self.model = model
 
 
 def cut_texts(values: Vectors) -> int:
     """Return how many of the texts of these rows, or scores, were cut."""
-    return values.cut if isinstance(values, OfCutTexts) else 0
+    return values.cut if isinstance(values, OfTexts) else 0
 
 
-class OfOtherModel(OfCutTexts):
-    """The rows, or scores, of another model than the one that was asked for."""
-
-    def __init__(self, values: Vectors, model: str) -> None:
-        """Keep ``values`` and how many of their texts were cut; ``model`` has computed them."""
-        super().__init__(values, cut_texts(values))
-        self.model = model
+def tokens_of(values: Vectors) -> int | None:
+    """Return the tokens of the texts of these rows, or scores; None if the engine has not reported them."""
+    return values.tokens if isinstance(values, OfTexts) else None
 
 
 def other_model_of(values: Vectors) -> str | None:
     """Return the model that has computed these rows, or scores; None if it is the one that was asked for."""
-    return values.model if isinstance(values, OfOtherModel) else None
+    return values.model if isinstance(values, OfTexts) else None
 
 
 Progress: TypeAlias = Callable[[str], None]
@@ -123,6 +127,9 @@ class Engine:
     default_waiting: ClassVar[dict[WorkerType, int]] = {WorkerType.TEXT2VEC: 1000, WorkerType.RERANKER: 1000}
     """The default of ``max_waiting`` for models of a type: their requests take milliseconds, and clients send many at
     once, each with a few texts."""
+    passes_on: ClassVar[bool] = False
+    """Whether the fields that modelyard does not know are sent on. Then `embed` and `rerank` take the keyword
+    ``extra`` too, with the caller's fields by name; those of a generation are `GenerateRequest.extra`."""
     ticks: ClassVar[bool] = False
     """Whether `generate_stream` yields None at least once a second while no piece is ready. If not, a thread runs the
     iterator, so that the caller can send something during a silence."""

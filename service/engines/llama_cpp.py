@@ -31,7 +31,7 @@ from ..streams import Cancel, Pump
 from ..types import Burst, GenerateRequest, ModelMetadata, WorkerType
 from ..wire.messages import openai_messages
 from . import llama_requests
-from .base import CancelEvent, Engine, ModelParams, OfCutTexts, Progress, Vectors
+from .base import CancelEvent, Engine, ModelParams, OfTexts, Progress, Vectors
 from .llama_http import LlamaHttp, PrivateFolder, encoded
 from .text_limit import TRUNCATE, TextLimit
 
@@ -42,7 +42,7 @@ LETTERS_A_CALL = 1000
 """The most texts and letters of one call to embed: about a quarter of a second on one core. A cancel acts between two
 calls."""
 
-_OPTIONS = frozenset({"response_format", "logprobs", "top_logprobs", "logit_bias"})
+_OPTIONS = frozenset({"response_format", "logprobs", "top_logprobs", "logit_bias", "prompt"})
 _TOOL_OPTIONS = frozenset({"messages", "tools", "tool_choice", "parallel_tool_calls"})
 
 
@@ -262,33 +262,43 @@ class LlamaCpp(Engine):
 
     def _echoed(self, request: GenerateRequest) -> str:
         if not request.uses_messages:
-            return request.prompt or ""
+            ids = request.options.get("prompt")
+            return self._text_of(ids) if ids is not None else request.prompt or ""
         messages = openai_messages(request.messages)
         try:
             return str(self._http.post("/apply-template", {"messages": messages})["prompt"])
         except InvalidRequest as error:
             raise llama_requests.unfit("messages", str(error)) from error
 
+    def _text_of(self, ids: Any) -> str:
+        try:
+            return str(self._http.post("/detokenize", {"tokens": ids})["content"])
+        except (InvalidRequest, EngineError) as error:
+            raise llama_requests.unfit("prompt", f"has token ids that are not the model's: {error}") from error
+
     def embed(self, texts: Sequence[str], cancel: CancelEvent) -> Vectors:
         """Return one normalised row for each text. Raises InputTooLong, which names the first text that is too long."""
-        limit = self._limit()
+        limit, tokens = self._limit(), 0
         rows: list[list[float]] = []
         for part in _in_calls(limit.texts(texts, cancel)):
             _check(cancel)
             answer = self._call(self._server.handle_embeddings, {"input": part})
-            rows += [item["embedding"] for item in sorted(answer["data"], key=lambda item: item["index"])]
-        return OfCutTexts(rows, limit.cut) if limit.cut else rows
+            rows += _short([item["embedding"] for item in sorted(answer["data"], key=lambda item: item["index"])])
+            tokens += answer["usage"]["prompt_tokens"]
+        return OfTexts(rows, cut=limit.cut, tokens=tokens)
 
     def rerank(self, query: str, texts: Sequence[str], cancel: CancelEvent) -> Sequence[float]:
         """Return the raw score of each text. Raises InputTooLong for the query, or the first text, that is too long."""
         limit = self._limit()
         query = limit.query(query)
         scores: list[float] = []
+        tokens = 0
         for part in _in_calls(limit.texts(texts, cancel, query), framed_by=len(query)):
             _check(cancel)
             answer = self._call(self._server.handle_rerank, {"query": query, "documents": part})
             scores += [item["relevance_score"] for item in sorted(answer["results"], key=lambda item: item["index"])]
-        return OfCutTexts(scores, limit.cut) if limit.cut else scores
+            tokens += answer["usage"]["prompt_tokens"]
+        return OfTexts(scores, cut=limit.cut, tokens=tokens)
 
     def _call(self, handle: Callable[[bytes], bytes | str], body: dict[str, Any]) -> Any:
         sent = encoded(body)
@@ -321,6 +331,17 @@ def _in_calls(texts: Sequence[str], framed_by: int = 0) -> Iterator[list[str]]:
         letters += length
     if part:
         yield part
+
+
+def _short(rows: list[list[float]]) -> list[list[float]]:
+    """Return numbers of 32 bits as the shortest decimals that mean them: 0.1, where the library has 0.10000000149.
+
+    An answer has 40 percent fewer bytes then. For 2,048 rows of 384 this takes 40 ms.
+    """
+    from numpy import asarray, float32  # noqa: PLC0415 - only models of this engine need it
+
+    short: list[list[float]] = orjson.loads(orjson.dumps(asarray(rows, float32), option=orjson.OPT_SERIALIZE_NUMPY))
+    return short
 
 
 def _check(cancel: CancelEvent) -> None:

@@ -32,16 +32,25 @@ def chat_body(request: GenerateRequest, default_max_new_tokens: int) -> JSONObje
 
 
 def completion_body(request: GenerateRequest, default_max_new_tokens: int) -> JSONObject:
-    """Return the body of a completion of the raw prompt."""
-    if not request.prompt:
+    """Return the body of a completion of the raw prompt, or of token ids."""
+    if not request.prompt and "prompt" not in request.options:
         raise InvalidRequest.of_fields(
             [{"field": "prompt", "message": "is empty, and there are no messages: give one of them"}]
         )
     body = _common(request, default_max_new_tokens)
     body["prompt"] = request.prompt
-    if request.stop_token_ids:
-        body["logprobs"] = 1
+    body |= request.options
+    if request.stop_token_ids or "logprobs" in request.options:
+        body["logprobs"] = max(1, _others(request.options))
     return body
+
+
+def _others(options: JSONObject) -> int:
+    """Return the number of other tokens whose probabilities a completion has beside each of its own."""
+    count = options.get("logprobs", 0)
+    if type(count) is not int:
+        raise InvalidRequest.of_fields([{"field": "logprobs", "message": "must be an integer"}])
+    return count
 
 
 def _common(request: GenerateRequest, default_max_new_tokens: int) -> JSONObject:
@@ -162,8 +171,12 @@ class LlamaAnswer:
         """Return the part of a choice beside its text."""
         given = choice.get("delta", {})
         delta = {name: given[name] for name in ("reasoning_content", "tool_calls") if given.get(name)}
-        if self._options.get("logprobs") and choice.get("logprobs"):
-            delta["logprobs"] = {"content": [_logprob(t) for t in choice["logprobs"]["content"]], "refusal": None}
+        if "logprobs" in self._options and choice.get("logprobs"):
+            content = [_logprob(token) for token in choice["logprobs"]["content"]]
+            if "text" in choice:
+                most = _others(self._options)
+                content = [{**token, "top_logprobs": token["top_logprobs"][:most]} for token in content]
+            delta["logprobs"] = {"content": content, "refusal": None}
         return delta
 
     def _end(self, finish_reason: str, completion_tokens: int) -> None:

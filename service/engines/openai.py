@@ -13,15 +13,15 @@ from typing import Any, ClassVar
 import orjson
 
 from ..access.token_store import OutgoingToken
-from ..errors import ConfigError, EngineError, InvalidRequest, ModelyardError, StartFailed
+from ..errors import EngineError, ModelyardError, StartFailed
 from ..sessions.response import Response
 from ..sessions.session import Session
 from ..settings.params import param
 from ..streams import Cancel
 from ..types import Burst, GenerateRequest, JSONObject, ModelMetadata, WorkerType
-from ..wire.messages import openai_messages
 from . import openai_answers
-from .base import CancelEvent, Engine, ModelParams, Progress, Vectors
+from .base import CancelEvent, Engine, ModelParams, OfTexts, Progress, Vectors
+from .openai_fields import Fields, text_fields
 
 TEXTS_A_CALL = 256
 """Texts of one call for embeddings: what servers take."""
@@ -29,7 +29,7 @@ TEXTS_A_CALL = 256
 _OPERATOR = ("fixed", "operator", "privacy")
 _OPTIONS = frozenset(
     {"messages", "tools", "tool_choice", "parallel_tool_calls", "response_format", "logprobs", "top_logprobs"}
-    | {"logit_bias"}
+    | {"logit_bias", "prompt", "suffix", "best_of"}
 )
 
 
@@ -49,6 +49,9 @@ class OpenAIParams(ModelParams):
     silence_timeout: float = param(60.0, help="seconds of silence within an answer", min=1, max=86_400)
     strip_params: list[str] = param([], help="fields that are never sent, for a server that refuses them")
     set_params: list[str] = param([], help="fields that are always sent: NAME=JSON", tags=["operator", "privacy"])
+    template_params: list[str] = param(
+        ["enable_thinking", "thinking"], help="keys of chat_template_kwargs that callers may set"
+    )
     context_length: int | None = param(
         None, help="context length in the metadata; default: what the server says", min=1, max=100_000_000
     )
@@ -62,6 +65,7 @@ class OpenAI(Engine):
     worker_types: ClassVar[frozenset[WorkerType]] = frozenset(WorkerType)
     needs_weights = False
     is_proxy = True
+    passes_on = True
     default_slots: ClassVar[dict[WorkerType, int]] = dict.fromkeys(WorkerType, 64)
     ticks = True
 
@@ -73,7 +77,7 @@ class OpenAI(Engine):
         self._model = self.params.backend_model or self.params.model_name
         self._where = f"the backend of model {self.params.registered_name!r}"
         self._session: Session | None = None
-        self._always: JSONObject = {}
+        self._fields: Fields
         self._context_length = self.params.context_length
 
     # Life
@@ -83,7 +87,12 @@ class OpenAI(Engine):
         params = self.params
         progress(f"asking {self._base}")
         try:
-            self._always = _fields_of(params.set_params)
+            self._fields = Fields(
+                self._model,
+                stripped=params.strip_params,
+                always=params.set_params,
+                template_params=params.template_params,
+            )
             token = OutgoingToken(params.api_key, params.api_key_file)
             self._session = Session(params.connect_timeout, params.first_byte_timeout, token=token, ca=params.ca)
             self._look_for_model()
@@ -130,12 +139,15 @@ class OpenAI(Engine):
     def generate_stream(self, request: GenerateRequest, cancel: CancelEvent) -> Iterator[Burst | None]:
         """Yield bursts as the server's events come; a cancel closes the connection."""
         assert isinstance(cancel, Cancel)
-        if request.uses_messages:
-            path, body = "chat/completions", self._chat_body(request)
-        else:
-            path, body = "completions", {**self._sampling(request), "prompt": request.prompt, "echo": request.echo}
+        path, fields = "chat/completions" if request.uses_messages else "completions", text_fields(request)
         answer = openai_answers.Answer(self._where)
-        with self._sent(path, {**body, "stream": True, "stream_options": {"include_usage": True}}, cancel) as response:
+        if fields.get("best_of", 1) != 1:  # of several answers the best: a server can't stream it
+            with self._sent(path, fields, request.extra, cancel) as response:
+                yield answer.burst([response.content])
+            yield answer.ending()
+            return
+        fields |= {"stream": True, "stream_options": {"include_usage": True}}
+        with self._sent(path, fields, request.extra, cancel) as response:
             decoder = openai_answers.EventDecoder()
             quiet_since = time.monotonic()
             while (data := response.read1()) != b"":
@@ -157,78 +169,48 @@ class OpenAI(Engine):
         except ValueError as error:
             raise EngineError(f"{self._where}: {error}") from None
 
-    def _chat_body(self, request: GenerateRequest) -> JSONObject:
-        return {**self._sampling(request), "messages": openai_messages(request.messages), **request.options}
-
-    def _sampling(self, request: GenerateRequest) -> JSONObject:
-        given = {
-            "model": self._model,
-            "max_tokens": request.max_new_tokens,
-            "temperature": request.temperature,
-            "top_p": request.top_p,
-            "top_k": request.top_k,
-            "min_p": request.min_p,
-            "seed": request.seed,
-            "stop": request.stop or None,
-            "presence_penalty": request.presence_penalty,
-            "frequency_penalty": request.frequency_penalty,
-            "repetition_penalty": request.repetition_penalty,
-        }
-        return {name: value for name, value in given.items() if value is not None}
-
-    def embed(self, texts: Sequence[str], cancel: CancelEvent) -> Vectors:
-        """Return one row for each text."""
+    def embed(self, texts: Sequence[str], cancel: CancelEvent, extra: JSONObject | None = None) -> Vectors:
+        """Return one row for each text; ``extra`` has the caller's other fields."""
         rows: list[Any] = []
+        tokens: int | None = 0
         for first in range(0, len(texts), TEXTS_A_CALL):
             part = list(texts[first : first + TEXTS_A_CALL])
-            body = {"model": self._model, "input": part, "encoding_format": "float"}
-            rows += self._in_order(self._entries("embeddings", body, "data", cancel), "embedding", len(part))
-        return rows
+            answer = self._answer("embeddings", {"input": part, "encoding_format": "float"}, extra, cancel)
+            rows += self._in_order(answer, "data", "embedding", len(part))
+            count = _tokens_in(answer)
+            tokens = None if tokens is None or count is None else tokens + count
+        return OfTexts(rows, tokens=tokens)
 
-    def rerank(self, query: str, texts: Sequence[str], cancel: CancelEvent) -> Sequence[float]:
-        """Return a score for each text."""
-        body = {"model": self._model, "query": query, "documents": list(texts)}
-        return self._in_order(self._entries("rerank", body, "results", cancel), "relevance_score", len(texts))
+    def rerank(
+        self, query: str, texts: Sequence[str], cancel: CancelEvent, extra: JSONObject | None = None
+    ) -> Sequence[float]:
+        """Return a score for each text; ``extra`` has the caller's other fields."""
+        answer = self._answer("rerank", {"query": query, "documents": list(texts)}, extra, cancel)
+        scores = self._in_order(answer, "results", "relevance_score", len(texts))
+        return OfTexts(scores, tokens=_tokens_in(answer))
 
-    def _entries(self, path: str, body: JSONObject, field: str, cancel: CancelEvent) -> list[JSONObject]:
-        """Return the list in ``field`` of the answer to a POST."""
+    def _answer(self, path: str, fields: JSONObject, extra: JSONObject | None, cancel: CancelEvent) -> Any:
+        """Return the answer to a POST as JSON."""
         assert isinstance(cancel, Cancel)
-        with self._sent(path, body, cancel) as response:
-            return _list_in(_parsed(response.content, self._where), field, self._where)
+        with self._sent(path, fields, extra or {}, cancel) as response:
+            return _parsed(response.content, self._where)
 
-    def _in_order(self, entries: Sequence[JSONObject], field: str, count: int) -> list[Any]:
-        """Return ``field`` of ``count`` entries, by their ``index``. Raises EngineError if one is missing."""
-        values = {entry.get("index"): entry.get(field) for entry in entries}
+    def _in_order(self, answer: Any, name: str, field: str, count: int) -> list[Any]:
+        """Return ``field`` of ``count`` entries of a list, by their ``index``. Raises EngineError if one is missing."""
+        values = {entry.get("index"): entry.get(field) for entry in _list_in(answer, name, self._where)}
         if set(values) != set(range(count)) or None in values.values():
             raise EngineError(f"{self._where} does not answer with one {field} for each of {count} texts")
         return [values[index] for index in range(count)]
 
-    def _sent(self, path: str, body: JSONObject, cancel: Cancel) -> Response:
+    def _sent(self, path: str, fields: JSONObject, extra: JSONObject, cancel: Cancel) -> Response:
         """Return the response to a POST, whose status is 200. Raises what another status means."""
         assert self._session is not None
-        fields = {name: value for name, value in body.items() if name not in self.params.strip_params} | self._always
-        try:
-            data = orjson.dumps(fields)
-        except orjson.JSONEncodeError as error:
-            raise InvalidRequest(f"the request can't be sent on: {error}") from None
-        response = self._session.request("POST", f"{self._base}/{path}", body=data, cancel=cancel)
+        body = self._fields.body(fields, extra)
+        response = self._session.request("POST", f"{self._base}/{path}", body=body, cancel=cancel)
         if response.status_code == 200:
             return response
         with response:
             raise openai_answers.refusal(response.status_code, response.headers, response.content, self._where)
-
-
-def _fields_of(items: Sequence[str]) -> JSONObject:
-    fields: JSONObject = {}
-    for item in items:
-        name, equals, text = item.partition("=")
-        try:
-            fields[name.strip()] = orjson.loads(text)
-        except orjson.JSONDecodeError:
-            equals = ""
-        if not equals or not name.strip():
-            raise ConfigError(f"set_params: {item!r} must be NAME=JSON, as in temperature=0.2")
-    return fields
 
 
 def _parsed(body: bytes, where: str) -> Any:
@@ -236,6 +218,12 @@ def _parsed(body: bytes, where: str) -> Any:
         return orjson.loads(body)
     except orjson.JSONDecodeError:
         raise EngineError(f"{where} answers with what is not JSON: {body[:60]!r}") from None
+
+
+def _tokens_in(answer: Any) -> int | None:
+    usage = answer.get("usage") if isinstance(answer, dict) else None
+    counts = (usage.get("prompt_tokens"), usage.get("total_tokens")) if isinstance(usage, dict) else ()
+    return next((count for count in counts if type(count) is int and count >= 0), None)
 
 
 def _list_in(answer: Any, field: str, where: str) -> list[JSONObject]:

@@ -12,7 +12,6 @@ import orjson
 from ..errors import EngineError, FieldError, InvalidRequest, ModelyardError, NotReady, Overloaded, PromptTooLong
 from ..types import Burst, JSONObject
 from ..wire.errors import TOO_LONG
-from .tool_calls import ToolCalls
 
 DONE = b"[DONE]"
 MAX_EVENT = 64 * 1024 * 1024
@@ -56,7 +55,6 @@ class Answer:
         self._has_begun = False
         self._finish_reason: str | None = None
         self._usage: JSONObject | None = None
-        self._calls = ToolCalls()
         self.has_ended = False
         """Whether the backend has said that it is whole."""
 
@@ -69,7 +67,7 @@ class Answer:
                 self.has_ended = True
                 continue
             for choice in self._choices(event):
-                piece, delta = _content_of(choice, self._calls)
+                piece, delta = _content_of(choice)
                 if piece or delta:
                     pieces.append(piece)
                     deltas.append(delta)
@@ -80,17 +78,7 @@ class Answer:
         """Return the last burst. Raises EngineError if the answer broke off."""
         if not self.has_ended and self._finish_reason is None:
             raise EngineError(f"{self._where} broke off its answer")
-        reason = self._finish_reason or "stop"
-        if not self._calls:
-            return Burst([], reason, self._usage)
-        # Some backends end with stop after a call that they were told to make.
-        reason = "tool_calls" if reason == "stop" else reason
-        parts = self._calls.end() if reason == "tool_calls" else []
-        return (
-            Burst([""], reason, self._usage, deltas=[{"tool_calls": parts}])
-            if parts
-            else Burst([], reason, self._usage)
-        )
+        return Burst([], self._finish_reason or "stop", self._usage)
 
     def _choices(self, event: bytes) -> list[JSONObject]:
         try:
@@ -111,8 +99,8 @@ class Answer:
         return choices
 
 
-def _content_of(choice: JSONObject, calls: ToolCalls) -> tuple[str, JSONObject]:
-    """Return the text of a choice, and what else it says by the keys of a `Burst`'s delta; ``calls`` take its calls."""
+def _content_of(choice: JSONObject) -> tuple[str, JSONObject]:
+    """Return the text of a choice, and what else it says by the keys of a `Burst`'s delta."""
     given = choice.get("delta")
     if not isinstance(given, dict):
         given = {"content": choice.get("text")}
@@ -121,13 +109,37 @@ def _content_of(choice: JSONObject, calls: ToolCalls) -> tuple[str, JSONObject]:
     reasoning = given.get("reasoning_content") or given.get("reasoning")
     if isinstance(reasoning, str) and reasoning:
         delta["reasoning_content"] = reasoning
-    if parts := calls.take(given.get("tool_calls")):
-        delta["tool_calls"] = parts
-    logprobs = choice.get("logprobs")
-    if isinstance(logprobs, dict) and isinstance(logprobs.get("content"), list):
-        delta["logprobs"] = {"content": logprobs["content"], "refusal": None}
+    if given.get("tool_calls"):
+        delta["tool_calls"] = given["tool_calls"]
+    if (content := _logprobs_in(choice.get("logprobs"))) is not None:
+        delta["logprobs"] = {"content": content, "refusal": None}
     text = given.get("content")
     return text if isinstance(text, str) else "", delta
+
+
+def _logprobs_in(logprobs: Any) -> list[JSONObject] | None:
+    """Return the probabilities of a choice by the tokens, as chat has them; those of a completion stand in columns."""
+    if not isinstance(logprobs, dict):
+        return None
+    if isinstance(logprobs.get("content"), list):
+        return list(logprobs["content"])
+    tokens, values, others = (logprobs.get(name) for name in ("tokens", "token_logprobs", "top_logprobs"))
+    if not isinstance(tokens, list) or not isinstance(values, list):
+        return None
+    others = others if isinstance(others, list) else [None] * len(tokens)
+    return [
+        {
+            "token": token,
+            "logprob": value,
+            "bytes": None,
+            "top_logprobs": [
+                {"token": name, "logprob": logprob, "bytes": None}
+                for name, logprob in (other.items() if isinstance(other, dict) else ())
+            ],
+        }
+        for token, value, other in zip(tokens, values, others, strict=False)
+        if isinstance(token, str)
+    ]
 
 
 def _counts(usage: Any) -> JSONObject | None:

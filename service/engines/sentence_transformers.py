@@ -12,7 +12,7 @@ from ..errors import Cancelled, EngineError, MissingLibrary, StartFailed
 from ..models import hf_folder
 from ..settings.params import param
 from ..types import JSONObject, ModelMetadata, WorkerType
-from .base import CancelEvent, Engine, ModelParams, OfCutTexts, Progress, Vectors
+from .base import CancelEvent, Engine, ModelParams, OfTexts, Progress, Vectors
 from .text_limit import TRUNCATE, TextLimit
 
 
@@ -143,7 +143,7 @@ class SentenceTransformers(Engine):
         limit = self._limit()
         fitting = limit.texts(texts, cancel)
         rows = [row for part in self._parts(fitting, cancel) for row in self._rows(part)]
-        return OfCutTexts(rows, limit.cut) if limit.cut else rows
+        return OfTexts(rows, cut=limit.cut) if limit.cut else rows
 
     def rerank(self, query: str, texts: Sequence[str], cancel: CancelEvent) -> Sequence[float]:
         """Return the raw score of each text. Raises InputTooLong, Cancelled."""
@@ -151,7 +151,7 @@ class SentenceTransformers(Engine):
         query = limit.query(query)
         fitting = limit.texts(texts, cancel, query)
         scores = [score for part in self._parts(fitting, cancel) for score in self._scores(query, part)]
-        return OfCutTexts(scores, limit.cut) if limit.cut else scores
+        return OfTexts(scores, cut=limit.cut) if limit.cut else scores
 
     def _parts(self, texts: Sequence[str], cancel: CancelEvent) -> Iterator[list[str]]:
         """Yield the texts of one batch after the other, while this thread alone computes."""

@@ -1,4 +1,4 @@
-"""Tool calls of a backend's stream, in the parts that clients add up."""
+"""Tool calls of an engine's answer, in the parts that clients add up."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from ..types import JSONObject
+from ..types import Burst, JSONObject
 
 
 @dataclass
@@ -24,7 +24,7 @@ class ToolCalls:
     """The calls of one answer: its parts in, parts out that have index, id, type and name as clients expect them.
 
     Clients add strings up, so id, type and name leave once, with the first part of a call. Calls are numbered from 0,
-    in order. Arguments are text, and those of a call without any are ``{}``. Backends differ in each of these.
+    in order. Arguments are text, and those of a call without any are ``{}``. Engines differ in each of these.
     """
 
     def __init__(self) -> None:
@@ -32,8 +32,28 @@ class ToolCalls:
         self._places: dict[Any, int] = {}
         """The place of each call by the backend's index, the last one where several calls have the same."""
 
-    def __bool__(self) -> bool:
-        return bool(self._calls)
+    def tidied(self, burst: Burst) -> Burst | None:
+        """Return a burst of the answer with its parts as clients expect them; None if nothing is left of it."""
+        pieces, deltas = burst.pieces, burst.deltas
+        if deltas and any("tool_calls" in delta for delta in deltas):
+            given = zip(pieces, map(self._tidied, deltas), strict=True)
+            kept = [(piece, delta) for piece, delta in given if piece or delta]
+            pieces, deltas = [piece for piece, _ in kept], [delta for _, delta in kept]
+        reason = burst.finish_reason
+        if reason is not None and self._calls:
+            # Some end with stop after a call that they were told to make.
+            reason = "tool_calls" if reason == "stop" else reason
+            if reason == "tool_calls" and (parts := self.end()):
+                deltas = [*(deltas or [{} for _ in pieces]), {"tool_calls": parts}]
+                pieces = [*pieces, ""]
+        if not pieces and reason is None:
+            return None
+        return burst._replace(pieces=pieces, deltas=deltas or None, finish_reason=reason)
+
+    def _tidied(self, delta: JSONObject) -> JSONObject:
+        rest = {name: value for name, value in delta.items() if name != "tool_calls"}
+        parts = self.take(delta.get("tool_calls"))
+        return {**rest, "tool_calls": parts} if parts else rest
 
     def take(self, parts: Any) -> list[JSONObject]:
         """Return what ``parts``, the ``tool_calls`` of a delta, add to the calls."""

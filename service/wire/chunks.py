@@ -24,6 +24,9 @@ CUT_HEADER = "Modelyard-Truncated"
 MODEL_HEADER = "Modelyard-Model"
 """The model that answers, where the request names it by an alias, or a fallback has answered; absent elsewhere."""
 
+TOKENS_HEADER = "Modelyard-Tokens"
+"""The number of tokens of the texts that were embedded or ranked; absent if the engine has not reported it."""
+
 EMPTY_CHUNK = NUL
 
 WRITE_SIZE = 64 * 1024

@@ -68,18 +68,32 @@ class LocalWorkerManager(SharedCalls):
 
     @spanned
     def embeddings(
-        self, model: str, texts: Sequence[str], cancel: Cancel | None = None, *, wait: bool = True
+        self,
+        model: str,
+        texts: Sequence[str],
+        cancel: Cancel | None = None,
+        *,
+        wait: bool = True,
+        extra: JSONObject | None = None,
     ) -> Vectors:
         """Return one row of floats for each text."""
-        return self.models.worker(model, WorkerType.TEXT2VEC).embeddings(texts, cancel or Cancel(), wait=wait)
+        worker = self.models.worker(model, WorkerType.TEXT2VEC)
+        return worker.embeddings(texts, cancel or Cancel(), wait=wait, extra=extra)
 
     @spanned
     def rerank(
-        self, model: str, query: str, texts: Sequence[str], cancel: Cancel | None = None, *, wait: bool = True
+        self,
+        model: str,
+        query: str,
+        texts: Sequence[str],
+        cancel: Cancel | None = None,
+        *,
+        wait: bool = True,
+        extra: JSONObject | None = None,
     ) -> Sequence[float]:
         """Return a score for each text, by a reranker, or by the cosine of an embedder of that name."""
         worker = self.models.worker(model, WorkerType.RERANKER, WorkerType.TEXT2VEC)
-        return worker.rerank(query, texts, cancel or Cancel(), wait=wait)
+        return worker.rerank(query, texts, cancel or Cancel(), wait=wait, extra=extra)
 
     @spanned
     def count_token(self, model: str | None, prompt: str) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from ..engines.base import OfOtherModel, Vectors
+from ..engines.base import OfTexts, Vectors, cut_texts, tokens_of
 from ..errors import (
     InputTooLong,
     InvalidRequest,
@@ -156,7 +156,13 @@ class NamingManager(SharedCalls):
 
     @spanned
     def embeddings(
-        self, model: str, texts: Sequence[str], cancel: Cancel | None = None, *, wait: bool = True
+        self,
+        model: str,
+        texts: Sequence[str],
+        cancel: Cancel | None = None,
+        *,
+        wait: bool = True,
+        extra: JSONObject | None = None,
     ) -> Vectors:
         """Return one row of floats for each text.
 
@@ -164,16 +170,23 @@ class NamingManager(SharedCalls):
         computes them, and never what is running.
         """
         target = self._names.model_of(model)
-        return _named(self._manager.embeddings(target, texts, cancel, wait=wait), target, model)
+        return _named(self._manager.embeddings(target, texts, cancel, wait=wait, extra=extra), target, model)
 
     @spanned
     def rerank(
-        self, model: str, query: str, texts: Sequence[str], cancel: Cancel | None = None, *, wait: bool = True
+        self,
+        model: str,
+        query: str,
+        texts: Sequence[str],
+        cancel: Cancel | None = None,
+        *,
+        wait: bool = True,
+        extra: JSONObject | None = None,
     ) -> Sequence[float]:
         """Return a score for each text, all by one model, which may be a fallback."""
 
         def ask(target: str) -> Vectors:
-            return _named(self._manager.rerank(target, query, texts, cancel, wait=wait), target, model)
+            return _named(self._manager.rerank(target, query, texts, cancel, wait=wait, extra=extra), target, model)
 
         scores: Sequence[float] = self._called(model, ask, WorkerType.RERANKER, wait=wait)
         return scores
@@ -266,4 +279,6 @@ class NamingManager(SharedCalls):
 
 def _named(values: Vectors, model: str, name: str) -> Vectors:
     """Return the rows, or scores, with the ``model`` that has computed them, if it is not called by its ``name``."""
-    return values if model == name else OfOtherModel(values, model)
+    if model == name:
+        return values
+    return OfTexts(values, cut=cut_texts(values), tokens=tokens_of(values), model=model)

@@ -111,14 +111,30 @@ class WorkerManager(Protocol):
         """Return a whole answer; raises like the stream."""
 
     def embeddings(
-        self, model: str, texts: Sequence[str], cancel: Cancel | None = None, *, wait: bool = True
+        self,
+        model: str,
+        texts: Sequence[str],
+        cancel: Cancel | None = None,
+        *,
+        wait: bool = True,
+        extra: JSONObject | None = None,
     ) -> Vectors:
-        """Return one row of floats for each text; raises like `generate_stream`, and InputTooLong."""
+        """Return one row of floats for each text; raises like `generate_stream`, and InputTooLong.
+
+        ``extra`` has fields of the caller that only the server behind an engine knows.
+        """
 
     def rerank(
-        self, model: str, query: str, texts: Sequence[str], cancel: Cancel | None = None, *, wait: bool = True
+        self,
+        model: str,
+        query: str,
+        texts: Sequence[str],
+        cancel: Cancel | None = None,
+        *,
+        wait: bool = True,
+        extra: JSONObject | None = None,
     ) -> Sequence[float]:
-        """Return a score for each text; raises like `embeddings`."""
+        """Return a score for each text; takes and raises like `embeddings`."""
 
     def count_token(self, model: str | None, prompt: str) -> int:
         """Return the number of tokens of ``prompt``, by the first LLM if ``model`` is None. Never waits in line."""

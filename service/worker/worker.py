@@ -14,7 +14,8 @@ from typing import Any
 
 import requests
 
-from ..engines.base import CancelEvent, Engine, ModelParams, OfCutTexts, Progress, Vectors, cut_texts
+from ..engines.base import CancelEvent, Engine, ModelParams, OfTexts, Progress, Vectors, cut_texts, tokens_of
+from ..engines.tool_calls import ToolCalls
 from ..errors import (
     BadModelFile,
     Cancelled,
@@ -192,7 +193,9 @@ class ModelWorker:
             bursts = iter(self.engine.generate_stream(request, cancel))
             if not self.engine.ticks:
                 bursts = pumped(bursts, cancel, f"generate-{self.name}")
-            for burst in bursts:
+            calls = ToolCalls()
+            for given in bursts:
+                burst = calls.tidied(given) if given is not None and (given.deltas or given.finish_reason) else given
                 if watch is not None:
                     watch.note(burst)
                 yield burst
@@ -213,34 +216,45 @@ class ModelWorker:
         with self.generate_stream(request, cancel, wait=wait) as stream:
             return whole_answer(stream)
 
-    def embeddings(self, texts: Sequence[str], cancel: Cancel, *, wait: bool = True) -> Vectors:
-        """Return one row for each text. Raises Overloaded, NotReady, Cancelled, InputTooLong, EngineError."""
+    def embeddings(
+        self, texts: Sequence[str], cancel: Cancel, *, wait: bool = True, extra: JSONObject | None = None
+    ) -> Vectors:
+        """Return one row for each text; ``extra`` has the caller's other fields, for an engine that passes them on.
+
+        Raises Overloaded, NotReady, Cancelled, InputTooLong, EngineError.
+        """
         if not texts:
             self.check_ready()
             return []
-        return self._computed("embeddings", lambda: self.engine.embed(texts, cancel), texts, cancel, wait)
+        more = self._keywords(extra)
+        return self._computed("embeddings", lambda: self.engine.embed(texts, cancel, **more), texts, cancel, wait)
 
-    def rerank(self, query: str, texts: Sequence[str], cancel: Cancel, *, wait: bool = True) -> Sequence[float]:
-        """Return a score for each text; an embedding model scores by cosine. Raises like `embeddings`."""
+    def rerank(
+        self, query: str, texts: Sequence[str], cancel: Cancel, *, wait: bool = True, extra: JSONObject | None = None
+    ) -> Sequence[float]:
+        """Return a score for each text; an embedding model scores by cosine. Takes and raises like `embeddings`."""
         if not texts:
             self.check_ready()
             return []
         if self.worker_type is WorkerType.RERANKER:
-            operation, rank = "rerank", self.engine.rerank
+            operation, rank, more = "rerank", self.engine.rerank, self._keywords(extra)
         else:
-            operation, rank = "embeddings", self._rank_by_cosine
+            operation, rank, more = "embeddings", self._rank_by_cosine, {}
         scores: Sequence[float] = self._computed(
-            operation, lambda: rank(query, texts, cancel), [query, *texts], cancel, wait
+            operation, lambda: rank(query, texts, cancel, **more), [query, *texts], cancel, wait
         )
         return scores
+
+    def _keywords(self, extra: JSONObject | None) -> JSONObject:
+        return {"extra": extra} if extra and self.engine.passes_on else {}
 
     def _rank_by_cosine(self, query: str, texts: Sequence[str], cancel: CancelEvent) -> Sequence[float]:
         try:
             rows = self.engine.embed([query, *texts], cancel)
         except InputTooLong as error:
             raise _of_query_and_texts(error) from error
-        scores, cut = [_cosine(rows[0], row) for row in rows[1:]], cut_texts(rows)
-        return OfCutTexts(scores, cut) if cut else scores
+        scores = [_cosine(rows[0], row) for row in rows[1:]]
+        return OfTexts(scores, cut=cut_texts(rows), tokens=tokens_of(rows))
 
     def count_token(self, prompt: str) -> int:
         """Return the number of tokens of ``prompt``; never waits in line."""

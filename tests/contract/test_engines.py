@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 import tiny_gguf
-from modelyard.engines.base import Engine, cut_texts
+from modelyard.engines.base import Engine, cut_texts, tokens_of
 from modelyard.engines.echo import Echo
 from modelyard.engines.llama_cpp import LlamaCpp
 from modelyard.errors import (
@@ -24,8 +25,8 @@ from modelyard.errors import (
     PromptTooLong,
     StartFailed,
 )
-from modelyard.streams import Cancel
-from modelyard.types import Burst, GenerateRequest, ModelMetadata, ModelOutput
+from modelyard.streams import Cancel, whole_answer
+from modelyard.types import Burst, GenerateRequest, JSONObject, ModelMetadata, ModelOutput
 from modelyard.worker.worker import ModelWorker, State
 from running import wait_until
 
@@ -221,6 +222,68 @@ def test_metadata_tells_name_and_context(llm):
     assert found.model == "m"
     assert found.context_length
     assert found.chat_model is True
+
+
+# What llama.cpp alone takes
+
+
+@pytest.fixture(scope="module")
+def with_tools(tmp_path_factory) -> Iterator[ModelWorker]:
+    """A model with random weights and a token that begins a call: a bias for it makes the model call a tool."""
+    folder = tmp_path_factory.mktemp("tools")
+    path = tiny_gguf.make(folder / "t.gguf", chat_template=tiny_gguf.TOOL_TEMPLATE, words=[tiny_gguf.CALL])
+    worker = ModelWorker(make_llama({"llm": path}, "llm", limit_model_concurrency=1, n_ctx=1024), lambda: path)
+    worker.start()
+    yield worker
+    worker.stop()
+
+
+@pytest.mark.parametrize("cities", [["a", "b"], []])
+def test_tool_calls_are_parsed_by_the_library(with_tools, cities):
+    properties = {"city": {"enum": cities}} if cities else {}
+    schema = {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+    options: JSONObject = {
+        "tools": [{"type": "function", "function": {"name": "weather", "parameters": schema}}],
+        "tool_choice": "required",
+        "logit_bias": {str(tiny_gguf.FIRST_WORD): 100},
+    }
+    request = GenerateRequest("m", [{"role": "user", "content": "x"}], options=options, max_new_tokens=200)
+    bursts = [burst for burst in with_tools.generate_stream(request, Cancel()) if burst is not None]
+    parts = [part for burst in bursts for delta in burst.deltas or () for part in delta.get("tool_calls", ())]
+    first = [part for part in parts if part["index"] == 0]
+    assert [part["function"].get("name") for part in first] == ["weather", *[None] * (len(first) - 1)]
+    assert json.loads("".join(part["function"]["arguments"] for part in first)).get("city") in (cities or [None])
+
+
+@pytest.mark.parametrize("engine_name", ["llama.cpp"], indirect=True)
+def test_a_prompt_may_be_token_ids_with_the_probabilities_of_the_answer(llm):
+    ids = [3 + byte for byte in b"hello"]
+
+    def complete(**fields: Any) -> list[Burst]:
+        request = GenerateRequest("m", max_new_tokens=3, temperature=0.0, **fields)
+        return [burst for burst in llm.generate_stream(request, Cancel()) if burst is not None]
+
+    def tokens_in(bursts: list[Burst]) -> list[JSONObject]:
+        logprobs = [delta["logprobs"] for burst in bursts for delta in burst.deltas or ()]
+        return [token for entry in logprobs for token in entry["content"]]
+
+    bursts = complete(echo=True, options={"prompt": ids, "logprobs": 2})
+    assert whole_answer(iter(bursts)).text == whole_answer(iter(complete(prompt="hello", echo=True))).text
+    assert [(token["logprob"] < 0, len(token["top_logprobs"])) for token in tokens_in(bursts)] == [(True, 2)] * 3
+    bare = tokens_in(complete(options={"prompt": ids, "logprobs": 0}))
+    assert [token["top_logprobs"] for token in bare] == [[]] * 3
+    for echo in (True, False):
+        with pytest.raises(InvalidRequest):
+            complete(options={"prompt": [10**6]}, echo=echo)
+
+
+@pytest.mark.parametrize("engine_name", ["llama.cpp"], indirect=True)
+def test_vectors_of_the_library_have_short_numbers_and_come_with_their_tokens(embedder, reranker):
+    texts = ["the man", "water"]
+    rows = embedder.embeddings(texts, Cancel())
+    assert all(float(f"{x:.9g}") == x for row in rows for x in row)
+    assert tokens_of(rows) == sum(map(embedder.count_token, texts))
+    assert tokens_of(reranker.rerank("water", texts, Cancel()))
 
 
 # Vectors

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from modelyard.engines.base import CancelEvent, Engine, ModelParams, OfCutTexts, Progress, Vectors
+from modelyard.engines.base import CancelEvent, Engine, ModelParams, OfTexts, Progress, Vectors
 from modelyard.errors import Cancelled, PromptTooLong
 from modelyard.settings.params import param
 from modelyard.types import Burst, GenerateRequest, JSONObject, ModelMetadata, WorkerType
@@ -133,7 +133,7 @@ class Steered(Engine):
     def embed(self, texts: Sequence[str], cancel: CancelEvent) -> Vectors:
         """Return the length of each text and 1; ``hold`` waits, ``break`` fails, ``cut`` counts as cut."""
         self._obey(texts, cancel)
-        return OfCutTexts([[float(len(text)), 1.0] for text in texts], list(texts).count("cut"))
+        return OfTexts([[float(len(text)), 1.0] for text in texts], cut=list(texts).count("cut"))
 
     def rerank(self, query: str, texts: Sequence[str], cancel: CancelEvent) -> Sequence[float]:
         """Return how often each text has the query in it."""

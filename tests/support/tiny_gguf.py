@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import gguf
@@ -11,11 +11,21 @@ import numpy as np
 
 KINDS = ("llama", "embed", "rank")
 WIDTH, HIDDEN, LAYERS = 64, 128, 2
+FIRST_WORD = 259
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+CALL = '<tool_call>\n{"name": "'
+TOOL_TEMPLATE = (
+    "{% if tools %}<|im_start|>system\n<tools>{% for tool in tools %}{{ tool | tojson }}{% endfor %}</tools>\n"
+    'Answer <tool_call>\n{"name": ..., "arguments": ...}\n</tool_call><|im_end|>\n{% endif %}'
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}{% for call in m['tool_calls'] or [] %}"
+    '<tool_call>\n{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}\n'
+    "</tool_call>{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""A chat template with tools. The calls that it describes begin with `CALL`."""
 _BERT_SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 _WORDS = (
     "the of to and in is it you that he was for on are with as his they be at one have this from or "
@@ -29,17 +39,24 @@ _WORDS = (
 
 
 def make(
-    path: Path, kind: str = "llama", context: int | None = None, seed: int = 0, chat_template: str | None = None
+    path: Path,
+    kind: str = "llama",
+    context: int | None = None,
+    seed: int = 0,
+    chat_template: str | None = None,
+    words: Sequence[str] = (),
 ) -> Path:
     """Write a model of one of ``KINDS`` to ``path`` and return it; the same arguments give the same bytes.
 
-    An LLM has ChatML's template, others have none, unless there is a ``chat_template``.
+    An LLM has ChatML's template, others have none, unless there is a ``chat_template``. The tokens of an LLM are bytes,
+    and ``words`` from the id `FIRST_WORD` on.
     """
     random = np.random.default_rng(seed)
     if kind == "llama":
         writer = gguf.GGUFWriter(path, "llama")
-        _describe_llama(writer, context or 2048)
-        tensors = _llama_tensors(random)
+        tokens = [*_byte_tokens(), *words]
+        _describe_llama(writer, context or 2048, tokens)
+        tensors = _llama_tensors(random, len(tokens))
     else:
         writer = gguf.GGUFWriter(path, "bert")
         pooling = gguf.PoolingType.RANK if kind == "rank" else gguf.PoolingType.MEAN
@@ -56,8 +73,7 @@ def make(
     return path
 
 
-def _describe_llama(writer: gguf.GGUFWriter, context: int) -> None:
-    tokens = _byte_tokens()
+def _describe_llama(writer: gguf.GGUFWriter, context: int, tokens: Sequence[str]) -> None:
     heads = 4
     writer.add_name("tiny-llama")
     _describe_shape(writer, context, heads)
@@ -69,7 +85,8 @@ def _describe_llama(writer: gguf.GGUFWriter, context: int) -> None:
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens)
-    writer.add_token_types([gguf.TokenType.CONTROL] * 3 + [gguf.TokenType.NORMAL] * 256)
+    words = [gguf.TokenType.USER_DEFINED] * (len(tokens) - FIRST_WORD)
+    writer.add_token_types([gguf.TokenType.CONTROL] * 3 + [gguf.TokenType.NORMAL] * 256 + words)
     writer.add_token_merges(["Ġ t"])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
@@ -123,11 +140,10 @@ def _bert_tokens() -> list[str]:
     return [*_BERT_SPECIAL, *starts, *letters]
 
 
-def _llama_tensors(random: np.random.Generator) -> Iterator[tuple[str, np.ndarray]]:
+def _llama_tensors(random: np.random.Generator, vocabulary: int) -> Iterator[tuple[str, np.ndarray]]:
     def weights(*shape: int) -> np.ndarray:
         return random.normal(0, 0.1, shape)
 
-    vocabulary = len(_byte_tokens())
     yield "token_embd.weight", weights(vocabulary, WIDTH)
     yield "output_norm.weight", np.ones(WIDTH)
     yield "output.weight", weights(vocabulary, WIDTH)

@@ -177,19 +177,32 @@ class HostedWorkerManager(SharedCalls):
 
     @spanned
     def embeddings(
-        self, model: str, texts: Sequence[str], cancel: Cancel | None = None, *, wait: bool = True
+        self,
+        model: str,
+        texts: Sequence[str],
+        cancel: Cancel | None = None,
+        *,
+        wait: bool = True,
+        extra: JSONObject | None = None,
     ) -> Vectors:
         """Return one row of floats for each text."""
         cancel = cancel or Cancel()
 
         def ask() -> Vectors:
-            return self._worker(model, WorkerType.TEXT2VEC).embeddings(texts, cancel, wait=wait)
+            return self._worker(model, WorkerType.TEXT2VEC).embeddings(texts, cancel, wait=wait, extra=extra)
 
         return self._called(ask, model, cancel, wait=wait)
 
     @spanned
     def rerank(
-        self, model: str, query: str, texts: Sequence[str], cancel: Cancel | None = None, *, wait: bool = True
+        self,
+        model: str,
+        query: str,
+        texts: Sequence[str],
+        cancel: Cancel | None = None,
+        *,
+        wait: bool = True,
+        extra: JSONObject | None = None,
     ) -> Sequence[float]:
         """Return a score for each text."""
         cancel = cancel or Cancel()
@@ -197,7 +210,7 @@ class HostedWorkerManager(SharedCalls):
         def ask() -> Sequence[float]:
             # Looked up at each try: the type of the model is in the status of a host that answers.
             worker = self._worker(model, WorkerType.RERANKER, WorkerType.TEXT2VEC)
-            return worker.rerank(query, texts, cancel, wait=wait)
+            return worker.rerank(query, texts, cancel, wait=wait, extra=extra)
 
         return self._called(ask, model, cancel, wait=wait)
 

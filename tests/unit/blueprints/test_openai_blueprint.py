@@ -17,7 +17,7 @@ from flask import Flask, abort
 from flask.testing import FlaskClient
 from modelyard import Modelyard
 from modelyard.access.tokens import INFER, WORKER, digest_of, new_secret
-from modelyard.engines.base import OfCutTexts
+from modelyard.engines.base import OfTexts
 from modelyard.engines.echo import Echo
 from modelyard.engines.scripted import Answers, Scripted
 from modelyard.server.extension import create_app
@@ -469,13 +469,15 @@ def test_completions_stream(client):
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"prompt": [1, 2]}, "prompt"),
-        ({"prompt": [[1, 2]]}, "prompt"),
         ({"prompt": ""}, "prompt"),
         ({"prompt": []}, "prompt"),
-        ({"prompt": "a", "suffix": "b"}, "suffix"),
-        ({"prompt": "a", "logprobs": 0}, "logprobs"),
-        ({"prompt": "a", "best_of": 2}, "best_of"),
+        ({"prompt": [5, "a"]}, "prompt"),
+        ({"prompt": [1, -2]}, "prompt"),
+        ({"prompt": [[1], [True]]}, "prompt[1]"),
+        ({"prompt": ["a", []]}, "prompt[1]"),
+        ({"prompt": "a", "logprobs": 6}, "logprobs"),
+        ({"prompt": "a", "best_of": 3, "n": 2}, "best_of"),
+        ({"prompt": "a", "logit_bias": {"x": 1}}, "logit_bias"),
         ({"prompt": ["a"] * 100, "n": 2}, "n"),
         ({"prompt": "a", "stop": ["a"] * 17}, "stop"),
         ({"prompt": "a", "temperature": 3}, "temperature"),
@@ -487,11 +489,75 @@ def test_a_completion_that_does_not_fit_is_refused_with_its_field(client, fields
     assert error_of(response)["param"] == param
 
 
+OPTIONS = [({"prompt": [1, 2]}, "prompt"), ({"logprobs": 0}, "logprobs"), ({"suffix": "b"}, "suffix")]
+OPTIONS += [({"best_of": 2}, "best_of"), ({"logit_bias": {"5": 1}}, "logit_bias")]
+
+
+@pytest.mark.parametrize(("fields", "option"), OPTIONS)
+def test_what_only_some_engines_complete_is_an_option(client, answers, fields, option):
+    body = {"prompt": "a", **fields}
+    assert post(client, "/v1/completions", {"model": "team/gpt", **body}).status_code == 200
+    assert last_options(answers) == {option: body[option]}
+    if option != "logprobs":  # the only option of the other model
+        refused = post(client, "/v1/completions", {"model": "steered", **body})
+        assert (refused.status_code, error_of(refused)["param"]) == (400, option)
+
+
+def test_prompts_of_token_ids_are_prompts_like_others(client, answers):
+    body = {"model": "team/gpt", "prompt": [[1, 2], "one", [3]]}
+    assert len(post(client, "/v1/completions", body).get_json()["choices"]) == 3
+    requests = [asked.request for asked in answers.asked[-3:]]
+    taken = [request.options.get("prompt", request.prompt) for request in requests if request is not None]
+    assert sorted(map(str, taken)) == ["[1, 2]", "[3]", "one"]
+
+
+def test_probabilities_of_a_completion_stand_in_columns(client, answers):
+    def token(text: str, logprob: float | None, *others: str) -> dict[str, Any]:
+        top = [{"token": other, "logprob": -1.0, "bytes": None} for other in others]
+        return {"token": text, "logprob": logprob, "bytes": None, "top_logprobs": top}
+
+    first = {"content": "ab", "logprobs": {"content": [token("a", None), token("b", -0.5, "b", "x")], "refusal": None}}
+    last = {"content": "cd", "logprobs": {"content": [token("cd", -2.0)], "refusal": None}}
+    expected = {
+        "tokens": ["a", "b", "cd"],
+        "token_logprobs": [None, -0.5, -2.0],
+        "top_logprobs": [None, {"b": -1.0, "x": -1.0}, None],
+        "text_offset": [1, 2, 3],
+    }
+    body = {"model": "team/gpt", "prompt": "z", "logprobs": 2}
+    answers.say_deltas({"content": "z"}, first, last)
+    choice = post(client, "/v1/completions", body).get_json()["choices"][0]
+    assert (choice["text"], choice["logprobs"]) == ("zabcd", expected)
+    answers.say_deltas({"content": "z"}, first, last)
+    choices = [event["choices"][0] for event in events_of(post(client, "/v1/completions", {**body, "stream": True}))]
+    assert [choice["text"] for choice in choices] == ["z", "ab", "cd", ""]
+    columns = [choice["logprobs"] for choice in choices if choice["logprobs"]]
+    assert {name: [value for part in columns for value in part[name]] for name in expected} == expected
+
+
+def test_fields_that_are_not_known_reach_the_engine_and_null_ones_do_not(client, answers):
+    sent = {"guided_json": {"type": "object"}, "ignore_eos": True}
+    declared = {"n": 1, "temperature": 0.5, "stop": "x", "stream_options": {}, "tools": None, "odd": None}
+    assert chat(client, **sent, **declared).status_code == 200
+    assert answers.asked[-1].request.extra == sent
+    assert post(client, "/v1/completions", {"model": "team/gpt", "prompt": "a", **sent, **declared}).status_code == 200
+    assert answers.asked[-1].request.extra == sent
+
+
 # Embeddings and rerank
 
 
+def test_usage_is_what_the_engine_reports(client, monkeypatch):
+    monkeypatch.setattr(Echo, "embed", lambda self, texts, cancel: OfTexts([[1.0]] * len(texts), tokens=17))
+    response = post(client, "/v1/embeddings", {"model": "emb", "input": ["a", "b"]})
+    assert response.get_json()["usage"] == {"prompt_tokens": 17, "total_tokens": 17}
+    assert response.headers["Modelyard-Tokens"] == "17"
+    ranking = post(client, "/v1/rerank", {"model": "emb", "query": "q", "documents": ["a", "b"]})
+    assert ranking.get_json()["usage"]["total_tokens"] == 17
+
+
 def test_a_header_has_the_number_of_texts_that_were_cut(client, monkeypatch):
-    monkeypatch.setattr(Echo, "embed", lambda self, texts, cancel: OfCutTexts([[1.0]] * len(texts), len(texts)))
+    monkeypatch.setattr(Echo, "embed", lambda self, texts, cancel: OfTexts([[1.0]] * len(texts), cut=len(texts)))
     assert post(client, "/v1/embeddings", {"model": "emb", "input": ["a", "b"]}).headers["Modelyard-Truncated"] == "2"
     ranking = {"model": "emb", "query": "q", "documents": ["a", "b"]}
     assert post(client, "/v1/rerank", ranking).headers["Modelyard-Truncated"] == "3", "the query counts too"

@@ -32,7 +32,7 @@ from modelyard import errors
 from modelyard.cluster import remote_answer
 from modelyard.cluster.remote_machine import RemoteMachine
 from modelyard.cluster.remote_model import RemoteModelWorker
-from modelyard.engines.base import cut_texts
+from modelyard.engines.base import cut_texts, tokens_of
 from modelyard.sessions.session import Session
 from modelyard.streams import Cancel, OutputStream
 from modelyard.types import Burst, GenerateRequest, HostModels, ModelMetadata, SupportedModel, WorkerType
@@ -765,6 +765,18 @@ def test_a_worker_of_dbgpt_is_not_trusted_with_options_it_does_not_know(session)
         with pytest.raises(errors.Unsupported, match="worker of DB-GPT, which does not know tools"):
             list(stream_of(server, session, options={"tools": []}))
         assert "".join(piece for burst in stream_of(server, session) if burst for piece in burst.pieces) == "a"
+
+
+def test_fields_that_are_not_known_go_to_the_worker_and_the_tokens_come_back(session: Session):
+    extra = {"dimensions": 2}
+    with faulty(says(whole(200, [[1.0, 0.5]], "Modelyard-Tokens: 9"))) as server:
+        rows = worker_at(server, session, "m@text2vec").embeddings(["a"], Cancel(), extra=extra)
+        scores = worker_at(server, session, "m@reranker").rerank("q", ["a", "b"], Cancel(), extra=extra)
+    assert (tokens_of(rows), tokens_of(scores)) == (9, 9)
+    assert [request.json()["extra"] for request in server.requests] == [extra, extra]
+    with faulty(says(streamed(output("a", incremental=True)))) as server:
+        list(stream_of(server, session, extra={"top_a": 1}))
+    assert server.requests[0].json()["extra"] == {"top_a": 1}
 
 
 @pytest.mark.parametrize(("header", "cut"), [("3", 3), ("0", 0), ("-1", 0), ("x", 0), ("9" * 30, 0), (None, 0)])

@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from faulty import LAST, Faulty, Peer, Script, faulty, http_chunk, stream_head, whole
 from in_process import service
+from modelyard.engines.base import tokens_of
 from modelyard.engines.openai import OpenAI, OpenAIParams
 from modelyard.engines.openai_answers import EventDecoder, refusal
+from modelyard.engines.openai_fields import NEVER_SENT
 from modelyard.engines.scripted import Answers, Scripted
 from modelyard.errors import (
     EngineError,
@@ -191,52 +194,6 @@ def test_reasoning_has_two_names():
     assert deltas == [{"reasoning_content": "hm"}] * 2
 
 
-def call(index: int | None, call_id: str | None, name: str | None, arguments: Any) -> dict[str, Any]:
-    part = {"index": index, "id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
-    return {"choices": [{"delta": {"tool_calls": [part]}}]}
-
-
-def begins(index: int, call_id: str, arguments: str) -> dict[str, Any]:
-    return {"index": index, "id": call_id, "type": "function", "function": {"name": "f", "arguments": arguments}}
-
-
-def goes_on(index: int, arguments: str) -> dict[str, Any]:
-    return {"index": index, "function": {"arguments": arguments}}
-
-
-@pytest.mark.parametrize(
-    ("events", "parts"),
-    [
-        # id, type and name in each part
-        ([call(0, "a", "f", '{"x"'), call(0, "a", "f", ":1}")], [begins(0, "a", '{"x"'), goes_on(0, ":1}")]),
-        # no index, and arguments that are an object
-        ([call(None, "a", "f", {"x": 1}), call(None, "b", "f", {})], [begins(0, "a", '{"x":1}'), begins(1, "b", "{}")]),
-        # an index for two calls; the first has no arguments
-        (
-            [call(0, "a", "f", ""), call(0, "b", "f", "{}")],
-            [begins(0, "a", ""), goes_on(0, "{}"), begins(1, "b", "{}")],
-        ),
-        # an index that begins far away
-        ([call(10**9, "a", "f", "{}")], [begins(0, "a", "{}")]),
-        ([{"choices": [{"delta": {"tool_calls": [None, 5]}}]}, call(0, "a", "f", "{}")], [begins(0, "a", "{}")]),
-    ],
-)
-def test_parts_of_calls_are_those_that_clients_add_up(events, parts):
-    with over(streamed(*events, chunk(None, "stop"), DONE)) as (made, _):
-        bursts = ask(made)
-    taken = [part for burst in bursts for delta in burst.deltas or () for part in delta["tool_calls"]]
-    assert taken == parts
-    assert bursts[-1].finish_reason == "tool_calls"
-
-
-def test_a_call_without_arguments_ends_as_an_object_unless_it_is_cut_off():
-    for reason, arguments in (("tool_calls", "{}"), ("stop", "{}"), ("length", "")):
-        with over(streamed(call(0, None, "f", ""), chunk(None, reason), DONE)) as (made, _):
-            parts = [part for burst in ask(made) for delta in burst.deltas or () for part in delta["tool_calls"]]
-        assert parts[0]["id"].startswith("call_")
-        assert "".join(part["function"]["arguments"] for part in parts) == arguments
-
-
 def test_an_answer_ends_at_done_where_the_backend_keeps_the_connection_open():
     ends = threading.Event()
 
@@ -343,6 +300,104 @@ def test_fields_are_stripped_and_set_and_the_key_is_sent():
         "stream": True,
         "extra": {"a": 1},
     }
+
+
+UNKNOWN = {"guided_json": {"type": "object"}, "ignore_eos": True, "seed": 7, "top_a": 0.5}
+
+
+def test_fields_that_are_not_known_go_on_beside_ours():
+    params = {"strip_params": ["ignore_eos"], "set_params": ["top_a=1"]}
+    with over(streamed(chunk("a", "stop"), DONE), **params) as (made, server):
+        ask(made, seed=5, extra=UNKNOWN)
+    sent = server.requests[-1].json()
+    assert {name: sent.get(name) for name in UNKNOWN} == {
+        "guided_json": {"type": "object"},
+        "ignore_eos": None,
+        "seed": 5,
+        "top_a": 1,
+    }
+
+
+@pytest.mark.parametrize("name", sorted(NEVER_SENT))
+def test_what_is_decided_here_and_what_is_dangerous_never_goes_on(name):
+    with over(streamed(chunk("a", "stop"), DONE)) as (made, server):
+        ask(made, extra={name: "evil"})
+    assert server.requests[-1].json().get(name) != "evil"
+
+
+def test_a_caller_sets_those_parts_of_the_template_that_the_operator_allows():
+    with over(streamed(chunk("a", "stop"), DONE), template_params=["enable_thinking"]) as (made, server):
+        ask(made, extra={"chat_template_kwargs": {"enable_thinking": False}})
+        assert server.requests[-1].json()["chat_template_kwargs"] == {"enable_thinking": False}
+        for kwargs, field in (({"documents": 1}, "chat_template_kwargs.documents"), (5, "chat_template_kwargs")):
+            with pytest.raises(InvalidRequest) as caught:
+                ask(made, extra={"chat_template_kwargs": kwargs})
+            assert [fault["field"] for fault in caught.value.errors] == [field]
+
+
+def test_a_raw_prompt_may_be_token_ids_and_its_probabilities_are_those_of_a_chat():
+    columns = {
+        "tokens": ["a", "b"],
+        "token_logprobs": [None, -0.5],
+        "top_logprobs": [None, {"b": -0.5, "c": -1.5}],
+        "text_offset": [0, 1],
+    }
+    event = {"choices": [{"index": 0, "text": "ab", "logprobs": columns, "finish_reason": "stop"}]}
+    with over(streamed(event, DONE)) as (made, server):
+        bursts = ask(made, messages=[], options={"prompt": [1, 2], "logprobs": 2, "suffix": "z"})
+    sent = server.requests[-1]
+    assert sent.path == "/api/completions"
+    assert {name: sent.json()[name] for name in ("prompt", "logprobs", "suffix")} == {
+        "prompt": [1, 2],
+        "logprobs": 2,
+        "suffix": "z",
+    }
+    others = [{"token": "b", "logprob": -0.5, "bytes": None}, {"token": "c", "logprob": -1.5, "bytes": None}]
+    content = [
+        {"token": "a", "logprob": None, "bytes": None, "top_logprobs": []},
+        {"token": "b", "logprob": -0.5, "bytes": None, "top_logprobs": others},
+    ]
+    assert bursts[0] == Burst(["ab"], deltas=[{"logprobs": {"content": content, "refusal": None}}])
+
+
+def test_the_best_of_several_answers_comes_whole():
+    answer = {"choices": [{"index": 0, "text": "best", "finish_reason": "stop"}], "usage": {"prompt_tokens": 1}}
+    with over(whole(200, answer)) as (made, server):
+        output = whole_answer(iter(ask(made, messages=[], prompt="a", options={"best_of": 3})))
+    assert (output.text, output.usage and output.usage["prompt_tokens"]) == ("best", 1)
+    assert server.requests[-1].json()["best_of"] == 3
+    assert "stream" not in server.requests[-1].json()
+
+
+@pytest.mark.parametrize(("usage", "tokens"), [({"prompt_tokens": 5, "total_tokens": 5}, 5), (None, None), ([], None)])
+def test_vectors_come_with_the_tokens_that_the_backend_counts(usage, tokens):
+    answer = {"data": [{"index": 0, "embedding": [0.5, 1.0]}], "usage": usage}
+    with over(whole(200, answer), kind="text2vec") as (made, server):
+        rows = made.embed(["a"], Cancel(), extra={"dimensions": 2, "input_type": "query", "model": "evil"})
+    assert (rows, tokens_of(rows)) == ([[0.5, 1.0]], tokens)
+    expected = {"model": "gpt", "input": ["a"], "encoding_format": "float", "dimensions": 2, "input_type": "query"}
+    assert server.requests[-1].json() == expected
+
+
+def test_scores_come_with_the_tokens_that_the_backend_counts():
+    answer = {"results": [{"index": 0, "relevance_score": 0.5}], "usage": {"total_tokens": 3}}
+    with over(whole(200, answer), kind="reranker") as (made, server):
+        scores = made.rerank("q", ["a"], Cancel(), extra={"instruction": "rank"})
+    assert (scores, tokens_of(scores)) == ([0.5], 3)
+    assert server.requests[-1].json()["instruction"] == "rank"
+
+
+def test_a_service_passes_fields_on_to_its_backend(tmp_path: Path):
+    answer = {"data": [{"index": 0, "embedding": [0.5, 1.0]}], "usage": {"prompt_tokens": 4}}
+    with faulty(answering(whole(200, answer))) as server:
+        table = {"name": "gpt", "engine": "openai", "worker_type": "text2vec", "base_url": server.url}
+        with service(tmp_path, [{**table, "limit_model_concurrency": 4}], role="standalone") as runtime:
+            url = f"http://127.0.0.1:{runtime.settings.port}/v1/embeddings"
+            body = {"input": "a", "dimensions": 2, "input_type": "query", "user": None}
+            found = requests.post(url, json=body, timeout=10).json()
+        assert found["usage"] == {"prompt_tokens": 4, "total_tokens": 4}
+        expected = {"model": "gpt", "input": ["a"], "encoding_format": "float", "dimensions": 2, "input_type": "query"}
+        assert server.requests[-1].json() == expected
 
 
 def test_a_key_file_is_read(tmp_path: Path):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from modelyard.engines.base import OfCutTexts, Vectors, cut_texts, other_model_of
+from modelyard.engines.base import OfTexts, Vectors, cut_texts, other_model_of, tokens_of
 from modelyard.errors import (
     Cancelled,
     EngineError,
@@ -23,7 +23,7 @@ from modelyard.errors import (
 )
 from modelyard.settings.names import Names
 from modelyard.streams import Cancel, OutputStream
-from modelyard.types import Burst, GenerateRequest, ModelInstance, ModelMetadata, WorkerType
+from modelyard.types import Burst, GenerateRequest, JSONObject, ModelInstance, ModelMetadata, WorkerType
 from modelyard.worker.naming import NamingManager
 from modelyard.worker.shared_calls import SharedCalls
 
@@ -65,13 +65,26 @@ class Models(SharedCalls):  # type: ignore[misc] - changes of models are never c
         return OutputStream(bursts(), cancel or Cancel(), close, "slots=1;free=0;waiting=0")
 
     def embeddings(
-        self, model: str, texts: Sequence[str], cancel: Cancel | None = None, *, wait: bool = True
+        self,
+        model: str,
+        texts: Sequence[str],
+        cancel: Cancel | None = None,
+        *,
+        wait: bool = True,
+        extra: JSONObject | None = None,
     ) -> Vectors:
         self._call(model)
-        return OfCutTexts([[1.0]] * len(texts), 1)
+        return OfTexts([[1.0]] * len(texts), cut=1, tokens=3)
 
     def rerank(
-        self, model: str, query: str, texts: Sequence[str], cancel: Cancel | None = None, *, wait: bool = True
+        self,
+        model: str,
+        query: str,
+        texts: Sequence[str],
+        cancel: Cancel | None = None,
+        *,
+        wait: bool = True,
+        extra: JSONObject | None = None,
     ) -> Sequence[float]:
         self._call(model)
         return [1.0] * len(texts)
@@ -255,7 +268,7 @@ def test_all_scores_of_one_answer_are_of_one_model(models):
 
 def test_vectors_are_never_those_of_a_fallback(models):
     rows = naming(models).embeddings("ada", ["a"])
-    assert (list(rows), cut_texts(rows), other_model_of(rows)) == ([[1.0]], 1, "embedder")
+    assert (list(rows), cut_texts(rows), tokens_of(rows), other_model_of(rows)) == ([[1.0]], 1, 3, "embedder")
     assert other_model_of(naming(models).embeddings("embedder", ["a"])) is None
     models.errors["embedder"] = NotReady("a")
     with pytest.raises(NotReady):

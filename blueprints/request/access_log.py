@@ -6,7 +6,8 @@ import logging
 import time
 from collections.abc import Collection
 from http import HTTPStatus
-from typing import Any
+from typing import Any, TypeVar
+from urllib.parse import quote
 
 import orjson
 from flask import Blueprint, Request, Response, g, request
@@ -19,6 +20,7 @@ from .bodies import read_object
 from .traces import CallTrace, arrived, read_body
 
 log = logging.getLogger("modelyard.access")
+R = TypeVar("R", bound=Response)
 
 
 class AccessLine:
@@ -96,10 +98,11 @@ def read_call(service: Service) -> JSONObject:
     return body
 
 
-def naming(model: str | None, response: Response) -> Response:
+def naming(model: str | None, response: R) -> R:
     """Return the response to a request that ``model`` has answered; None if it is the one that was asked for."""
     if model is not None:
-        g.modelyard_line.answered_by = response.headers[MODEL_HEADER] = model
+        g.modelyard_line.answered_by = model
+        response.headers[MODEL_HEADER] = quote(model, safe="/:@+=, ")
     return response
 
 

@@ -19,9 +19,8 @@ from flask import Request, Response
 from ...errors import Cancelled, ModelyardError
 from ...streams import Cancel, OutputStream
 from ...types import Burst
-from ...wire.chunks import MODEL_HEADER
 from ...worker.protocol import ClientOfServer, Service
-from .access_log import AccessLine
+from .access_log import AccessLine, naming
 from .problems import unforeseen
 
 if TYPE_CHECKING:
@@ -227,14 +226,12 @@ class StreamBody:
 class StreamResponse(Response):
     """A response that knows whether the server has taken its body: then the server closes it."""
 
-    def __init__(self, body: StreamBody, content_type: str, load: str | None, model: str | None) -> None:
+    def __init__(self, body: StreamBody, content_type: str, load: str | None) -> None:
         super().__init__(body, content_type=content_type, direct_passthrough=True)
         self.headers["X-Accel-Buffering"] = "no"
         self.headers["Cache-Control"] = "no-cache"
         if load:
             self.headers["Modelyard-Load"] = load
-        if model:
-            self.headers[MODEL_HEADER] = model
         self.body = body
         self.taken = False
 
@@ -256,7 +253,7 @@ def stream_response(
     try:
         body.prime(service.settings.first_output_timeout)
         call.bound_writes(service.settings.write_timeout)
-        return StreamResponse(body, encoder.content_type, stream.load, stream.model)
+        return naming(stream.model, StreamResponse(body, encoder.content_type, stream.load))
     except BaseException:
         body.release()
         raise

@@ -22,7 +22,7 @@ CUT_HEADER = "Modelyard-Truncated"
 """The number of texts that were cut before they were embedded or ranked; absent if none was."""
 
 MODEL_HEADER = "Modelyard-Model"
-"""The model that answers, where the request names it by an alias, or a fallback has answered; absent elsewhere."""
+"""The model that answers, percent-encoded, where the request has another name; absent elsewhere."""
 
 TOKENS_HEADER = "Modelyard-Tokens"
 """The number of tokens of the texts that were embedded or ranked; absent if the engine has not reported it."""

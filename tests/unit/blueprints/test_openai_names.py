@@ -32,6 +32,7 @@ def app_with(folder: Path, **options: Any) -> Flask:
     settings.model_tables = (
         {"name": "large", "worker_class": SCRIPTED, "script": LARGE.key, "context_length": 8192},
         {"name": "small", "worker_class": SCRIPTED, "script": SMALL.key, "context_length": 2048},
+        {"name": "größe", "engine": "echo"},
         {"name": "emb", "engine": "echo", "worker_type": "text2vec"},
         {"name": "rank", "worker_class": steered.PATH, "worker_type": "reranker"},
     )
@@ -42,7 +43,7 @@ def app_with(folder: Path, **options: Any) -> Flask:
 def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flask]:
     made = app_with(
         tmp_path_factory.mktemp("names"),
-        aliases={"gpt": "large", "ada": "emb", "jina": "rank", "future": "not-yet"},
+        aliases={"gpt": "large", "ada": "emb", "jina": "rank", "future": "not-yet", "size": "größe"},
         default_models={"llm": "large"},
         fallbacks={"large": ["small"], "gone": ["small"]},
         unknown_models="default",
@@ -91,6 +92,12 @@ def test_a_stream_too(client, path):
     event = event.get("message") or event.get("response") or event
     assert event["model"] == "gpt"
     assert response.headers["Modelyard-Model"] == "large"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_header_takes_every_name(client, stream):
+    response = post(client, "/v1/chat/completions", model="size", messages=HELLO, stream=stream)
+    assert response.headers["Modelyard-Model"] == "gr%C3%B6%C3%9Fe"
 
 
 def test_vectors_and_rankings_too(client):
@@ -211,7 +218,7 @@ def test_the_default_answers_for_a_model_that_does_not_exist(client):
 
 def test_aliases_are_listed_with_what_they_stand_for(client):
     entries = {entry["id"]: entry for entry in client.get("/v1/models").get_json()["data"]}
-    assert list(entries) == ["ada", "emb", "gpt", "jina", "large", "rank", "small"]
+    assert list(entries) == ["ada", "emb", "gpt", "größe", "jina", "large", "rank", "size", "small"]
     assert entries["gpt"] == {**entries["large"], "id": "gpt", "alias_of": "large"}
     assert (entries["gpt"]["max_model_len"], entries["gpt"]["capabilities"]) == (8192, ["completion"])
     assert client.get("/v1/models/gpt").get_json() == entries["gpt"]

@@ -6,12 +6,12 @@ never more than one place from others.
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
 from bisect import insort
 from collections.abc import Callable, Sequence
 from contextvars import copy_context
-from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
 from ...cluster.routing import SLOTS, Load
@@ -104,7 +104,7 @@ class _Choices:
         self._context = copy_context()
         self._pending = list(range(len(requests)))
         self._running: dict[int, _Running] = {}
-        self._news: SimpleQueue[_News] = SimpleQueue()
+        self._news: queue.SimpleQueue[_News] = queue.SimpleQueue()
         self.model: str | None = None
         """The `OutputStream.model` of the choice that began last."""
 
@@ -176,7 +176,7 @@ class _Choices:
         while True:
             try:
                 return self._news.get(timeout=TICK)
-            except Empty:
+            except queue.Empty:
                 continue
 
     def _noted(self, news: _News) -> int:

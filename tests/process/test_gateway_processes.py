@@ -1,4 +1,4 @@
-"""A gateway of two gevent processes, each of which calls a backend by itself: stateless, with no model host."""
+"""A gateway of two gevent processes over a store, each of which calls a backend by itself, without a model host."""
 
 from __future__ import annotations
 
@@ -40,13 +40,15 @@ LIMIT = 1.0
 @pytest.fixture(scope="module")
 def backend(run_module: Services) -> Service:
     folder = run_module.folder()
-    return run_module.start(BACKEND.format(folder=folder), "standalone", folder=folder)
+    registry = f"sqlite:{folder}/registry.db"
+    return run_module.start(BACKEND.format(folder=folder), "standalone", folder=folder, registry=registry)
 
 
 @pytest.fixture(scope="module")
 def gateway(run_module: Services, backend: Service) -> Iterator[Service]:
     tables = TABLES.format(port=backend.port, slots=SLOTS)
-    service = run_module.start(tables, "gateway", workers=2, http_threads="gevent", first_output_timeout=0.2)
+    settings = {"registry": f"sqlite:{backend.folder}/registry.db", "registry_refresh": 0.1}
+    service = run_module.start(tables, "gateway", workers=2, http_threads="gevent", **settings)
     yield service
     assert "Traceback" not in service.log()
 
@@ -74,8 +76,14 @@ def test_both_processes_answer_with_slots_of_their_own(gateway: Service, backend
 
         wait_until(run_more_than_one_process_may, f"more than {SLOTS} requests run", interval=0.05)
     wait_until(lambda: len(journal(backend, "end", name)) == len(journal(backend, "begin", name)), "all have ended")
+
+
+def test_it_answers_with_its_own_models_and_with_those_of_the_registry(gateway: Service) -> None:
     listed = gateway.get("/v1/models").json()["data"]
-    assert [(model["id"], model["status"]["value"]) for model in listed] == [("large", "loaded")]
+    assert [(model["id"], model["status"]["value"]) for model in listed] == [("large", "loaded"), ("script", "loaded")]
+    for model in ("large", "script"):
+        answer = gateway.post(CHAT, {**chat(pieces=2), "model": model}).json()
+        assert (answer["model"], answer["choices"][0]["message"]["content"]) == (model, "xx")
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -10,8 +10,9 @@ from uuid import uuid4
 
 import openai
 import pytest
+import requests
 from clients import Connection
-from nginx import Nginx
+from nginx import Nginx, plain_configuration
 from openai import OpenAI
 from running import WORKER_CLASSES, Service, Services, free_port, seconds_until, wait_until
 
@@ -40,9 +41,9 @@ class Front(NamedTuple):
 
 
 @contextmanager
-def nginx(*upstreams: int) -> Iterator[int]:
+def nginx(*upstreams: int, **options: Any) -> Iterator[int]:
     """Run nginx before the services on some ports, and give its own port."""
-    server = Nginx(*upstreams)
+    server = Nginx(*upstreams, **options)
     try:
         server.start()
         yield server.port
@@ -135,6 +136,21 @@ def test_a_large_body_passes_and_one_that_is_too_large_is_refused_in_json(front:
         connection.sock.sendall(f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: {17 * 2**20}\r\n\r\n".encode())
         head, data = connection.read_answer()
     assert (head.status, json.loads(data)["error"]["code"]) == (413, "request_too_large")
+
+
+def test_it_streams_without_any_configuration_too(front: Front) -> None:
+    """By HTTP/1.0 nginx gathers an answer, unless the header X-Accel-Buffering forbids it."""
+    for gateway in front.gateways:
+        gate = front.worker.folder / uuid4().hex
+        body = {"model": "script", "messages": messages(pieces=2, until=str(gate)), "stream": True}
+        with (
+            nginx(gateway.port, configured=plain_configuration) as port,
+            requests.post(f"http://127.0.0.1:{port}{CHAT}", json=body, stream=True, timeout=20) as response,
+        ):
+            events = response.iter_lines()
+            assert b'"content":"x"' in next(line for line in events if b'"content":""' not in line and line)
+            gate.touch()
+            assert [line for line in events if line][-1] == b"data: [DONE]"
 
 
 def test_a_gateway_that_has_gone_is_left_out(front: Front) -> None:

@@ -1,10 +1,10 @@
-"""A real nginx with the configuration of docs/operations.md, to the letter but for the ports."""
+"""A real nginx: with the configuration of docs/operations.md, to the letter but for the ports, or with none at all."""
 
 from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from running import ROOT
@@ -36,20 +36,27 @@ def configuration(port: int, upstreams: Sequence[int]) -> str:
     return block
 
 
+def plain_configuration(port: int, upstreams: Sequence[int]) -> str:
+    """Return the least that makes a proxy: nginx speaks HTTP/1.0 to its upstream then, and buffers."""
+    (upstream,) = upstreams
+    return f"server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass http://127.0.0.1:{upstream}; }} }}"
+
+
 class Nginx(Server):
     """nginx before services of this machine. `start` it, `close` it in the end."""
 
     name = "nginx"
 
-    def __init__(self, *upstreams: int) -> None:
+    def __init__(self, *upstreams: int, configured: Callable[[int, Sequence[int]], str] = configuration) -> None:
         """Let it stand before the services on the ports ``upstreams``. Skips where nginx is not installed."""
         self._upstreams = upstreams
+        self._configured = configured
         super().__init__()
 
     def prepare(self) -> None:
         self._nginx = program("nginx")
         places = "\n".join(f"{name}_temp_path {self.folder}/{name};" for name in _TEMPORARY)
-        page = configuration(self.port, self._upstreams)
+        page = self._configured(self.port, self._upstreams)
         self._path = self.folder / "nginx.conf"
         self._path.write_text(_SURROUNDINGS.format(folder=self.folder, places=places, page=page))
 

@@ -37,6 +37,8 @@ class Connection(HTTPConnection):
         self._origin = origin
         self._tls = tls
         self._call: Call | None = None
+        self._unsent: list[bytes] | None = None
+        """The parts of a request that is being made; None while there is none."""
         self._socket: Any = None
         """The newest socket, whatever state it is in. http.client lets go of its own while a response still comes."""
 
@@ -47,7 +49,14 @@ class Connection(HTTPConnection):
         self._call = call
         call.was_kept = self.sock is not None
         call.hold(self)
-        super().request(*args, **options)
+        # Head and body in one write: a server reads them at once, and each write costs a call of the system.
+        self._unsent = []
+        try:
+            super().request(*args, **options)
+            data = b"".join(self._unsent)
+        finally:
+            self._unsent = None
+        self.send(data)
 
     def connect(self) -> None:
         """Connect within ``timeout`` seconds, to any of the host's addresses. Raises NotConnected, Ended.
@@ -97,6 +106,9 @@ class Connection(HTTPConnection):
 
     def send(self, data: Any) -> None:
         """Send ``data``. Each write must make progress within the call's ``read_timeout``."""
+        if self._unsent is not None:
+            self._unsent.append(data)
+            return
         if self.sock is None:
             self.connect()
         assert self._call is not None
@@ -217,18 +229,24 @@ class Incoming(io.BufferedReader):
         finally:
             self.source.is_held = False
 
-    def has_more(self, *, end: bool = True) -> bool:
-        """Return whether more of the body has come; with ``end``, its end counts too."""
-        if self.closed:
-            return False
-        ahead = self._buffered()
-        if ahead.startswith(b"\r\n"):  # the end of a chunk of HTTP, and perhaps the size of the next
-            return b"\n" in ahead[2:] and (end or not ahead.startswith(b"\r\n0\r\n"))
-        return ahead not in (b"", b"\r")
+    def whole_chunks(self) -> int:
+        """Return how many chunks of HTTP have come whole; the last chunk, which is empty, does not count."""
+        ahead = b"" if self.closed else self._buffered()
+        count = first = 0
+        while (end := ahead.find(b"\r\n", first)) >= 0:
+            try:
+                size = int(ahead[first:end].partition(b";")[0], 16)
+            except ValueError:
+                break  # its reader raises the error
+            first = end + 2 + size + 2
+            if size <= 0 or first > len(ahead):
+                break
+            count += 1
+        return count
 
     def wait(self, seconds: float) -> bool:
-        """Wait until bytes or the end can be read without blocking, ``seconds`` at most; return whether they can."""
-        return self.closed or self.has_more() or self.source.wait(seconds)
+        """Wait until bytes or the end have come, ``seconds`` at most; return whether they have."""
+        return self.closed or self._buffered() != b"" or self.source.wait(seconds)
 
     def close(self) -> None:
         """Close it, and discard the bytes that were not read."""

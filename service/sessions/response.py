@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from itertools import islice
 from types import TracebackType
 from typing import Any
 
@@ -33,6 +34,8 @@ class Response:
         self.headers: Mapping[str, str] = response.headers
         """The headers; upper and lower case make no difference in their names."""
         self._raw = response.raw
+        # It reads a chunk of HTTP in half the time that `read1` takes for one.
+        self._chunks: Generator[bytes] | None = self._raw.read_chunked(RECEIVE_SIZE) if self._raw.chunked else None
         self._call = call
         self._cancel = cancel
         self._content: bytes | None = None
@@ -102,25 +105,25 @@ class Response:
         return None
 
     def _joined(self, data: bytes, incoming: Incoming) -> bytes:
-        """Return ``data`` with the bytes that have come after it: each read gives one chunk of HTTP, however short.
+        """Return ``data`` with the chunks of HTTP that have come after it: each read gives one, however short.
 
         The end is left for the next call. So a reader that stops at the last chunk closes the connection, and a server
         that is about to stop does not wait for it.
         """
-        parts, size = [data], len(data)
-        while size < RECEIVE_SIZE and incoming.has_more(end=False):
-            try:
-                parts.append(self._read())
-            except ModelyardError:
-                break  # the next call raises it
-            size += len(parts[-1])
+        if self._chunks is None or len(data) == RECEIVE_SIZE:  # else it has its chunk to the end
+            return data
+        parts = [data]
+        try:
+            parts += islice(self._chunks, incoming.whole_chunks())
+        except FOREIGN as error:
+            self._failed(fault_of(error, self._call))  # the next call raises it
         return b"".join(parts)
 
     def _read(self) -> bytes:
         if self._failure is not None:
             raise self._failure
         try:
-            data: bytes = self._raw.read1(RECEIVE_SIZE)
+            data: bytes = self._raw.read1(RECEIVE_SIZE) if self._chunks is None else next(self._chunks, b"")
         except (*FOREIGN, ValueError) as error:
             raise self._failed(fault_of(error, self._call)) from error
         if not data:
@@ -146,6 +149,8 @@ class Response:
         if self._cancel is not None:
             self._cancel.forget(self._call.end)
         self._call.let_go()
+        if self._chunks is not None:
+            self._chunks.close()
         self._raw.close()
 
     def __enter__(self) -> Response:

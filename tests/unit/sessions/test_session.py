@@ -32,7 +32,7 @@ from faulty import (
 )
 from modelyard.errors import Cancelled, ConfigError, NotConnected, NotReady, WorkerSilent, WorkerUnreachable
 from modelyard.sessions import adapters
-from modelyard.sessions.response import Response
+from modelyard.sessions.response import RECEIVE_SIZE, Response
 from modelyard.sessions.session import Session
 from modelyard.streams import Cancel
 from running import wait_until
@@ -612,6 +612,55 @@ def test_what_came_before_a_fault_is_given_out_first(session: Session):
         assert response.read1() == b"abcdef"
         with pytest.raises(WorkerUnreachable, match="broke off"):
             response.read1()
+
+
+@pytest.mark.parametrize(
+    ("parts", "reads"),
+    [
+        ([http_chunk(b"abc") + http_chunk(b"def") + b"5\r\ngh", b"ijk\r\n" + LAST], [b"abcdef", b"ghijk"]),
+        ([http_chunk(b"abc") + b"3;x=y\r\ndef\r", b"\n" + LAST], [b"abc", b"def"]),
+        ([http_chunk(b"abc") + http_chunk(b"def") + LAST], [b"abcdef"]),
+        ([http_chunk(b"x" * (RECEIVE_SIZE + 2)) + LAST], [b"x" * RECEIVE_SIZE, b"xx"]),
+    ],
+    ids=["part of a chunk", "a chunk without its line end", "the end", "a large chunk"],
+)
+def test_what_has_come_whole_is_read_at_once_and_the_rest_later(
+    session: Session, parts: list[bytes], reads: list[bytes]
+):
+    go_on, read = threading.Event(), []
+
+    def script(peer: Peer) -> bool:
+        peer.send(stream_head() + parts[0])
+        if parts[1:]:
+            go_on.wait(20)
+            peer.send(parts[1])
+        return True
+
+    with faulty(in_turn(script, says(HELLO))) as server:
+        with session.request("GET", server.url) as response:
+            while data := response.read1():
+                read.append(data)
+                go_on.set()
+        assert read == reads
+        ask(session, "GET", server.url)
+        assert server.connections == 1
+
+
+def test_a_request_leaves_in_one_write(session: Session, monkeypatch: pytest.MonkeyPatch):
+    writes: list[bytes] = []
+    sendall = socket.socket.sendall
+
+    def noted(sock: socket.socket, data: bytes, *flags: int) -> None:
+        if b"HTTP/1.1\r\n" in data or b"the body" in data:
+            writes.append(data)
+        sendall(sock, data, *flags)
+
+    with faulty(says(HELLO)) as server:
+        monkeypatch.setattr(socket.socket, "sendall", noted)
+        ask(session, "POST", server.url, body=b'"the body"')
+        ask(session, "GET", server.url)
+    assert [data.partition(b" ")[0] for data in writes] == [b"POST", b"GET"]
+    assert writes[0].endswith(b'\r\n\r\n"the body"')
 
 
 def test_a_body_may_be_limited(session: Session):

@@ -87,7 +87,7 @@ class Ours(Gateway):
         options = ["--port", str(port), "--config", str(config), "--workers", str(self._workers), "--no-access-log"]
         options += ["--state-dir", str(folder / "state"), "--models-dirs", str(folder), "--http-threads", "gevent"]
         options += ["--threads", "1400", "--log-level", "warning"]
-        return [sys.executable, "-m", "modelyard", "serve", "standalone", *options]
+        return [sys.executable, "-m", "modelyard", "serve", "gateway", *options]
 
     def environ(self) -> Mapping[str, str]:
         """Return the variables that ``modelyard serve`` sets."""

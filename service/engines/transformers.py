@@ -18,7 +18,7 @@ from .transformers_answer import Answer, first_line, messages_for_template
 from .transformers_rows import Row, Sampling
 
 if TYPE_CHECKING:
-    from .transformers_batch import Batches
+    from .transformers_batch import Batch
 
 _OPTIONS = frozenset({"logprobs", "top_logprobs", "logit_bias"})
 _TOOL_OPTIONS = frozenset({"messages", "tools", "tool_choice", "parallel_tool_calls"})
@@ -47,12 +47,6 @@ class TransformersParams(ModelParams):
     )
     default_max_new_tokens: int = param(1024, help="tokens of an answer without max_new_tokens", min=1, max=1_000_000)
     batch_size: int = param(16, help="requests that are computed together at most", min=1, max=1024)
-    batches: int = param(
-        2,
-        help="batches at once at most: with more, a request waits less, and a GPU computes less in total",
-        min=1,
-        max=64,
-    )
     trust_remote_code: bool = param(
         False, help="whether Python code that comes with the weights is run", tags=["fixed", "operator"]
     )
@@ -64,7 +58,7 @@ class TransformersParams(ModelParams):
 
 
 class Transformers(Engine):
-    """One model behind the library's ``generate``: requests that wait together are computed together."""
+    """One model, whose requests are computed together, step by step."""
 
     name = "transformers"
     Params = TransformersParams
@@ -77,7 +71,7 @@ class Transformers(Engine):
         super().__init__(params, path)
         self._model: Any = None
         self._tokenizer: Any = None
-        self._batches: Batches | None = None
+        self._batch: Batch | None = None
         self._context_length = 0
         self._stop_ids: frozenset[int] = frozenset()
         self._template = ""
@@ -118,13 +112,10 @@ class Transformers(Engine):
             )
             self._model = self._model.to(device).eval()
             self._describe()
-            pad = self._tokenizer.pad_token_id
-            self._batches = transformers_batch.Batches(
-                self._model, 0 if pad is None else pad, params.batch_size, params.batches, params.registered_name
-            )
-            self._batches.start()
+            self._batch = transformers_batch.Batch(self._model, params.batch_size, params.registered_name)
+            self._batch.start()
             progress("computing a first token")
-            transformers_batch.compute_one(self._batches, self._tokens_of("a") or [0], params.start_timeout)
+            self._batch.compute_one(self._tokens_of("a") or [0], params.start_timeout)
         except Exception as error:
             self.stop()
             raise StartFailed(f"transformers can't run {source}: {first_line(error)}") from error
@@ -141,10 +132,10 @@ class Transformers(Engine):
 
     def stop(self) -> None:
         """Free the weights."""
-        if self._batches is not None:
-            self._batches.stop()
+        if self._batch is not None:
+            self._batch.stop()
         was_on_gpu = self._model is not None and self._model.device.type == "cuda"
-        self._batches = self._model = self._tokenizer = None
+        self._batch = self._model = self._tokenizer = None
         if was_on_gpu:
             import torch  # noqa: PLC0415
 
@@ -176,13 +167,13 @@ class Transformers(Engine):
 
     def generate_stream(self, request: GenerateRequest, cancel: CancelEvent) -> Iterator[Burst | None]:
         """Yield bursts as tokens come. Raises InvalidRequest for what the template refuses, PromptTooLong."""
-        assert self._batches is not None
+        assert self._batch is not None
         prompt = self._prompt(request)
         row = self._row(request, self._tokens_of(prompt, is_raw=not request.uses_messages), cancel)
         answer = Answer(request, self._tokenizer, row)
         if request.echo:
             yield Burst([prompt])
-        self._batches.submit(row)
+        self._batch.submit(row)
         try:
             while not answer.is_over:
                 taken = row.take(_TICK)

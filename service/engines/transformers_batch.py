@@ -1,225 +1,163 @@
-"""Batches of requests, each computed by one call of the transformers library's ``generate``.
+"""A batch of rows that are computed together, step by step: a row joins between two steps, and leaves at its end.
+
+The step is a call of the model, with the library's own cache of keys and values. A row that joins is computed alone
+up to its first token; then its part of the cache is put beside the others', the shorter ones filled up on the left.
 
 Import it when a model starts: it needs torch and transformers.
 """
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from transformers import (
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    MinPLogitsWarper,
-    RepetitionPenaltyLogitsProcessor,
-    StoppingCriteria,
-    StoppingCriteriaList,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from ..streams import Cancel
 from ..threads import BackgroundThread
-from .transformers_rows import LENGTH, Row, Sampling, Token
+from .transformers_rows import Row, Sampling
+from .transformers_sampling import Sampler, choose
 
 
-class Batches:
-    """Computes rows by a few threads. The rows that wait when a thread is free become one batch.
+class Batch:
+    """The rows under way, and those that wait to join. One thread computes them."""
 
-    A row never waits for the end of a batch while a thread is free; under load the batches grow by themselves.
-    """
-
-    def __init__(self, model: Any, pad: int, size: int, threads: int, name: str) -> None:
-        """Compute ``threads`` batches of ``size`` rows at once at most; ``pad`` fills short prompts."""
+    def __init__(self, model: Any, size: int, name: str) -> None:
+        """Compute ``size`` rows at once at most; a model whose cache can't be divided computes one at a time."""
         self._model = model
-        self._pad = pad
         self._size = size
         self._lock = threading.Lock()
         self._waiting: deque[Row] = deque()
-        self._threads = [BackgroundThread(f"batch-{name}-{number}", self._compute_next) for number in range(threads)]
+        self._rows: list[Row] = []
+        self._samplers: list[Sampler] = []
+        self._cache: Any = None
+        self._accepted = frozenset(inspect.signature(model.forward).parameters)
+        self._thread = BackgroundThread(f"batch-{name}", self._compute)
 
     def start(self) -> None:
-        """Start the threads."""
-        for thread in self._threads:
-            thread.start()
+        """Start the thread."""
+        self._thread.start()
 
     def stop(self) -> None:
-        """End the threads, after the batches under way, whose rows must have been cancelled."""
-        for thread in self._threads:
-            thread.stop()
+        """End the thread, whose rows must have been cancelled, and let the model go."""
+        self._thread.stop()
+        self._model = self._cache = None
 
     def submit(self, row: Row) -> None:
-        """Compute a row as soon as a thread is free."""
+        """Compute a row as soon as there is room."""
         with self._lock:
             self._waiting.append(row)
-        for thread in self._threads:
-            thread.wake()
+        self._thread.wake()
 
-    def _compute_next(self) -> float | None:
-        with self._lock:
-            rows = [self._waiting.popleft() for _ in range(min(self._size, len(self._waiting)))]
-        rows = [row for row in rows if not row.is_over]
-        if not rows:
-            return None
+    def compute_one(self, prompt: Sequence[int], timeout: float) -> None:
+        """Compute one token, to find a model that can't. Raises its exception, TimeoutError."""
+        row = Row(prompt, 1, Sampling(temperature=0), Cancel())
+        self.submit(row)
+        for item in row.take(timeout) or [TimeoutError(f"no token came within {timeout:g} s")]:
+            if isinstance(item, Exception):
+                raise item
+
+    # The thread
+
+    def _compute(self) -> float | None:
+        """Take in the rows that wait, and compute one step; None if there is nothing to do."""
+        joining: list[Row] = []
         try:
-            self._generate(rows)
+            with torch.inference_mode():
+                while (row := self._next()) is not None:
+                    joining.append(row)
+                    self._join(row)
+                if self._rows:
+                    self._step()
         except Exception as error:  # noqa: BLE001 - it belongs to the requests
-            for row in rows:
+            for row in [*self._rows, *joining]:
                 row.end(error)
-        return 0.0
+            self._rows, self._samplers, self._cache = [], [], None
+        return 0.0 if self._rows or self._waiting else None
 
-    def _generate(self, rows: Sequence[Row]) -> None:
-        longest = max(len(row.prompt) for row in rows)
-        padding = [longest - len(row.prompt) for row in rows]
-        device = self._model.device
-        ids = torch.tensor([[self._pad] * pad + row.prompt for pad, row in zip(padding, rows, strict=True)])
-        mask = torch.tensor([[0] * pad + [1] * (longest - pad) for pad in padding])
-        choice = _Choice(rows, padding, longest, device)
-        # The rows end by `_Ends`, and sample by `_Choice`: so each may do it in its own way.
-        config = GenerationConfig(
-            max_new_tokens=max(row.limit for row in rows),
-            do_sample=False,
-            repetition_penalty=1.0,
-            pad_token_id=self._pad,
-            use_cache=True,
-        )
-        with torch.inference_mode():
-            self._model.generate(
-                input_ids=ids.to(device),
-                attention_mask=mask.to(device),
-                generation_config=config,
-                logits_processor=LogitsProcessorList([choice]),
-                stopping_criteria=StoppingCriteriaList([_Ends(rows, choice)]),
+    def _next(self) -> Row | None:
+        """Return a row that may join now."""
+        with self._lock:
+            while self._waiting and len(self._rows) < (self._size if self._is_divisible else 1):
+                if not (row := self._waiting.popleft()).is_over:
+                    return row
+        return None
+
+    @property
+    def _is_divisible(self) -> bool:
+        """Whether each layer of the cache has the keys and values of all rows: not with a window, or states."""
+        return self._cache is None or all(type(layer) is DynamicLayer for layer in self._cache.layers)
+
+    def _join(self, row: Row) -> None:
+        """Compute the prompt of a row, and its first token; put it into the batch unless that is its last one."""
+        ids = torch.tensor([row.prompt], device=self._model.device)
+        cache = DynamicCache(config=self._model.config)
+        sampler = Sampler(row.sampling, self._model.device)
+        row.add(*choose([row], [sampler], self._scores(ids, cache)))
+        if row.is_over:
+            return
+        if not self._rows:
+            self._cache = cache
+        else:
+            width = max(other.length for other in [*self._rows, row]) - 1
+            self._cache = _changed(
+                [self._cache, cache], lambda parts: torch.cat([_filled(part, width) for part in parts])
             )
-        for row in rows:
-            row.end(LENGTH)
+        self._rows.append(row)
+        self._samplers.append(sampler)
 
+    def _step(self) -> None:
+        """Compute one more token of each row, and let those go that have ended."""
+        device = self._model.device
+        ids = torch.tensor([[row.tokens[-1]] for row in self._rows], device=device)
+        lengths = torch.tensor([[row.length] for row in self._rows], device=device)
+        width = max(row.length for row in self._rows)
+        mask = (torch.arange(width, device=device) >= width - lengths).long()
+        scores = self._scores(ids, self._cache, attention_mask=mask, position_ids=lengths - 1)
+        tokens = choose(self._rows, self._samplers, scores)
+        for row, token in zip(self._rows, tokens, strict=True):
+            row.add(token)
+        self._let_go()
 
-class _Choice(LogitsProcessor):
-    """Samples for each row in its own way: the likeliest of the returned scores is the token of the row.
+    def _scores(self, ids: Any, cache: Any, **given: Any) -> Any:
+        """Return the scores after the last token of each row, and put the keys and values of ``ids`` into the cache."""
+        # Before 5.24 the library calls the cache past_key_values.
+        given["cache" if "cache" in self._accepted else "past_key_values"] = cache
+        given |= {"use_cache": True, "logits_to_keep": 1}
+        accepted = {name: value for name, value in given.items() if name in self._accepted}
+        return self._model(input_ids=ids, **accepted).logits[:, -1].float()
 
-    To add Gumbel noise to scores and take the largest is to sample from their softmax.
-    """
-
-    def __init__(self, rows: Sequence[Row], padding: Sequence[int], longest: int, device: Any) -> None:
-        self._rows = rows
-        self._padding = padding
-        self._samplers = [_Sampler(row.sampling, longest - pad, device) for row, pad in zip(rows, padding, strict=True)]
-        self.logprobs: dict[int, Any] = {}
-        """The probabilities of all tokens, of the rows that asked for them."""
-
-    def __call__(self, input_ids: Any, scores: Any) -> Any:
-        for index, (row, sampler) in enumerate(zip(self._rows, self._samplers, strict=True)):
+    def _let_go(self) -> None:
+        kept = [index for index, row in enumerate(self._rows) if not row.is_over]
+        if len(kept) == len(self._rows):
+            return
+        for row in self._rows:
             if row.is_over:
-                continue
-            if row.sampling.logprobs is not None:
-                self.logprobs[index] = torch.log_softmax(scores[index].float(), dim=-1)
-            if sampler.changes_scores:
-                ids = input_ids[index : index + 1, self._padding[index] :]
-                scores[index : index + 1] = sampler(ids, scores[index : index + 1])
-        return scores
+                row.end("stop")
+        self._rows = [self._rows[index] for index in kept]
+        self._samplers = [self._samplers[index] for index in kept]
+        if not kept:
+            self._cache = None
+            return
+        # A row is as long as its cache is, less the token that was added last.
+        longest = max(row.length for row in self._rows) - 1
+        self._cache = _changed([self._cache], lambda parts: parts[0][kept, :, -longest:])
 
 
-class _Sampler:
-    """The choice of one row: transformers' own warpers, then noise from the row's own generator."""
-
-    def __init__(self, sampling: Sampling, prompt_length: int, device: Any) -> None:
-        self._warpers: list[Any] = []
-        if sampling.repetition_penalty != 1.0:
-            self._warpers.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
-        if sampling.presence_penalty or sampling.frequency_penalty:
-            self._warpers.append(_Penalties(sampling, prompt_length))
-        if sampling.logit_bias:
-            self._warpers.append(_Bias(sampling.logit_bias))
-        self._noise = sampling.temperature > 0
-        if self._noise:
-            self._warpers += _warpers(sampling)
-        self._generator = None
-        if self._noise and sampling.seed is not None:
-            self._generator = torch.Generator(device)
-            self._generator.manual_seed(sampling.seed % 2**63)
-        self.changes_scores = bool(self._warpers) or self._noise
-
-    def __call__(self, ids: Any, scores: Any) -> Any:
-        for warper in self._warpers:
-            scores = warper(ids, scores)
-        if self._noise:
-            uniform = torch.rand(scores.shape, generator=self._generator, device=scores.device).clamp_(1e-20)
-            scores = scores - torch.log((-torch.log(uniform)).clamp_(1e-20))
-        return scores
+def _changed(caches: Sequence[Any], change: Callable[[list[Any]], Any]) -> Any:
+    """Return a cache of what ``change`` makes of the keys, and of the values, of each layer of ``caches``."""
+    changed = DynamicCache()
+    for index, layers in enumerate(zip(*(cache.layers for cache in caches), strict=True)):
+        keys, values = change([layer.keys for layer in layers]), change([layer.values for layer in layers])
+        changed.update(keys, values, index)
+    return changed
 
 
-def _warpers(sampling: Sampling) -> list[Any]:
-    warpers: list[Any] = []
-    if sampling.temperature != 1.0:
-        warpers.append(TemperatureLogitsWarper(sampling.temperature))
-    if sampling.top_k > 0:
-        warpers.append(TopKLogitsWarper(sampling.top_k))
-    if sampling.top_p < 1.0:
-        warpers.append(TopPLogitsWarper(max(sampling.top_p, 1e-6)))
-    if sampling.min_p > 0:
-        warpers.append(MinPLogitsWarper(min(sampling.min_p, 1.0)))
-    return warpers
-
-
-class _Penalties:
-    """OpenAI's penalties: for tokens that the answer has, once, and each time."""
-
-    def __init__(self, sampling: Sampling, prompt_length: int) -> None:
-        self._presence, self._frequency = sampling.presence_penalty, sampling.frequency_penalty
-        self._prompt_length = prompt_length
-
-    def __call__(self, ids: Any, scores: Any) -> Any:
-        counts = torch.bincount(ids[0, self._prompt_length :], minlength=scores.shape[-1])[: scores.shape[-1]]
-        return scores - self._presence * (counts > 0) - self._frequency * counts
-
-
-class _Bias:
-    """OpenAI's ``logit_bias``. Ids that the model does not have count for nothing."""
-
-    def __init__(self, biases: dict[int, float]) -> None:
-        self._biases = biases
-
-    def __call__(self, ids: Any, scores: Any) -> Any:
-        for token, bias in self._biases.items():
-            if token < scores.shape[-1]:
-                scores[0, token] += bias
-        return scores
-
-
-class _Ends(StoppingCriteria):
-    """Hands each row its new token, and ends those that have all, or whose request is cancelled."""
-
-    def __init__(self, rows: Sequence[Row], choice: _Choice) -> None:
-        self._rows = rows
-        self._choice = choice
-
-    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-        for index, (row, token) in enumerate(zip(self._rows, input_ids[:, -1].tolist(), strict=True)):
-            if not row.is_over:
-                row.add(self._token(index, row, token))
-        return torch.tensor([row.is_over for row in self._rows], device=input_ids.device)
-
-    def _token(self, index: int, row: Row, token: int) -> Token:
-        if row.sampling.logprobs is None:
-            return Token(token)
-        logprobs = self._choice.logprobs[index]
-        values, ids = torch.topk(logprobs, max(1, row.sampling.logprobs))
-        others = zip(ids.tolist()[: row.sampling.logprobs], values.tolist(), strict=False)
-        return Token(token, float(logprobs[token]), tuple(others))
-
-
-def compute_one(batches: Batches, prompt: Sequence[int], timeout: float) -> None:
-    """Compute one token, to find a model that can't. Raises its exception, TimeoutError."""
-    row = Row(prompt, 1, Sampling(temperature=0), Cancel())
-    batches.submit(row)
-    taken = row.take(timeout) or [TimeoutError(f"no token came within {timeout:g} s")]
-    for item in taken:
-        if isinstance(item, Exception):
-            raise item
+def _filled(part: Any, width: int) -> Any:
+    """Return keys or values, of shape (rows, heads, tokens, size), with zeros on the left."""
+    return torch.nn.functional.pad(part, (0, 0, width - part.shape[2], 0))

@@ -47,9 +47,15 @@ class Row:
         self.limit = limit
         self.sampling = sampling
         self._cancel = cancel
-        self._count = 0
-        self._tokens: queue.SimpleQueue[Token | str | Exception] = queue.SimpleQueue()
+        self.tokens: list[int] = []
+        """The tokens that were computed."""
+        self._taken: queue.SimpleQueue[Token | str | Exception] = queue.SimpleQueue()
         self.has_ended = False
+
+    @property
+    def length(self) -> int:
+        """The tokens of the prompt and of the answer until now."""
+        return len(self.prompt) + len(self.tokens)
 
     @property
     def is_over(self) -> bool:
@@ -58,26 +64,26 @@ class Row:
 
     def add(self, token: Token) -> None:
         """Take one more token; it may be the last one."""
-        self._count += 1
+        self.tokens.append(token.id)
         if token.id in self.sampling.stop_ids:
             self.end(STOP)
             return
-        self._tokens.put(token)
-        if self._count >= self.limit:
+        self._taken.put(token)
+        if len(self.tokens) >= self.limit:
             self.end(LENGTH)
 
     def end(self, how: str | Exception) -> None:
         """Take no more tokens; ``how`` is the finish reason, or the failure. A second call does nothing."""
         if not self.has_ended:
             self.has_ended = True
-            self._tokens.put(how)
+            self._taken.put(how)
 
     def take(self, timeout: float) -> list[Token | str | Exception]:
         """Return what has come, in order, after waiting ``timeout`` seconds at most for the first."""
         try:
-            taken = [self._tokens.get(timeout=timeout)]
+            taken = [self._taken.get(timeout=timeout)]
         except queue.Empty:
             return []
-        while not self._tokens.empty():
-            taken.append(self._tokens.get_nowait())
+        while not self._taken.empty():
+            taken.append(self._taken.get_nowait())
         return taken

@@ -7,12 +7,14 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
+import transformers
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer import modules
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE, WordLevel
 from tokenizers.processors import TemplateProcessing
 from transformers import (
+    AutoModelForCausalLM,
     BertConfig,
     BertForSequenceClassification,
     BertModel,
@@ -62,6 +64,17 @@ def make_llm(path: Path, context: int = 512, answer: Sequence[str] = (), seed: i
     if answer:
         _teach(model, tokenizer, "".join(answer))
     model.save_pretrained(path, safe_serialization=True)
+    return path
+
+
+def make_causal_lm(path: Path, architecture: str, **shape: object) -> Path:
+    """Write a random model of any architecture, such as ``GPT2``, with one token a byte, into ``path``."""
+    tokenizer = _byte_tokenizer()
+    tokenizer.save_pretrained(path)
+    torch.manual_seed(0)
+    ends = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    config = getattr(transformers, f"{architecture}Config")(vocab_size=len(tokenizer), **ends, **shape)
+    AutoModelForCausalLM.from_config(config).save_pretrained(path, safe_serialization=True)
     return path
 
 

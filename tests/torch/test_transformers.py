@@ -62,30 +62,57 @@ def deltas(worker: ModelWorker, request: GenerateRequest) -> list[dict[str, Any]
         return [delta for burst in stream if burst is not None for delta in burst.deltas or []]
 
 
-def test_prompts_of_different_lengths_are_computed_together_and_answered_as_alone(start, monkeypatch):
-    worker = start(batches=1)
-    requests = [raw("a" * length, max_new_tokens=10) for length in (1, 7, 30, 90)]
+def test_rows_of_different_lengths_join_and_leave_and_are_answered_as_alone(start, monkeypatch):
+    worker = start()
+    requests = [raw("ab" * length, max_new_tokens=30 + length) for length in (1, 7, 3, 45, 20, 2)]
     alone = [whole(worker, request).text for request in requests]
-    sizes: list[int] = []
-    generate = worker.engine._model.generate
-    first = threading.Event()
+    step, sizes, may_go_on = worker.engine._batch._step, [], threading.Semaphore(0)
 
-    def counted(**given: Any) -> Any:
-        sizes.append(len(given["input_ids"]))
-        if len(sizes) == 1:
-            first.wait(30)
-        return generate(**given)
+    def held() -> None:
+        sizes.append(len(worker.engine._batch._rows))
+        assert may_go_on.acquire(timeout=60)
+        step()
 
-    monkeypatch.setattr(worker.engine._model, "generate", counted)
-    waiting = worker.engine._batches._waiting
-    with ThreadPoolExecutor(5) as pool:
-        pool.submit(whole, worker, raw("b"))
-        wait_until(lambda: sizes == [1], "the first batch is under way")
-        answers = [pool.submit(whole, worker, request) for request in requests]
-        wait_until(lambda: len(waiting) == 4, "the others wait")
-        first.set()
+    monkeypatch.setattr(worker.engine._batch, "_step", held)
+    with ThreadPoolExecutor(len(requests)) as pool:
+        answers = []
+        for number, request in enumerate(requests, 1):
+            answers.append(pool.submit(whole, worker, request))
+            wait_until(lambda number=number: sizes[-1:] == [number] or may_go_on.release(), "it has joined")
+        may_go_on.release(1000)
         assert [answer.result(60).text for answer in answers] == alone
-    assert sizes == [1, 4]
+    assert max(sizes) == len(requests)
+
+
+SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+GROUPED = {**SMALL, "intermediate_size": 128, "num_key_value_heads": 2, "head_dim": 16}
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "GPT2": {"n_embd": 64, "n_layer": 2, "n_head": 4},
+    "Bloom": {"hidden_size": 64, "n_layer": 2, "n_head": 4},
+    "Qwen3": GROUPED,
+    "Mistral": {**GROUPED, "sliding_window": 12},
+    "Gemma3Text": {**GROUPED, "sliding_window": 12, "layer_types": ["sliding_attention", "full_attention"]},
+    "Mamba": {"hidden_size": 64, "num_hidden_layers": 2, "state_size": 8},
+}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_any_causal_model_answers_as_the_library_does(tmp_path, architecture):
+    """Those whose cache has a window, or states, compute one request at a time."""
+    path = tiny_hf.make_causal_lm(tmp_path / "m", architecture, **ARCHITECTURES[architecture])
+    worker = ModelWorker(Transformers(Transformers.Params(model_name="m", engine="transformers", device="cpu"), path))
+    worker.engine.path, worker._locate = path, lambda: path
+    worker.start()
+    prompts = ["hello there", "a", "a longer prompt of many more tokens than the others"]
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        texts = list(pool.map(lambda prompt: whole(worker, raw(prompt, max_new_tokens=16)).text, prompts))
+    tokenizer, model = worker.engine._tokenizer, worker.engine._model
+    for prompt, text in zip(prompts, texts, strict=True):
+        ids = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+        tokens = model.generate(**ids, max_new_tokens=16, do_sample=False)[0, ids["input_ids"].shape[1] :]
+        expected = tokenizer.decode(tokens, skip_special_tokens=True)
+        assert text == expected.rstrip("\ufffd") or text == expected
+    worker.stop()
 
 
 def test_a_seed_repeats_an_answer_and_another_one_does_not(start):
@@ -106,10 +133,10 @@ def test_sampling_takes_no_token_that_its_limits_exclude(start):
 
 
 def test_penalties_keep_a_token_from_coming_twice(start):
-    batches = start().engine._batches
+    batch = start().engine._batch
     for penalty in ({"presence_penalty": 100.0}, {"frequency_penalty": 100.0}, {"repetition_penalty": 1e6}):
         row = Row([5], 20, Sampling(temperature=0.0, **penalty), Cancel())
-        batches.submit(row)
+        batch.submit(row)
         ids: list[int] = []
         while not row.has_ended or len(ids) < 20:
             ids += [token.id for token in row.take(30) if isinstance(token, Token)]
@@ -201,7 +228,7 @@ def test_a_prompt_longer_than_the_context_is_refused_with_the_numbers(start):
 
 
 def test_a_cancel_ends_an_answer_within_a_step_and_its_batch_goes_on(start):
-    worker, cancel = start(batches=1), Cancel()
+    worker, cancel = start(), Cancel()
     stream = worker.generate_stream(raw(max_new_tokens=400), cancel)
     next(burst for burst in stream if isinstance(burst, Burst))
     cancel.set()
@@ -214,7 +241,7 @@ def test_a_cancel_ends_an_answer_within_a_step_and_its_batch_goes_on(start):
 def test_a_failure_of_the_library_fails_its_requests_and_the_next_works(start, monkeypatch):
     worker = start()
     with monkeypatch.context() as patch:
-        patch.setattr(worker.engine._model, "generate", lambda **given: 1 / 0)
+        patch.setattr(worker.engine._batch, "_step", lambda: 1 / 0)
         with pytest.raises(Exception, match="ZeroDivisionError"):
             whole(worker, raw())
     assert whole(worker, raw()).text

@@ -2,12 +2,15 @@
 # make test    the tests
 # make test-torch  the tests of the engines that need torch, in an environment of their own
 # make check   style, types, the wheel
+# make fuzz    thousands of made-up requests to every call of running services (FUZZ_EXAMPLES=100 each, FUZZ_SEED=1)
 # make bench   figures, against a peer
 # make interop both sides of the wire with DB-GPT's own package
 # make interop-openai  the tests of OpenAI's and Anthropic's clients, and of others (SUITE=langchain runs some of them)
 
 PORT ?= 8000
 VENV ?= .venv
+FUZZ_EXAMPLES ?= 100
+FUZZ_SEED ?= 1
 MODELS ?= models
 BIN := $(VENV)/bin
 SERVE_STAMP := $(VENV)/.serve
@@ -16,7 +19,7 @@ TORCH_VENV ?= .venv-torch
 TORCH ?= torch==2.13.0
 TORCH_STAMP := $(TORCH_VENV)/.test
 
-.PHONY: serve weights test test-torch check bench interop interop-openai clean
+.PHONY: serve weights test test-torch check fuzz bench interop interop-openai clean
 
 serve: $(SERVE_STAMP) weights
 	exec $(BIN)/modelyard serve --port $(PORT) --models-dirs $(MODELS) --state-dir .state
@@ -35,6 +38,9 @@ check: $(TEST_STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	scripts/check-types $(VENV)
+
+fuzz: $(TEST_STAMP)
+	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) FUZZ_SEED=$(FUZZ_SEED) $(BIN)/python -m pytest tests/process/test_fuzz.py
 
 bench: $(TEST_STAMP) weights
 	$(BIN)/python -m bench

@@ -86,6 +86,8 @@ def _name_answers(blueprint: Blueprint) -> None:
         line = g.get("modelyard_line")
         if line is not None and line.request_id is not None:
             response.headers["x-request-id"] = line.request_id
+            if errors.is_anthropic():
+                response.headers["request-id"] = line.request_id
             response.headers["openai-processing-ms"] = str(line.milliseconds())
         return response
 

@@ -111,10 +111,11 @@ def anthropic_document(error: JSONObject, status: int) -> JSONObject:
 
 def _shaped(body: JSONObject, status: int) -> JSONObject:
     """Return ``body`` in the shape of the API that the request speaks."""
-    return anthropic_document(body["error"], status) if _is_anthropic() else body
+    return anthropic_document(body["error"], status) if is_anthropic() else body
 
 
-def _is_anthropic() -> bool:
+def is_anthropic() -> bool:
+    """Return whether the client of the current request speaks Anthropic's API."""
     return request.path.endswith(("/messages", "/messages/count_tokens"))
 
 
@@ -133,7 +134,7 @@ def response_to(error: ModelyardError) -> Response:
     line = g.get("modelyard_line")
     if line is not None:
         line.error = error.code
-    status = (anthropic_status_of if _is_anthropic() else status_of)(type(error))
+    status = (anthropic_status_of if is_anthropic() else status_of)(type(error))
     response = json_response(_shaped(document(error), status), status)
     if isinstance(error, Unavailable):
         response.headers["Retry-After"] = str(error.retry_after)

@@ -46,7 +46,8 @@ def generation(body: Mapping[str, Any], model: str) -> schemas.Generation:
         chat["response_format"] = _response_format(form)
     with renamed_faults(_SENT_AS):
         made = schemas.chat(chat, model)
-    made.body = {**made.body, **{name: body.get(name) for name in _ECHOED}, "tools": tools}
+    echoed = [{"type": "function", "parameters": None, "strict": None, **tool} for tool in tools]
+    made.body = {**made.body, **{name: body.get(name) for name in _ECHOED}, "tools": echoed}
     return made
 
 

@@ -23,6 +23,7 @@ from modelyard.engines.scripted import Answers, Scripted
 from modelyard.server.extension import create_app
 from modelyard.server.runtime import Runtime
 from modelyard.settings.settings import INLINE, Settings
+from official import CheckedClient
 from steered import Steered
 from werkzeug.test import TestResponse
 
@@ -47,6 +48,7 @@ def app(tmp_path_factory: pytest.TempPathFactory, answers: Answers) -> Iterator[
         {"name": "rank", "worker_class": steered.PATH, "worker_type": "reranker"},
     )
     made = create_app(settings)
+    made.test_client_class = CheckedClient
     runtime: Runtime = made.extensions["modelyard"]
     runtime.start()
     assert runtime.wait_loaded(30)
@@ -799,6 +801,8 @@ def test_each_answer_names_its_request(client):
     assert named.headers["x-request-id"] == "mine-1"
     assert float(named.headers["openai-processing-ms"]) >= 0
     assert client.get("/v1/models", headers={"x-request-id": "bad id"}).headers["x-request-id"].startswith("req_")
+    message = client.post("/v1/messages", json={}, headers={"x-request-id": "mine-2"})
+    assert message.headers["request-id"] == "mine-2", "where Anthropic's clients read it"
 
 
 def test_keys_are_tokens_with_the_scope_infer(tmp_path: Path):

@@ -11,6 +11,7 @@ from modelyard.blueprints.openai.answers import Choice, Header, Usage
 from modelyard.blueprints.openai.response_events import ResponseEvents, response_answer
 from modelyard.errors import EngineError, InvalidRequest, Overloaded
 from modelyard.types import Burst, JSONObject
+from official import faults_of
 
 HEADER = Header("x_1", "m", 5)
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
@@ -37,7 +38,20 @@ def events_of(encoder: Any, bursts: list[Burst]) -> list[tuple[str, JSONObject]]
         name, body = event.split("\n")
         found.append((name.removeprefix("event: "), json.loads(body.removeprefix("data: "))))
     assert all(name == body["type"] for name, body in found)
+    path = "/messages" if isinstance(encoder, anthropic.MessageEvents) else "/responses"
+    assert [fault for _, body in found for fault in faults_of(path, body, event=True)] == []
     return found
+
+
+def test_whole_answers_are_what_their_vendors_publish():
+    body = {"input": "a", "tools": [{"type": "function", "name": "weather"}]}
+    response = response_answer(HEADER, [CHOICE], usage(), responses.generation(body, "m"))
+    assert faults_of("/responses", response) == []
+    message = anthropic.message_answer(
+        HEADER, [CHOICE], usage(), anthropic.generation({"max_tokens": 9, "messages": MESSAGES}, "m")
+    )
+    assert faults_of("/messages", message) == []
+    assert faults_of("/messages", {**message, "role": "user"}) != []
 
 
 def usage() -> Usage:

@@ -1,0 +1,76 @@
+"""schemathesis over the OpenAPI document of running services: what it sends is refused or answered as it says.
+
+`make test` sends a few requests to each call. `make fuzz` sends many, with the edges of every range and another seed.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from modelyard.access.tokens import digest_of, new_secret
+from running import ROOT, Service, Services
+
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "8"))
+"""The requests that are made up for a call, beside those at the edges of ranges where there are more than `FEW`."""
+FEW = 20
+SEED = os.environ.get("FUZZ_SEED", "1")
+MODELS = """
+[[models]]
+name = "echo"
+
+[[models]]
+name = "emb"
+engine = "echo"
+worker_type = "text2vec"
+
+[[models]]
+name = "rank"
+engine = "echo"
+worker_type = "reranker"
+"""
+SECRET = new_secret()
+TOKENS = f"fuzz infer+worker+admin {digest_of(SECRET).hex()}"
+EXCLUDED = (
+    # Statuses of 500 and above are in the document where they may be; a traceback in the log is a failure here.
+    "not_a_server_error",
+    # The document can't say what a model takes, nor that one field needs another.
+    "positive_data_acceptance",
+)
+ROLES = {"standalone": ("--exclude-tag", "Controller"), "controller": ()}
+"""The registry is that of the controller: made-up workers in it would answer the calls of a standalone service."""
+
+
+@pytest.fixture(params=ROLES)
+def service(request: pytest.FixtureRequest, run: Services) -> Iterator[Service]:
+    tables = MODELS if request.param == "standalone" else ""
+    yield run.start(tables, role=request.param, tokens=TOKENS, first_output_timeout=2)
+
+
+def test_a_fuzzer_finds_nothing_that_the_document_does_not_have(
+    service: Service, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    role = request.node.callspec.params["service"]
+    options = {
+        "--phases": "coverage,fuzzing" if EXAMPLES > FEW else "fuzzing",
+        "--max-examples": EXAMPLES,
+        "--seed": SEED,
+        "--exclude-checks": ",".join(EXCLUDED),
+        "--request-timeout": 20,
+        "--header": f"Authorization: Bearer {SECRET}",
+        "--generation-database": "none",
+    }
+    command = [sys.executable, "-m", "schemathesis.cli", "run", service.url("/openapi.json"), "--continue-on-failure"]
+    command += [text for name, value in options.items() for text in (name, str(value))]
+    environ = {**os.environ, "SCHEMATHESIS_HOOKS": "fuzz_hooks", "PYTHONPATH": str(ROOT / "tests" / "support")}
+    ran = subprocess.run(
+        [*command, "--no-color", *ROLES[role]], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=3600
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "Traceback" not in service.log()
+    assert not [line for line in service.access_lines() if line.get("error") == "error"], "an error nobody foresaw"
+    assert service.status()["ready"]

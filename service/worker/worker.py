@@ -89,8 +89,8 @@ class ModelWorker:
         except BaseException as error:
             failure = start_error(error, self.name)
             self.state, self.reason = State.FAILED, str(failure)
-            # A traceback helps only if the cause is not clear.
-            log.warning("model %s did not start: %s", self.key, failure, exc_info=failure.code == "start_failed")
+            is_clear = failure is error or failure.code != "start_failed"  # else a traceback helps
+            log.warning("model %s did not start: %s", self.key, failure, exc_info=not is_clear)
             raise failure from error
         self.started_in = time.monotonic() - began
         self.gate = self._new_gate()

@@ -96,7 +96,9 @@ def test_a_gateway_without_anything_to_answer_with_is_refused() -> None:
         Runtime(Settings(role="gateway", model_tables=({"name": "echo"},)))
 
 
-def test_a_backend_that_comes_later_is_found(tmp_path: Path, answers: Answers, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_backend_that_comes_later_is_found(
+    tmp_path: Path, answers: Answers, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(runtimes, "RESTART_PAUSE", 0.02)
     port = free_port()
     gpt = {"name": "gpt", "worker_class": SCRIPTED, "script": answers.key}
@@ -109,6 +111,9 @@ def test_a_backend_that_comes_later_is_found(tmp_path: Path, answers: Answers, m
         with in_process.service(tmp_path / "b", [gpt], role="standalone", port=port):
             wait_until(lambda: gateway.status()["models"][0]["state"] == "ready", "the backend is found")
             assert text_of(gateway) == "one two"
+    failures = [record for record in caplog.records if "did not start" in record.getMessage()]
+    assert failures
+    assert not any(record.exc_info for record in failures), "the cause is clear"
 
 
 def test_check_config_shows_the_models_of_a_gateway(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from modelyard.cluster.routing import Routes, Taken
 from modelyard.server.extension import create_app
 
 
-def take(routes: Routes, instances: Sequence[Instance], tried: Collection[str] = ()) -> Taken:
+def take(routes: Routes, instances: Sequence[Instance], tried: Collection[str] = (), session: str = "") -> Taken:
     """Return a random usable instance; as the only one, so that the request waits in its line."""
     usable = [row for row in instances if row.url not in tried and not routes.why_not(row)]
     if not usable:

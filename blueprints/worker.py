@@ -8,7 +8,7 @@ from marshmallow import Schema
 from ..engines.base import other_model_of
 from ..errors import ModelyardError
 from ..streams import whole_answer
-from ..types import JSONObject, WorkerType
+from ..types import GenerateRequest, JSONObject, WorkerType
 from ..wire.chunks import EMPTY_CHUNK, ROUTE_HEADER, ROUTE_LOCAL, STREAM_TYPE, ChunkEncoder, encode_output
 from ..wire.decoder import NUL
 from ..wire.messages import DELTA_TYPE
@@ -20,6 +20,7 @@ from .request.access_log import log_access, naming, read_call
 from .request.bodies import json_response, vectors_response, wants_delta
 from .request.fields import load, load_query
 from .request.streaming import Call, StreamResponse, stream_response
+from .request.terms import is_batch, set_terms
 
 
 def worker_blueprint(service: Service, url_prefix: str, name: str = "modelyard_worker") -> Blueprint:
@@ -54,6 +55,13 @@ def _manager(service: Service) -> WorkerManager:
     return service.manager
 
 
+def _prompt(service: Service, body: JSONObject) -> GenerateRequest:
+    """Return the request of a prompt body, with its terms. Raises InvalidRequest."""
+    prompt = schemas.generate_request(body)
+    set_terms([prompt], request, body, service.settings, batch=is_batch(request))
+    return prompt
+
+
 def _type(fields: JSONObject) -> WorkerType | None:
     return WorkerType(fields["worker_type"]) if fields.get("worker_type") else None
 
@@ -82,7 +90,7 @@ def _begin_stream(service: Service) -> StreamResponse:
     """Return the response to generate_stream once its first piece is ready; raise the errors that come before it."""
     call = Call(service, request)
     try:
-        prompt = schemas.generate_request(read_call(service))
+        prompt = _prompt(service, read_call(service))
         stream = _manager(service).generate_stream(prompt, call.cancel, wait=_may_wait())
         encoder = _Chunks(delta=wants_delta(request))
         return stream_response(service, call, stream, g.modelyard_line, encoder)
@@ -103,7 +111,7 @@ def _add_generation(blueprint: Blueprint, service: Service) -> None:
         try:
             body = read_call(service)
             g.modelyard_has_span_id = isinstance(body.get("span_id"), str)  # all calls of DB-GPT's clients have one
-            prompt = schemas.generate_request(body)
+            prompt = _prompt(service, body)
             with _manager(service).generate_stream(prompt, call.cancel, wait=_may_wait()) as stream:
                 output = whole_answer(stream)
         finally:
@@ -128,11 +136,11 @@ def _add_vectors(blueprint: Blueprint, service: Service) -> None:
             body = read_call(service)
             fields = load(schemas.EMBEDDINGS, body)
             texts, model, query = schemas.texts(body), fields["model"], fields.get("query")
-            manager, extra = _manager(service), fields.get("extra")
+            manager, wait, extra, batch = _manager(service), _may_wait(), fields.get("extra"), is_batch(request)
             if query:
-                vectors = manager.rerank(model, query, texts, call.cancel, wait=_may_wait(), extra=extra)
+                vectors = manager.rerank(model, query, texts, call.cancel, wait=wait, extra=extra, batch=batch)
             else:
-                vectors = manager.embeddings(model, texts, call.cancel, wait=_may_wait(), extra=extra)
+                vectors = manager.embeddings(model, texts, call.cancel, wait=wait, extra=extra, batch=batch)
         finally:
             call.close()
         response = naming(other_model_of(vectors), vectors_response([vectors] if query else vectors, vectors))

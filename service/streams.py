@@ -26,7 +26,7 @@ _numbers = itertools.count(1)
 class Cancel:
     """The event that cancels a request, set once, with the error that ends it. Engines check it or wait on it."""
 
-    __slots__ = ("_barrier", "_callbacks", "_lock", "_set", "error")
+    __slots__ = ("_barrier", "_callbacks", "_lock", "_set", "error", "queued")
 
     def __init__(self) -> None:
         """Make a cancel that is not set."""
@@ -38,6 +38,8 @@ class Cancel:
         self._barrier.acquire()
         self._callbacks: list[Callable[[], None]] = []
         self.error: ModelyardError = Cancelled("the client has gone")
+        self.queued = 0.0
+        """Seconds that its request stood in line before it had a slot; 0 if a slot was free."""
 
     def set(self, error: ModelyardError | None = None) -> None:
         """Cancel, with ``error`` (default: the client has gone). Later calls change nothing.
@@ -195,6 +197,7 @@ class Relay(OutputStream):
                         if burst is not None and not has_begun:
                             has_begun = True
                             self.model = stream.model or self.model
+                            self.cancel.queued = stream.cancel.queued
                             source.begun(stream)
                         yield burst
             except GeneratorExit:

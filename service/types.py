@@ -117,6 +117,11 @@ class GenerateRequest:
     ``messages`` in it, these are what the engine reads: they hold more than texts."""
     extra: JSONObject = field(default_factory=dict)
     """Fields of the caller that modelyard does not know: an engine whose `passes_on` is true sends them on."""
+    session: str = ""
+    """The key of the session that the request belongs to: requests of one key go to one instance, while it has room.
+    Empty: to any. Between processes it does not travel."""
+    batch: bool = False
+    """Whether the request stands in line behind interactive ones. Between processes it travels as a header."""
 
     @property
     def uses_messages(self) -> bool:

@@ -22,6 +22,7 @@ from ..request.access_log import log_access, naming, read_call
 from ..request.bodies import json_response, vectors_response
 from ..request.fields import fault, load
 from ..request.streaming import Call, Encoder, stream_response
+from ..request.terms import is_batch, set_terms
 from . import anthropic, errors, response_events, responses, schemas
 from .answers import Choice, Header, Usage, chat_answer, completion_answer, whole_choices
 from .chat_fields import text_to_count
@@ -141,6 +142,7 @@ def _generate(service: Service, text_call: _TextCall) -> Response:
         body = read_call(service)
         generation = text_call.read(body, model_of(service, body, WorkerType.LLM))
         g.modelyard_line.model = generation.model
+        set_terms(generation.requests, request, body, service.settings, batch=is_batch(request, body))
         header, usage = Header.new(text_call.id_prefix, generation.model), Usage(generation.copies)
         check_copies(service.manager, generation.model, generation.copies)
         stream = open_choices(service.manager, service.budget, generation.requests, call.cancel)
@@ -184,8 +186,8 @@ def _add_vectors(routes: Routes, service: Service) -> None:
             loaded = load(schemas.EMBEDDINGS, body)
             texts, model = schemas.inputs(body), model_of(service, body, WorkerType.TEXT2VEC)
             g.modelyard_line.model = model
-            extra = schemas.embeddings_extra(loaded, body)
-            rows = service.manager.embeddings(model, texts, call.cancel, extra=extra)
+            extra, batch = schemas.embeddings_extra(loaded, body), is_batch(request, body)
+            rows = service.manager.embeddings(model, texts, call.cancel, extra=extra, batch=batch)
             size = len(rows[0])
             if loaded.get("dimensions", size) != size:
                 raise fault("dimensions", f"must be {size}: model {model!r} has vectors of that size alone")
@@ -203,7 +205,7 @@ def _add_vectors(routes: Routes, service: Service) -> None:
             texts = schemas.documents(body.get("documents"), "documents")
             model = model_of(service, body, WorkerType.RERANKER, WorkerType.TEXT2VEC)
             g.modelyard_line.model = model
-            scores = service.manager.rerank(model, query, texts, call.cancel)
+            scores = service.manager.rerank(model, query, texts, call.cancel, batch=is_batch(request, body))
             tokens = _tokens(service, other_model_of(scores) or model, scores, [query, *texts])
             return naming(other_model_of(scores), vectors_response(relevance_answer(scores, model, tokens), scores))
 
@@ -222,8 +224,8 @@ def _rerank(service: Service) -> Response:
         texts, query = schemas.documents(body.get(field), field), loaded["query"]
         model = model_of(service, body, WorkerType.RERANKER, WorkerType.TEXT2VEC)
         g.modelyard_line.model = model
-        extra = schemas.rerank_extra(body)
-        scores = ranked = service.manager.rerank(model, query, texts, call.cancel, extra=extra)
+        extra, batch = schemas.rerank_extra(body), is_batch(request, body)
+        scores = ranked = service.manager.rerank(model, query, texts, call.cancel, extra=extra, batch=batch)
         ranker = other_model_of(ranked) or model
         if not (shape == TEI and loaded.get("raw_scores")) and _is_reranker(service, ranker):
             scores = as_probabilities(scores)

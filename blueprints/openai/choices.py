@@ -165,6 +165,7 @@ class _Choices:
                         continue
                     if not has_begun:
                         has_begun, self.model = True, stream.model
+                        self._cancel.queued = max(self._cancel.queued, stream.cancel.queued)
                         self._news.put(_News(index))
                     if not put(ChoiceBursts.of([(index, burst)])):
                         break

@@ -236,8 +236,10 @@ def _refuse_unsupported(loaded: JSONObject, model: str) -> None:
 def _extra(schema: Schema, body: Mapping[str, Any], *read: str) -> JSONObject:
     """Return the fields of ``body`` that neither ``schema`` nor a list of other fields has: only a backend knows them.
 
-    Null means absent.
+    Null means absent. A ``priority`` in words is read by this service, and no backend knows it: they take numbers.
     """
+    if isinstance(body.get("priority"), str):
+        read = (*read, "priority")
     return {n: value for n, value in body.items() if value is not None and n not in schema.fields and n not in read}
 
 

@@ -64,14 +64,16 @@ _PROMPT = Body(
     },
     rules=any_of_fields("messages", "prompt"),
 )
+_MODEL_STATE = record(
+    {"model": STRING, "state": STRING, "reason": nullable(STRING)},
+    {"context_length": INTEGER, "running": INTEGER, "waiting": record({"interactive": INTEGER, "batch": INTEGER})},
+)
 _STATUS = record(
     {
         "ready": BOOLEAN,
         "state": one(*(state.value for state in ServiceState)),
         "reason": nullable(STRING),
-        "models": array(
-            record({"model": STRING, "state": STRING, "reason": nullable(STRING)}, {"context_length": INTEGER})
-        ),
+        "models": array(_MODEL_STATE),
         "unsaved": nullable(STRING),
     },
     {"cluster": OBJECT, "host": OBJECT},

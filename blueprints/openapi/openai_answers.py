@@ -140,7 +140,7 @@ _ANTHROPIC_MESSAGE = record(
         "content": array(_MESSAGE_BLOCK),
         "stop_reason": nullable(one("end_turn", "max_tokens", "stop_sequence", "tool_use")),
         "stop_sequence": nullable(STRING),
-        "usage": record({"input_tokens": INTEGER, "output_tokens": INTEGER}),
+        "usage": record({"input_tokens": INTEGER, "output_tokens": INTEGER}, {"cache_read_input_tokens": INTEGER}),
     }
 )
 

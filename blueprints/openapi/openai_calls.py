@@ -19,11 +19,12 @@ from ...errors import (
     WorkerLost,
 )
 from ...types import JSONObject
+from ...wire.chunks import BATCH, INTERACTIVE
 from ..openai import anthropic, chat_fields, errors, responses, schemas
 from ..openai.events import EVENTS_TYPE
 from ..request.bodies import JSON_TYPE
 from .calls import Body, Call, ErrorShape
-from .shapes import ANYTHING, FILLED, OBJECT, STRING, any_of_fields, array, either, nullable, one, record, ref
+from .shapes import ANYTHING, FILLED, NUMBER, OBJECT, STRING, any_of_fields, array, either, nullable, one, record, ref
 
 _READ: tuple[type[ModelyardError], ...] = (Unauthorized, Forbidden, Unavailable)
 _ASK = (*_READ, InvalidRequest, RequestTooLarge, UnknownModel, Unsupported, Overloaded, WorkerLost, EngineError)
@@ -68,9 +69,13 @@ _NAMESPACE_OF_RESPONSE = record(
     {"type": one("namespace"), "name": _NAME, "tools": array(_FUNCTION_OF_RESPONSE, least=1)}
 )
 
+_PRIORITY: JSONObject = {"priority": either(one(INTERACTIVE, BATCH), NUMBER), "service_tier": ANYTHING}
+_TERMS: JSONObject = {**_PRIORITY, "prompt_cache_key": ANYTHING, "user": ANYTHING}
+
 _CHAT = Body(
     schemas.CHAT,
     more={
+        **_TERMS,
         "messages": array(_MESSAGE, least=1, most=chat_fields.MAX_MESSAGES),
         "stop": _STOP,
         "tools": {"items": _TOOL},
@@ -80,7 +85,7 @@ _CHAT = Body(
 )
 _COMPLETION = Body(
     schemas.COMPLETION,
-    more={"prompt": either(FILLED, array(FILLED, least=1, most=schemas.MAX_PROMPTS)), "stop": _STOP},
+    more={**_TERMS, "prompt": either(FILLED, array(FILLED, least=1, most=schemas.MAX_PROMPTS)), "stop": _STOP},
     required=("prompt",),
 )
 _COUNTED_MESSAGES = Body(
@@ -97,9 +102,12 @@ _COUNTED_MESSAGES = Body(
     required=("messages",),
 )
 _MESSAGES = replace(
-    _COUNTED_MESSAGES, schema=schemas.ChatSchema(only=anthropic.COPIED), required=("messages", "max_tokens")
+    _COUNTED_MESSAGES,
+    schema=schemas.ChatSchema(only=anthropic.COPIED),
+    more={**_COUNTED_MESSAGES.more, **_PRIORITY, "metadata": ANYTHING},
+    required=("messages", "max_tokens"),
 )
-_RESPONSE = Body(
+_COUNTED_RESPONSE = Body(
     schemas.ChatSchema(only=responses.COPIED),
     more={
         "input": either(STRING, array(OBJECT, least=1)),
@@ -111,6 +119,7 @@ _RESPONSE = Body(
     },
     required=("input",),
 )
+_RESPONSE = replace(_COUNTED_RESPONSE, more={**_COUNTED_RESPONSE.more, **_TERMS})
 _TEXTS = array(either(STRING, record({"text": STRING})), least=1, most=schemas.MAX_INPUTS)
 
 CALLS: Mapping[str, Call] = {
@@ -148,7 +157,7 @@ CALLS: Mapping[str, Call] = {
         ref("ResponseInputTokens"),
         OPENAI,
         _ASK,
-        body=_RESPONSE,
+        body=_COUNTED_RESPONSE,
     ),
     "messages": Call(
         "Answer messages, as Anthropic's API.",
@@ -172,7 +181,7 @@ CALLS: Mapping[str, Call] = {
         _ASK,
         body=Body(
             schemas.EMBEDDINGS,
-            more={"input": either(FILLED, array(FILLED, least=1, most=schemas.MAX_INPUTS))},
+            more={**_PRIORITY, "input": either(FILLED, array(FILLED, least=1, most=schemas.MAX_INPUTS))},
             required=("input",),
         ),
     ),
@@ -183,7 +192,7 @@ CALLS: Mapping[str, Call] = {
         _ASK,
         body=Body(
             schemas.RERANK,
-            more={"documents": _TEXTS, "texts": _TEXTS},
+            more={**_PRIORITY, "documents": _TEXTS, "texts": _TEXTS},
             rules=any_of_fields("documents", "texts"),
         ),
     ),
@@ -192,7 +201,7 @@ CALLS: Mapping[str, Call] = {
         ref("Relevance"),
         OPENAI,
         _ASK,
-        body=Body(schemas.RELEVANCE, more={"documents": _TEXTS}, required=("documents",)),
+        body=Body(schemas.RELEVANCE, more={**_PRIORITY, "documents": _TEXTS}, required=("documents",)),
     ),
 }
 """By the name of the endpoint."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Collection
 from http import HTTPStatus
@@ -15,6 +16,7 @@ from flask import Blueprint, Request, Response, g, request
 from ...telemetry.tracing import Tracing
 from ...types import JSONObject
 from ...wire.chunks import MODEL_HEADER
+from ...wire.errors import QUEUE_HEADER
 from ...worker.protocol import Service
 from .bodies import read_object
 from .traces import CallTrace, arrived, read_body
@@ -28,7 +30,7 @@ class AccessLine:
 
     __slots__ = (
         *("_began", "_enabled", "_request", "_routine", "answered_by", "bytes", "caller", "error", "first", "model"),
-        *("pieces", "request_id", "status", "trace"),
+        *("pieces", "queued", "request_id", "status", "trace"),
     )
 
     def __init__(
@@ -43,6 +45,8 @@ class AccessLine:
         self.status = 0
         self.bytes = 0
         self.pieces: int | None = None
+        self.queued = 0.0
+        """Seconds that the request stood in line; 0 if a slot was free."""
         self.first: float | None = None
         self.model: str | None = None
         self.answered_by: str | None = None
@@ -80,6 +84,8 @@ class AccessLine:
         }
         if self.first is not None:
             line["first_ms"] = round((self.first - self._began) * 1000, 1)
+        if self.queued:
+            line["queue_ms"] = round(self.queued * 1000, 1)
         for name in ("model", "answered_by", "pieces", "error", "caller", "request_id"):
             value = getattr(self, name)
             if value is not None:
@@ -125,6 +131,8 @@ def log_access(
         # `begin` is not called if an earlier before_request of the application has answered.
         if (line := g.get("modelyard_line")) is not None:
             line.status = response.status_code
+            if line.queued:
+                response.headers[QUEUE_HEADER] = str(math.ceil(line.queued * 1000))
             if not response.is_streamed:
                 line.bytes = response.content_length or 0
         return response

@@ -27,6 +27,7 @@ _EXPOSED = (
     "x-ratelimit-reset-tokens",
     "Modelyard-Load",
     "Modelyard-Model",
+    "Modelyard-Queue-Ms",
     "Modelyard-Truncated",
 )
 """The headers that scripts may read, beside those that browsers always show."""

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
-from flask import Request, Response
+from flask import Request, Response, g
 
 from ...errors import Cancelled, ModelyardError
 from ...streams import Cancel, OutputStream
@@ -33,12 +33,13 @@ class Call:
     The constructor raises Overloaded, Draining or NotReady.
     """
 
-    __slots__ = ("_client", "_closed", "_service", "_sock", "_timed", "cancel")
+    __slots__ = ("_client", "_closed", "_line", "_service", "_sock", "_timed", "cancel")
 
     def __init__(self, service: Service, request: Request) -> None:
         service.check_open()
         service.budget.enter()
         self._service = service
+        self._line: AccessLine | None = g.get("modelyard_line")
         self._closed = False
         self._timed = False
         self.cancel = Cancel()
@@ -51,6 +52,11 @@ class Call:
             except BaseException:  # its thread can't be started
                 self.close()
                 raise
+
+    def note_queue(self) -> None:
+        """Write down how long the request stood in line."""
+        if self._line is not None:
+            self._line.queued = self.cancel.queued
 
     def bound_writes(self, seconds: float) -> None:
         """Limit each write to the client to ``seconds``."""
@@ -71,6 +77,7 @@ class Call:
         if self._closed:
             return
         self._closed = True
+        self.note_queue()
         if self._timed:
             self._sock.settimeout(None)
         if self._client is not None:
@@ -252,6 +259,7 @@ def stream_response(
     body = StreamBody(call, stream, line, encoder, silence_timeout=service.settings.silence_timeout)
     try:
         body.prime(service.settings.first_output_timeout)
+        call.note_queue()
         call.bound_writes(service.settings.write_timeout)
         return naming(stream.model, StreamResponse(body, encoder.content_type, stream.load))
     except BaseException:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..client.answers import ModelState
 from ..client.client import Client
-from ..types import SupportedModel
+from ..types import JSONObject, SupportedModel
 
 
 @dataclass
@@ -22,6 +22,8 @@ class Row:
     path: str | None = None
     path_exist: bool | None = None
     enabled: bool | None = None
+    load: str | None = None
+    """The requests that run and that wait; None if there are none, or the service does not report them."""
 
     @property
     def weights(self) -> str | None:
@@ -41,6 +43,17 @@ def rows(hosted: Iterable[ModelState], supported: Sequence[SupportedModel]) -> l
             row = Row(name, kind, reason=None if model.enabled else "can't be run by the service: see its log")
             listed.append(_with_weights(row, model))
     return listed
+
+
+def load_of(model: JSONObject) -> str | None:
+    """Return the load of one of the ``models`` of `Client.status` as text; None if it has none."""
+    waiting = model.get("waiting") or {}
+    numbers = (
+        (model.get("running"), "running"),
+        (waiting.get("interactive"), "waiting"),
+        (waiting.get("batch"), "waiting as batch"),
+    )
+    return ", ".join(f"{number} {word}" for number, word in numbers if number) or None
 
 
 def supported_models(client: Client) -> list[SupportedModel]:

@@ -9,7 +9,7 @@ from ..client.client import Client
 from ..types import ApplyOutcome, JSONObject, WorkerType, plain
 from .connected import READ_TIMEOUT, with_client
 from .failures import Failure, Misuse
-from .hosted import rows, supported_models
+from .hosted import load_of, rows, supported_models
 from .tables import as_json, table, terminal_width
 from .target import Target
 from .values import allowed, param_of, tags_of
@@ -52,6 +52,9 @@ def list_models(client: Client, supported: bool, json_wanted: bool) -> None:
     listed = rows(map(ModelState.of, status["models"]), supported_models(client))
     if not supported:
         listed = [row for row in listed if row.state is not None]
+    loads = {ModelState.of(model)[:2]: load_of(model) for model in status["models"]}
+    for row in listed:
+        row.load = loads.get((row.name, row.type))
     ready, state, reason = bool(status.get("ready")), status.get("state"), status.get("reason")
     if json_wanted:
         models = [plain(row) for row in listed]
@@ -61,12 +64,12 @@ def list_models(client: Client, supported: bool, json_wanted: bool) -> None:
     if not listed:
         click.echo("no model is hosted there; those that could be started: modelyard models list --supported")
     elif supported:
-        heads = ("NAME", "TYPE", "STATE", "WEIGHTS", "PATH", "REASON")
-        whole = [(row.name, row.type, row.state, row.weights, row.path, row.reason) for row in listed]
+        heads = ("NAME", "TYPE", "STATE", "LOAD", "WEIGHTS", "PATH", "REASON")
+        whole = [(row.name, row.type, row.state, row.load, row.weights, row.path, row.reason) for row in listed]
         click.echo(table(heads, whole, terminal_width()))
     else:
-        lines = [(row.name, row.type, row.state, row.weights, row.reason) for row in listed]
-        click.echo(table(("NAME", "TYPE", "STATE", "WEIGHTS", "REASON"), lines, terminal_width()))
+        lines = [(row.name, row.type, row.state, row.load, row.weights, row.reason) for row in listed]
+        click.echo(table(("NAME", "TYPE", "STATE", "LOAD", "WEIGHTS", "REASON"), lines, terminal_width()))
     if not ready:
         click.echo(f"not ready{f' ({state})' if state else ''}: {reason}")
     if status.get("unsaved"):

@@ -24,6 +24,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "registry_refresh",
         "connect_timeout",
         "read_timeout",
+        "session_affinity",
         "remote_headers",
         "remote_ca",
     ),

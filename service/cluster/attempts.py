@@ -1,6 +1,7 @@
 """Choose the next instance for a request, and merge the refusals of all instances into one error.
 
-First each candidate is called once without waiting in line. Then the request waits in the line of the least loaded.
+First each candidate is called once without waiting in line. Then the request waits in the line of the least loaded, or
+in that of its session while it has room.
 After the first piece of an answer, the request is not sent again.
 """
 
@@ -48,6 +49,8 @@ class Attempts:
     """Whether the request may stand in a line."""
     failed: Callable[[], None] = lambda: None
     """Called when an instance is not in the state that the registry shows."""
+    session: str = ""
+    """The key of the session that the request belongs to, which prefers some instances; empty for none."""
     _instances: Sequence[Instance] = ()
     _tried: set[str] = field(default_factory=set)
     _errors: dict[str, ModelyardError] = field(default_factory=dict)
@@ -71,11 +74,11 @@ class Attempts:
             return None
         if not self._instances:
             self._instances = self.look()
-        taken = self.routes.take(self._instances, self._tried)
+        taken = self.routes.take(self._instances, self._tried, self.session)
         if taken.instance is None and not self._looked_again:
             self._looked_again = True
             self._instances = self.look_again()
-            taken = self.routes.take(self._instances, self._tried)
+            taken = self.routes.take(self._instances, self._tried, self.session)
         if taken.instance is not None:
             # With a single instance a first call without waiting would only cost time.
             self._waits = self.wait and taken.among == 1 and not self._tried
@@ -85,7 +88,7 @@ class Attempts:
     def _in_line(self) -> Instance | None:
         """Return an instance that was full, for the request to wait in its line."""
         if self._lines is None:
-            self._lines = iter(self.routes.by_load(self._full) if self.wait else ())
+            self._lines = iter(self.routes.by_load(self._full, self.session) if self.wait else ())
         taken = next(self._lines, None)
         if taken is not None:
             self._waits = True

@@ -82,10 +82,10 @@ class RemoteWorkerManager(SharedCalls):
 
     # Instances
 
-    def _attempts(self, key: str, wait: bool) -> Attempts:
+    def _attempts(self, key: str, wait: bool, session: str = "") -> Attempts:
         directory = self._directory
         look, look_again = lambda: directory.all_of(key), lambda: directory.refreshed(key)
-        return Attempts(key, look, look_again, self.routes, wait, self._failed)
+        return Attempts(key, look, look_again, self.routes, wait, self._failed, session)
 
     def _failed(self) -> None:
         self._prober.wake()
@@ -110,7 +110,7 @@ class RemoteWorkerManager(SharedCalls):
         def ask(instance: Instance, cancel: Cancel, wait: bool) -> OutputStream:
             return self._directory.worker_at(instance).generate_stream(request, cancel, wait=wait)
 
-        return Relay(RoutedStreams(self._attempts(key, wait), ask), cancel)
+        return Relay(RoutedStreams(self._attempts(key, wait, request.session), ask), cancel)
 
     @spanned
     def embeddings(
@@ -121,11 +121,16 @@ class RemoteWorkerManager(SharedCalls):
         *,
         wait: bool = True,
         extra: JSONObject | None = None,
+        batch: bool = False,
     ) -> Vectors:
         """Return one row of floats for each text."""
         cancel = cancel or Cancel()
         key = self._directory.key_of(model, WorkerType.TEXT2VEC)
-        return self._called(key, lambda worker, waits: worker.embeddings(texts, cancel, wait=waits, extra=extra), wait)
+
+        def embed(worker: Worker, waits: bool) -> Vectors:
+            return worker.embeddings(texts, cancel, wait=waits, extra=extra, batch=batch)
+
+        return self._called(key, embed, wait)
 
     @spanned
     def rerank(
@@ -137,13 +142,16 @@ class RemoteWorkerManager(SharedCalls):
         *,
         wait: bool = True,
         extra: JSONObject | None = None,
+        batch: bool = False,
     ) -> Sequence[float]:
         """Return a score for each text, by a reranker, or by the cosine of an embedder of that name."""
         cancel = cancel or Cancel()
         key = self._directory.key_of(model, WorkerType.RERANKER, WorkerType.TEXT2VEC)
-        return self._called(
-            key, lambda worker, waits: worker.rerank(query, texts, cancel, wait=waits, extra=extra), wait
-        )
+
+        def rank(worker: Worker, waits: bool) -> Sequence[float]:
+            return worker.rerank(query, texts, cancel, wait=waits, extra=extra, batch=batch)
+
+        return self._called(key, rank, wait)
 
     @spanned
     def count_token(self, model: str | None, prompt: str) -> int:

@@ -11,7 +11,7 @@ from ..streams import Cancel, OutputStream
 from ..types import Burst, JSONObject
 from ..wire.chunks import PieceDecoder
 from ..wire.decoder import WholeText
-from ..wire.errors import error_of_output, error_of_response, load_in
+from ..wire.errors import error_of_output, error_of_response, load_in, queued_in
 from ..wire.messages import output_from_wire
 
 
@@ -35,6 +35,7 @@ class RemoteAnswer(OutputStream):
     def _received(self, send: Callable[[], Response]) -> Iterator[Burst | None]:
         self._response = response = send()
         self.load = load_in(response.headers)
+        self.cancel.queued = queued_in(response.headers)
         if response.status_code != 200:
             raise error_of_response(response.status_code, response.headers, response.content, self._where)
         decoder, chunks_received = PieceDecoder(), 0

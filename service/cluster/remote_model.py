@@ -14,13 +14,17 @@ from ..streams import Cancel, OutputStream, whole_answer
 from ..telemetry import dbgpt
 from ..telemetry.tracing import attached, current_tracing, end
 from ..types import GenerateRequest, JSONObject, ModelMetadata, ModelOutput, known, plain, split_worker_key
-from ..wire.chunks import CUT_HEADER, TOKENS_HEADER
+from ..wire.chunks import BATCH, CUT_HEADER, PRIORITY_HEADER, TOKENS_HEADER
+from ..wire.errors import queued_in
 from ..wire.messages import DELTA_TYPE, dbgpt_messages
 from .remote_answer import RemoteAnswer
 from .remote_calls import LOCAL, RemoteCalls, encoded
 
 _ALSO_FALSE = ("echo", "chat_model")
 """Fields that are sent when they are false too: some workers take an absent field for true."""
+
+_NOT_IN_BODY = ("session", "batch")
+"""Fields of a request that DB-GPT's wire does not have: the first ends at a router, the second is a header."""
 
 _COUNT = re.compile(r"\d{1,12}", re.ASCII)
 
@@ -32,10 +36,6 @@ _METADATA: Mapping[str, type] = {
     "prompt_chat_template": str,
 }
 """The types of the fields of a ModelMetadata."""
-
-_AT_ONCE = {**LOCAL, "Prefer": "wait=0"}
-_STREAM = {**LOCAL, "Accept": DELTA_TYPE}
-_STREAM_AT_ONCE = {**_AT_ONCE, "Accept": DELTA_TYPE}
 
 
 class RemoteModelWorker:
@@ -58,13 +58,12 @@ class RemoteModelWorker:
 
         The stream raises WorkerUnreachable, WorkerLost, Cancelled, and the errors of the worker.
         """
-        calls = self._calls
+        calls, headers = self._calls, {**_headers(wait=wait, batch=request.batch), "Accept": DELTA_TYPE}
         span = calls.span("POST", "generate_stream")
         context = current_tracing().context_of(span)
 
         def send() -> Response:
             with attached(context):
-                headers = _STREAM if wait else _STREAM_AT_ONCE
                 response = calls.stream("generate_stream", _prompt(request), headers, cancel)
             calls.note_load(response)
             is_peer = response.status_code == 200 and response.headers.get("content-type") != DELTA_TYPE
@@ -88,33 +87,50 @@ class RemoteModelWorker:
             return whole_answer(stream)
 
     def embeddings(
-        self, texts: Sequence[str], cancel: Cancel, *, wait: bool = True, extra: JSONObject | None = None
+        self,
+        texts: Sequence[str],
+        cancel: Cancel,
+        *,
+        wait: bool = True,
+        extra: JSONObject | None = None,
+        batch: bool = False,
     ) -> Vectors:
         """Return one row for each text; ``extra`` has the caller's other fields.
 
         The worker sends nothing until all rows are computed, so the session's read timeout must be longer than that.
         """
-        rows = self._vectors({"model": self.name, "input": list(texts)}, cancel, wait, extra)
+        body = {"model": self.name, "input": list(texts)}
+        rows = self._vectors(body, cancel, extra, _headers(wait=wait, batch=batch))
         if len(rows) != len(texts):
             raise self._calls.invalid(f"{len(rows)} rows for {len(texts)} texts")
         return rows
 
     def rerank(
-        self, query: str, texts: Sequence[str], cancel: Cancel, *, wait: bool = True, extra: JSONObject | None = None
+        self,
+        query: str,
+        texts: Sequence[str],
+        cancel: Cancel,
+        *,
+        wait: bool = True,
+        extra: JSONObject | None = None,
+        batch: bool = False,
     ) -> Sequence[float]:
         """Return a score for each text; like `embeddings`."""
         # A worker of DB-GPT looks for an embedder of that name unless the body has the type.
         kind = self.key.rpartition("@")[2]
         body = {"model": self.name, "input": list(texts), "query": query, "worker_type": kind}
-        rows = self._vectors(body, cancel, wait, extra)
+        rows = self._vectors(body, cancel, extra, _headers(wait=wait, batch=batch))
         if len(rows) != 1 or len(rows[0]) != len(texts):
             raise self._calls.invalid(f"not a score for each of {len(texts)} texts")
         return OfTexts(rows[0], cut=cut_texts(rows), tokens=tokens_of(rows))
 
-    def _vectors(self, body: JSONObject, cancel: Cancel, wait: bool, extra: JSONObject | None) -> OfTexts:
+    def _vectors(
+        self, body: JSONObject, cancel: Cancel, extra: JSONObject | None, headers: Mapping[str, str]
+    ) -> OfTexts:
         if extra:
             body["extra"] = extra
-        rows, headers = self._calls.answer("embeddings", body, headers=LOCAL if wait else _AT_ONCE, cancel=cancel)
+        rows, headers = self._calls.answer("embeddings", body, headers=headers, cancel=cancel)
+        cancel.queued = queued_in(headers)
         if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
             raise self._calls.invalid("not a list of vectors")
         if not all(set(map(type, row)) <= {float, int} for row in rows):
@@ -147,6 +163,16 @@ def _count(text: str | None) -> int | None:
     return int(text) if text and _COUNT.fullmatch(text) else None
 
 
+def _headers(*, wait: bool, batch: bool) -> dict[str, str]:
+    """Return the headers of a call that computes."""
+    headers = {**LOCAL}
+    if not wait:
+        headers["Prefer"] = "wait=0"
+    if batch:
+        headers[PRIORITY_HEADER] = BATCH
+    return headers
+
+
 def _prompt(request: GenerateRequest) -> bytes:
     """Return the body of ``request``, without the fields that are not set: each one is work for the worker.
 
@@ -157,7 +183,10 @@ def _prompt(request: GenerateRequest) -> bytes:
     body = {
         name: value
         for name, value in plain(request).items()
-        if value is not None and value not in ([], {}) and (value is not False or name in _ALSO_FALSE)
+        if name not in _NOT_IN_BODY
+        and value is not None
+        and value not in ([], {})
+        and (value is not False or name in _ALSO_FALSE)
     }
     body["messages"] = dbgpt_messages(request.messages)
     if len(request.stop) == 1:

@@ -1,4 +1,7 @@
-"""Choose among the instances of a model: the less loaded of two random ones, without those that fail.
+"""Choose among the instances of a model, without those that fail.
+
+A request of a session goes to the instance that is first in the session's order, while its load is within a bound; any
+other request goes to the less loaded of two random instances.
 
 `Routes` keeps for each instance the requests under way, the last reported load, and failures. It does no I/O, and its
 clock is a parameter.
@@ -7,10 +10,12 @@ clock is a parameter.
 from __future__ import annotations
 
 import functools
+import hashlib
+import math
 import random
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -28,6 +33,12 @@ SLOTS = 8
 """The slots of an instance that has not reported any."""
 
 LEAST_WEIGHT = 1e-6
+
+BOUND = 1.25
+"""The load of an instance, in shares of the mean, at which sessions go past it."""
+
+ALWAYS_ROOM = 0.25
+"""The share of its slots that sessions may take at an instance, whatever the mean is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +67,26 @@ class Load:
         except (ValueError, KeyError):
             return None
         return load if load.slots >= load.free >= 0 and load.waiting >= 0 else None
+
+
+def ranked(session: str, instances: Iterable[Instance]) -> list[Instance]:
+    """Return the instances in the order of a session, by rendezvous hashing: each is first for its weight's share.
+
+    The order is the same in all processes. An instance that joins or leaves moves no session but those that it is first
+    for.
+    """
+    return sorted(instances, key=lambda row: _rank(session, row))
+
+
+def _rank(session: str, instance: Instance) -> float:
+    """Return an exponential variate whose rate is the weight: the least of several is that of each in proportion."""
+    digest = hashlib.blake2b(f"{session} {instance.url}".encode(), digest_size=8).digest()
+    chance = (int.from_bytes(digest, "big") + 0.5) / 2**64
+    return -math.log(chance) / _weight(instance)
+
+
+def _weight(instance: Instance) -> float:
+    return max(instance.weight, LEAST_WEIGHT)
 
 
 class Taken(NamedTuple):
@@ -104,24 +135,45 @@ class Routes:
 
     # The choice
 
-    def take(self, instances: Sequence[Instance], tried: Collection[str] = ()) -> Taken:
-        """Return the less loaded of two random instances that are usable, and the number of usable ones.
+    def take(self, instances: Sequence[Instance], tried: Collection[str] = (), session: str = "") -> Taken:
+        """Return the usable instance for a request, and the number of usable ones.
 
+        It is the first with room in the order of the ``session``; without one the less loaded of two random instances.
         Addresses in ``tried`` are left out. The caller must call `ended` after the request, as after `began`.
         """
         with self._lock:
             usable = [row for row in instances if row.url not in tried and not self._why_not(row)]
             if not usable:
                 return Taken(None, 0)
-            # In random order, so that each of two equal ones may be the first.
-            taken = min(self.random.sample(usable, min(2, len(usable))), key=self._score)
+            if session:
+                taken = self._in_order(usable, session)[0]
+            else:
+                # In random order, so that each of two equal ones may be the first.
+                taken = min(self.random.sample(usable, min(2, len(usable))), key=self._score)
             self._traffic_of(taken).in_flight += 1
             return Taken(taken, len(usable))
 
-    def by_load(self, instances: Sequence[Instance]) -> list[Instance]:
-        """Return the usable instances, the least loaded first."""
+    def by_load(self, instances: Sequence[Instance], session: str = "") -> list[Instance]:
+        """Return the usable instances, the least loaded first; before them those with room, in a session's order."""
         with self._lock:
-            return sorted((row for row in instances if not self._why_not(row)), key=self._score)
+            return self._in_order([row for row in instances if not self._why_not(row)], session)
+
+    def _in_order(self, usable: Sequence[Instance], session: str) -> list[Instance]:
+        first = self._with_room(ranked(session, usable)) if session and usable else []
+        return [*first, *sorted((row for row in usable if row not in first), key=self._score)]
+
+    def _with_room(self, usable: Sequence[Instance]) -> list[Instance]:
+        """Return the instances that one request more keeps within the bound, and that have a free slot if any has."""
+        loads = [(row, *self._busy_and_slots(row)) for row in usable]
+        capacity = sum(slots * _weight(row) for row, _, slots in loads)
+        per_capacity = BOUND * (1 + sum(busy for _, busy, _ in loads)) / capacity
+        is_any_free = any(busy < slots for _, busy, slots in loads)
+
+        def has_room(row: Instance, busy: int, slots: int) -> bool:
+            bound = max(per_capacity * slots * _weight(row), ALWAYS_ROOM * slots)
+            return busy < math.ceil(bound) and (busy < slots or not is_any_free)
+
+        return [load[0] for load in loads if has_room(*load)]
 
     def why_not(self, instance: Instance) -> str:
         """Return why an instance is not usable now; empty if it is."""
@@ -146,16 +198,19 @@ class Routes:
         return None if health is None or health.generation < (instance.generation or 0) else health
 
     def _score(self, instance: Instance) -> float:
+        busy, slots = self._busy_and_slots(instance)
+        return (1 + busy) / (slots * _weight(instance))
+
+    def _busy_and_slots(self, instance: Instance) -> tuple[int, int]:
+        """Return the requests that run or wait at an instance, as far as this process sees, and its slots."""
         traffic = self._traffic.get((instance.key, instance.url))
+        # Until it has answered a request, use the load of its last heartbeat.
+        load = (traffic and traffic.load) or Load.parse(instance.load)
         if traffic is None:
-            # No request was sent to it yet: use the load of its last heartbeat.
-            load = Load.parse(instance.load)
             busy = load.busy if load else 0
         else:
-            load = traffic.load
             busy = traffic.in_flight + (traffic.others if self.clock() - traffic.reported_at < LOAD_AGE else 0)
-        slots = max(1, load.slots) if load else SLOTS
-        return (1 + busy) / (slots * max(instance.weight, LEAST_WEIGHT))
+        return busy, max(1, load.slots) if load else SLOTS
 
     # What requests report
 

@@ -320,8 +320,8 @@ class Runtime:
 
 
 def _entry(worker: ModelWorker) -> JSONObject:
-    """Return a model in the status: with its context length while that is known."""
+    """Return a model in the status: with its context length while that is known, and its load while it is ready."""
     entry: JSONObject = {"model": worker.key, "state": worker.state.value, "reason": worker.reason or None}
     if (length := worker.context_length) is not None:
         entry["context_length"] = length
-    return entry
+    return entry | worker.gate.status() if worker.state is State.READY else entry

@@ -80,6 +80,9 @@ class Settings:
         help="headers that are sent to remote workers and controllers: NAME=VALUE, comma-separated",
         tags=["privacy"],
     )
+    session_affinity: bool = param(
+        True, help="send the requests of one session to one instance of the model, which has their prompt in its cache"
+    )
     remote_ca: str | None = param(None, help="file or folder of CA certificates for https to other services")
     config: str | None = param(None, help="configuration file (TOML)")
     models_dirs: list[str] = param([], help="folders of weights, comma-separated; modelyard pull writes into the first")

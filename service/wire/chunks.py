@@ -18,6 +18,10 @@ ROUTE_HEADER = "Modelyard-Route"
 ROUTE_LOCAL = "local"
 """Sent by a router to a worker: answer with the models of this process, and do not send the request on."""
 
+PRIORITY_HEADER = "Modelyard-Priority"
+INTERACTIVE, BATCH = "interactive", "batch"
+"""The values of that header in a request: batch stands in line behind interactive, the default."""
+
 CUT_HEADER = "Modelyard-Truncated"
 """The number of texts that were cut before they were embedded or ranked; absent if none was."""
 

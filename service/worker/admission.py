@@ -14,21 +14,26 @@ from collections.abc import Callable
 
 from ..errors import Cancelled, Conflict, ModelyardError, Overloaded
 from ..streams import Cancel
+from ..types import JSONObject
+
+BATCH_TURN = 8
+"""Of so many slots that come free while requests of both kinds wait, one goes to a batch request."""
 
 
 class Ticket:
     """The right of a request to a slot, or its place in line. `release` it in any case."""
 
-    __slots__ = ("_cancel", "_deadline", "_decided", "_gate", "_released", "granted", "refusal")
+    __slots__ = ("_cancel", "_decided", "_gate", "_line", "_released", "_since", "granted", "refusal")
 
-    def __init__(self, gate: Gate, cancel: Cancel | None, deadline: float | None) -> None:
-        """Make a ticket that waits until ``deadline``; without a deadline, one that is granted."""
+    def __init__(self, gate: Gate, cancel: Cancel | None = None, line: deque[Ticket] | None = None) -> None:
+        """Make a ticket that waits in ``line``; without a line, one that is granted."""
         self._gate = gate
         self._cancel = cancel
-        self._deadline = deadline
+        self._line = line
+        self._since = time.monotonic()
         self._released = False
-        self._decided = None if deadline is None else threading.Event()
-        self.granted = deadline is None
+        self._decided = None if line is None else threading.Event()
+        self.granted = line is None
         self.refusal: ModelyardError | None = None
         """The error of a refused request. In line, ``refusal`` is None and ``granted`` false; both change under the
         gate's lock."""
@@ -40,8 +45,8 @@ class Ticket:
         """
         if self.granted:
             return True
-        assert self._decided is not None and self._deadline is not None
-        left = self._deadline - time.monotonic()
+        assert self._decided is not None
+        left = self._since + self._gate.queue_timeout - time.monotonic()
         if not self._decided.wait(max(0.0, min(left, timeout))) and timeout >= left:
             self._gate._refuse(self, self._gate._too_slow())
         if self.refusal is not None:
@@ -62,15 +67,25 @@ class Ticket:
     def _in_line(self) -> bool:
         return not self.granted and self.refusal is None
 
+    def _leave_line(self) -> None:
+        assert self._line is not None
+        self._line.remove(self)
+
     def _decide(self, refusal: ModelyardError | None) -> None:
         self.refusal = refusal
         self.granted = refusal is None
+        if self.granted and self._cancel is not None:
+            self._cancel.queued = time.monotonic() - self._since
         if self._decided is not None:
             self._decided.set()
 
 
 class Gate:
-    """The slots of a model: a bounded semaphore with a line of limited length, first come, first served.
+    """The slots of a model: a bounded semaphore with a line of limited length.
+
+    In line, interactive requests stand before batch ones; within each kind, first come, first served. Of `BATCH_TURN`
+    slots that come free while both wait, the last goes to a batch request. In a full line, an interactive request takes
+    the place of the last batch one, which is refused.
 
     Beyond `threading.BoundedSemaphore`, waiters keep their order and have a deadline, and leave the line when their
     request is cancelled or the gate is closed.
@@ -85,27 +100,34 @@ class Gate:
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
         self._free = slots
-        self._line: deque[Ticket] = deque()
+        self._interactive: deque[Ticket] = deque()
+        self._batch: deque[Ticket] = deque()
+        self._passed_by = 0
+        """Slots in a row that went to interactive requests while a batch one waited."""
         self._closed: Callable[[], ModelyardError] | None = None
 
-    def request(self, cancel: Cancel | None = None, *, wait: bool = True) -> Ticket:
+    def request(self, cancel: Cancel | None = None, *, wait: bool = True, batch: bool = False) -> Ticket:
         """Return a ticket: granted if a slot is free, else a place in line if ``wait``.
 
         Raises Overloaded at once without a slot or a place, and the error of `close` after it. A cancelled request
-        leaves the line.
+        leaves the line. Once granted, ``cancel`` has the time in line.
         """
         with self._lock:
             if self._closed is not None:
                 raise self._closed()
             if self._free > 0:
                 self._free -= 1
-                return Ticket(self, None, None)
+                return Ticket(self)
             if not wait:
                 raise self._overloaded("and the caller does not wait")
-            if len(self._line) >= self.max_waiting:
-                raise self._overloaded(f"and {len(self._line)} wait already (max_waiting)")
-            ticket = Ticket(self, cancel, time.monotonic() + self.queue_timeout)
-            self._line.append(ticket)
+            if self.waiting >= self.max_waiting:
+                if batch or not self._batch:
+                    raise self._overloaded(f"and {self.waiting} wait already (max_waiting)")
+                last = self._batch.pop()
+                last._decide(self._overloaded("and an interactive request took its place in line (max_waiting)"))
+            line = self._batch if batch else self._interactive
+            ticket = Ticket(self, cancel, line)
+            line.append(ticket)
         if cancel is not None:
             cancel.on_set(ticket._abandon)
         return ticket
@@ -113,7 +135,7 @@ class Gate:
     def _refuse(self, ticket: Ticket, error: ModelyardError) -> None:
         with self._lock:
             if ticket._in_line:
-                self._line.remove(ticket)
+                ticket._leave_line()
                 ticket._decide(error)
 
     def _give_back(self, ticket: Ticket) -> None:
@@ -122,25 +144,34 @@ class Gate:
                 return
             ticket._released = True
             if ticket._in_line:
-                self._line.remove(ticket)
+                ticket._leave_line()
                 ticket._decide(Cancelled("left the line"))
             elif ticket.granted:
                 self._pass_on()
 
     def _pass_on(self) -> None:
-        if self._line:
-            self._line.popleft()._decide(None)
+        if self.waiting:
+            self._next_line().popleft()._decide(None)
             return
         self._free += 1
         if self._free == self.slots:
             self._idle.notify_all()
 
+    def _next_line(self) -> deque[Ticket]:
+        """Return the line whose first request gets the slot that has come free."""
+        if not self._batch or not self._interactive:
+            self._passed_by = 0
+            return self._interactive or self._batch
+        self._passed_by = (self._passed_by + 1) % BATCH_TURN
+        return self._interactive if self._passed_by else self._batch
+
     def close(self, error: Callable[[], ModelyardError]) -> None:
         """Refuse the requests in line and all later ones, each with a new ``error()``."""
         with self._lock:
             self._closed = error
-            while self._line:
-                self._line.popleft()._decide(error())
+            for line in (self._interactive, self._batch):
+                while line:
+                    line.popleft()._decide(error())
 
     def wait_idle(self, timeout: float) -> bool:
         """Block until all slots are free, for ``timeout`` seconds at most; return whether they are."""
@@ -155,11 +186,16 @@ class Gate:
     @property
     def waiting(self) -> int:
         """The number of requests in line."""
-        return len(self._line)
+        return len(self._interactive) + len(self._batch)
 
     def load(self) -> str:
         """Return the value of the header ``Modelyard-Load``."""
-        return f"slots={self.slots};free={self._free};waiting={len(self._line)}"
+        return f"slots={self.slots};free={self._free};waiting={self.waiting}"
+
+    def status(self) -> JSONObject:
+        """Return how many requests run, and how many of each kind stand in line."""
+        waiting = {"interactive": len(self._interactive), "batch": len(self._batch)}
+        return {"running": self.slots - self._free, "waiting": waiting}
 
     def _too_slow(self) -> Overloaded:
         return self._overloaded(f"and none came free in {self.queue_timeout:g} s (queue_timeout)")

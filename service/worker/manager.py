@@ -75,10 +75,11 @@ class LocalWorkerManager(SharedCalls):
         *,
         wait: bool = True,
         extra: JSONObject | None = None,
+        batch: bool = False,
     ) -> Vectors:
         """Return one row of floats for each text."""
         worker = self.models.worker(model, WorkerType.TEXT2VEC)
-        return worker.embeddings(texts, cancel or Cancel(), wait=wait, extra=extra)
+        return worker.embeddings(texts, cancel or Cancel(), wait=wait, extra=extra, batch=batch)
 
     @spanned
     def rerank(
@@ -90,10 +91,11 @@ class LocalWorkerManager(SharedCalls):
         *,
         wait: bool = True,
         extra: JSONObject | None = None,
+        batch: bool = False,
     ) -> Sequence[float]:
         """Return a score for each text, by a reranker, or by the cosine of an embedder of that name."""
         worker = self.models.worker(model, WorkerType.RERANKER, WorkerType.TEXT2VEC)
-        return worker.rerank(query, texts, cancel or Cancel(), wait=wait, extra=extra)
+        return worker.rerank(query, texts, cancel or Cancel(), wait=wait, extra=extra, batch=batch)
 
     @spanned
     def count_token(self, model: str | None, prompt: str) -> int:

@@ -163,6 +163,7 @@ class NamingManager(SharedCalls):
         *,
         wait: bool = True,
         extra: JSONObject | None = None,
+        batch: bool = False,
     ) -> Vectors:
         """Return one row of floats for each text.
 
@@ -170,7 +171,8 @@ class NamingManager(SharedCalls):
         computes them, and never what is running.
         """
         target = self._names.model_of(model)
-        return _named(self._manager.embeddings(target, texts, cancel, wait=wait, extra=extra), target, model)
+        rows = self._manager.embeddings(target, texts, cancel, wait=wait, extra=extra, batch=batch)
+        return _named(rows, target, model)
 
     @spanned
     def rerank(
@@ -182,11 +184,13 @@ class NamingManager(SharedCalls):
         *,
         wait: bool = True,
         extra: JSONObject | None = None,
+        batch: bool = False,
     ) -> Sequence[float]:
         """Return a score for each text, all by one model, which may be a fallback."""
 
         def ask(target: str) -> Vectors:
-            return _named(self._manager.rerank(target, query, texts, cancel, wait=wait, extra=extra), target, model)
+            scores = self._manager.rerank(target, query, texts, cancel, wait=wait, extra=extra, batch=batch)
+            return _named(scores, target, model)
 
         scores: Sequence[float] = self._called(model, ask, WorkerType.RERANKER, wait=wait)
         return scores

@@ -118,10 +118,12 @@ class WorkerManager(Protocol):
         *,
         wait: bool = True,
         extra: JSONObject | None = None,
+        batch: bool = False,
     ) -> Vectors:
         """Return one row of floats for each text; raises like `generate_stream`, and InputTooLong.
 
-        ``extra`` has fields of the caller that only the server behind an engine knows.
+        ``extra`` has fields of the caller that only the server behind an engine knows. A ``batch`` call stands in line
+        behind interactive ones.
         """
 
     def rerank(
@@ -133,6 +135,7 @@ class WorkerManager(Protocol):
         *,
         wait: bool = True,
         extra: JSONObject | None = None,
+        batch: bool = False,
     ) -> Sequence[float]:
         """Return a score for each text; takes and raises like `embeddings`."""
 

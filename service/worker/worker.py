@@ -1,40 +1,34 @@
-"""ModelWorker: one engine with its state, the gate in front of it, and its start within a time limit."""
+"""ModelWorker: one engine with its state, and the gate in front of it."""
 
 from __future__ import annotations
 
 import logging
 import re
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import requests
-
-from ..engines.base import CancelEvent, Engine, ModelParams, OfTexts, Progress, Vectors, cut_texts, tokens_of
+from ..engines.base import CancelEvent, Engine, ModelParams, OfTexts, Vectors, cut_texts, tokens_of
 from ..engines.tool_calls import ToolCalls
 from ..errors import (
-    BadModelFile,
     Cancelled,
     EngineError,
     FieldError,
     InputTooLong,
     InvalidRequest,
-    MissingLibrary,
     ModelyardError,
-    NetworkFailure,
     NotReady,
-    StartFailed,
     StartTimeout,
 )
 from ..streams import TICK, Cancel, OutputStream, pumped, whole_answer
-from ..threads import start_thread
 from ..types import Burst, GenerateRequest, JSONObject, ModelMetadata, ModelOutput, WorkerType, worker_key
 from .admission import Gate, Ticket
 from .spans import CallSpan
+from .start import start_error, start_in_time
 
 log = logging.getLogger(__name__)
 
@@ -164,7 +158,7 @@ class ModelWorker:
             self._check_options(request.options)
         span = CallSpan("generate", self.params)
         try:
-            ticket = self._admit(cancel, wait=wait)
+            ticket = self._admit(cancel, wait=wait, batch=request.batch)
         except BaseException as error:
             span.end(error)
             raise
@@ -217,7 +211,13 @@ class ModelWorker:
             return whole_answer(stream)
 
     def embeddings(
-        self, texts: Sequence[str], cancel: Cancel, *, wait: bool = True, extra: JSONObject | None = None
+        self,
+        texts: Sequence[str],
+        cancel: Cancel,
+        *,
+        wait: bool = True,
+        extra: JSONObject | None = None,
+        batch: bool = False,
     ) -> Vectors:
         """Return one row for each text; ``extra`` has the caller's other fields, for an engine that passes them on.
 
@@ -227,10 +227,18 @@ class ModelWorker:
             self.check_ready()
             return []
         more = self._keywords(extra)
-        return self._computed("embeddings", lambda: self.engine.embed(texts, cancel, **more), texts, cancel, wait)
+        embed = partial(self.engine.embed, texts, cancel, **more)
+        return self._computed("embeddings", embed, texts, cancel, wait=wait, batch=batch)
 
     def rerank(
-        self, query: str, texts: Sequence[str], cancel: Cancel, *, wait: bool = True, extra: JSONObject | None = None
+        self,
+        query: str,
+        texts: Sequence[str],
+        cancel: Cancel,
+        *,
+        wait: bool = True,
+        extra: JSONObject | None = None,
+        batch: bool = False,
     ) -> Sequence[float]:
         """Return a score for each text; an embedding model scores by cosine. Takes and raises like `embeddings`."""
         if not texts:
@@ -241,7 +249,7 @@ class ModelWorker:
         else:
             operation, rank, more = "embeddings", self._rank_by_cosine, {}
         scores: Sequence[float] = self._computed(
-            operation, lambda: rank(query, texts, cancel, **more), [query, *texts], cancel, wait
+            operation, partial(rank, query, texts, cancel, **more), [query, *texts], cancel, wait=wait, batch=batch
         )
         return scores
 
@@ -281,10 +289,10 @@ class ModelWorker:
         return self.engine.metadata()
 
     def _computed(
-        self, operation: str, call: Callable[[], Any], texts: Sequence[str], cancel: Cancel, wait: bool
+        self, operation: str, call: Callable[[], Any], texts: Sequence[str], cancel: Cancel, *, wait: bool, batch: bool
     ) -> Any:
         with CallSpan(operation, self.params) as span:
-            ticket = self._admit(cancel, wait=wait)
+            ticket = self._admit(cancel, wait=wait, batch=batch)
             try:
                 ticket.wait()
                 if not span.recording:
@@ -299,9 +307,9 @@ class ModelWorker:
             finally:
                 self._let_go(cancel, ticket)
 
-    def _admit(self, cancel: Cancel, *, wait: bool) -> Ticket:
+    def _admit(self, cancel: Cancel, *, wait: bool, batch: bool) -> Ticket:
         self.check_ready()
-        ticket = self.gate.request(cancel, wait=wait)
+        ticket = self.gate.request(cancel, wait=wait, batch=batch)
         with self._lock:
             self._active.add(cancel)
             ready = self.state is State.READY
@@ -333,55 +341,6 @@ class ModelWorker:
     def load(self) -> str:
         """The state of its gate now: the value of ``Modelyard-Load``."""
         return self.gate.load()
-
-
-def start_in_time(engine: Engine, progress: Progress, name: str, timeout: float) -> bool:
-    """Start ``engine`` in a thread of its own; return False if that takes longer than ``timeout`` seconds.
-
-    A late engine is stopped as soon as its start ends; it must not be used again. Raises the errors of the engine.
-    """
-    ended = threading.Event()
-    failures: list[BaseException] = []
-    deciding, given_up = threading.Lock(), False
-
-    def run() -> None:
-        try:
-            engine.start(progress)
-        except BaseException as error:  # noqa: BLE001 - raised again by the thread that waits
-            failures.append(error)
-        with deciding:
-            ended.set()
-        if given_up and not failures:
-            try:
-                engine.stop()
-            except Exception:
-                log.exception("model %s started too late, and its engine did not stop in order", name)
-
-    start_thread(threading.Thread(target=run, name=f"start-{name}", daemon=True))
-    ended.wait(timeout)
-    with deciding:
-        given_up = not ended.is_set()
-    if failures and not given_up:
-        raise failures[0]
-    return not given_up
-
-
-def start_error(error: BaseException, model: str) -> ModelyardError:
-    """Return our error for a failed start of ``model``; an error that is ours already is returned as it is."""
-    if isinstance(error, ModelyardError):
-        return error
-    subject = f"model {model!r} did not start"
-    if isinstance(error, ImportError):
-        return MissingLibrary(f"{subject}: {error}; install the library, or the extra that brings it")
-    if isinstance(error, requests.RequestException | ConnectionError | socket.gaierror):
-        return NetworkFailure(f"{subject}: the network failed: {error}")
-    if isinstance(error, TimeoutError):
-        return StartTimeout(f"{subject}: {str(error) or 'a time limit passed'}")
-    if isinstance(error, OSError):
-        return BadModelFile(f"{subject}: {error}")
-    if isinstance(error, MemoryError):
-        return StartFailed(f"{subject}: not enough memory")
-    return StartFailed(f"{subject}: {type(error).__name__}: {error}")
 
 
 def _of_query_and_texts(error: InputTooLong) -> InputTooLong:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from commands import Ran, modelyard
+from modelyard.client.client import Client
 from running import Service, Services, services
 from tiny_gguf import make
 
@@ -107,6 +108,16 @@ def test_list_as_json_is_json_alone(here: Here):
     assert found["echo"]["state"] == "ready"
     assert found["broken"]["path_exist"] is False
     assert ran.err == ""
+
+
+def test_list_shows_what_runs_and_waits(here: Here, monkeypatch: pytest.MonkeyPatch):
+    assert {row["LOAD"] for row in here("list").table} == {"-"}
+    models = {
+        "models": [{"model": "echo@llm", "state": "ready", "running": 2, "waiting": {"interactive": 0, "batch": 5}}]
+    }
+    monkeypatch.setattr(Client, "status", lambda client: {"ready": True, "state": "ready", "reason": None, **models})
+    (row,) = here("list", "--json").json["models"]
+    assert row["load"] == "2 running, 5 waiting as batch"
 
 
 def test_list_says_that_a_service_is_not_ready_and_why(run: Services):

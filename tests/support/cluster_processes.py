@@ -31,8 +31,10 @@ QUICK = {
     "registry_refresh": 0.1,
     "first_output_timeout": 0.2,
     "silence_timeout": 0.3,
+    "session_affinity": False,
 }
-"""Short times, so that a test sees in a second what takes a minute elsewhere."""
+"""Short times, so that a test sees in a second what takes a minute elsewhere; requests with the same text go to all
+instances."""
 
 
 def echo(tokens: int = 1) -> dict[str, Any]:

@@ -184,12 +184,15 @@ class HostedWorkerManager(SharedCalls):
         *,
         wait: bool = True,
         extra: JSONObject | None = None,
+        batch: bool = False,
     ) -> Vectors:
         """Return one row of floats for each text."""
         cancel = cancel or Cancel()
 
         def ask() -> Vectors:
-            return self._worker(model, WorkerType.TEXT2VEC).embeddings(texts, cancel, wait=wait, extra=extra)
+            return self._worker(model, WorkerType.TEXT2VEC).embeddings(
+                texts, cancel, wait=wait, extra=extra, batch=batch
+            )
 
         return self._called(ask, model, cancel, wait=wait)
 
@@ -203,6 +206,7 @@ class HostedWorkerManager(SharedCalls):
         *,
         wait: bool = True,
         extra: JSONObject | None = None,
+        batch: bool = False,
     ) -> Sequence[float]:
         """Return a score for each text."""
         cancel = cancel or Cancel()
@@ -210,7 +214,7 @@ class HostedWorkerManager(SharedCalls):
         def ask() -> Sequence[float]:
             # Looked up at each try: the type of the model is in the status of a host that answers.
             worker = self._worker(model, WorkerType.RERANKER, WorkerType.TEXT2VEC)
-            return worker.rerank(query, texts, cancel, wait=wait, extra=extra)
+            return worker.rerank(query, texts, cancel, wait=wait, extra=extra, batch=batch)
 
         return self._called(ask, model, cancel, wait=wait)
 

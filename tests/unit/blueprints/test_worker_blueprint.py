@@ -903,8 +903,18 @@ def test_health_is_told_in_three_ways(client, runtime):
     assert client.get("/api/health").json == {"status": "ok"}
     ready = client.get("/readyz")
     assert (ready.status_code, ready.json["ready"], ready.json["reason"]) == (200, True, None)
-    entry = {"model": "s@llm", "state": "ready", "reason": None, "context_length": 128}
+    idle = {"running": 0, "waiting": {"interactive": 0, "batch": 0}}
+    entry = {"model": "s@llm", "state": "ready", "reason": None, "context_length": 128, **idle}
     assert entry in ready.json["models"]
+
+
+def test_the_line_is_shown_by_kind(client, runtime):
+    gate = runtime.local.models.find("s@llm").gate
+    tickets = [gate.request(), gate.request(batch=True)]
+    (listed,) = (model for model in client.get("/readyz").json["models"] if model["model"] == "s@llm")
+    assert (listed["running"], listed["waiting"]) == (1, {"interactive": 0, "batch": 1})
+    for ticket in tickets:
+        ticket.release()
 
 
 # The access line
@@ -949,6 +959,22 @@ def test_every_request_leaves_one_line_with_what_went_wrong(client, lines, call,
     (line,) = lines()
     assert (line["status"], line.get("error")) == (status, error)
     assert line["bytes"] == len(response.data)
+
+
+@pytest.mark.parametrize("call", ["generate", "generate_stream"])
+def test_the_time_in_line_is_in_the_access_line_and_a_header(client, lines, runtime, call):
+    gate = runtime.local.models.find("s@llm").gate
+    held, answers = gate.request(), []
+    waiting = threading.Thread(target=lambda: answers.append(post(client, call, prompt("x"))))
+    waiting.start()
+    wait_until(lambda: gate.waiting == 1, "it stands in line")
+    held.release()
+    waiting.join(30)
+    (line,) = lines()
+    assert 0 <= line["queue_ms"] <= line["ms"]
+    assert int(answers[0].headers["Modelyard-Queue-Ms"]) >= line["queue_ms"]
+    assert "Modelyard-Queue-Ms" not in post(client, call, prompt("x")).headers
+    assert "queue_ms" not in lines()[1]
 
 
 def test_a_client_that_has_gone_is_told_in_the_line(client, lines):

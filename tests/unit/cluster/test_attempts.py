@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from modelyard.cluster.attempts import Attempts, RoutedStreams
 from modelyard.cluster.registry.base import Instance
-from modelyard.cluster.routing import Routes
+from modelyard.cluster.routing import Routes, ranked
 from modelyard.errors import (
     Cancelled,
     Draining,
@@ -48,15 +48,15 @@ class Cluster:
     def _failed(self) -> None:
         self.looked_into += 1
 
-    def attempts(self, wait: bool = True) -> Attempts:
+    def attempts(self, wait: bool = True, session: str = "") -> Attempts:
         def again() -> list[Instance]:
             return self.known if self.later is None else self.later
 
-        return Attempts(KEY, lambda: self.known, again, self.routes, wait, self._failed)
+        return Attempts(KEY, lambda: self.known, again, self.routes, wait, self._failed, session)
 
-    def stream(self, wait: bool = True, cancel: Cancel | None = None) -> OutputStream:
+    def stream(self, wait: bool = True, cancel: Cancel | None = None, session: str = "") -> OutputStream:
         cancel = cancel or Cancel()
-        return Relay(RoutedStreams(self.attempts(wait), self._ask), cancel)
+        return Relay(RoutedStreams(self.attempts(wait, session), self._ask), cancel)
 
     def _ask(self, one: Instance, cancel: Cancel, wait: bool) -> OutputStream:
         name = one.url.removeprefix("http://").removesuffix("/api")
@@ -121,6 +121,23 @@ def test_the_only_instance_is_asked_once_and_the_request_may_wait_there():
     assert cluster.routes.load_of(cluster.known).free == 3
 
 
+def test_a_session_is_tried_and_waits_in_its_own_order():
+    cluster = Cluster(one=full("one", 1), two=full("two", 1), three=full("three", 1))
+    order = [one.url.removeprefix("http://").removesuffix("/api") for one in ranked("s", cluster.known)]
+    assert text(cluster.stream(session="s")) == order[0]
+    assert cluster.asked == [*((name, False) for name in order), (order[0], True)]
+
+
+def test_what_was_waited_at_the_instance_is_noted_for_the_request():
+    def slow(wait: bool, cancel: Cancel) -> Iterator[Burst | None]:
+        cancel.queued = 1.5
+        yield Burst(["x"], "stop")
+
+    cancel = Cancel()
+    assert text(Cluster(one=slow).stream(cancel=cancel)) == "x"
+    assert cancel.queued == 1.5
+
+
 def test_one_that_does_not_wait_is_not_put_in_line_anywhere():
     cluster = Cluster(one=full("one"), two=full("two"))
     with pytest.raises(Overloaded, match="no instance of a@llm has room") as refused:
@@ -128,6 +145,13 @@ def test_one_that_does_not_wait_is_not_put_in_line_anywhere():
     assert sorted(cluster.asked) == [("one", False), ("two", False)]
     assert refused.value.retry_after == 3
     assert refused.value.load == "slots=4;free=0;waiting=0"
+
+
+@pytest.mark.parametrize("session", ["", "s"])
+def test_where_all_refuse_and_none_is_full_there_is_no_line(session):
+    cluster = Cluster(one=refuses(NotReady("it starts")), two=refuses(NotReady("it starts")))
+    with pytest.raises(NotReady, match="no instance of a@llm can be taken"):
+        text(cluster.stream(session=session))
 
 
 @pytest.mark.parametrize(

@@ -245,6 +245,36 @@ def test_the_load_is_known_as_soon_as_the_headers_are_there(session: Session):
             assert worker.load == stream.load == "slots=8;free=7;waiting=0"
 
 
+@pytest.mark.parametrize("batch", [False, True])
+def test_the_priority_crosses_as_a_header_and_the_session_not_at_all(session: Session, batch: bool):
+    with faulty(says(streamed(output("a"), ENDING))) as server:
+        request = GenerateRequest("m", prompt="x", batch=batch, session="0123")
+        list(worker_at(server, session).generate_stream(request, Cancel()))
+        (sent,) = server.requests
+    assert sent.headers.get("modelyard-priority") == ("batch" if batch else None)
+    assert set(json.loads(sent.body)) == {"model", "messages", "prompt", "echo"}
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_the_priority_of_vectors_crosses_too(session: Session, batch: bool):
+    cancel = Cancel()
+    with faulty(says(whole(200, [[1.0]], "Modelyard-Queue-Ms: 1500"))) as server:
+        worker = worker_at(server, session, "m@text2vec")
+        assert worker.embeddings(["x"], cancel, batch=batch) == [[1.0]]
+        assert worker.rerank("q", ["x"], Cancel(), batch=batch) == [1.0]
+        sent = server.requests
+    assert [one.headers.get("modelyard-priority") for one in sent] == ["batch" if batch else None] * 2
+    assert cancel.queued == 1.5
+
+
+@pytest.mark.parametrize(("header", "queued"), [("1500", 1.5), ("-1", 0.0), ("1e3", 0.0), ("", 0.0)])
+def test_the_time_in_line_is_known_as_soon_as_the_headers_are_there(session: Session, header: str, queued: float):
+    cancel = Cancel()
+    with faulty(says(streamed(output("a"), ENDING, headers=[f"Modelyard-Queue-Ms: {header}"]))) as server:
+        list(worker_at(server, session).generate_stream(GenerateRequest("m", prompt="x"), cancel))
+    assert cancel.queued == queued
+
+
 @pytest.mark.parametrize("sent", [stream_head(), stream_head() + http_chunk(output("a")[:-1])])
 def test_where_nothing_comes_the_stream_says_so_about_once_a_second(session: Session, sent: bytes):
     with faulty(stalls(sent)) as server, stream_of(server, session) as stream:

@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 from clocks import Clock
 from modelyard.cluster.registry.base import Instance
-from modelyard.cluster.routing import COOL_DOWN, LOAD_AGE, LONGEST_COOL_DOWN, Load, Routes
+from modelyard.cluster.routing import BOUND, COOL_DOWN, LOAD_AGE, LONGEST_COOL_DOWN, Load, Routes, ranked
 
 KEY = "a@llm"
 
@@ -157,6 +157,106 @@ def test_one_of_no_weight_is_the_last_to_be_taken(routes):
     fill(routes, some, 100)
     assert routes.take([none, some]).instance is some
     assert routes.take([none]).instance is none
+
+
+# Sessions
+
+SESSIONS = [f"session-{number}" for number in range(2000)]
+
+
+def home(session: str, those: list[Instance]) -> str:
+    return ranked(session, those)[0].url
+
+
+def test_sessions_are_spread_over_equal_instances_by_halves_and_quarters():
+    found = Counter(home(session, [instance(n) for n in range(4)]) for session in SESSIONS)
+    assert all(430 < found[f"http://h{n}/api"] < 570 for n in range(4)), found
+
+
+def test_an_instance_of_three_times_the_weight_has_three_times_the_sessions():
+    those = [instance(1), instance(2, weight=3.0)]
+    found = Counter(home(session, those) for session in SESSIONS)
+    assert 1430 < found[those[1].url] < 1570
+
+
+def test_an_instance_that_leaves_or_joins_moves_its_own_sessions_alone():
+    those = [instance(n) for n in range(5)]
+    before = {session: home(session, those) for session in SESSIONS}
+    after = {session: home(session, those[:4]) for session in SESSIONS}
+    assert all(after[s] == url for s, url in before.items() if url != those[4].url)
+    moved = Counter(after[s] for s, url in before.items() if url == those[4].url)
+    assert all(60 < moved[one.url] < 140 for one in those[:4]), "and spreads them over the others"
+
+
+def test_the_order_of_a_session_is_that_of_every_process():
+    # Written down: a hash that differs between processes, such as Python's own, would pass every other test.
+    those = [instance(n) for n in range(6)]
+    order = [one.url[8] for one in ranked("x", reversed(those))]
+    assert "".join(order) == "451032"
+
+
+def test_a_session_stays_where_it_is_while_others_come_and_go(routes):
+    those = [instance(n) for n in range(4)]
+    first = routes.take(those, (), "s").instance
+    assert first is not None and first.url == home("s", those)
+    for other in SESSIONS[:40]:
+        taken = routes.take(those, (), other).instance
+        routes.ended(taken)
+        again = routes.take(those, (), "s").instance
+        assert again == first
+        routes.ended(again)
+
+
+def test_a_session_goes_past_an_instance_over_the_bound_to_its_next(routes):
+    those = [instance(n, load="slots=16;free=16;waiting=0") for n in range(4)]
+    first, second, *_ = ranked("s", those)
+    fill(routes, first, 3)
+    assert routes.take(those, (), "s").instance == first, "a quarter of its slots is always its sessions'"
+    assert routes.take(those, (), "s").instance == second
+    for one in those:
+        fill(routes, one, 0 if one == first else 4)
+    assert routes.take(those, (), "s").instance == first, "its 4 are less than what all have"
+
+
+def test_all_requests_of_one_session_together_leave_no_instance_idle(routes):
+    those = [instance(n, load="slots=8;free=8;waiting=0") for n in range(4)]
+    taken = Counter(routes.take(those, (), "s").instance.url for _ in range(32))  # type: ignore[union-attr]
+    assert set(taken.values()) == {8}
+
+
+def test_with_many_sessions_no_instance_has_more_than_the_bound(routes):
+    those = [instance(n, load="slots=64;free=64;waiting=0") for n in range(4)]
+    taken = Counter(routes.take(those, (), session).instance.url for session in SESSIONS[:200])  # type: ignore[union-attr]
+    assert max(taken.values()) <= 50 * BOUND + 1
+
+
+def test_a_full_instance_is_gone_past_while_another_has_a_free_slot_whatever_the_mean_is(routes):
+    those = [instance(n, load="slots=2;free=2;waiting=0") for n in range(3)]
+    first, second, third = ranked("s", those)
+    fill(routes, first, 2)
+    fill(routes, second, 2)
+    assert routes.take(those, (), "s").instance == third
+    assert routes.take(those, (), "s").instance == third
+    assert routes.take(those, (), "s").instance == first, "now all are full"
+
+
+def test_a_session_waits_in_its_own_line_while_it_is_not_much_longer(routes):
+    those = [instance(n, load="slots=1;free=0;waiting=3") for n in range(3)]
+    first, second, third = ranked("s", those)
+    assert routes.by_load(those, "s")[0] == first
+    fill(routes, first, 6)
+    fill(routes, second, 3)
+    fill(routes, third, 2)
+    assert routes.by_load(those, "s")[:2] == [second, third]
+
+
+def test_a_session_does_not_go_to_what_is_unhealthy_or_was_tried(routes):
+    those = [instance(n) for n in range(3)]
+    first, second, third = ranked("s", those)
+    assert routes.take(those, {first.url}, "s").instance == second
+    routes.failed(first, "refused")
+    routes.failed(second, "refused")
+    assert routes.take(those, (), "s") == (third, 1)
 
 
 # Failures

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pytest
 from modelyard.errors import Cancelled, Conflict, Draining, ModelyardError, NotReady, Overloaded
 from modelyard.streams import Cancel
-from modelyard.worker.admission import Budget, Gate, Ticket
+from modelyard.worker.admission import BATCH_TURN, Budget, Gate, Ticket
 from running import wait_until
 
 
@@ -242,13 +242,124 @@ def test_a_released_ticket_is_not_told_of_a_later_cancel():
     assert one.free == 1
 
 
+# Interactive before batch
+
+
+def order_of(one: Gate, held: Ticket, tickets: dict[str, Ticket]) -> str:
+    """Give the slot from one to the next, and return the names in the order in which they had it."""
+    served = ""
+    held.release()
+    while len(served) < len(tickets):
+        (name,) = (name for name, ticket in tickets.items() if ticket.granted and name not in served)
+        served += name
+        tickets[name].release()
+    return served
+
+
+def test_interactive_requests_stand_before_batch_ones_and_each_kind_in_its_order():
+    one = gate()
+    held = one.request()
+    tickets = {name: one.request(batch=name.islower()) for name in "aABbC"}
+    assert one.status() == {"running": 1, "waiting": {"interactive": 3, "batch": 2}}
+    assert one.load() == "slots=1;free=0;waiting=5"
+    assert order_of(one, held, tickets) == "ABCab"
+    assert (one.free, one.waiting) == (1, 0)
+
+
+def test_a_batch_request_is_not_passed_by_without_end():
+    one = gate(max_waiting=100)
+    held = one.request()
+    tickets = {name: one.request(batch=name.islower()) for name in "xyABCDEFGHIJKLMNOPQ"}
+    served = order_of(one, held, tickets)
+    assert served == "ABCDEFGxHIJKLMNyOPQ"
+    assert served.index("x") == BATCH_TURN - 1
+
+
+def test_slots_that_went_to_one_kind_while_the_other_did_not_wait_do_not_count():
+    one = gate(max_waiting=100)
+    held = one.request()
+    tickets = {name: one.request() for name in "ABCDEF"}
+    order_of(one, held, tickets)
+    held = one.request()
+    tickets = {name: one.request(batch=name.islower()) for name in "xABCDEFGH"}
+    assert order_of(one, held, tickets) == "ABCDEFGxH"
+
+
+def test_a_free_slot_is_for_whoever_comes():
+    one = gate()
+    one.request(batch=True, wait=False).release()
+    assert one.free == 1
+
+
+def test_an_interactive_request_takes_the_place_of_the_last_batch_one_in_a_full_line():
+    one = gate(max_waiting=3)
+    held = one.request()
+    first, last, interactive = one.request(batch=True), Waiter(one.request(batch=True)), one.request()
+    newcomer = one.request()
+    refusal = last.end()
+    assert isinstance(refusal, Overloaded)
+    assert "an interactive request took its place in line (max_waiting)" in str(refusal)
+    assert refusal.retry_after == 5
+    last.ticket.release()
+    assert one.status()["waiting"] == {"interactive": 2, "batch": 1}
+    held.release()
+    for ticket in (interactive, newcomer, first):
+        assert ticket.wait(0)
+        ticket.release()
+    assert (one.free, one.waiting) == (1, 0)
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_a_full_line_without_batch_requests_refuses_all(batch):
+    one = gate(max_waiting=1)
+    held, waiting = one.request(), one.request()
+    with pytest.raises(Overloaded, match="1 wait already"):
+        one.request(batch=batch)
+    assert not waiting.granted
+    assert waiting.refusal is None
+    held.release()
+
+
+def test_a_batch_request_takes_nobodys_place():
+    one = gate(max_waiting=1)
+    held, waiting = one.request(), one.request(batch=True)
+    with pytest.raises(Overloaded, match="1 wait already"):
+        one.request(batch=True)
+    held.release()
+    assert waiting.granted
+
+
+def test_a_cancelled_batch_request_leaves_its_line():
+    one, cancel = gate(), Cancel()
+    held = one.request()
+    gone, behind = Waiter(one.request(cancel, batch=True)), one.request(batch=True)
+    cancel.set()
+    assert isinstance(gone.end(), Cancelled)
+    assert one.waiting == 1
+    held.release()
+    assert behind.granted
+
+
+def test_the_time_in_line_is_noted_when_the_slot_is_granted():
+    one, cancel, refused = gate(), Cancel(), Cancel()
+    held, ticket = one.request(), one.request(cancel)
+    one.request(refused).release()
+    assert cancel.queued == 0
+    held.release()
+    assert 0 < cancel.queued < 30
+    assert refused.queued == 0
+    ticket.release()
+    one.request(at_once := Cancel()).release()
+    assert at_once.queued == 0
+
+
 # Closing
 
 
 def test_a_closed_gate_refuses_those_in_line_and_those_who_come():
     one = gate()
     held = one.request()
-    waiters = [Waiter(one.request()) for _ in range(3)]
+    waiters = [Waiter(one.request(batch=number == 1)) for number in range(3)]
     one.close(lambda: NotReady("stopped"))
     outcomes = [waiter.end() for waiter in waiters]
     assert all(isinstance(outcome, NotReady) for outcome in outcomes)
@@ -289,7 +400,7 @@ def test_whatever_many_threads_do_no_slot_is_lost_or_made(seed):
             if chance.random() < 0.3:
                 threading.Timer(chance.random() * 0.004, cancel.set).start()
             try:
-                ticket = one.request(cancel, wait=chance.random() < 0.9)
+                ticket = one.request(cancel, wait=chance.random() < 0.9, batch=chance.random() < 0.5)
             except Overloaded:
                 seen.add("refused")
                 continue

@@ -23,7 +23,7 @@ from modelyard.errors import (
 )
 from modelyard.settings.names import Names
 from modelyard.streams import Cancel, OutputStream
-from modelyard.types import Burst, GenerateRequest, JSONObject, ModelInstance, ModelMetadata, WorkerType
+from modelyard.types import Burst, GenerateRequest, ModelInstance, ModelMetadata, WorkerType
 from modelyard.worker.naming import NamingManager
 from modelyard.worker.shared_calls import SharedCalls
 
@@ -64,27 +64,12 @@ class Models(SharedCalls):  # type: ignore[misc] - changes of models are never c
 
         return OutputStream(bursts(), cancel or Cancel(), close, "slots=1;free=0;waiting=0")
 
-    def embeddings(
-        self,
-        model: str,
-        texts: Sequence[str],
-        cancel: Cancel | None = None,
-        *,
-        wait: bool = True,
-        extra: JSONObject | None = None,
-    ) -> Vectors:
+    def embeddings(self, model: str, texts: Sequence[str], cancel: Cancel | None = None, **terms: Any) -> Vectors:
         self._call(model)
         return OfTexts([[1.0]] * len(texts), cut=1, tokens=3)
 
     def rerank(
-        self,
-        model: str,
-        query: str,
-        texts: Sequence[str],
-        cancel: Cancel | None = None,
-        *,
-        wait: bool = True,
-        extra: JSONObject | None = None,
+        self, model: str, query: str, texts: Sequence[str], cancel: Cancel | None = None, **terms: Any
     ) -> Sequence[float]:
         self._call(model)
         return [1.0] * len(texts)

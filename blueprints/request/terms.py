@@ -1,0 +1,102 @@
+"""The terms of a request that computes: the session that it belongs to, and whether it is interactive or batch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import orjson
+from flask import Request
+
+from ...settings.settings import Settings
+from ...types import GenerateRequest, JSONObject
+from ...wire.chunks import BATCH, INTERACTIVE, PRIORITY_HEADER, ROUTE_HEADER, ROUTE_LOCAL
+from .fields import fault
+
+SESSION_HEADERS = ("x-session-id", "x-conversation-id")
+_USERS = ("user", "human")
+"""The role of a person's messages: OpenAI's, and DB-GPT's."""
+
+
+def set_terms(
+    prompts: Sequence[GenerateRequest], request: Request, body: Mapping[str, Any], settings: Settings, *, batch: bool
+) -> None:
+    """Give the ``prompts`` of one request its priority, and its session where this process routes by it."""
+    is_routed = settings.routes and request.headers.get(ROUTE_HEADER) != ROUTE_LOCAL
+    session = _session_of(request, body, prompts[0]) if is_routed and settings.session_affinity else ""
+    for prompt in prompts:
+        prompt.batch, prompt.session = batch, session
+
+
+# Priority
+
+
+def is_batch(request: Request, body: Mapping[str, Any] = MappingProxyType({})) -> bool:
+    """Return whether a request stands in line behind interactive ones. Raises InvalidRequest.
+
+    The header has precedence over the fields ``priority`` and ``service_tier`` of OpenAI's ``body``.
+    """
+    header = request.headers.get(PRIORITY_HEADER)
+    if header is not None:
+        return _is_batch(PRIORITY_HEADER, header)
+    if (priority := body.get("priority")) is not None:
+        return _is_batch("priority", priority)
+    return body.get("service_tier") == "flex"
+
+
+def _is_batch(field: str, value: Any) -> bool:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return value > 0  # vLLM's: the lower runs first, and 0 is the default
+    if value not in (INTERACTIVE, BATCH):
+        raise fault(field, f"must be {INTERACTIVE} or {BATCH}, or a number, of which those over 0 mean {BATCH}")
+    return bool(value == BATCH)
+
+
+# The session
+
+
+def _session_of(request: Request, body: Mapping[str, Any], prompt: GenerateRequest) -> str:
+    """Return the key of a request's session: a hash of the first name that it has, or of its first messages.
+
+    Empty without both: a raw prompt does not show which part of it stays the same.
+    """
+    name = next(_names(request, body), None) or _beginning(prompt)
+    return hashlib.blake2b(name.encode(), digest_size=8).hexdigest() if name else ""
+
+
+def _names(request: Request, body: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the names of a session, the most exact first: those of OpenAI's clients, Anthropic's and DB-GPT's."""
+    metadata, context = _object(body, "metadata"), _object(body, "context")
+    for name in (
+        *(request.headers.get(header) for header in SESSION_HEADERS),
+        body.get("prompt_cache_key"),
+        context.get("conv_uid"),
+        body.get("user"),
+        metadata.get("user_id"),
+        context.get("user_name"),
+    ):
+        if isinstance(name, str) and name:
+            yield name
+
+
+def _object(body: Mapping[str, Any], name: str) -> JSONObject:
+    value = body.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def _beginning(prompt: GenerateRequest) -> str:
+    """Return the messages up to a person's first one, as each turn of a conversation repeats them; empty without it."""
+    if not prompt.uses_messages:
+        return ""
+    for count, message in enumerate(prompt.messages, 1):
+        if message["role"] in _USERS:
+            return "".join(map(_text_of, prompt.messages[:count]))
+    return ""
+
+
+def _text_of(message: JSONObject) -> str:
+    content = message["content"]
+    text = content if isinstance(content, str) else orjson.dumps(content).decode()
+    return f"{message['role']}\0{text}\0"

@@ -1,0 +1,153 @@
+"""What a request says of its place among others: its session, as a short hash, and whether it may wait longer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from flask import Request
+from modelyard.blueprints.openai import schemas
+from modelyard.blueprints.request.terms import is_batch, set_terms
+from modelyard.errors import InvalidRequest
+from modelyard.settings.settings import Settings
+from modelyard.types import GenerateRequest
+from werkzeug.test import EnvironBuilder
+
+GATEWAY = Settings(role="standalone")
+
+
+def request(**headers: str) -> Request:
+    names = {name.replace("_", "-"): value for name, value in headers.items()}
+    return Request(EnvironBuilder(headers=names).get_environ())
+
+
+def session(
+    body: dict[str, Any] | None = None,
+    prompt: GenerateRequest | None = None,
+    settings: Settings = GATEWAY,
+    **headers: str,
+) -> str:
+    prompts = [prompt or GenerateRequest("m", prompt="x"), GenerateRequest("m", prompt="y")]
+    set_terms(prompts, request(**headers), body or {}, settings, batch=False)
+    assert prompts[0].session == prompts[1].session
+    return prompts[0].session
+
+
+def turns(*texts: str, user: str = "user", system: str = "You help.") -> GenerateRequest:
+    roles = [user if number % 2 == 0 else "assistant" for number in range(len(texts))]
+    messages = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
+    return GenerateRequest("m", messages=[{"role": "system", "content": system}, *messages])
+
+
+# The session
+
+
+NAMED: list[dict[str, Any]] = [
+    {"X_Session_Id": "s1"},
+    {"X_Conversation_Id": "s1"},
+    {"body": {"prompt_cache_key": "s1"}},
+    {"body": {"user": "s1"}},
+    {"body": {"metadata": {"user_id": "s1"}}},
+    {"body": {"context": {"conv_uid": "s1"}}},
+    {"body": {"context": {"user_name": "s1"}}},
+]
+
+
+@pytest.mark.parametrize("given", NAMED, ids=str)
+def test_a_session_has_a_name_and_is_kept_as_a_short_hash(given):
+    key = session(**given)
+    assert len(key) == 16
+    assert "s1" not in key
+    assert key == session(**given, prompt=turns("whatever the messages are"))
+    assert key != session({"user": "s2"})
+
+
+@pytest.mark.parametrize("number", range(len(NAMED)))
+def test_the_most_exact_name_counts(number):
+    order = [*NAMED[:3], NAMED[5], NAMED[3], NAMED[4], NAMED[6]]
+    headers: dict[str, str] = {}
+    body: dict[str, Any] = {}
+    for place, given in enumerate(order[number:]):
+        for name, value in given.get("body", {}).items():
+            inner = dict.fromkeys(value, f"s{place}") if isinstance(value, dict) else f"s{place}"
+            body[name] = {**body[name], **inner} if isinstance(inner, dict) and name in body else inner
+        headers |= {name: f"s{place}" for name in given if name != "body"}
+    assert session(body, **headers) == session({"user": "s0"})
+
+
+@pytest.mark.parametrize("user", ["user", "human"])
+def test_without_a_name_the_first_messages_are_the_session_of_all_turns(user):
+    first = session(prompt=turns("Fix the bug.", user=user))
+    assert first
+    assert session(prompt=turns("Fix the bug.", "Done.", "Thanks. Another:", user=user)) == first
+    assert session(prompt=turns("Write a poem.", user=user)) != first, "the same system message"
+    assert session(prompt=turns("Fix the bug.", user=user, system="You are rude.")) != first
+
+
+def test_messages_in_parts_are_hashed_too():
+    parts = [{"type": "text", "text": "Hi"}]
+    prompt = GenerateRequest("m", messages=[{"role": "user", "content": parts}])
+    assert session(prompt=prompt)
+    assert session(prompt=prompt) != session(prompt=GenerateRequest("m", messages=[{"role": "user", "content": "Hi"}]))
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        GenerateRequest("m", prompt="Once upon a time"),
+        GenerateRequest("m", prompt="x", messages=[{"role": "user", "content": "y"}], chat_model=False),
+        GenerateRequest("m", messages=[{"role": "system", "content": "All have this."}]),
+    ],
+    ids=["a raw prompt", "messages that do not count", "a system message alone"],
+)
+def test_what_shows_no_conversation_has_no_session(prompt):
+    assert session(prompt=prompt) == ""
+    assert session({"user": ""}, prompt) == ""
+    assert session({"user": 5, "metadata": "x", "context": None}, prompt) == ""
+
+
+def test_a_process_that_does_not_choose_makes_no_key():
+    assert session({"user": "s1"}, settings=Settings(role="worker")) == ""
+    assert session({"user": "s1"}, settings=Settings(role="standalone", session_affinity=False)) == ""
+    assert session({"user": "s1"}, Modelyard_Route="local") == ""
+
+
+# The priority
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "batch"),
+    [
+        ({}, {}, False),
+        ({}, {"priority": "batch"}, True),
+        ({}, {"priority": "interactive"}, False),
+        ({}, {"priority": 0}, False),
+        ({}, {"priority": -3}, False),
+        ({}, {"priority": 1}, True),
+        ({}, {"priority": 1.0}, True),
+        ({}, {"priority": None, "service_tier": "flex"}, True),
+        ({}, {"priority": "interactive", "service_tier": "flex"}, False),
+        ({}, {"service_tier": "priority"}, False),
+        ({"Modelyard_Priority": "batch"}, {}, True),
+        ({"Modelyard_Priority": "interactive"}, {"priority": "batch"}, False),
+    ],
+)
+def test_the_priority_is_that_of_the_header_or_else_of_the_body(headers, body, batch):
+    assert is_batch(request(**headers), body) is batch
+
+
+@pytest.mark.parametrize("value", ["urgent", "", True, [], {}])
+def test_another_priority_is_refused_with_what_it_must_be(value):
+    with pytest.raises(InvalidRequest, match="priority: must be interactive or batch, or a number"):
+        is_batch(request(), {"priority": value})
+
+
+def test_another_priority_in_the_header_is_refused_too():
+    with pytest.raises(InvalidRequest, match="Modelyard-Priority: must be interactive or batch"):
+        is_batch(request(Modelyard_Priority="low"))
+
+
+@pytest.mark.parametrize(("priority", "extra"), [("batch", {}), (3, {"priority": 3}), (None, {})])
+def test_a_backend_is_sent_the_numbers_that_it_knows_and_not_our_words(priority, extra):
+    body = {"messages": [{"role": "user", "content": "x"}], "priority": priority}
+    assert schemas.chat(body, "m").requests[0].extra == extra

@@ -76,7 +76,7 @@ class Directory:
         remote, worker = self._remote(key), self._find(key)
         if worker is None or worker.state is not State.READY:
             return remote
-        local = Instance(key, self._own_url(), load=worker.load, healthy=True, weight=worker.params.weight)
+        local = Instance(key, self._own_url(), load=worker.load, healthy=worker.is_healthy, weight=worker.params.weight)
         self._routes.answered(local, local.load)
         return [local, *remote]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 from collections.abc import Callable, Sequence
 
 from ..access.token_store import OutgoingToken
@@ -61,6 +62,7 @@ class Cluster:
         self.url = ""
         """The address at which others reach this process; empty before `start`, and while its port is unknown."""
         self._joined = False
+        self._announcing = threading.Lock()
         self.heartbeat = Heartbeat(self.registry) if settings.owns_models else None
         self.view: RegistryView | None = None
         self.manager: RemoteWorkerManager | None = None
@@ -154,17 +156,24 @@ class Cluster:
         """
         assert self.heartbeat is not None
         worker = event.worker
-        if event.kind == "started" and worker.params.register:
-            params = worker.params
-            self.heartbeat.add(
-                worker.key, lambda: self._instance(worker), params.heartbeat_interval, beats=params.send_heartbeat
-            )
-            if self.url:
+        if event.kind in ("started", "health"):
+            self._announce(worker, self.heartbeat)
+            if event.kind == "started" and self.url:
                 self.heartbeat.wait_settled(STARTED_TIMEOUT)
         elif event.kind in ("starting", "failed", "stopped"):
             self.heartbeat.remove(worker.key)
         elif event.kind == "forgotten":
             self.heartbeat.remove(worker.key, forget=True)
+
+    def _announce(self, worker: ModelWorker, heartbeat: Heartbeat) -> None:
+        """Register a model while it is healthy, deregister it while it is not."""
+        params = worker.params
+        with self._announcing:  # the start and the watch of its health may come together
+            if worker.is_healthy and params.register:
+                describe, interval = (lambda: self._instance(worker)), params.heartbeat_interval
+                heartbeat.add(worker.key, describe, interval, beats=params.send_heartbeat)
+            else:
+                heartbeat.remove(worker.key)
 
     def _instance(self, worker: ModelWorker) -> Instance:
         return Instance(

@@ -151,6 +151,15 @@ class Engine:
         """Free what `start` took. Called once, after all answers have ended or were cancelled."""
 
     @property
+    def health_interval(self) -> float | None:
+        """Seconds between two calls of `health` while the model runs; None: it is never called."""
+        return None
+
+    def health(self, cancel: CancelEvent) -> str:
+        """Return why the model can't answer now; empty if it can. A thread of its own calls it; ``cancel`` ends it."""
+        return ""
+
+    @property
     def options(self) -> frozenset[str]:
         """The names of `GenerateRequest.options` that this model takes; a request with others is refused before it."""
         return frozenset()

@@ -6,9 +6,9 @@ It has no weights. Address and key come from the operator's configuration alone,
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import orjson
 
@@ -21,10 +21,16 @@ from ..streams import Cancel
 from ..types import Burst, GenerateRequest, JSONObject, ModelMetadata, WorkerType
 from . import openai_answers
 from .base import CancelEvent, Engine, ModelParams, OfTexts, Progress, Vectors
+from .openai_backends import Backend, Backends
 from .openai_fields import Fields, text_fields
 
 TEXTS_A_CALL = 256
 """Texts of one call for embeddings: what servers take."""
+
+Bursts: TypeAlias = Generator[Burst | None, None, None]
+
+HEALTH_TIMEOUT = 10.0
+"""Seconds that a server has to list its models while the model runs."""
 
 _OPERATOR = ("fixed", "operator", "privacy")
 _OPTIONS = frozenset(
@@ -37,7 +43,10 @@ _OPTIONS = frozenset(
 class OpenAIParams(ModelParams):
     """Parameters of `OpenAI`."""
 
-    base_url: str = param(help="the server's address with its /v1", tags=_OPERATOR)
+    base_url: str = param(
+        help="the server's address with its /v1; of several, comma-separated, a request goes to the least busy one",
+        tags=_OPERATOR,
+    )
     backend_model: str | None = param(None, help="the server's name for the model; default: its name", tags=["fixed"])
     api_key: str | None = param(None, help="the key for the server", tags=[*_OPERATOR, "secret"])
     api_key_file: str | None = param(
@@ -47,6 +56,9 @@ class OpenAIParams(ModelParams):
     connect_timeout: float = param(3.0, help="seconds the server gets to accept a connection", min=0.05, max=600)
     first_byte_timeout: float = param(300.0, help="seconds until an answer begins", min=0.1, max=86_400)
     silence_timeout: float = param(60.0, help="seconds of silence within an answer", min=1, max=86_400)
+    health_interval: float = param(
+        15.0, help="seconds between two looks at the server's list of models", min=0.1, max=3600
+    )
     strip_params: list[str] = param([], help="fields that are never sent, for a server that refuses them")
     set_params: list[str] = param([], help="fields that are always sent: NAME=JSON", tags=["operator", "privacy"])
     template_params: list[str] = param(
@@ -73,20 +85,20 @@ class OpenAI(Engine):
 
     def __init__(self, params: Any, path: Any = None) -> None:
         super().__init__(params, path)
-        self._base = self.params.base_url.rstrip("/")
         self._model = self.params.backend_model or self.params.model_name
         self._where = f"the backend of model {self.params.registered_name!r}"
         self._session: Session | None = None
+        self._backends: Backends
         self._fields: Fields
         self._context_length = self.params.context_length
 
     # Life
 
     def start(self, progress: Progress) -> None:
-        """Ask the server whether it has the model. Raises StartFailed."""
+        """Ask the servers whether they have the model. Raises StartFailed if none does."""
         params = self.params
-        progress(f"asking {self._base}")
         try:
+            self._backends = Backends(params.base_url, self._where)
             self._fields = Fields(
                 self._model,
                 stripped=params.strip_params,
@@ -95,27 +107,52 @@ class OpenAI(Engine):
             )
             token = OutgoingToken(params.api_key, params.api_key_file)
             self._session = Session(params.connect_timeout, params.first_byte_timeout, token=token, ca=params.ca)
-            self._look_for_model()
+            progress("asking for the list of models")
+            trouble = self._look(Cancel(), params.silence_timeout)
         except ModelyardError as error:
             self.stop()
             raise StartFailed(f"model {params.registered_name!r}: {error}") from error
+        if trouble:
+            self.stop()
+            raise StartFailed(f"model {params.registered_name!r}: {trouble}")
 
-    def _look_for_model(self) -> None:
-        """Check that the server lists the model. One that has no list is believed."""
+    @property
+    def health_interval(self) -> float:
+        """The parameter of that name."""
+        return self.params.health_interval
+
+    def health(self, cancel: CancelEvent) -> str:
+        """Return why no server answers; empty if one does. A request is sent all the same."""
+        assert isinstance(cancel, Cancel)
+        return self._look(cancel, HEALTH_TIMEOUT)
+
+    def _look(self, cancel: Cancel, timeout: float) -> str:
+        """Ask each server for its models, note which of them can answer, and return the reasons if none can."""
+        for backend in self._backends:
+            try:
+                self._look_for_model(backend, cancel, timeout)
+            except ModelyardError as error:
+                backend.note(str(error))
+            else:
+                backend.note("")
+        troubles = [backend.trouble for backend in self._backends]
+        return "; ".join(troubles) if all(troubles) else ""
+
+    def _look_for_model(self, backend: Backend, cancel: Cancel, timeout: float) -> None:
+        """Check that a server lists the model. One that has no list, or is busy, is believed."""
         assert self._session is not None
-        params = self.params
-        until = time.monotonic() + params.connect_timeout + params.silence_timeout
-        with self._session.request("GET", f"{self._base}/models", until=until) as response:
+        until = time.monotonic() + self.params.connect_timeout + timeout
+        with self._session.request("GET", f"{backend.url}/models", until=until, cancel=cancel) as response:
             body = response.content
-        if response.status_code in (404, 405):
+        if response.status_code in (404, 405, 429):
             return
         if response.status_code != 200:
-            raise openai_answers.refusal(response.status_code, response.headers, body, self._base)
-        entries = _list_in(_parsed(body, self._base), "data", self._base)
+            raise openai_answers.refusal(response.status_code, response.headers, body, backend.where)
+        entries = _list_in(_parsed(body, backend.where), "data", backend.where)
         entry = next((entry for entry in entries if entry.get("id") == self._model), None)
         if entry is None:
             names = ", ".join(str(entry.get("id")) for entry in entries[:20]) or "none"
-            raise StartFailed(f"{self._base} has no model {self._model!r} (backend_model); it has {names}")
+            raise EngineError(f"{backend.where} has no model {self._model!r} (backend_model); it has {names}")
         if self._context_length is None and isinstance(entry.get("max_model_len"), int):
             self._context_length = entry["max_model_len"]
 
@@ -140,14 +177,22 @@ class OpenAI(Engine):
         """Yield bursts as the server's events come; a cancel closes the connection."""
         assert isinstance(cancel, Cancel)
         path, fields = "chat/completions" if request.uses_messages else "completions", text_fields(request)
-        answer = openai_answers.Answer(self._where)
-        if fields.get("best_of", 1) != 1:  # of several answers the best: a server can't stream it
-            with self._sent(path, fields, request.extra, cancel) as response:
-                yield answer.burst([response.content])
-            yield answer.ending()
-            return
-        fields |= {"stream": True, "stream_options": {"include_usage": True}}
-        with self._sent(path, fields, request.extra, cancel) as response:
+        is_streamed = fields.get("best_of", 1) == 1  # of several answers the best: a server can't stream it
+        if is_streamed:
+            fields |= {"stream": True, "stream_options": {"include_usage": True}}
+        body = self._fields.body(fields, request.extra)
+        answered = self._streamed if is_streamed else self._whole
+        return self._backends.results(lambda backend: answered(backend, path, body, cancel), cancel)
+
+    def _whole(self, backend: Backend, path: str, body: bytes, cancel: Cancel) -> Bursts:
+        answer = openai_answers.Answer(backend.where)
+        with self._sent(backend, path, body, cancel) as response:
+            yield answer.burst([response.content])
+        yield answer.ending()
+
+    def _streamed(self, backend: Backend, path: str, body: bytes, cancel: Cancel) -> Bursts:
+        answer = openai_answers.Answer(backend.where)
+        with self._sent(backend, path, body, cancel) as response:
             decoder = openai_answers.EventDecoder()
             quiet_since = time.monotonic()
             while (data := response.read1()) != b"":
@@ -155,19 +200,17 @@ class OpenAI(Engine):
                     if answer.has_ended:
                         break  # all of it has come, and the server leaves the connection open
                     if time.monotonic() - quiet_since >= self.params.silence_timeout:
-                        raise EngineError(f"{self._where} was silent for {self.params.silence_timeout:g} s")
+                        raise EngineError(f"{backend.where} was silent for {self.params.silence_timeout:g} s")
                     yield None
                     continue
                 quiet_since = time.monotonic()
-                if (burst := self._burst(answer, decoder, data)) is not None:
+                try:
+                    events = decoder.feed(data)
+                except ValueError as error:
+                    raise EngineError(f"{backend.where}: {error}") from None
+                if (burst := answer.burst(events)) is not None:
                     yield burst
         yield answer.ending()
-
-    def _burst(self, answer: openai_answers.Answer, decoder: openai_answers.EventDecoder, data: bytes) -> Burst | None:
-        try:
-            return answer.burst(decoder.feed(data))
-        except ValueError as error:
-            raise EngineError(f"{self._where}: {error}") from None
 
     def embed(self, texts: Sequence[str], cancel: CancelEvent, extra: JSONObject | None = None) -> Vectors:
         """Return one row for each text; ``extra`` has the caller's other fields."""
@@ -192,8 +235,13 @@ class OpenAI(Engine):
     def _answer(self, path: str, fields: JSONObject, extra: JSONObject | None, cancel: CancelEvent) -> Any:
         """Return the answer to a POST as JSON."""
         assert isinstance(cancel, Cancel)
-        with self._sent(path, fields, extra or {}, cancel) as response:
-            return _parsed(response.content, self._where)
+        body = self._fields.body(fields, extra or {})
+
+        def ask(backend: Backend) -> Any:
+            with self._sent(backend, path, body, cancel) as response:
+                return _parsed(response.content, backend.where)
+
+        return self._backends.result(ask, cancel)
 
     def _in_order(self, answer: Any, name: str, field: str, count: int) -> list[Any]:
         """Return ``field`` of ``count`` entries of a list, by their ``index``. Raises EngineError if one is missing."""
@@ -202,15 +250,14 @@ class OpenAI(Engine):
             raise EngineError(f"{self._where} does not answer with one {field} for each of {count} texts")
         return [values[index] for index in range(count)]
 
-    def _sent(self, path: str, fields: JSONObject, extra: JSONObject, cancel: Cancel) -> Response:
+    def _sent(self, backend: Backend, path: str, body: bytes, cancel: Cancel) -> Response:
         """Return the response to a POST, whose status is 200. Raises what another status means."""
         assert self._session is not None
-        body = self._fields.body(fields, extra)
-        response = self._session.request("POST", f"{self._base}/{path}", body=body, cancel=cancel)
+        response = self._session.request("POST", f"{backend.url}/{path}", body=body, cancel=cancel)
         if response.status_code == 200:
             return response
         with response:
-            raise openai_answers.refusal(response.status_code, response.headers, response.content, self._where)
+            raise openai_answers.refusal(response.status_code, response.headers, response.content, backend.where)
 
 
 def _parsed(body: bytes, where: str) -> Any:

@@ -103,6 +103,8 @@ class Recovery:
 
     def _remember(self, event: ModelEvent) -> None:
         """Record the change of a model for the next process."""
+        if event.kind == "health":
+            return
         state, key = self._state, event.worker.key
         assert state is not None
         if event.kind == "starting":

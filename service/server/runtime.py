@@ -243,7 +243,7 @@ class Runtime:
         owned = workers if self.settings.owns_models else []
         if not self._loaded.is_set() or any(worker.state is State.STARTING for worker in owned):
             state, reason = ServiceState.STARTING, "models are starting"
-        elif models and self.settings.owns_models and not any(worker.state is State.READY for worker in owned):
+        elif models and self.settings.owns_models and not any(worker.is_healthy for worker in owned):
             state, reason = ServiceState.FAILED, "no model is ready"
         if self.cluster is not None and not self.settings.owns_models:
             models += self.cluster.models()
@@ -321,7 +321,8 @@ class Runtime:
 
 def _entry(worker: ModelWorker) -> JSONObject:
     """Return a model in the status: with its context length while that is known, and its load while it is ready."""
-    entry: JSONObject = {"model": worker.key, "state": worker.state.value, "reason": worker.reason or None}
+    state, reason = worker.shown_state
+    entry: JSONObject = {"model": worker.key, "state": state.value, "reason": reason or None}
     if (length := worker.context_length) is not None:
         entry["context_length"] = length
     return entry | worker.gate.status() if worker.state is State.READY else entry

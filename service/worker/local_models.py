@@ -155,7 +155,7 @@ class LocalModels:
     def new_worker(self, name: str, worker_type: WorkerType | None, over_http: JSONObject) -> ModelWorker:
         """Return a worker of the declared model, not started. Raises the errors of `Declarations.engine`."""
         engine = self.declarations.engine(name, worker_type, over_http)
-        return ModelWorker(engine, lambda: self.declarations.locate(engine))
+        return ModelWorker(engine, lambda: self.declarations.locate(engine), self._health_changed)
 
     def _check_room(self, worker: ModelWorker) -> None:
         """Raise Conflict if its slots, with those of the other models, exceed the budget."""
@@ -291,6 +291,11 @@ class LocalModels:
     def subscribe(self, listener: Callable[[ModelEvent], None]) -> None:
         """Call ``listener`` at every change of a model, in the thread that made it."""
         self._listeners.append(listener)
+
+    def _health_changed(self, worker: ModelWorker) -> None:
+        model = self._models.get(worker.key)
+        if model is not None and model.worker is worker:
+            self.tell("health", model)
 
     def tell(self, kind: EventKind, model: LocalModel) -> None:
         """Call every listener. An exception of a listener is logged."""

@@ -25,7 +25,6 @@ from .outcomes import in_parallel, merged, outcome_of, timed
 from .protocol import APPLY_TYPES, EVERY_MODEL
 from .shared_calls import SharedCalls, shortest
 from .spans import spanned
-from .worker import State
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +126,7 @@ class LocalWorkerManager(SharedCalls):
     def _instances(self, key: str | None = None) -> list[ModelInstance]:
         host, port = self._place()
         return [
-            ModelInstance(worker.key, host, port, healthy=worker.state is State.READY)
+            ModelInstance(worker.key, host, port, healthy=worker.is_healthy)
             for worker in self.models.workers()
             if key in (None, worker.key)
         ]

@@ -27,7 +27,8 @@ from .worker import ModelWorker
 APPLY_TYPES = ("start", "stop", "restart", "update_params")
 EVERY_MODEL = "*"
 
-EventKind = Literal["starting", "started", "failed", "stopped", "forgotten", "changed"]
+EventKind = Literal["starting", "started", "failed", "stopped", "forgotten", "changed", "health"]
+"""``health``: a model that is ready has become unhealthy, or healthy again."""
 
 
 @dataclass(frozen=True)

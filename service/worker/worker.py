@@ -27,6 +27,7 @@ from ..errors import (
 from ..streams import TICK, Cancel, OutputStream, pumped, whole_answer
 from ..types import Burst, GenerateRequest, JSONObject, ModelMetadata, ModelOutput, WorkerType, worker_key
 from .admission import Gate, Ticket
+from .health import HealthWatch
 from .spans import CallSpan
 from .start import start_error, start_in_time
 
@@ -42,6 +43,8 @@ class State(str, Enum):
     STOPPED = "stopped"
     STARTING = "starting"
     READY = "ready"
+    UNHEALTHY = "unhealthy"
+    """It runs and is called, although what computes its answers does not answer: `ModelWorker.shown_state` alone."""
     FAILED = "failed"
     STOPPING = "stopping"
 
@@ -49,10 +52,20 @@ class State(str, Enum):
 class ModelWorker:
     """A model of this process. All calls block; those that compute hold a slot of the gate."""
 
-    def __init__(self, engine: Engine, locate: Callable[[], Path | None] = lambda: None) -> None:
-        """Hold ``engine``, which is not started yet; ``locate`` finds its weights at the start."""
+    def __init__(
+        self,
+        engine: Engine,
+        locate: Callable[[], Path | None] = lambda: None,
+        health_changed: Callable[[ModelWorker], None] = lambda worker: None,
+    ) -> None:
+        """Hold ``engine``, which is not started yet; ``locate`` finds its weights at the start.
+
+        ``health_changed`` is called in a thread of its own when `is_healthy` changes while the model is ready.
+        """
         self.engine = engine
         self._locate = locate
+        self._health_changed = health_changed
+        self._watch: HealthWatch | None = None
         self.params: ModelParams = engine.params
         self.name = self.params.registered_name
         self.worker_type = WorkerType(self.params.worker_type)
@@ -89,6 +102,7 @@ class ModelWorker:
         self.started_in = time.monotonic() - began
         self.gate = self._new_gate()
         self.state, self.reason = State.READY, ""
+        self._watch_health()
         log.info("model %s is ready after %.1f s", self.key, self.started_in)
 
     def _start_engine(self) -> None:
@@ -98,6 +112,27 @@ class ModelWorker:
             # The late engine may still start at any time, so the next start uses a new one.
             self._renew_engine()
             raise StartTimeout(f"model {self.name!r} did not start within {limit:g} s (start_timeout)")
+
+    def _watch_health(self) -> None:
+        if self.engine.health_interval is not None:
+            self._watch = HealthWatch(self.engine, self.key, lambda: self._health_changed(self))
+            self._watch.start()
+
+    @property
+    def trouble(self) -> str:
+        """Why a model that is ready can't answer now; empty if it can, or the model is not ready."""
+        return self._watch.trouble if self._watch is not None and self.state is State.READY else ""
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether it is ready, and can answer now."""
+        return self.state is State.READY and not self.trouble
+
+    @property
+    def shown_state(self) -> tuple[State, str]:
+        """The state and reason for people."""
+        trouble = self.trouble
+        return (State.UNHEALTHY, trouble) if trouble else (self.state, self.reason)
 
     def _renew_engine(self) -> None:
         self.engine = type(self.engine)(self.engine.params, self.engine.path)
@@ -120,12 +155,16 @@ class ModelWorker:
                 raise NotReady(f"model {self.name!r} is {self.state.value}: it can't be stopped now, try again")
             self.state, self.reason = State.STOPPING, "stopping"
             active = list(self._active)
+        if self._watch is not None:
+            self._watch.stop()
+            self._watch = None
         self.gate.close(lambda: NotReady(f"model {self.name!r} was stopped"))
         for cancel in active:
             cancel.set(NotReady(f"model {self.name!r} was stopped"))
         if not self.gate.wait_idle(timeout):
             self.state, self.reason = State.READY, ""
             self.gate = self._new_gate()
+            self._watch_health()
             raise EngineError(f"model {self.name!r} did not stop: its engine does not end {len(active)} answers")
         try:
             self.engine.stop()

@@ -152,7 +152,8 @@ class HostedWorkerManager(SharedCalls):
         if key not in states and not status["ready"]:
             return  # it may not be declared yet: the host decides
         if key in states:
-            if states[key]["state"] not in (State.READY, State.STARTING) and status["state"] != ServiceState.STARTING:
+            may_answer = states[key]["state"] in (State.READY, State.UNHEALTHY, State.STARTING)
+            if not may_answer and status["state"] != ServiceState.STARTING:
                 self._worker(model, kind).metadata()
             return
         raise not_callable(states, model, [kind])

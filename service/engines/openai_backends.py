@@ -1,0 +1,109 @@
+"""The servers behind one model: which of them a request goes to, and which are left out until they answer again."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from typing import TypeVar
+
+from ..errors import ConfigError, Overloaded, Unavailable, WorkerUnreachable
+from ..sessions.address import origin_of
+from ..streams import Cancel
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class Backend:
+    """One server, by the address that its calls stand under."""
+
+    def __init__(self, url: str, where: str) -> None:
+        """``where`` names it in messages."""
+        self.url = url
+        self.where = where
+        self.requests = 0
+        """The requests that are under way."""
+        self.trouble = ""
+        """Why it is left out while others answer; empty if it is not."""
+
+    def note(self, trouble: str) -> None:
+        """Note why it does not answer, or by an empty text that it does."""
+        if trouble and not self.trouble:
+            log.warning("%s is left out until it answers: %s", self.where, trouble)
+        elif self.trouble and not trouble:
+            log.info("%s answers again", self.where)
+        self.trouble = trouble
+
+
+class Backends:
+    """The servers of one model. Many threads may share them."""
+
+    def __init__(self, urls: str, where: str) -> None:
+        """Take the addresses in ``urls``, comma-separated; ``where`` names the servers. Raises ConfigError."""
+        addresses = [url.strip().rstrip("/") for url in urls.split(",") if url.strip()]
+        if not addresses:
+            raise ConfigError("base_url has no address")
+        try:
+            names = [f"{where} at {origin_of(url)}" for url in addresses]
+        except ValueError as error:
+            raise ConfigError(f"base_url: {error}") from None
+        names = names if len(names) > 1 else [where]
+        self._all = [Backend(url, name) for url, name in zip(addresses, names, strict=True)]
+        self._lock = threading.Lock()
+
+    def __iter__(self) -> Iterator[Backend]:
+        return iter(self._all)
+
+    def result(self, call: Callable[[Backend], T], cancel: Cancel) -> T:
+        """Return the result of ``call`` at the first server that does not refuse, as `results` finds it."""
+
+        def once(backend: Backend) -> Generator[T, None, None]:
+            yield call(backend)
+
+        (result,) = self.results(once, cancel)
+        return result
+
+    def results(self, call: Callable[[Backend], Generator[T, None, None]], cancel: Cancel) -> Generator[T, None, None]:
+        """Yield the results of ``call`` at the least busy server.
+
+        If it can't be reached, or refuses, before its first result (None is not one), the next server is called: each
+        once, as long as ``cancel`` is not set. Raises Overloaded if one was, or else the last error.
+        """
+        tried: list[Backend] = []
+        errors: list[Unavailable] = []
+        has_begun = False
+        while True:
+            backend = self._take(tried)
+            try:
+                with closing(call(backend)) as results:
+                    for result in results:
+                        has_begun = has_begun or result is not None
+                        yield result
+            except Unavailable as error:
+                if cancel.is_set():
+                    raise
+                if isinstance(error, WorkerUnreachable):
+                    backend.note(str(error))
+                if has_begun:
+                    raise
+                tried.append(backend)
+                errors.append(error)
+                if len(tried) == len(self._all):
+                    raise next((error for error in errors if isinstance(error, Overloaded)), error) from None
+            else:
+                return
+            finally:
+                with self._lock:
+                    backend.requests -= 1
+
+    def _take(self, tried: Sequence[Backend]) -> Backend:
+        """Return the least busy server that was not tried, one that answers if there is one, and count its request."""
+        with self._lock:
+            left = [backend for backend in self._all if backend not in tried]
+            usable = [backend for backend in left if not backend.trouble] or left
+            taken = min(usable, key=lambda backend: (backend.requests, random.random()))  # noqa: S311 - no secret
+            taken.requests += 1
+            return taken

@@ -40,8 +40,8 @@ class StoreAddress:
     secrets: tuple[str, ...]
 
     @classmethod
-    def parse(cls, url: str) -> StoreAddress:
-        """Return the address of ``url``. Raises ConfigError."""
+    def parse(cls, url: str, setting: str = "registry") -> StoreAddress:
+        """Return the address of ``url``, which a setting has. Raises ConfigError."""
         shown = masked(url)
         try:
             parts = urlsplit(url)
@@ -51,13 +51,13 @@ class StoreAddress:
         except ValueError:
             # The text of the error quotes the address, password and all.
             raise ConfigError(
-                f"registry {shown}: not a valid address; a password's special characters are written as %XX"
+                f"{setting} {shown}: not a valid address; a password's special characters are written as %XX"
             ) from None
         passwords += [value for name, value in query if re.fullmatch(PRIVATE, name, re.IGNORECASE)]
         prefix = next((value for name, value in query if name == "prefix"), None)
         if prefix is not None and not PREFIX_PATTERN.fullmatch(prefix):
             raise ConfigError(
-                f"registry {shown}: prefix must be 1 to 30 letters, digits and _, and start with a letter"
+                f"{setting} {shown}: prefix must be 1 to 30 letters, digits and _, and start with a letter"
             )
         rest = urlencode([(name, value) for name, value in query if name != "prefix"])
         plain = parts._replace(query=rest).geturl()
@@ -75,18 +75,20 @@ class StoreAddress:
         return line
 
 
-def sqlite_path(url: str) -> Path:
+def sqlite_path(url: str, setting: str = "registry") -> Path:
     """Return the file of ``sqlite:///relative`` or ``sqlite:////absolute``, as in SQLAlchemy. Raises ConfigError."""
     rest = url.partition(":")[2]
     if rest.startswith("//"):
         if not rest.startswith("///"):
-            raise ConfigError(f"registry {url}: a file is named with three slashes, or four where its path is absolute")
+            raise ConfigError(
+                f"{setting} {url}: a file is named with three slashes, or four where its path is absolute"
+            )
         rest = rest[3:]
     path, question, _ = rest.partition("?")
     if question:
-        raise ConfigError(f"registry {url}: a file has no parameters")
+        raise ConfigError(f"{setting} {url}: a file has no parameters")
     if not path or path == ":memory:" or path.endswith("/"):
-        raise ConfigError(f"registry {url}: a file name is missing, as in sqlite:////var/lib/modelyard/registry.db")
+        raise ConfigError(f"{setting} {url}: a file name is missing, as in sqlite:////var/lib/modelyard/registry.db")
     return expanded(unquote(path))
 
 

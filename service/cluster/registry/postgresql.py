@@ -13,18 +13,18 @@ from sqlalchemy.dialects.postgresql import insert as insert_into
 from sqlalchemy.sql.dml import Insert
 
 from . import schema
-from .sql import ANSWER_TIMEOUT, CONNECT_TIMEOUT, LOCK_TIMEOUT, SqlRegistry, of_row
+from .database import ANSWER_TIMEOUT, CONNECT_TIMEOUT, LOCK_TIMEOUT, Database
+from .sql import SqlRegistry, of_row
 
 T = TypeVar("T")
 CHECK_INTERVAL = 0.1
 """Seconds between two checks of the time while a server is silent."""
 
 
-class PostgresqlRegistry(SqlRegistry):
-    """A registry in PostgreSQL."""
+class PostgresqlDatabase(Database):
+    """PostgreSQL."""
 
     driver = "postgresql+psycopg"
-    migrations = schema.POSTGRESQL
     clock = "CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT)"
     connect_args = MappingProxyType(
         {
@@ -42,6 +42,28 @@ class PostgresqlRegistry(SqlRegistry):
     def relax(self, connection: Connection) -> None:
         """Do not wait for the disk: this transaction may be lost when the server's machine dies."""
         connection.execute(text("SET LOCAL synchronous_commit = off"))
+
+    def lock_schema(self, connection: Connection, name: str) -> bool:
+        """Take the lock of the migrations."""
+        # Ends with the transaction. Waits for lock_timeout at most, and raises then.
+        connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(name, 0))))
+        return True
+
+    def is_retryable(self, error: BaseException | None) -> bool:
+        """Return whether the same transaction may succeed when it is run again."""
+        # A serialization failure, a deadlock.
+        return getattr(error, "sqlstate", None) in ("40001", "40P01")
+
+    def is_table_missing(self, error: BaseException | None) -> bool:
+        """Return whether the tables have gone."""
+        return getattr(error, "sqlstate", None) == "42P01"
+
+
+class PostgresqlRegistry(SqlRegistry):
+    """A registry in PostgreSQL."""
+
+    database = PostgresqlDatabase
+    migrations = schema.POSTGRESQL
 
     def registering(self, table: Table) -> Insert:
         """Return the upsert of instances that are issued a new generation."""
@@ -62,21 +84,6 @@ class PostgresqlRegistry(SqlRegistry):
         insert = insert_into(table)
         new = {name: insert.excluded[name] for name in ("last_heartbeat", "deregistered")}
         return insert.on_conflict_do_update(index_elements=[table.c.id], set_=new)
-
-    def lock_schema(self, connection: Connection, name: str) -> bool:
-        """Take the lock of the migrations."""
-        # Ends with the transaction. Waits for lock_timeout at most, and raises then.
-        connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(name, 0))))
-        return True
-
-    def is_retryable(self, error: BaseException | None) -> bool:
-        """Return whether the same transaction may succeed when it is run again."""
-        # A serialization failure, a deadlock.
-        return getattr(error, "sqlstate", None) in ("40001", "40P01")
-
-    def is_table_missing(self, error: BaseException | None) -> bool:
-        """Return whether the tables have gone."""
-        return getattr(error, "sqlstate", None) == "42P01"
 
 
 class BoundedConnection(psycopg.Connection[Any]):

@@ -8,29 +8,24 @@ The server's clock is the store's. A beat is one script, and so is a deregistrat
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
-from ...errors import ConfigError, RegistryUnavailable
-from ...processes import PerProcess
+from ...errors import ConfigError
 from . import limits, rows, schema
 from .address import StoreAddress
 from .base import ANY_GENERATION, HEARTBEAT_TIMEOUT, Beaten, Instance, Receipt
 from .forgetting import Forgetting
+from .redis_server import RedisServer
 
-CONNECT_TIMEOUT = 2.0
-ANSWER_TIMEOUT = 4.0
 VERSION = 1
 """The version of the stored keys. Rows are written whole with each beat, so a new field needs no new version."""
 BATCH = 500
 """The most instances in one call of a script, and the most keys that are read at once."""
 REST = ("weight", "enabled", "check_healthy", "capabilities", "load", "prompt_template")
 """The fields of an instance that are JSON in a row."""
-T = TypeVar("T")
 
 OPEN = """
 local prefix, version = ARGV[1], ARGV[2]
@@ -105,11 +100,9 @@ class RedisRegistry:
     def __init__(self, address: StoreAddress, heartbeat_timeout: float = HEARTBEAT_TIMEOUT) -> None:
         """Use the Redis at ``address``; nothing is connected yet. Raises ConfigError."""
         self.heartbeat_timeout = heartbeat_timeout
-        self._address = address
-        self._prefix = address.prefix or schema.PREFIX
+        self._server = RedisServer(address)
+        self._prefix = self._server.prefix
         self._forgetting = Forgetting(self)
-        self._clients = PerProcess(self._make_client)
-        self._check_address()
 
     def beat(self, instances: Sequence[Instance]) -> Beaten:
         """Register or refresh all instances."""
@@ -147,51 +140,20 @@ class RedisRegistry:
         """Return all rows, or those of one key, ordered by key and address."""
         if key is not None:
             limits.check_lookup(key)
-        instances = self._call(lambda client: self._read(client, key))
+        instances = self._server.call(lambda client: self._read(client, key))
         return rows.ordered(instances, healthy_only=healthy_only)
 
     def close(self) -> None:
         """Close this process's connections; a later call opens them again."""
-        if client := self._clients.pop():
-            client.close()
-
-    def _make_client(self) -> redis.Redis:
-        return redis.Redis.from_url(
-            self._address.url,
-            decode_responses=True,
-            socket_connect_timeout=CONNECT_TIMEOUT,
-            socket_timeout=ANSWER_TIMEOUT,
-            # Once: a connection of the pool may be stale. A silent server is not tried twice.
-            retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
-        )
-
-    def _check_address(self) -> None:
-        path = self._address.url.partition("?")[0].split("://", 1)[-1].partition("/")[2]
-        if not self._address.url.split(":", 1)[1].startswith("//") or not (path == "" or path.isdecimal()):
-            raise ConfigError(
-                f"registry {self._address.shown}: not an address of a Redis, as in redis://:PASSWORD@host:6379/0; the "
-                "slash is followed by the number of a database"
-            )
-        try:
-            self._make_client()
-        except (ValueError, TypeError, redis.RedisError) as error:
-            raise ConfigError(f"registry {self._address.shown}: {self._address.hide(error)}") from None
+        self._server.close()
 
     def _script(self, script: str, instances: Sequence[Instance], words: Sequence[str]) -> list[Receipt]:
-        version, *receipts = self._call(
+        version, *receipts = self._server.call(
             lambda client: client.register_script(script)(args=[self._prefix, VERSION, *words], client=client)
         )
         if not receipts:
             raise self._too_new(version)
         return [rows.receipt(instance, int(held)) for instance, held in zip(instances, receipts[0], strict=True)]
-
-    def _call(self, work: Callable[[redis.Redis], Any]) -> Any:
-        try:
-            return work(self._clients.get())
-        except redis.RedisError as error:
-            raise RegistryUnavailable(
-                f"the registry {self._address.shown} can't be used: {self._address.hide(error)}"
-            ) from error
 
     def _read(self, client: redis.Redis, key: str | None) -> list[Instance]:
         keys = [key] if key is not None else sorted(_strings(client.smembers(f"{self._prefix}:keys")))
@@ -216,7 +178,7 @@ class RedisRegistry:
         return instances
 
     def _too_new(self, held: str) -> ConfigError:
-        return schema.too_new(int(held), VERSION, self._address.shown)
+        return schema.too_new(int(held), VERSION, self._server.where)
 
 
 def _rest(instance: Instance) -> str:

@@ -13,6 +13,8 @@ from typing import TypeAlias
 from ...errors import ConfigError
 
 PREFIX = "modelyard"
+REGISTRY = "registry"
+"""What messages call the store of a registry."""
 Migration: TypeAlias = tuple[str, ...]
 
 SQLITE: tuple[Migration, ...] = (
@@ -101,6 +103,6 @@ def outstanding(
 def too_new(held: int, newest: int, where: str) -> ConfigError:
     """Return the error for a store that a newer modelyard has used."""
     return ConfigError(
-        f"registry {where}: its tables are of version {held}, and this modelyard knows up to {newest}: a newer one has "
+        f"{where}: its tables are of version {held}, and this modelyard knows up to {newest}: a newer one has "
         "used it; upgrade this one, or give it another store"
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from modelyard.cluster.registry import client, schema, sqlite, sqlite_file
+from modelyard.cluster.registry import client, schema, sqlite_file, sqlite_store
 from modelyard.cluster.registry.base import Instance
 from modelyard.cluster.registry.sqlite import SqliteRegistry
 from modelyard.cluster.registry.sqlite_file import fault_of
@@ -281,16 +281,16 @@ def test_all_waits_of_a_call_together_are_bounded(path, beside, monkeypatch):
 
     registry = SqliteRegistry(path, busy_timeout=15)
     registry.beat([MINE])
-    monkeypatch.setattr(sqlite, "_WRITING", Turn())
+    monkeypatch.setattr(sqlite_store, "_WRITING", Turn())
     clock = SimpleNamespace(monotonic=lambda: time.monotonic() + waited, time=time.time, time_ns=time.time_ns)
-    monkeypatch.setattr(sqlite, "time", clock)
+    monkeypatch.setattr(sqlite_store, "time", clock)
     beside.execute("BEGIN IMMEDIATE")
     began = time.monotonic()
     with pytest.raises(RegistryUnavailable, match="locked"):
         registry.beat([MINE])
     assert time.monotonic() - began < 10
     beside.execute("ROLLBACK")
-    assert sqlite.BUSY_TIMEOUT < client.TIMEOUT, "a client hears why"
+    assert sqlite_store.BUSY_TIMEOUT < client.TIMEOUT, "a client hears why"
 
 
 def test_an_older_file_is_brought_to_the_newer_version_with_its_rows(path, beside):

@@ -12,6 +12,7 @@ from ..cluster.registry.base import ANY_GENERATION, Instance, Receipt, Registry
 from ..cluster.registry.dbgpt import listed
 from ..settings.settings import Settings
 from ..types import JSONObject, plain
+from ..worker.protocol import Keys
 from . import controller_schemas as schemas
 from .request import guard, problems
 from .request.access_log import log_access
@@ -31,9 +32,11 @@ def controller_blueprint(
     settings: Settings,
     url_prefix: str,
     name: str = "modelyard_controller",
+    *,
+    keys: Keys | None = None,
     check_registration: Check | None = None,
 ) -> Blueprint:
-    """Return the calls under ``url_prefix``; the registry is looked up at each request.
+    """Return the calls under ``url_prefix``; the registry is looked up at each request, ``keys`` are accepted.
 
     They hold no thread of the budget: a registry must answer while every model is busy. ``check_registration`` decides
     what may be registered, by default the guard. Raises ConfigError.
@@ -41,11 +44,15 @@ def controller_blueprint(
     blueprint = Blueprint(name, __name__, url_prefix=f"{url_prefix}/controller")
     problems.install(blueprint)
     log_access(blueprint, enabled=settings.access_log, routine=ROUTINE)
-    check = check_registration or guard.install(blueprint, settings).check_registration
+    check = check_registration or _guarded(blueprint, settings, keys)
     _add_instances(blueprint, registry_of, settings.max_body_bytes, check)
     _add_dbgpt_changes(blueprint, registry_of, settings.max_body_bytes, check)
     _add_dbgpt_list(blueprint, registry_of)
     return blueprint
+
+
+def _guarded(blueprint: Blueprint, settings: Settings, keys: Keys | None) -> Check:
+    return guard.install(blueprint, settings, keys, requires_keys=settings.requires_keys).check_registration
 
 
 def _add_instances(blueprint: Blueprint, registry_of: RegistryOf, limit: int, check: Check) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from flask import Blueprint, Response, g, request
 from marshmallow import Schema
 
-from ..engines.base import other_model_of
+from ..engines.base import other_model_of, tokens_of
 from ..errors import ModelyardError
 from ..streams import whole_answer
-from ..types import GenerateRequest, JSONObject, WorkerType
+from ..types import Burst, GenerateRequest, JSONObject, WorkerType
 from ..wire.chunks import EMPTY_CHUNK, ROUTE_HEADER, ROUTE_LOCAL, STREAM_TYPE, ChunkEncoder, encode_output
 from ..wire.decoder import NUL
 from ..wire.messages import DELTA_TYPE
@@ -19,7 +21,8 @@ from .request import guard, problems
 from .request.access_log import log_access, naming, read_call
 from .request.bodies import json_response, vectors_response, wants_delta
 from .request.fields import load, load_query
-from .request.streaming import Call, StreamResponse, stream_response
+from .request.keys import characters_of, check_model, total_tokens
+from .request.streaming import Call, StreamResponse, called, stream_response
 from .request.terms import is_batch, set_terms
 
 
@@ -28,7 +31,7 @@ def worker_blueprint(service: Service, url_prefix: str, name: str = "modelyard_w
     blueprint = Blueprint(name, __name__, url_prefix=f"{url_prefix}/worker")
     problems.install(blueprint)
     log_access(blueprint, enabled=service.settings.access_log, tracing=service.tracing)
-    guard.install(blueprint, service.settings)
+    guard.install(blueprint, service.settings, service.keys, requires_keys=service.settings.requires_keys)
     _add_generation(blueprint, service)
     _add_vectors(blueprint, service)
     _add_cheap_calls(blueprint, service)
@@ -75,6 +78,13 @@ class _Chunks(ChunkEncoder):
         super().__init__(delta=delta)
         self.content_type = DELTA_TYPE if delta else STREAM_TYPE
         self._is_delta = delta
+        self.tokens: int | None = None
+        """The tokens of prompt and answer; None until they are known."""
+
+    def encode(self, burst: Burst) -> Iterable[bytes]:
+        if burst.usage is not None:
+            self.tokens = total_tokens(burst.usage)
+        return super().encode(burst)
 
     def begin(self) -> bytes:
         return b""
@@ -91,11 +101,12 @@ def _begin_stream(service: Service) -> StreamResponse:
     call = Call(service, request)
     try:
         prompt = _prompt(service, read_call(service))
-        stream = _manager(service).generate_stream(prompt, call.cancel, wait=_may_wait())
         encoder = _Chunks(delta=wants_delta(request))
+        call.admit(characters_of(prompt), [prompt.max_new_tokens], used=lambda: encoder.tokens)
+        stream = _manager(service).generate_stream(prompt, call.cancel, wait=_may_wait())
         return stream_response(service, call, stream, g.modelyard_line, encoder)
-    except BaseException:
-        call.close()
+    except BaseException as error:
+        call.close(error)
         raise
 
 
@@ -107,15 +118,14 @@ def _add_generation(blueprint: Blueprint, service: Service) -> None:
 
     @blueprint.post("/generate")
     def generate() -> Response:
-        call = Call(service, request)
-        try:
+        with called(service) as call:
             body = read_call(service)
             g.modelyard_has_span_id = isinstance(body.get("span_id"), str)  # all calls of DB-GPT's clients have one
             prompt = _prompt(service, body)
+            call.admit(characters_of(prompt), [prompt.max_new_tokens])
             with _manager(service).generate_stream(prompt, call.cancel, wait=_may_wait()) as stream:
                 output = whole_answer(stream)
-        finally:
-            call.close()
+            call.count(total_tokens(output.usage))
         response = naming(stream.model, json_response(output))
         return _with_load(response, service, prompt.model, WorkerType.LLM)
 
@@ -131,18 +141,17 @@ def _with_load(response: Response, service: Service, model: str, *kinds: WorkerT
 def _add_vectors(blueprint: Blueprint, service: Service) -> None:
     @blueprint.post("/embeddings")
     def embeddings() -> Response:
-        call = Call(service, request)
-        try:
+        with called(service) as call:
             body = read_call(service)
             fields = load(schemas.EMBEDDINGS, body)
             texts, model, query = schemas.texts(body), fields["model"], fields.get("query")
+            call.admit(sum(map(len, texts)))
             manager, wait, extra, batch = _manager(service), _may_wait(), fields.get("extra"), is_batch(request)
             if query:
                 vectors = manager.rerank(model, query, texts, call.cancel, wait=wait, extra=extra, batch=batch)
             else:
                 vectors = manager.embeddings(model, texts, call.cancel, wait=wait, extra=extra, batch=batch)
-        finally:
-            call.close()
+            call.count(tokens_of(vectors))
         response = naming(other_model_of(vectors), vectors_response([vectors] if query else vectors, vectors))
         return _with_load(response, service, model, WorkerType.TEXT2VEC, WorkerType.RERANKER)
 
@@ -163,6 +172,7 @@ def _add_cheap_calls(blueprint: Blueprint, service: Service) -> None:
     def parameter_descriptions() -> Response:
         service.check_open()
         query = load_query(schemas.DESCRIPTIONS, request.args)
+        check_model(query["model"])
         return json_response(_manager(service).parameter_descriptions(query["model"], _type(query)))
 
 

@@ -17,7 +17,8 @@
     │   ├── WorkerUnreachable          a remote worker did not answer, or not validly; no piece has come
     │   │   ├── NotConnected           there was no connection: the worker has not seen the request
     │   │   └── WorkerSilent           it was silent for too long, and may still be computing
-    │   └── RegistryUnavailable        neither a controller nor a store answers
+    │   ├── RegistryUnavailable        neither a controller nor a store answers
+    │   └── RateLimited           429  a limit of the API key is reached
     ├── WorkerLost                502  a remote worker broke off in the middle of its answer
     ├── Cancelled                 499  the client has gone
     ├── EngineError               500  the engine broke while it answered
@@ -205,6 +206,21 @@ class RegistryUnavailable(Unavailable):
 
     code = "registry_unavailable"
     title = "The registry does not answer"
+
+
+class RateLimited(Unavailable):
+    """A limit of the API key is reached; the text names it."""
+
+    code = "rate_limited"
+    status = 429
+    title = "A limit of the key is reached"
+
+    def __init__(
+        self, message: str, retry_after: int = 1, load: str | None = None, *, is_hopeless: bool = False
+    ) -> None:
+        super().__init__(message, retry_after, load)
+        self.is_hopeless = is_hopeless
+        """Whether the request is larger than the limit, so that a repetition never helps."""
 
 
 class WorkerLost(ModelyardError):

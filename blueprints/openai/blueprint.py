@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -21,7 +20,8 @@ from ..request import cors, guard
 from ..request.access_log import log_access, naming, read_call
 from ..request.bodies import json_response, vectors_response
 from ..request.fields import fault, load
-from ..request.streaming import Call, Encoder, stream_response
+from ..request.keys import check_model, total_tokens, visible
+from ..request.streaming import Call, Encoder, called, stream_response
 from ..request.terms import is_batch, set_terms
 from . import anthropic, errors, response_events, responses, schemas
 from .answers import Choice, Header, Usage, chat_answer, completion_answer, whole_choices
@@ -65,7 +65,7 @@ def openai_blueprint(service: Service, prefixes: Sequence[str], name: str = "mod
     log_access(blueprint, enabled=service.settings.access_log, tracing=service.tracing)
     _name_answers(blueprint)
     cors.install(blueprint, service.settings.cors_origins)
-    guard.install(blueprint, service.settings, needs=(INFER,))
+    guard.install(blueprint, service.settings, service.keys, needs=(INFER,), requires_keys=True)
     routes = Routes(blueprint, prefixes)
     _add_models(routes, service)
     _add_generation(routes, service)
@@ -101,10 +101,12 @@ def _add_models(routes: Routes, service: Service) -> None:
 
     def models() -> Response:
         service.check_open()
-        return json_response({"object": "list", "data": list(model_entries(service, created).values())})
+        entries = model_entries(service, created)
+        return json_response({"object": "list", "data": [entries[name] for name in visible(entries)]})
 
     def model(name: str) -> Response:
         service.check_open()
+        check_model(name)
         entries = model_entries(service, created)
         if name not in entries:
             raise unknown_model(service, entries, name)
@@ -145,6 +147,8 @@ def _generate(service: Service, text_call: _TextCall) -> Response:
         set_terms(generation.requests, request, body, service.settings, batch=is_batch(request, body))
         header, usage = Header.new(text_call.id_prefix, generation.model), Usage(generation.copies)
         check_copies(service.manager, generation.model, generation.copies)
+        limits = [prompt.max_new_tokens for prompt in generation.requests]
+        call.admit(generation.characters, limits, used=lambda: total_tokens(usage.total()))
         stream = open_choices(service.manager, service.budget, generation.requests, call.cancel)
         if generation.stream:
             events = text_call.events(header, usage, generation)
@@ -152,8 +156,8 @@ def _generate(service: Service, text_call: _TextCall) -> Response:
             return response
         with stream:
             choices = whole_choices(stream, len(generation.requests), usage)
-    except BaseException:
-        call.close()
+    except BaseException as error:
+        call.close(error)
         raise
     call.close()
     return naming(stream.model, json_response(text_call.whole(header, choices, usage, generation)))
@@ -170,43 +174,39 @@ def _prompt_tokens(service: Service, read: Callable[[JSONObject, str], schemas.G
 # Vectors
 
 
-@contextmanager
-def _called(service: Service) -> Iterator[Call]:
-    call = Call(service, request)
-    try:
-        yield call
-    finally:
-        call.close()
-
-
 def _add_vectors(routes: Routes, service: Service) -> None:
     def embeddings() -> Response:
-        with _called(service) as call:
+        with called(service) as call:
             body = read_call(service)
             loaded = load(schemas.EMBEDDINGS, body)
             texts, model = schemas.inputs(body), model_of(service, body, WorkerType.TEXT2VEC)
             g.modelyard_line.model = model
+            call.admit(sum(map(len, texts)))
             extra, batch = schemas.embeddings_extra(loaded, body), is_batch(request, body)
             rows = service.manager.embeddings(model, texts, call.cancel, extra=extra, batch=batch)
             size = len(rows[0])
             if loaded.get("dimensions", size) != size:
                 raise fault("dimensions", f"must be {size}: model {model!r} has vectors of that size alone")
             as_base64 = loaded.get("encoding_format") == "base64"
-            answer = embeddings_answer(rows, model, _tokens(service, model, rows, texts), as_base64=as_base64)
+            tokens = _tokens(service, model, rows, texts)
+            call.count(tokens or None)
+            answer = embeddings_answer(rows, model, tokens, as_base64=as_base64)
             return naming(other_model_of(rows), vectors_response(answer, rows))
 
     def rerank() -> Response:
         return _rerank(service)
 
     def relevance() -> Response:
-        with _called(service) as call:
+        with called(service) as call:
             body = read_call(service)
             query = load(schemas.RELEVANCE, body)["query"]
             texts = schemas.documents(body.get("documents"), "documents")
             model = model_of(service, body, WorkerType.RERANKER, WorkerType.TEXT2VEC)
             g.modelyard_line.model = model
+            call.admit(len(query) + sum(map(len, texts)))
             scores = service.manager.rerank(model, query, texts, call.cancel, batch=is_batch(request, body))
             tokens = _tokens(service, other_model_of(scores) or model, scores, [query, *texts])
+            call.count(tokens or None)
             return naming(other_model_of(scores), vectors_response(relevance_answer(scores, model, tokens), scores))
 
     routes.add("POST", "/embeddings", embeddings)
@@ -216,7 +216,7 @@ def _add_vectors(routes: Routes, service: Service) -> None:
 
 
 def _rerank(service: Service) -> Response:
-    with _called(service) as call:
+    with called(service) as call:
         body = read_call(service)
         loaded = load(schemas.RERANK, body)
         shape = _rerank_shape(body)
@@ -224,11 +224,14 @@ def _rerank(service: Service) -> Response:
         texts, query = schemas.documents(body.get(field), field), loaded["query"]
         model = model_of(service, body, WorkerType.RERANKER, WorkerType.TEXT2VEC)
         g.modelyard_line.model = model
+        call.admit(len(query) + sum(map(len, texts)))
         extra, batch = schemas.rerank_extra(body), is_batch(request, body)
         scores = ranked = service.manager.rerank(model, query, texts, call.cancel, extra=extra, batch=batch)
         ranker = other_model_of(ranked) or model
         if not (shape == TEI and loaded.get("raw_scores")) and _is_reranker(service, ranker):
             scores = as_probabilities(scores)
+        tokens = 0 if shape == TEI else _tokens(service, ranker, ranked, [query, *texts])
+        call.count(tokens or None)
         answer = rerank_answer(
             shape,
             scores,
@@ -236,7 +239,7 @@ def _rerank(service: Service) -> Response:
             model,
             f"rerank-{uuid.uuid4().hex}",
             top_n=loaded.get("top_n"),
-            tokens=0 if shape == TEI else _tokens(service, ranker, ranked, [query, *texts]),
+            tokens=tokens,
             with_texts=bool(loaded.get("return_text" if shape == TEI else "return_documents")),
         )
         return naming(other_model_of(ranked), vectors_response(answer, ranked))

@@ -1,7 +1,7 @@
 """Errors in the shape of OpenAI's API: ``{"error": {message, type, param, code}}``, and the status that clients act on.
 
 A client shows ``message`` and nothing else. It repeats a request after a status of 408, 409, 429 or 500 and above,
-unless ``x-should-retry`` is false: so that header stands where a model has begun to work.
+unless ``x-should-retry`` is false: so that header stands where a model has begun to work, or a repetition never helps.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ...errors import (
     ModelyardError,
     Overloaded,
     PromptTooLong,
+    RateLimited,
     RequestTooLarge,
     Unauthorized,
     Unavailable,
@@ -56,6 +57,7 @@ _KINDS: Mapping[type[ModelyardError], _Kind] = {
     Forbidden: _Kind(403, INVALID, "permission_denied"),
     UnknownModel: _Kind(404, INVALID, "model_not_found"),
     Unsupported: _Kind(400, INVALID, "unsupported"),
+    RateLimited: _Kind(429, "rate_limit_error", "rate_limit_exceeded"),
     Overloaded: _Kind(503, "overloaded_error", "overloaded"),
 }
 """By the class of the error, or the nearest above it; all others are `SERVER` with their own status and code."""
@@ -97,6 +99,7 @@ _ANTHROPIC: Mapping[int, str] = {
     403: "permission_error",
     404: "not_found_error",
     413: "request_too_large",
+    429: "rate_limit_error",
     503: "overloaded_error",
     529: "overloaded_error",
 }
@@ -140,7 +143,7 @@ def response_to(error: ModelyardError) -> Response:
         response.headers["Retry-After"] = str(error.retry_after)
         if error.load:
             response.headers["Modelyard-Load"] = error.load
-    if isinstance(error, _HAS_BEGUN):
+    if isinstance(error, _HAS_BEGUN) or (isinstance(error, RateLimited) and error.is_hopeless):
         response.headers["x-should-retry"] = "false"
     if isinstance(error, Unauthorized):
         response.headers["WWW-Authenticate"] = 'Bearer realm="modelyard"'

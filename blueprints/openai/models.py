@@ -6,6 +6,7 @@ from ...errors import NotReady, UnknownModel
 from ...types import JSONObject, WorkerType, split_worker_key
 from ...worker.protocol import Service, ServiceState
 from ..request.fields import fault
+from ..request.keys import check_model, visible
 
 _CAPABILITIES = {WorkerType.LLM: "completion", WorkerType.TEXT2VEC: "embedding", WorkerType.RERANKER: "rerank"}
 
@@ -54,16 +55,20 @@ def unknown_model(service: Service, entries: JSONObject, name: str) -> UnknownMo
 def model_of(service: Service, body: JSONObject, *types: WorkerType) -> str:
     """Return the model in a body; without one the default, or the only model of the first of ``types`` that has any.
 
-    Raises InvalidRequest if there are several, UnknownModel if there is none.
+    Raises InvalidRequest if there are several, UnknownModel if there is none, Forbidden if the key of the request may
+    use none of them.
     """
     model = body.get("model")
     if model is not None:
         return str(model)  # of another type than text: the schema refuses it
     names = service.manager.default_models(*types)
-    if len(names) == 1:
-        return names[0]
+    allowed = visible(names)
+    if len(allowed) == 1:
+        return allowed[0]
+    if allowed:
+        raise fault("model", f"is missing: give one of {', '.join(allowed)}")
     if names:
-        raise fault("model", f"is missing: give one of {', '.join(names)}")
+        check_model(names[0])
     _check_complete(service)
     raise UnknownModel(f"no model is given, and there is none of type {' or '.join(types)}")
 

@@ -14,6 +14,7 @@ from marshmallow import Schema, fields, validate
 
 from ...types import GenerateRequest, JSONObject
 from ..request.fields import Base, Flag, fault, integer, load, number, stops
+from ..request.keys import characters_of
 from .chat_fields import as_text, chat_options, check_messages, completion_options, holds_more
 
 MAX_CHOICES = 128
@@ -113,6 +114,11 @@ class Generation:
     def model(self) -> str:
         """The model that answers."""
         return self.requests[0].model
+
+    @property
+    def characters(self) -> int:
+        """The characters of the prompts: a prompt counts once, however many choices it has."""
+        return sum(map(characters_of, self.requests[:: self.copies]))
 
 
 def chat(body: Mapping[str, Any], model: str) -> Generation:

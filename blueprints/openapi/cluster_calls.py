@@ -13,6 +13,7 @@ from ...errors import (
     InvalidRequest,
     ModelyardError,
     Overloaded,
+    RateLimited,
     RequestTooLarge,
     StartFailed,
     Unauthorized,
@@ -50,7 +51,7 @@ from .shapes import (
 _READ: tuple[type[ModelyardError], ...] = (Unauthorized, Forbidden, Unavailable)
 _SENT = (*_READ, InvalidRequest, RequestTooLarge)
 _MODEL = (*_SENT, UnknownModel)
-_COMPUTE = (*_MODEL, Unsupported, Overloaded, WorkerLost, EngineError)
+_COMPUTE = (*_MODEL, Unsupported, Overloaded, RateLimited, WorkerLost, EngineError)
 PROBLEM = ErrorShape("Problem", PROBLEM_TYPE, ref("Problem"), lambda error: error.status)
 OUTPUT = ErrorShape("Output", JSON_TYPE, ref("ModelOutput"), refusal_status)
 CHUNK = ErrorShape("Chunk", STREAM_TYPE, STRING, refusal_status)
@@ -75,6 +76,7 @@ _STATUS = record(
         "reason": nullable(STRING),
         "models": array(_MODEL_STATE),
         "unsaved": nullable(STRING),
+        "keys": nullable(record({"count": nullable(INTEGER), "error": nullable(STRING)})),
     },
     {"cluster": OBJECT, "host": OBJECT},
 )

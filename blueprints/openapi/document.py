@@ -56,11 +56,12 @@ REFUSALS = frozenset({"refuse_method", "refuse_path"})
 """The endpoints of OpenAI's API that are no calls."""
 _SCHEMAS: JSONObject = {**openai_answers.SCHEMAS, **cluster_calls.SCHEMAS}
 _SECURITY_SCHEMES: JSONObject = {
-    "bearer": {"type": "http", "scheme": "bearer", "description": "A token: `Authorization: Bearer TOKEN`."},
-    "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key", "description": "A token."},
+    "bearer": {"type": "http", "scheme": "bearer", "description": "A token or API key: `Authorization: Bearer TOKEN`."},
+    "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key", "description": "A token or API key."},
 }
 _HEADERS_OF_STATUS: Mapping[int, JSONObject] = {
     401: {"WWW-Authenticate": {"schema": STRING}},
+    429: {"Retry-After": {"schema": INTEGER, "description": "Seconds."}},
     503: {"Retry-After": {"schema": INTEGER, "description": "Seconds."}},
     529: {"Retry-After": {"schema": INTEGER, "description": "Seconds."}},
 }

@@ -11,6 +11,7 @@ from ...errors import (
     InvalidRequest,
     ModelyardError,
     Overloaded,
+    RateLimited,
     RequestTooLarge,
     Unauthorized,
     Unavailable,
@@ -27,7 +28,17 @@ from .calls import Body, Call, ErrorShape
 from .shapes import ANYTHING, FILLED, NUMBER, OBJECT, STRING, any_of_fields, array, either, nullable, one, record, ref
 
 _READ: tuple[type[ModelyardError], ...] = (Unauthorized, Forbidden, Unavailable)
-_ASK = (*_READ, InvalidRequest, RequestTooLarge, UnknownModel, Unsupported, Overloaded, WorkerLost, EngineError)
+_ASK = (
+    *_READ,
+    InvalidRequest,
+    RequestTooLarge,
+    UnknownModel,
+    Unsupported,
+    Overloaded,
+    RateLimited,
+    WorkerLost,
+    EngineError,
+)
 OPENAI = ErrorShape("OpenAI", JSON_TYPE, ref("OpenAIError"), errors.status_of)
 ANTHROPIC = ErrorShape("Anthropic", JSON_TYPE, ref("AnthropicError"), errors.anthropic_status_of)
 _EVENTS = EVENTS_TYPE.partition(";")[0]

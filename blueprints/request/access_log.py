@@ -19,6 +19,7 @@ from ...wire.chunks import MODEL_HEADER
 from ...wire.errors import QUEUE_HEADER
 from ...worker.protocol import Service
 from .bodies import read_object
+from .keys import check_model
 from .traces import CallTrace, arrived, read_body
 
 log = logging.getLogger("modelyard.access")
@@ -29,8 +30,8 @@ class AccessLine:
     """The facts of one request: never its prompt or answer. They are set while the request goes on."""
 
     __slots__ = (
-        *("_began", "_enabled", "_request", "_routine", "answered_by", "bytes", "caller", "error", "first", "model"),
-        *("pieces", "queued", "request_id", "status", "trace"),
+        *("_began", "_enabled", "_request", "_routine", "answered_by", "bytes", "caller", "error", "first", "key"),
+        *("model", "pieces", "queued", "request_id", "status", "trace"),
     )
 
     def __init__(
@@ -53,7 +54,9 @@ class AccessLine:
         """The model that has answered, where it is not the ``model`` of the request."""
         self.error: str | None = None
         self.caller: str | None = None
-        """The name of the request's token."""
+        """The name of the request's token or API key."""
+        self.key: str | None = None
+        """The id of its API key."""
         self.request_id: str | None = None
         """The id that its answer has; None without one."""
 
@@ -86,7 +89,7 @@ class AccessLine:
             line["first_ms"] = round((self.first - self._began) * 1000, 1)
         if self.queued:
             line["queue_ms"] = round(self.queued * 1000, 1)
-        for name in ("model", "answered_by", "pieces", "error", "caller", "request_id"):
+        for name in ("model", "answered_by", "pieces", "error", "caller", "key", "request_id"):
             value = getattr(self, name)
             if value is not None:
                 line[name] = value
@@ -95,12 +98,17 @@ class AccessLine:
 
 
 def read_call(service: Service) -> JSONObject:
-    """Return the body of the current request, and note its model and span. Raises InvalidRequest or RequestTooLarge."""
+    """Return the body of the current request, and note its model and span.
+
+    Raises InvalidRequest, RequestTooLarge, and Forbidden for a model that the request's API key may not use.
+    """
     line: AccessLine = g.modelyard_line
     body = read_object(request, service.settings.max_body_bytes)
     model = body.get("model")
     line.model = model if isinstance(model, str) else None
     line.trace = read_body(service.tracing, request, line.trace, body)
+    if line.model is not None:
+        check_model(line.model)
     return body
 
 

@@ -1,7 +1,7 @@
 """The guard of a blueprint: the scopes that each call needs, and those that a request has.
 
-A request has the scopes of its token and of the address that it comes from directly. The address does not count for a
-request through a proxy, or from a web page of another machine (`detour`).
+A request has the scopes of its token or API key, and of the address that it comes from directly. The address does not
+count for a request through a proxy, or from a web page of another machine (`detour`).
 """
 
 from __future__ import annotations
@@ -12,14 +12,17 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from flask import Blueprint, Request, g, request
+from flask import Blueprint, Request, Response, g, request
 
+from ...access.keys import Key
 from ...access.networks import IPAddress, Resolver, TrustedNetworks, address_of, is_of_this_machine, parse_networks
 from ...access.token_store import TokenStore
 from ...access.tokens import ADMIN, INFER, SCOPES, WORKER, Token, join_scopes
-from ...errors import Forbidden, InvalidRequest, Unauthorized
+from ...errors import Forbidden, InvalidRequest, NotReady, Unauthorized
 from ...settings.settings import Settings
+from ...worker.protocol import Keys
 from .detour import detour, foreign_host, is_of_plain_proxy
+from .keys import add_headers
 
 log = logging.getLogger(__name__)
 
@@ -68,22 +71,32 @@ class _Granted(NamedTuple):
     direct: frozenset[str]
     forwarded: frozenset[str]
     by_default: bool = False
-    """Whether the address has its scopes only because it is of this machine, and no token is configured."""
+    """Whether the address has its scopes only because it is of this machine, and no token or key is required."""
 
 
 class Guard:
     """Checks the requests of one service. Safe to use from many threads."""
 
-    def __init__(self, settings: Settings, needs: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        keys: Keys | None = None,
+        *,
+        needs: Iterable[str] = (),
+        requires_keys: bool = False,
+    ) -> None:
         """Read tokens and networks. Raises ConfigError.
 
-        Calls that are not in `NEEDS` need one of the scopes in ``needs``; without them admin.
+        Calls that are not in `NEEDS` need one of the scopes in ``needs``; without them admin. With ``requires_keys`` an
+        address of this machine has no scopes by default as soon as there is a key.
         """
         self._others_need = tuple(needs)
+        self._keys = keys
+        self._requires_keys = keys is not None and requires_keys
         self._tokens = TokenStore(settings.tokens, settings.tokens_file)
         self._trusted = TrustedNetworks(settings.trusted_networks)
         self._allowed = parse_networks(settings.allowed_networks, "allowed_networks")
-        self._is_open = settings.insecure and not self._tokens.configured and not self._trusted
+        self._is_open = settings.insecure and not self._trusted
         self._prefix = settings.prefix
         self._resolver = Resolver()
         self._granted = functools.lru_cache(_ADDRESSES_KEPT)(self._granted_to)
@@ -92,21 +105,51 @@ class Guard:
 
     # Each request
 
-    def check(self, request: Request) -> Token | None:
-        """Return the token that allows the call, None if none is needed. Raises Unauthorized or Forbidden."""
+    def check(self, request: Request) -> Token | Key | None:
+        """Return the token or the key that allows the call, None if none is needed.
+
+        Raises Unauthorized or Forbidden, and NotReady while keys can't be checked.
+        """
         call = request.method, request.url_rule.rule if request.url_rule is not None else ""
         try:
             needed = self._needs[call]
         except KeyError:
             needed = self._needs[call] = self._needed_by(*call)
-        by_address = self._by_address(request.environ)
-        if not needed or not needed.isdisjoint(by_address):
+        if not needed:
             return None
+        is_closed = self._is_closed()
+        by_address = self._by_address(request.environ, is_closed)
         secret = _secret_in(request.environ)
-        token = self._tokens.find(secret) if secret is not None else None
+        if not needed.isdisjoint(by_address):
+            return self._voluntary_key(secret) if is_closed else None
+        token = self._find(secret)
         if token is not None and not needed.isdisjoint(token.scopes):
             return token
         raise self._refusal(needed, token, secret is not None, by_address, request)
+
+    def _is_closed(self) -> bool:
+        """Return whether a token or a key is required; True also while the keys can't be read."""
+        if self._tokens.configured or self._keys is None or not self._requires_keys:
+            return self._tokens.configured
+        try:
+            return self._keys.is_required()
+        except NotReady:
+            return True
+
+    def _find(self, secret: str | None) -> Token | Key | None:
+        """Return the token or the key of a secret, None for an unknown one, or without one."""
+        if secret is None:
+            return None
+        return self._tokens.find(secret) or (self._keys.find(secret) if self._keys is not None else None)
+
+    def _voluntary_key(self, secret: str | None) -> Key | None:
+        """Return the key that a caller sends whose address needs none: its limits count all the same."""
+        if secret is None or self._keys is None:
+            return None
+        try:
+            return self._keys.find(secret)
+        except (Unauthorized, NotReady):
+            return None
 
     def _needed_by(self, method: str, rule: str) -> frozenset[str]:
         if method == "OPTIONS":
@@ -114,8 +157,8 @@ class Guard:
         verb = "GET" if method == "HEAD" else method
         return frozenset((*needs_of(verb, rule.removeprefix(self._prefix), self._others_need), ADMIN))
 
-    def _by_address(self, environ: Mapping[str, Any]) -> frozenset[str]:
-        granted = self._granted(environ.get("REMOTE_ADDR"))
+    def _by_address(self, environ: Mapping[str, Any], is_closed: bool) -> frozenset[str]:
+        granted = self._granted(environ.get("REMOTE_ADDR"), is_closed)
         if detour(environ):
             return granted.forwarded
         if granted.by_default:
@@ -130,40 +173,45 @@ class Guard:
                 )
         return granted.direct
 
-    def _granted_to(self, peer: str | None) -> _Granted:
-        if self._is_open:
+    def _granted_to(self, peer: str | None, is_closed: bool) -> _Granted:
+        if self._is_open and not is_closed:
             return _Granted(_EVERYTHING, _EVERYTHING)
         address = _address_of_peer(peer)
         if address is None:
             return _Granted(_NOTHING, _NOTHING)
         scopes = self._trusted.scopes_of(address)
-        if address.is_loopback and not self._tokens.configured:
+        if address.is_loopback and not is_closed:
             return _Granted(_EVERYTHING, frozenset((INFER,)), by_default=not scopes)
         return _Granted(scopes, _NOTHING)
 
     def _refusal(
         self,
         needed: frozenset[str],
-        token: Token | None,
+        token: Token | Key | None,
         is_sent: bool,
         by_address: frozenset[str],
         request: Request,
     ) -> Unauthorized | Forbidden:
+        """Return the error of a refused call. Raises NotReady while the keys can't be read."""
         wanted = " or ".join(scope for scope in SCOPES if scope in needed and (scope != ADMIN or len(needed) == 1))
         call = f"this call needs the scope {wanted}"
         if token is not None:
-            return Forbidden(f"{call}; the token {token.name} has {join_scopes(token.scopes)}")
-        if not self._tokens.configured:
+            kind = "token" if isinstance(token, Token) else "key"
+            return Forbidden(f"{call}; the {kind} {token.name} has {join_scopes(token.scopes)}")
+        is_closed = self._tokens.configured or (
+            self._requires_keys and self._keys is not None and self._keys.is_required()
+        )
+        if not is_closed:
             who = f"{request.environ.get('REMOTE_ADDR') or 'a unix socket'}"
-            by_default = self._granted(request.environ.get("REMOTE_ADDR")).by_default
+            by_default = self._granted(request.environ.get("REMOTE_ADDR"), is_closed).by_default
             is_plain = by_default and is_of_plain_proxy(request.environ)
             if sign := detour(request.environ) or (is_plain and "it is HTTP/1.0"):
                 who = f"a request through a proxy or from a web page ({sign}; it came from {who})"
             has = f"has only {join_scopes(by_address)}" if by_address else "has none"
             return Forbidden(f"{call}; {who} {has}: {_WHAT_TO_DO}")
         if is_sent:
-            return Unauthorized(f"{call}; the token is not known here: revoked, or of another service")
-        return Unauthorized(f"{call}: send a token that has it, as in Authorization: Bearer TOKEN")
+            return Unauthorized(f"{call}; the token or key is not known here: revoked, or of another service")
+        return Unauthorized(f"{call}: send a token or key that has it, as in Authorization: Bearer TOKEN")
 
     # Registrations
 
@@ -174,8 +222,7 @@ class Guard:
         token: only the address that the request comes from; from this machine, all of its addresses.
         """
         environ = request.environ
-        secret = _secret_in(environ)
-        token = self._tokens.find(secret) if secret is not None else None
+        token = self._find(_secret_in(environ))
         has_token = token is not None and WORKER in token.scopes
         caller = _address_of_peer(environ.get("REMOTE_ADDR")) if not detour(environ) else None
         for url in dict.fromkeys(urls):
@@ -218,19 +265,39 @@ class Guard:
             )
 
 
-def install(blueprint: Blueprint, settings: Settings, needs: Iterable[str] = ()) -> Guard:
+def install(
+    blueprint: Blueprint,
+    settings: Settings,
+    keys: Keys | None = None,
+    *,
+    needs: Iterable[str] = (),
+    requires_keys: bool = False,
+) -> Guard:
     """Guard every view of a blueprint, before a body is read; return the guard. Raises ConfigError.
 
-    Calls that are not in `NEEDS` need one of the scopes in ``needs``; without them admin.
+    The arguments are those of `Guard`. Each answer to a key with limits says what is left of them.
     """
-    guard = Guard(settings, needs)
+    guard = Guard(settings, keys, needs=needs, requires_keys=requires_keys)
 
     @blueprint.before_request
     def check() -> None:
         token = guard.check(request)
+        if token is None:
+            return
         line = g.get("modelyard_line")
-        if token is not None and line is not None:
+        if line is not None:
             line.caller = token.name
+        if isinstance(token, Key):
+            g.modelyard_key = token
+            if line is not None:
+                line.key = token.id
+
+    if keys is not None:
+
+        @blueprint.after_request
+        def tell_limits(response: Response) -> Response:
+            add_headers(response, keys)
+            return response
 
     return guard
 

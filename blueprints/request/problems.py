@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 PROBLEM_TYPE = "application/problem+json"
 STREAM_CALL = "generate_stream"
 GENERATION_CALLS = frozenset({"generate", STREAM_CALL})
-_STATUS_OF_REFUSALS = frozenset({401, 403, 413, 422, 503})
+_STATUS_OF_REFUSALS = frozenset({401, 403, 413, 422, 429, 503})
 
 
 def install(blueprint: Blueprint) -> None:

@@ -11,20 +11,25 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from flask import Request, Response, g
+from flask import Request, Response, g, request
 
-from ...errors import Cancelled, ModelyardError
+from ...errors import Cancelled, EngineError, ModelyardError, WorkerLost
 from ...streams import Cancel, OutputStream
 from ...types import Burst
-from ...worker.protocol import ClientOfServer, Service
+from ...worker.protocol import ClientOfServer, Permit, Service
 from .access_log import AccessLine, naming
+from .keys import key_of_request, prompt_tokens, reserved_tokens
 from .problems import unforeseen
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+
+_HAS_BEGUN = (EngineError, WorkerLost, Cancelled)
+"""Errors that come when a model may have computed something."""
 
 
 class Call:
@@ -33,7 +38,7 @@ class Call:
     The constructor raises Overloaded, Draining or NotReady.
     """
 
-    __slots__ = ("_client", "_closed", "_line", "_service", "_sock", "_timed", "cancel")
+    __slots__ = ("_client", "_closed", "_line", "_permit", "_prompt", "_service", "_sock", "_timed", "_used", "cancel")
 
     def __init__(self, service: Service, request: Request) -> None:
         service.check_open()
@@ -42,6 +47,9 @@ class Call:
         self._line: AccessLine | None = g.get("modelyard_line")
         self._closed = False
         self._timed = False
+        self._permit: Permit | None = None
+        self._prompt = 0
+        self._used: Callable[[], int | None] = lambda: None
         self.cancel = Cancel()
         service.requests.add(self.cancel)
         self._sock: Any = request.environ.get("gunicorn.socket") or request.environ.get("werkzeug.socket")
@@ -58,6 +66,38 @@ class Call:
         if self._line is not None:
             self._line.queued = self.cancel.queued
 
+    def admit(
+        self, characters: int, answers: Sequence[int | None] = (), used: Callable[[], int | None] = lambda: None
+    ) -> None:
+        """Take a request from the limits of the client's API key, if it has any. Raises RateLimited.
+
+        The tokens are those of a prompt of so many ``characters``, and of ``answers``, each with its limit of tokens.
+        At the end those count that ``used`` returns; where it returns None, the prompt and the pieces of the answer.
+        """
+        key, keys = key_of_request(), self._service.keys
+        if key is None or keys is None or not key.limits:
+            return
+        self._prompt = prompt_tokens(characters)
+        self._used = used
+        self._permit = keys.admit(key, reserved_tokens(key, self._prompt, answers))
+
+    def count(self, tokens: int | None) -> None:
+        """Note the tokens that a whole answer has used; None: not known."""
+        self._used = lambda: tokens
+
+    def finish(self, error: BaseException | None = None) -> None:
+        """Give back what was taken from the limits of the key: the model has ended. A second call does nothing.
+
+        No tokens count if an ``error`` came before a model had begun.
+        """
+        permit, self._permit = self._permit, None
+        if permit is None:
+            return
+        used = self._used() if error is None or isinstance(error, _HAS_BEGUN) else 0
+        if used is None:
+            used = self._prompt + (self._line.pieces or 0 if self._line is not None else 0)
+        permit.close(used)
+
     def bound_writes(self, seconds: float) -> None:
         """Limit each write to the client to ``seconds``."""
         if self._sock is None:
@@ -72,18 +112,34 @@ class Call:
                 self._sock.settimeout(seconds)
                 self._timed = True
 
-    def close(self) -> None:
-        """Release the socket and the thread; a second call does nothing."""
+    def close(self, error: BaseException | None = None) -> None:
+        """Release the socket, the thread and the place of the key; a second call does nothing.
+
+        ``error`` is what ended the call before an answer.
+        """
         if self._closed:
             return
         self._closed = True
         self.note_queue()
+        self.finish(error)
         if self._timed:
             self._sock.settimeout(None)
         if self._client is not None:
             self._service.watcher.unwatch(self._client)
         self._service.requests.discard(self.cancel)
         self._service.budget.leave()
+
+
+@contextlib.contextmanager
+def called(service: Service) -> Iterator[Call]:
+    """Give the call of the current request, for a body that computes its whole answer, and close it."""
+    call = Call(service, request)
+    try:
+        yield call
+    except BaseException as error:
+        call.close(error)
+        raise
+    call.close()
 
 
 def _client_of(environ: WSGIEnvironment, sock: Any) -> ClientOfServer | None:
@@ -162,6 +218,7 @@ class StreamBody:
     def _end(self) -> None:
         self._ended = True
         data = self._taken_prefix() + self._encoder.end()
+        self._call.finish()  # before the last byte leaves: the client's next request may come at once
         self._writes = iter((data,) if data else ())
 
     def __iter__(self) -> Iterator[bytes]:
@@ -209,12 +266,15 @@ class StreamBody:
             raise StopIteration
         return self._encoder.failure(error)
 
-    def release(self) -> None:
-        """Cancel the stream, and release slot, thread and socket; a second call does nothing."""
+    def release(self, error: BaseException | None = None) -> None:
+        """Cancel the stream, and release slot, thread and socket; a second call does nothing.
+
+        ``error`` is what ended the call before an answer.
+        """
         try:
             self._stream.close()
         finally:
-            self._call.close()
+            self._call.close(error)
 
     def close(self) -> None:
         """Release everything and write the access line; a second call does nothing."""
@@ -262,6 +322,6 @@ def stream_response(
         call.note_queue()
         call.bound_writes(service.settings.write_timeout)
         return naming(stream.model, StreamResponse(body, encoder.content_type, stream.load))
-    except BaseException:
-        body.release()
+    except BaseException as error:
+        body.release(error)
         raise

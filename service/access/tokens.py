@@ -80,14 +80,19 @@ def join_scopes(scopes: Iterable[str]) -> str:
     return ADMIN if ADMIN in present else "+".join(scope for scope in SCOPES if scope in present)
 
 
+def check_name(name: str) -> None:
+    """Raise ValueError if ``name`` can't be that of a token or a key."""
+    if not _NAME.fullmatch(name):
+        raise ValueError("the name may have letters, digits, dot, dash, underscore and @, 64 at most")
+
+
 def parse(entry: str) -> Token:
     """Return the token of one entry. Raises ValueError with the reason, without the text of the entry."""
     parts = entry.split()
     if len(parts) != 3:
         raise ValueError(f"expected NAME SCOPES SHA256, there are {len(parts)} words")
     name, scopes, digest = parts
-    if not _NAME.fullmatch(name):
-        raise ValueError("the name may have letters, digits, dot, dash, underscore and @, 64 at most")
+    check_name(name)
     if not _HASH.fullmatch(digest):
         raise ValueError(f"token {name}: the third word is not a SHA-256 in 64 hexadecimal digits")
     return Token(name, parse_scopes(scopes), bytes.fromhex(digest))

@@ -7,6 +7,7 @@ import click
 from ..version import __version__
 from .check_config import check_config
 from .failures import OneLineGroup
+from .key import key
 from .models import instances, models
 from .pull import pull
 from .serve import serve
@@ -22,7 +23,7 @@ def cli() -> None:
     """Serve models with Flask, gunicorn and threads."""
 
 
-for command in (serve, pull, models, instances, token, check_config):
+for command in (serve, pull, models, instances, key, token, check_config):
     cli.add_command(command)
 
 

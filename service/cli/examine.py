@@ -12,6 +12,7 @@ from typing import Any
 
 from ..access.networks import TrustedNetworks, parse_networks
 from ..access.token_store import TokenStore
+from ..cluster.keys import check_key_store
 from ..cluster.membership import check_registry, registry_url
 from ..cluster.registry.address import sqlite_path
 from ..cluster.registry.sqlite_file import fault_of
@@ -82,6 +83,7 @@ def _check_parts(settings: Settings, faults: Faults) -> None:
     for check in (
         lambda settings: TokenStore(settings.tokens, settings.tokens_file),
         check_registry,
+        check_key_store,
         lambda settings: TrustedNetworks(settings.trusted_networks),
         lambda settings: parse_networks(settings.allowed_networks, "allowed_networks"),
         Tracing,

@@ -16,7 +16,15 @@ from .tables import shown
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "Where it listens": ("host", "port", "prefix", "insecure"),
-    "Access": ("tokens_file", "tokens", "trusted_networks", "allowed_networks", "cors_origins", "token_file"),
+    "Access": (
+        "tokens_file",
+        "tokens",
+        "key_store",
+        "trusted_networks",
+        "allowed_networks",
+        "cors_origins",
+        "token_file",
+    ),
     "Cluster": (
         "registry",
         "advertise",
@@ -63,6 +71,7 @@ _METAVARS: Mapping[str, str] = {
     "fallbacks": "MODEL=MODELS[,...]",
     "host": "ADDRESS",
     "instance": "NAME",
+    "key_store": "URL",
     "log_file": "FILE",
     "models": "NAME[,...]",
     "models_dirs": "FOLDER[,...]",

@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from ..cluster.keys import keys_exist
 from ..errors import ConfigError, MissingLibrary
 from ..settings.loading import ENVIRONMENT_PREFIX, SET_VARIABLE
 from ..settings.settings import ALLOCATOR, ROLES, Settings
@@ -40,7 +41,7 @@ def serve(role: str | None, model: tuple[str, ...], overrides: tuple[str, ...], 
         more = len(report.faults) - 1
         raise ConfigError(report.faults[0] + (f" (and {more} more: see modelyard check-config)" if more else ""))
     settings = report.settings
-    settings.refuse_open_door()
+    settings.refuse_open_door(has_keys=settings.requires_keys and keys_exist(settings))
     if importlib.util.find_spec("gunicorn") is None:
         raise MissingLibrary("serve needs gunicorn: pip install 'modelyard[server]'")
     check_port(settings)

@@ -124,7 +124,7 @@ def attach(
         app.register_blueprint(openai_blueprint(runtime, openai_paths))
     if runtime.cluster is not None and runtime.settings.role in CONTROLLERS:
         registry = runtime.cluster.registry
-        app.register_blueprint(controller_blueprint(lambda: registry, runtime.settings, prefix))
+        app.register_blueprint(controller_blueprint(lambda: registry, runtime.settings, prefix, keys=runtime.keys))
     return runtime
 
 

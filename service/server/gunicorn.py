@@ -34,6 +34,7 @@ if _settings.http_threads == "gevent":
 
 from modelyard.access.networks import TrustedNetworks, parse_networks
 from modelyard.access.token_store import TokenStore
+from modelyard.cluster.keys import check_key_store, keys_exist
 from modelyard.cluster.membership import check_registry
 from modelyard.server import logs
 from modelyard.server.clients import Clients, connections_within, raise_file_limit
@@ -89,14 +90,17 @@ def on_starting(server: Any) -> None:
         _override(server, overrides)
     try:
         TokenStore(_settings.tokens, _settings.tokens_file)
-        check_registry(replace(_settings, **overrides))
+        settings = replace(_settings, **overrides)
+        check_registry(settings)
+        check_key_store(settings)
         TrustedNetworks(_settings.trusted_networks)
         parse_networks(_settings.allowed_networks, "allowed_networks")
+        has_keys = settings.requires_keys and keys_exist(settings)
         for host, _ in addresses:
-            replace(_settings, host=host).refuse_open_door()
+            replace(_settings, host=host).refuse_open_door(has_keys=has_keys)
     except (ConfigError, MissingLibrary) as error:
         sys.exit(f"modelyard: {error}")
-    if ports and not (_settings.tokens or _settings.tokens_file or _settings.insecure):
+    if ports and not (_settings.tokens or _settings.tokens_file or _settings.insecure or has_keys):
         server.log.warning(
             "no token is set: every program on this machine may start and stop models, and so may what a proxy on it "
             "passes on without X-Forwarded-For: see docs/security.md"

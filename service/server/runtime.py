@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from ..cluster.hosting.host import ModelHost, Shortcut
+from ..cluster.keys import NO_STORE, key_ring
 from ..cluster.membership import Cluster
 from ..cluster.registry.base import place_of
 from ..errors import ConfigError, Draining, NotReady
@@ -66,6 +67,8 @@ class Runtime:
         """The names of the models that this process, or its model host, starts."""
         self.budget = Budget(settings.threads, settings.reserve)
         self.tracing = Tracing(settings)
+        self.keys = key_ring(settings)
+        """The API keys that are accepted; None without a store of keys."""
         self.local = LocalWorkerManager(
             Declarations(settings, self.catalog, environ),
             self.budget,
@@ -130,6 +133,10 @@ class Runtime:
                 return
             logs.configure_missing(self.settings)
             self.tracing.start()
+            if self.keys is not None:
+                self.keys.start()
+            elif self.settings.routes and self.settings.key_store is None:
+                log.info("%s", NO_STORE)
             if self.cluster is not None:
                 self.cluster.start()
             if self.host is not None:
@@ -221,7 +228,8 @@ class Runtime:
     def status(self) -> JSONObject:
         """Return ``ready``, ``state`` (`ServiceState`), the reason, and each model with its own state and reason.
 
-        ``unsaved`` is why changes of the models are not remembered, None if they are.
+        ``unsaved`` is why changes of the models are not remembered, None if they are. ``keys`` has the number of valid
+        API keys and why they can't be read; None without a store of keys.
         """
         status = self._status_of_models() if self.host is None else self.host.status()
         obstacle = self._obstacle()
@@ -232,7 +240,7 @@ class Runtime:
             # Where a host has the models, it registers them, and its status has a cluster too.
             cluster, hosts = self.cluster.status(), status.get("cluster", {})
             status["cluster"] = {**cluster, **hosts, "error": hosts.get("error") or cluster["error"]}
-        return status
+        return {**status, "keys": None if self.keys is None else self.keys.status()}
 
     def _status_of_models(self) -> JSONObject:
         workers = self.local.models.workers()
@@ -312,6 +320,8 @@ class Runtime:
             steps.append(("host", self.host.stop))
         steps += [("models", lambda: self.local.models.stop(timeout=remaining())), ("watcher", self.watcher.stop)]
         steps += [("state", self._recovery.end), ("tracing", self.tracing.stop)]
+        if self.keys is not None:
+            steps.append(("keys", self.keys.stop))
         for name, step in steps:
             try:
                 step()

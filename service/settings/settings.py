@@ -67,6 +67,12 @@ class Settings:
         "gateway",
         tags=["privacy"],
     )
+    key_store: str | None = param(
+        None,
+        help="where API keys are: a store as for registry, or none for no keys; default: the store of the registry, or "
+        "without one a file in the folder of this service",
+        tags=["privacy"],
+    )
     heartbeat_timeout: float = param(
         60.0, help="seconds without a heartbeat until an instance counts as unhealthy", min=0.2, max=86_400
     )
@@ -257,6 +263,15 @@ class Settings:
         return self.role in ROUTERS
 
     @property
+    def requires_keys(self) -> bool:
+        """Whether this process requires a key as soon as there is one.
+
+        Workers and controllers that share the store of the registry accept its keys, and require none: their callers
+        are other processes of the cluster.
+        """
+        return self.routes or bool(self.key_store) or not self.registry
+
+    @property
     def models_paths(self) -> tuple[Path, ...]:
         """The models folders, absolute; weights are pulled into the first. Raises ConfigError if there can be none."""
         if self.models_dirs:
@@ -291,14 +306,14 @@ class Settings:
         """The host to listen on; for a name of the hosts file its address, as gunicorn finds addresses of IPv4 only."""
         return loopback_address(self.host) or self.host.strip("[]")
 
-    def refuse_open_door(self) -> None:
-        """Raise ConfigError when other machines could use the service and no setting allows it."""
-        if self.is_loopback or self.insecure or self.tokens or self.tokens_file or self.trusted_networks:
+    def refuse_open_door(self, *, has_keys: bool = False) -> None:
+        """Raise ConfigError when other machines could use the service and no setting, nor an API key, allows it."""
+        if self.is_loopback or self.insecure or self.tokens or self.tokens_file or self.trusted_networks or has_keys:
             return
         raise ConfigError(
             f"{self.host} can be reached from other machines, and no token is required: make tokens (modelyard token "
-            "new --file FILE) and set --tokens-file FILE, listen on 127.0.0.1 behind a proxy with authentication, "
-            "or set --insecure"
+            "new --file FILE) and set --tokens-file FILE, or make an API key (modelyard key new), listen on 127.0.0.1 "
+            "behind a proxy with authentication, or set --insecure"
         )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal, Protocol, TypeAlias
 
+from ..access.keys import Key
 from ..engines.base import Vectors
 from ..settings.settings import Settings
 from ..streams import Cancel, OutputStream
@@ -74,6 +75,29 @@ class Watcher(Protocol):
         """Forget a client."""
 
 
+class Permit(Protocol):
+    """What one request has taken of the limits of its key."""
+
+    def close(self, used: int) -> None:
+        """Give back its place, and the tokens beyond those ``used``; a second call does nothing."""
+
+
+class Keys(Protocol):
+    """The API keys, and the part of this process in their limits."""
+
+    def is_required(self) -> bool:
+        """Return whether requests need a key: whether there is, or was, any. Raises NotReady if that is not known."""
+
+    def find(self, secret: str) -> Key | None:
+        """Return the key of a secret, None for an unknown one. Raises Unauthorized for an expired or revoked one."""
+
+    def admit(self, key: Key, tokens: int) -> Permit:
+        """Take one request, of ``tokens`` at most, from the limits of a key. Raises RateLimited."""
+
+    def headers(self, key: Key) -> Mapping[str, str]:
+        """Return the headers that tell a client what is left of the limits of its key."""
+
+
 class Service(Protocol):
     """The process, as the blueprints see it."""
 
@@ -85,6 +109,10 @@ class Service(Protocol):
     budget: Budget
     requests: set[Cancel]
     """The cancel of each data-plane request that is under way."""
+
+    @property
+    def keys(self) -> Keys | None:
+        """The API keys that are accepted; None without a store of keys."""
 
     @property
     def watcher(self) -> Watcher:

@@ -225,6 +225,7 @@ class ModelHost:
             "tokens": [],
             "tokens_file": None,
             "trusted_networks": [],
+            "key_store": "none",
             "access_log": web.log_level == "debug",
             "on_load_failure": "stay",
         }

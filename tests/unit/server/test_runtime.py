@@ -93,6 +93,7 @@ def test_making_one_starts_nothing(make, tmp_path):
         "reason": "models are starting",
         "models": [],
         "unsaved": None,
+        "keys": {"count": None, "error": None},
     }
 
 
@@ -136,6 +137,7 @@ def test_the_models_that_are_named_are_started_instead(loaded):
 
 def test_nothing_configured_is_ready(loaded):
     status = loaded(models=[], role="worker").status()
+    assert status.pop("keys") == {"count": 0, "error": None}
     assert status == {"ready": True, "state": "ready", "reason": None, "models": [], "unsaved": None}
 
 

@@ -1,0 +1,73 @@
+"""The API key of the current request: the models that it may use, and what the answer says of its limits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from flask import Response, g
+
+from ...access.keys import Key
+from ...errors import Forbidden
+from ...types import GenerateRequest, JSONObject
+from ...worker.protocol import Keys
+
+CHARACTERS_OF_TOKEN = 4
+"""The characters of a token, about: a prompt is not counted before it is admitted."""
+ASSUMED_TOKENS = 256
+"""The tokens that are reserved for an answer whose request has no limit of them."""
+
+
+def key_of_request() -> Key | None:
+    """Return the API key that the guard has found; None for a request without one."""
+    key: Key | None = g.get("modelyard_key")
+    return key
+
+
+def visible(models: Iterable[str]) -> list[str]:
+    """Return those of ``models`` that the key of the request may use; without a key all."""
+    key = key_of_request()
+    return [model for model in models if key is None or key.allows(model)]
+
+
+def check_model(model: str) -> None:
+    """Raise Forbidden if the key of the request may not use ``model``, by the name that the client has written."""
+    key = key_of_request()
+    if key is not None and not key.allows(model):
+        raise Forbidden(f"the key {key.name} may not use the model {model!r}: it may use {', '.join(key.models)}")
+
+
+def characters_of(prompt: GenerateRequest) -> int:
+    """Return the characters of a prompt, or of messages."""
+    contents = [message.get("content") for message in prompt.messages]
+    texts = (text if isinstance(text, str) else str(text or "") for text in (prompt.prompt, *contents))
+    return sum(map(len, texts))
+
+
+def total_tokens(usage: JSONObject | None) -> int | None:
+    """Return all tokens of a ``usage``; None if it is not known."""
+    if usage is None:
+        return None
+    return usage.get("total_tokens") or (usage.get("prompt_tokens") or 0) + (usage.get("completion_tokens") or 0)
+
+
+def prompt_tokens(characters: int) -> int:
+    """Return about how many tokens a text of so many characters has."""
+    return -(-characters // CHARACTERS_OF_TOKEN)
+
+
+def reserved_tokens(key: Key, prompt: int, answers: Sequence[int | None]) -> int:
+    """Return the tokens to reserve for a prompt and its answers, each with its limit of tokens, or None.
+
+    What is only assumed never makes a request larger than the limit of the key.
+    """
+    certain = prompt + sum(limit for limit in answers if limit is not None)
+    assumed = ASSUMED_TOKENS * sum(limit is None for limit in answers)
+    room = (key.limits.tokens or 0) - certain
+    return certain + max(0, min(assumed, room))
+
+
+def add_headers(response: Response, keys: Keys) -> None:
+    """Add what is left of the limits of the request's key, if it has any."""
+    key = key_of_request()
+    if key is not None and key.limits:
+        response.headers.extend(keys.headers(key))

@@ -1,0 +1,272 @@
+"""API keys at the calls: who may ask for what, limits and their headers, in the shape of each API."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+from modelyard.access.keys import Key, Limits, new_key
+from modelyard.access.tokens import digest_of, parse_scopes
+from modelyard.server.extension import KEY, create_app
+from modelyard.server.runtime import Runtime
+from modelyard.settings.settings import Settings
+from modelyard.types import GenerateRequest
+from werkzeug.test import TestResponse
+
+CHAT = {"model": "echo", "messages": [{"role": "user", "content": "x" * 40}], "max_tokens": 20}
+
+
+_NAMES: dict[str, Any] = {"default_models": {"llm": "echo"}, "aliases": {"fast": "echo-2"}}
+
+
+class Served:
+    """A service with two models, its store of keys, and a client."""
+
+    def __init__(self, runtime: Runtime, client: FlaskClient) -> None:
+        self.runtime = runtime
+        self.client = client
+        assert runtime.keys is not None
+        self.ring = runtime.keys
+
+    def key(self, *models: str, name: str = "ci", scopes: str = "infer", **fields: Any) -> Key:
+        """Make a key whose secret is its name, which counts from now on."""
+        limits = Limits(**{n: fields.pop(n) for n in ("requests", "tokens", "parallel") if n in fields})
+        made = new_key(name, digest_of(name), parse_scopes(scopes), models, limits=limits, **fields)
+        self.ring.store.add(made)
+        self.ring._refresh()
+        return made
+
+    def post(self, path: str = "/v1/chat/completions", secret: str = "ci", **body: Any) -> TestResponse:
+        return self.client.post(path, json=body or CHAT, headers={"Authorization": f"Bearer {secret}"})
+
+    def get(self, path: str, secret: str = "ci") -> TestResponse:
+        return self.client.get(path, headers={"Authorization": f"Bearer {secret}"})
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Served]:
+    settings = Settings(state_dir=str(tmp_path / "state"), models=["echo", "echo-2", "full"], **_NAMES)
+    full = {"limit_model_concurrency": 1, "max_waiting": 0}
+    settings.model_tables = (
+        {"name": "echo", "engine": "echo"},
+        {"name": "echo-2", "engine": "echo"},
+        {"name": "full", "engine": "echo", **full},
+    )
+    app = create_app(settings)
+    runtime: Runtime = app.extensions[KEY]
+    runtime.start()
+    assert runtime.wait_loaded(30)
+    try:
+        yield Served(runtime, app.test_client())
+    finally:
+        runtime.stop()
+
+
+def error_of(response: TestResponse) -> tuple[int, str, str, str]:
+    error = response.json["error"]
+    return response.status_code, error["type"], error["code"], error["message"]
+
+
+# Who may
+
+
+def test_without_a_key_all_is_open_and_with_one_nothing_else(served):
+    assert served.post(secret="none").status_code == 200
+    served.key()
+    assert served.post().status_code == 200
+    for secret in ("none", "ci2"):
+        status, kind, code, message = error_of(served.post(secret=secret))
+        assert (status, kind, code) == (401, "invalid_request_error", "invalid_api_key")
+        assert "not known" in message
+    assert served.client.post("/v1/chat/completions", json=CHAT).status_code == 401
+    assert served.client.post("/api/worker/generate", json=CHAT).status_code == 401
+    assert served.client.get("/healthz").status_code == 200
+
+
+def test_a_key_comes_as_x_api_key_too(served):
+    served.key()
+    body = {**CHAT, "max_tokens": 5}
+    response = served.client.post("/v1/messages", json=body, headers={"x-api-key": "ci"})
+    assert response.status_code == 200
+    refused = served.client.post("/v1/messages", json=body, headers={"x-api-key": "no"})
+    assert (refused.status_code, refused.json["error"]["type"]) == (401, "authentication_error")
+
+
+def test_a_key_that_is_revoked_or_expired_is_refused_with_the_reason(served):
+    served.key(expires=1.0)
+    assert error_of(served.post()) == (
+        *(401, "invalid_request_error", "invalid_api_key"),
+        "the key ci has expired at 1970-01-01T00:00:01Z",
+    )
+    served.ring.store.revoke("ci")
+    served.ring._refresh()
+    assert "the key ci was revoked at" in error_of(served.post())[3]
+
+
+def test_the_scopes_of_a_key_are_those_of_tokens(served):
+    served.key(name="asks")
+    served.key(name="does", scopes="admin")
+    body = {"model": "echo-2", "worker_type": "llm", "params": {}}
+    status = served.post("/api/worker/models/shutdown", secret="asks", **body).status_code
+    assert (status, served.post("/api/worker/models/shutdown", secret="does", **body).status_code) == (403, 200)
+    assert served.post(secret="does").status_code == 200
+
+
+def test_a_key_may_use_its_models_and_sees_no_others(served):
+    served.key("echo")
+    assert [model["id"] for model in served.get("/v1/models").json["data"]] == ["echo"]
+    assert served.get("/v1/models/echo").status_code == 200
+    assert served.get("/v1/models/echo-2").status_code == 403
+    assert served.post().status_code == 200
+    for path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/rerank", "/v1/responses"):
+        status, kind, code, message = error_of(served.post(path, **{**CHAT, "model": "echo-2"}))
+        assert (status, kind, code) == (403, "invalid_request_error", "permission_denied")
+        assert message == "the key ci may not use the model 'echo-2': it may use echo"
+    refused = served.post("/api/worker/generate", model="echo-2", prompt="x")
+    assert (refused.status_code, refused.json["error_code"]) == (403, 403)
+
+
+def test_without_a_name_the_key_must_allow_the_default(served):
+    served.key("*-2")
+    served.key("echo", name="other")
+    body = {"messages": CHAT["messages"], "max_tokens": 3}
+    assert error_of(served.post(**body))[::3] == (403, "the key ci may not use the model 'echo': it may use *-2")
+    assert served.post(secret="other", **body).status_code == 200
+
+
+def test_an_alias_is_allowed_by_its_own_name(served):
+    served.key("fast")
+    served.key("echo-2", name="other")
+    body = {**CHAT, "model": "fast"}
+    assert [model["id"] for model in served.get("/v1/models").json["data"]] == ["fast"]
+    assert (served.post(**body).status_code, served.post(secret="other", **body).status_code) == (200, 403)
+
+
+def test_the_access_line_has_the_key(served, caplog):
+    made = served.key(name="shop")
+    with caplog.at_level("INFO", "modelyard.access"):
+        served.post(secret="shop")
+    assert f'"caller":"shop","key":"{made.id}"' in caplog.messages[-1]
+    assert digest_of("shop").hex() not in caplog.text
+
+
+def test_while_keys_can_not_be_read_nothing_is_open(tmp_path, monkeypatch):
+    app = create_app(Settings(state_dir=str(tmp_path), models=[], key_store=f"sqlite:///{tmp_path / 'keys.db'}"))
+    runtime = app.extensions[KEY]
+    (tmp_path / "keys.db").write_bytes(b"This is no database. " * 500)
+    try:
+        response = app.test_client().get("/v1/models")
+        status, _, code, message = error_of(response)
+        assert (status, code) == (503, "not_ready")
+        assert "whether keys are needed is not known: the store of keys in" in message
+        assert int(response.headers["Retry-After"]) > 0
+    finally:
+        runtime.stop()
+
+
+# Limits
+
+
+def test_requests_are_limited_with_headers_and_a_time_to_come_back(served):
+    served.key(requests=2)
+    first, second, third = (served.post() for _ in range(3))
+    assert [response.status_code for response in (first, second, third)] == [200, 200, 429]
+    assert [first.headers[f"x-ratelimit-{name}-requests"] for name in ("limit", "remaining")] == ["2", "1"]
+    assert "x-ratelimit-limit-tokens" not in first.headers
+    _, kind, code, message = error_of(third)
+    assert (kind, code) == ("rate_limit_error", "rate_limit_exceeded")
+    assert "the key ci is reached: 2 requests a minute" in message
+    assert 0 < int(third.headers["Retry-After"]) <= 60
+    assert third.headers["x-ratelimit-remaining-requests"] == "0"
+    assert third.headers["x-ratelimit-reset-requests"].endswith("s")
+    assert "x-should-retry" not in third.headers
+
+
+def test_lists_and_bad_bodies_do_not_count(served):
+    served.key(requests=1)
+    assert served.get("/v1/models").status_code == 200
+    assert served.post(**{**CHAT, "temperature": 9}).status_code == 400
+    assert served.post().status_code == 200
+    assert served.post().status_code == 429
+
+
+def remaining_tokens(response: TestResponse) -> int:
+    return int(response.headers["x-ratelimit-remaining-tokens"])
+
+
+def test_tokens_are_reserved_and_then_those_that_were_used_count(served):
+    served.key(tokens=1000)
+    response = served.post()
+    used = response.json["usage"]["total_tokens"]
+    assert remaining_tokens(response) == 1000 - used
+    refused = served.post(**{**CHAT, "max_tokens": 1000 - used})
+    assert refused.status_code == 429
+    assert served.post(**{**CHAT, "max_tokens": 500}).status_code == 200
+
+
+def test_a_stream_counts_when_it_has_ended(served):
+    served.key(tokens=1000, parallel=1)
+    response = served.post(**{**CHAT, "stream": True, "max_tokens": 30})
+    assert remaining_tokens(response) == 1000 - 10 - 30
+    assert served.post().status_code == 429
+    text = response.get_data(as_text=True)
+    assert text.endswith("[DONE]\n\n")
+    # It has ended for its client, whose next request may come before the server closes it.
+    after = served.post()
+    assert after.status_code == 200
+    response.close()
+
+
+def test_every_call_that_computes_counts(served):
+    served.key(tokens=100_000, requests=100)
+    calls: list[tuple[str, dict[str, Any]]] = [
+        ("/v1/chat/completions", CHAT),
+        ("/v1/completions", {"model": "echo", "prompt": ["a", "b"], "n": 2}),
+        ("/v1/responses", {"model": "echo", "input": "x" * 40}),
+        ("/v1/messages", CHAT),
+        ("/api/worker/generate", {"model": "echo", "prompt": "x" * 40, "max_new_tokens": 20}),
+        ("/api/worker/generate_stream", {"model": "echo", "prompt": "x" * 40, "max_new_tokens": 20}),
+    ]
+    left = 100_000
+    for number, (path, body) in enumerate(calls, 1):
+        response = served.post(path, **body)
+        assert response.status_code == 200, path
+        response.get_data()
+        response.close()
+        headers = served.get("/v1/models").headers
+        assert int(headers["x-ratelimit-remaining-requests"]) == 100 - number, path
+        previous, left = left, int(headers["x-ratelimit-remaining-tokens"])
+        assert previous > left > previous - 200, path
+
+
+def test_a_request_that_no_model_has_begun_costs_no_tokens(served):
+    served.key(tokens=1000, parallel=1)
+    assert served.post(**{**CHAT, "model": "absent"}).status_code == 404
+    with served.runtime.manager.generate_stream(GenerateRequest("full", prompt="x")):
+        refused = served.post(**{**CHAT, "model": "full"})
+        assert (refused.status_code, remaining_tokens(refused)) == (503, 1000)
+    assert served.post(**{**CHAT, "model": "full"}).status_code == 200
+
+
+def test_a_request_larger_than_the_limit_is_not_to_be_repeated(served):
+    served.key(tokens=25)
+    response = served.post()
+    assert (response.status_code, response.headers["x-should-retry"]) == (429, "false")
+    assert "25 tokens a minute, and this request may use 30" in error_of(response)[3]
+    # What is only assumed is no more than the limit.
+    assert served.post(messages=CHAT["messages"], model="echo", max_tokens=None).status_code == 200
+
+
+def test_other_apis_have_their_own_shapes(served):
+    served.key(parallel=1, requests=1)
+    assert served.post().status_code == 200
+    refused = served.post("/v1/messages")
+    assert (refused.status_code, refused.json["error"]["type"]) == (429, "rate_limit_error")
+    refused = served.post("/api/worker/generate", model="echo", prompt="x")
+    assert (refused.status_code, refused.json["error_code"]) == (429, 429)
+    refused = served.post("/api/worker/embeddings", model="echo", input=["x"])
+    assert (refused.status_code, refused.json["type"]) == (429, "urn:modelyard:error:rate_limited")
+    assert int(refused.headers["Retry-After"]) > 0

@@ -122,6 +122,9 @@ class GenerateRequest:
     Empty: to any. Between processes it does not travel."""
     batch: bool = False
     """Whether the request stands in line behind interactive ones. Between processes it travels as a header."""
+    whole: bool = False
+    """Whether the caller reads the answer at its end only: an engine may give it in one burst. Between processes it
+    does not travel."""
 
     @property
     def uses_messages(self) -> bool:

@@ -108,6 +108,8 @@ class Generation:
         self.body = body
         self.copies = copies
         self.stream: bool = body.get("stream", False)
+        for request in requests:
+            request.whole = not self.stream
         self.include_usage = bool(body.get("stream_options", {}).get("include_usage"))
 
     @property

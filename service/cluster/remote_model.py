@@ -23,8 +23,9 @@ from .remote_calls import LOCAL, RemoteCalls, encoded
 _ALSO_FALSE = ("echo", "chat_model")
 """Fields that are sent when they are false too: some workers take an absent field for true."""
 
-_NOT_IN_BODY = ("session", "batch")
-"""Fields of a request that DB-GPT's wire does not have: the first ends at a router, the second is a header."""
+_NOT_IN_BODY = ("session", "batch", "whole")
+"""Fields of a request that DB-GPT's wire does not have: the first ends at a router, the second is a header, and answers
+between processes are streams, whatever the third says."""
 
 _COUNT = re.compile(r"\d{1,12}", re.ASCII)
 

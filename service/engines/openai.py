@@ -55,6 +55,7 @@ class OpenAIParams(ModelParams):
     ca: str | None = param(None, help="file or folder of CA certificates for https", tags=_OPERATOR)
     connect_timeout: float = param(3.0, help="seconds the server gets to accept a connection", min=0.05, max=600)
     first_byte_timeout: float = param(300.0, help="seconds until an answer begins", min=0.1, max=86_400)
+    whole_timeout: float = param(600.0, help="seconds until an answer that is not a stream begins", min=0.1, max=86_400)
     silence_timeout: float = param(60.0, help="seconds of silence within an answer", min=1, max=86_400)
     health_interval: float = param(
         15.0, help="seconds between two looks at the server's list of models", min=0.1, max=3600
@@ -174,10 +175,11 @@ class OpenAI(Engine):
     # Calls
 
     def generate_stream(self, request: GenerateRequest, cancel: CancelEvent) -> Iterator[Burst | None]:
-        """Yield bursts as the server's events come; a cancel closes the connection."""
+        """Yield bursts as the server's events come, or the whole answer; a cancel closes the connection."""
         assert isinstance(cancel, Cancel)
         path, fields = "chat/completions" if request.uses_messages else "completions", text_fields(request)
-        is_streamed = fields.get("best_of", 1) == 1  # of several answers the best: a server can't stream it
+        # Of several answers the best can't be streamed.
+        is_streamed = not request.whole and fields.get("best_of", 1) == 1
         if is_streamed:
             fields |= {"stream": True, "stream_options": {"include_usage": True}}
         body = self._fields.body(fields, request.extra)
@@ -186,7 +188,7 @@ class OpenAI(Engine):
 
     def _whole(self, backend: Backend, path: str, body: bytes, cancel: Cancel) -> Bursts:
         answer = openai_answers.Answer(backend.where)
-        with self._sent(backend, path, body, cancel) as response:
+        with self._sent(backend, path, body, cancel, self.params.whole_timeout) as response:
             yield answer.burst([response.content])
         yield answer.ending()
 
@@ -250,10 +252,14 @@ class OpenAI(Engine):
             raise EngineError(f"{self._where} does not answer with one {field} for each of {count} texts")
         return [values[index] for index in range(count)]
 
-    def _sent(self, backend: Backend, path: str, body: bytes, cancel: Cancel) -> Response:
-        """Return the response to a POST, whose status is 200. Raises what another status means."""
+    def _sent(self, backend: Backend, path: str, body: bytes, cancel: Cancel, timeout: float | None = None) -> Response:
+        """Return the response to a POST, whose status is 200. Raises what another status means.
+
+        ``timeout`` is seconds until it begins, by default ``first_byte_timeout``.
+        """
         assert self._session is not None
-        response = self._session.request("POST", f"{backend.url}/{path}", body=body, cancel=cancel)
+        times = (self.params.connect_timeout, timeout or self.params.first_byte_timeout)
+        response = self._session.request("POST", f"{backend.url}/{path}", body=body, timeout=times, cancel=cancel)
         if response.status_code == 200:
             return response
         with response:

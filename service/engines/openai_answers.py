@@ -66,11 +66,12 @@ class Answer:
             if event == DONE:
                 self.has_ended = True
                 continue
-            for choice in self._choices(event):
-                piece, delta = _content_of(choice)
-                if piece or delta:
-                    pieces.append(piece)
-                    deltas.append(delta)
+            if (choice := self._choice(event)) is None:
+                continue
+            piece, delta = _content_of(choice)
+            if piece or delta:
+                pieces.append(piece)
+                deltas.append(delta)
         self._has_begun = self._has_begun or bool(pieces)
         return Burst(pieces, deltas=deltas if any(deltas) else None) if pieces else None
 
@@ -80,7 +81,8 @@ class Answer:
             raise EngineError(f"{self._where} broke off its answer")
         return Burst([], self._finish_reason or "stop", self._usage)
 
-    def _choices(self, event: bytes) -> list[JSONObject]:
+    def _choice(self, event: bytes) -> JSONObject | None:
+        """Return the first choice of an event, None without one; keep its reason and the usage."""
         try:
             chunk = orjson.loads(event)
         except orjson.JSONDecodeError:
@@ -91,17 +93,17 @@ class Answer:
             # After a piece it is too late for another backend, or another prompt.
             error = refusal(_status_of(chunk["error"]), {}, event, self._where)
             raise EngineError(str(error)) if self._has_begun else error
-        self._usage = _counts(chunk.get("usage")) or self._usage
-        choices = [choice for choice in chunk.get("choices") or () if isinstance(choice, dict)][:1]
-        for choice in choices:
-            if isinstance(choice.get("finish_reason"), str):
-                self._finish_reason = choice["finish_reason"]
-        return choices
+        if (usage := chunk.get("usage")) is not None:
+            self._usage = _counts(usage) or self._usage
+        choice = next((choice for choice in chunk.get("choices") or () if isinstance(choice, dict)), None)
+        if choice is not None and isinstance(reason := choice.get("finish_reason"), str):
+            self._finish_reason = reason
+        return choice
 
 
 def _content_of(choice: JSONObject) -> tuple[str, JSONObject]:
     """Return the text of a choice, and what else it says by the keys of a `Burst`'s delta."""
-    given = choice.get("delta")
+    given = choice.get("delta") or choice.get("message")
     if not isinstance(given, dict):
         given = {"content": choice.get("text")}
     delta: JSONObject = {}
@@ -111,7 +113,7 @@ def _content_of(choice: JSONObject) -> tuple[str, JSONObject]:
         delta["reasoning_content"] = reasoning
     if given.get("tool_calls"):
         delta["tool_calls"] = given["tool_calls"]
-    if (content := _logprobs_in(choice.get("logprobs"))) is not None:
+    if (logprobs := choice.get("logprobs")) and (content := _logprobs_in(logprobs)) is not None:
         delta["logprobs"] = {"content": content, "refusal": None}
     text = given.get("content")
     return text if isinstance(text, str) else "", delta

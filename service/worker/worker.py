@@ -7,6 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -246,7 +247,7 @@ class ModelWorker:
 
     def generate(self, request: GenerateRequest, cancel: Cancel, *, wait: bool = True) -> ModelOutput:
         """Return the whole answer; raises like `generate_stream`."""
-        with self.generate_stream(request, cancel, wait=wait) as stream:
+        with self.generate_stream(replace(request, whole=True), cancel, wait=wait) as stream:
             return whole_answer(stream)
 
     def embeddings(

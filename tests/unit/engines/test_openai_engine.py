@@ -19,6 +19,7 @@ from modelyard.engines.openai_answers import EventDecoder, refusal
 from modelyard.engines.openai_fields import NEVER_SENT
 from modelyard.engines.scripted import Answers, Scripted
 from modelyard.errors import (
+    Cancelled,
     EngineError,
     InvalidRequest,
     ModelyardError,
@@ -26,6 +27,7 @@ from modelyard.errors import (
     Overloaded,
     PromptTooLong,
     StartFailed,
+    WorkerSilent,
     WorkerUnreachable,
 )
 from modelyard.settings.params import describe, from_json
@@ -358,6 +360,45 @@ def test_a_raw_prompt_may_be_token_ids_and_its_probabilities_are_those_of_a_chat
         {"token": "b", "logprob": -0.5, "bytes": None, "top_logprobs": others},
     ]
     assert bursts[0] == Burst(["ab"], deltas=[{"logprobs": {"content": content, "refusal": None}}])
+
+
+def test_an_answer_that_is_read_at_its_end_is_not_streamed():
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    message = {"role": "assistant", "content": "yes", "reasoning": "hm", "tool_calls": [call]}
+    logprobs = {"content": [{"token": "yes", "logprob": -1.0, "bytes": None, "top_logprobs": []}]}
+    choice = {"index": 0, "message": message, "logprobs": logprobs, "finish_reason": "tool_calls"}
+    usage = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
+    with over(whole(200, {"choices": [choice], "usage": usage})) as (made, server):
+        burst, end = ask(made, whole=True)
+    delta = {"reasoning_content": "hm", "tool_calls": [call], "logprobs": {**logprobs, "refusal": None}}
+    assert (burst.pieces, burst.deltas) == (["yes"], [delta])
+    assert (end.finish_reason, end.usage) == ("tool_calls", usage)
+    assert not {"stream", "stream_options", "whole"} & server.requests[-1].json().keys()
+
+
+def test_a_whole_answer_may_take_longer_than_the_first_byte_of_a_stream_and_ends_with_a_cancel():
+    cancel, asked = Cancel(), threading.Event()
+
+    def silent(peer: Peer) -> None:
+        asked.set()
+        peer.wait_hung_up()
+
+    with over(silent, first_byte_timeout=0.1) as (made, server):
+        with pytest.raises(WorkerSilent):
+            ask(made)
+        asked.clear()
+
+        def cancel_later() -> None:
+            asked.wait(10)
+            cancel.wait(0.2)
+            cancel.set()
+
+        canceller = threading.Thread(target=cancel_later)
+        canceller.start()
+        with pytest.raises(Cancelled):
+            ask(made, cancel, whole=True)
+        canceller.join(10)
+        wait_until(lambda: server.open_connections == 0, "the connection is closed")
 
 
 def test_the_best_of_several_answers_comes_whole():

@@ -27,8 +27,9 @@ from . import anthropic, errors, response_events, responses, schemas
 from .answers import Choice, Header, Usage, chat_answer, completion_answer, whole_choices
 from .chat_fields import text_to_count
 from .choices import check_copies, open_choices
+from .errors import is_anthropic
 from .events import ChatEvents, CompletionEvents
-from .models import model_entries, model_of, unknown_model
+from .models import anthropic_entry, anthropic_list, model_entries, model_of, unknown_model
 from .routes import Routes
 from .vectors import COHERE, JINA, TEI, as_probabilities, embeddings_answer, relevance_answer, rerank_answer
 
@@ -102,7 +103,8 @@ def _add_models(routes: Routes, service: Service) -> None:
     def models() -> Response:
         service.check_open()
         entries = model_entries(service, created)
-        return json_response({"object": "list", "data": [entries[name] for name in visible(entries)]})
+        shown = [entries[name] for name in visible(entries)]
+        return json_response(anthropic_list(shown) if is_anthropic() else {"object": "list", "data": shown})
 
     def model(name: str) -> Response:
         service.check_open()
@@ -110,7 +112,7 @@ def _add_models(routes: Routes, service: Service) -> None:
         entries = model_entries(service, created)
         if name not in entries:
             raise unknown_model(service, entries, name)
-        return json_response(entries[name])
+        return json_response(anthropic_entry(entries[name]) if is_anthropic() else entries[name])
 
     routes.add("GET", "/models", models)
     routes.add("GET", "/models/<path:name>", model)

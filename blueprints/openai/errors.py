@@ -118,8 +118,8 @@ def _shaped(body: JSONObject, status: int) -> JSONObject:
 
 
 def is_anthropic() -> bool:
-    """Return whether the client of the current request speaks Anthropic's API."""
-    return request.path.endswith(("/messages", "/messages/count_tokens"))
+    """Return whether the request is of Anthropic's API: by its path, or at a path of both by the client's header."""
+    return "anthropic-version" in request.headers or request.path.endswith(("/messages", "/messages/count_tokens"))
 
 
 def status_of(error: type[ModelyardError]) -> int:

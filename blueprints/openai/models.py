@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from datetime import UTC, datetime
+
 from ...errors import NotReady, UnknownModel
 from ...types import JSONObject, WorkerType, split_worker_key
 from ...worker.protocol import Service, ServiceState
@@ -44,6 +47,26 @@ def model_entries(service: Service, created: int) -> dict[str, JSONObject]:
         if model in entries
     }
     return dict(sorted({**entries, **aliases}.items()))
+
+
+def anthropic_entry(entry: JSONObject) -> JSONObject:
+    """Return Anthropic's object of a model for that of OpenAI."""
+    created = datetime.fromtimestamp(entry["created"], UTC)
+    return {
+        "type": "model",
+        "id": entry["id"],
+        "display_name": entry["id"],
+        "created_at": created.isoformat().replace("+00:00", "Z"),
+        "lifecycle": "active",
+        "max_input_tokens": entry.get("max_model_len"),
+    }
+
+
+def anthropic_list(entries: Iterable[JSONObject]) -> JSONObject:
+    """Return Anthropic's list of the models that generate text: all of them, on one page."""
+    models = [anthropic_entry(entry) for entry in entries if "completion" in entry["capabilities"]]
+    first, last = (models[0]["id"], models[-1]["id"]) if models else (None, None)
+    return {"data": models, "has_more": False, "first_id": first, "last_id": last}
 
 
 def unknown_model(service: Service, entries: JSONObject, name: str) -> UnknownModel:

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from ...errors import ModelyardError
+from ...errors import ModelyardError, Overloaded
 from ...types import JSONObject
 from . import schemas
 from .answers import Choice, Header, Usage
@@ -214,7 +214,7 @@ class ResponseEvents(PieceEvents):
 
     def failure(self, error: ModelyardError) -> bytes:
         """Return the events of an error."""
-        cause = document(error)["error"]
-        told = {"code": cause["code"] or cause["type"], "message": cause["message"]}
-        response = _response(self._header, self._generation, "failed", error=told, output=self._output)
+        code = "rate_limit_exceeded" if isinstance(error, Overloaded) else "server_error"
+        cause = {"code": code, "message": document(error)["error"]["message"]}
+        response = _response(self._header, self._generation, "failed", error=cause, output=self._output)
         return self._event("response.failed", response=response)

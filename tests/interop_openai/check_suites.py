@@ -41,7 +41,7 @@ def check_anthropic(service: Service, place: str) -> None:
         f"anthropic 2.14.0 {place}",
         packages,
         source(packages, "anthropic", "2.14.0"),
-        ["tests/api_resources/test_messages.py", "tests/api_resources/beta/test_messages.py"],
+        [f"tests/api_resources/{name}.py" for name in ("test_messages", "test_models", "beta/test_messages")],
         {"TEST_API_BASE_URL": service.url("/")},
     )
 
@@ -50,11 +50,14 @@ def check_anthropic(service: Service, place: str) -> None:
 @pytest.mark.parametrize(
     ("suite", "packages", "script"),
     [
+        ("openai helpers 3.57.0", "openai-3", "check_openai.py"),
+        ("openai helpers 2.54.0", "openai-2", "check_openai.py"),
+        ("anthropic helpers 2.14.0", "anthropic", "check_anthropic.py"),
         ("langchain-tests 1.1.9", "openai-3", "check_langchain.py"),
         ("llama-index-llms-openai 0.8.3", "openai-2", "check_llama_index.py"),
     ],
 )
-def check_framework(service: Service, place: str, suite: str, packages: str, script: str) -> None:
+def check_client(service: Service, place: str, suite: str, packages: str, script: str) -> None:
     run_pytest(f"{suite} {place}", environment(packages), INSIDE, [script], {"INTEROP_URL": service.url("/v1")})
 
 

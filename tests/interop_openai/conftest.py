@@ -42,7 +42,7 @@ worker_type = "text2vec"
 """
 MODELS = (
     *("gpt-6-astra", "gpt-5.4", "gpt-5.1", "gpt-4o-mini", "gpt-3.5-turbo-instruct"),
-    *("claude-opus-5-5", "claude-mythos-preview"),
+    *("claude-opus-5-5", "claude-mythos-preview", "model_id"),
 )
 ALIASES = ",".join(f"{name}=scripted" for name in MODELS)
 """The names of models that the suites ask for."""

@@ -771,6 +771,23 @@ def test_a_fault_has_the_name_that_the_client_has_sent(client, path, fields, wor
     assert error.get("param", words) in (words, words.removesuffix(": "))
 
 
+ANTHROPIC = {"anthropic-version": "2023-06-01"}
+
+
+def test_anthropics_clients_list_the_models_in_their_shape(client):
+    listed = client.get("/v1/models", headers=ANTHROPIC).get_json()
+    names = [model["id"] for model in listed["data"]]
+    assert "team/gpt" in names
+    assert "emb" not in names, "it generates no text"
+    assert (listed["has_more"], listed["first_id"], listed["last_id"]) == (False, names[0], names[-1])
+    model = client.get("/v1/models/team/gpt", headers=ANTHROPIC).get_json()
+    assert model in listed["data"]
+    assert (model["type"], model["display_name"], model["max_input_tokens"]) == ("model", "team/gpt", 4096)
+    assert model["created_at"].endswith("Z")
+    error = client.get("/v1/models/none", headers=ANTHROPIC).get_json()
+    assert (error["type"], error["error"]["type"]) == ("error", "not_found_error")
+
+
 def test_overload_has_the_status_of_anthropics_api(client, answers):
     answers.refuse(7)
     body = {"model": "team/gpt", "max_tokens": 5, "messages": [{"role": "user", "content": "a"}]}

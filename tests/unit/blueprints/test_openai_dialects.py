@@ -369,7 +369,10 @@ def test_a_response_that_is_cut_off_says_why():
 def test_a_response_that_fails_says_so_in_the_stream():
     body = json.loads(response_events().failure(EngineError("broken")).split(b"data: ")[1])
     assert body["type"] == "response.failed"
-    assert body["response"]["error"] == {"code": "engine_error", "message": "broken"}
+    # The client has a list of the codes.
+    assert body["response"]["error"] == {"code": "server_error", "message": "broken"}
+    body = json.loads(response_events().failure(Overloaded("full")).split(b"data: ")[1])
+    assert body["response"]["error"]["code"] == "rate_limit_exceeded"
 
 
 def test_a_whole_response_has_its_items():

@@ -122,6 +122,7 @@ def chat_options(loaded: Mapping[str, Any]) -> JSONObject:
         raise fault("top_logprobs", "needs logprobs: true")
     if loaded.get("logit_bias"):
         options["logit_bias"] = _logit_bias(loaded["logit_bias"])
+    options |= _grammar(loaded)
     if (form := _response_format(loaded.get("response_format"))) is not None:
         options["response_format"] = form
     return options
@@ -129,7 +130,7 @@ def chat_options(loaded: Mapping[str, Any]) -> JSONObject:
 
 def completion_options(loaded: Mapping[str, Any]) -> JSONObject:
     """Return the same of a completion."""
-    options = {name: loaded[name] for name in ("logprobs", "suffix") if name in loaded}
+    options = {name: loaded[name] for name in ("logprobs", "suffix") if name in loaded} | _grammar(loaded)
     if loaded.get("logit_bias"):
         options["logit_bias"] = _logit_bias(loaded["logit_bias"])
     copies = loaded.get("n", 1)
@@ -138,6 +139,11 @@ def completion_options(loaded: Mapping[str, Any]) -> JSONObject:
             raise fault("best_of", f"must be n ({copies}), or n must be 1")
         options["best_of"] = loaded["best_of"]
     return options
+
+
+def _grammar(loaded: Mapping[str, Any]) -> JSONObject:
+    """Return llama.cpp's words for what an answer must look like."""
+    return {name: loaded[name] for name in ("grammar", "json_schema") if loaded.get(name) is not None}
 
 
 def _logit_bias(biases: JSONObject) -> JSONObject:

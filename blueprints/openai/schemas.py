@@ -20,6 +20,7 @@ from .chat_fields import as_text, chat_options, check_messages, completion_optio
 MAX_CHOICES = 128
 MAX_TOOLS = 256
 MAX_STOPS = 16
+MAX_GRAMMAR = 100_000
 MAX_INPUTS = 2048
 MAX_PROMPTS = 128
 COMPLETION_TOKENS = 16
@@ -43,6 +44,8 @@ class _Sampling(Base):
     min_p = number(0, 1)
     repetition_penalty = number(0, 100)
     logit_bias = fields.Dict(keys=fields.String())
+    grammar = fields.String(validate=validate.Length(1, MAX_GRAMMAR))
+    json_schema = fields.Dict(keys=fields.String())
 
 
 class ChatSchema(_Sampling):

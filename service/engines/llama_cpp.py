@@ -42,7 +42,7 @@ LETTERS_A_CALL = 1000
 """The most texts and letters of one call to embed: about a quarter of a second on one core. A cancel acts between two
 calls."""
 
-_OPTIONS = frozenset({"response_format", "logprobs", "top_logprobs", "logit_bias", "prompt"})
+_OPTIONS = frozenset({"response_format", "json_schema", "grammar", "logprobs", "top_logprobs", "logit_bias", "prompt"})
 _TOOL_OPTIONS = frozenset({"messages", "tools", "tool_choice", "parallel_tool_calls"})
 
 

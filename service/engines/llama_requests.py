@@ -125,7 +125,7 @@ class LlamaAnswer:
                 raise unfit(self._field, str(error)) from error
             raise EngineError(f"llama.cpp failed: {error}") from error
         if isinstance(result, dict) and "error" in result:
-            self._error = self._error or refusal(result["error"], self._model, self._field)
+            self._error = self._error or self._refusal(result["error"])
         if self._error is not None:
             raise self._error
         if not cancel.is_set():
@@ -133,7 +133,7 @@ class LlamaAnswer:
 
     def _take(self, chunk: JSONObject, put: Callable[[Burst], bool]) -> bool:
         if "error" in chunk:
-            self._error = refusal(chunk["error"], self._model, self._field)
+            self._error = self._refusal(chunk["error"])
             return True
         self._has_begun = True
         self._usage = _usage(chunk) or self._usage
@@ -163,9 +163,17 @@ class LlamaAnswer:
             return True
         return False
 
+    def _refusal(self, error: Any) -> ModelyardError:
+        refused = refusal(error, self._model, self._field)
+        if type(refused) is InvalidRequest and "grammar" in self._options:
+            # It is read when the answer begins: of what is wrong with a request, this is found last.
+            return InvalidRequest.of_fields([{"field": "grammar", "message": f"is refused: {refused}"}])
+        return refused
+
     def _field_at_fault(self) -> str | None:
-        """Return the option whose schema the library has refused; None if no option has one."""
-        return next((name for name in ("response_format", "tools") if name in self._options), None)
+        """Return the option whose schema or grammar the library has refused; None if no option has one."""
+        names = ("response_format", "json_schema", "grammar", "tools")
+        return next((name for name in names if name in self._options), None)
 
     def _delta(self, choice: JSONObject) -> JSONObject:
         """Return the part of a choice beside its text."""

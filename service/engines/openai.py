@@ -35,7 +35,7 @@ HEALTH_TIMEOUT = 10.0
 _OPERATOR = ("fixed", "operator", "privacy")
 _OPTIONS = frozenset(
     {"messages", "tools", "tool_choice", "parallel_tool_calls", "response_format", "logprobs", "top_logprobs"}
-    | {"logit_bias", "prompt", "suffix", "best_of"}
+    | {"logit_bias", "prompt", "suffix", "best_of", "grammar", "json_schema"}
 )
 
 

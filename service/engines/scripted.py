@@ -26,7 +26,7 @@ from .scripted_table import Row, Step, read_table, step_of, text_step
 TICK = 0.2
 ALL_OPTIONS = frozenset(
     {"messages", "tools", "tool_choice", "parallel_tool_calls", "response_format", "logprobs", "top_logprobs"}
-    | {"logit_bias", "prompt", "suffix", "best_of"}
+    | {"logit_bias", "prompt", "suffix", "best_of", "grammar", "json_schema"}
 )
 
 

@@ -528,6 +528,16 @@ def test_an_answer_is_json_of_the_schema_that_was_asked_for(openai_service: Serv
     assert refused.json()["error"]["param"] == "response_format"
 
 
+def test_an_answer_keeps_to_a_grammar_or_a_bare_schema(openai_service: Service) -> None:
+    choice = chat(openai_service, grammar='root ::= "a"{5,5}').json()["choices"][0]
+    assert choice["message"]["content"] == "aaaaa"
+    body = {"model": LLM, "prompt": "Paris", "max_tokens": 20, "json_schema": {"const": 42}}
+    assert openai_service.post("/v1/completions", body).json()["choices"][0]["text"] == "42"
+    refused = chat(openai_service, grammar="root ::= this is (not valid")
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "grammar"
+
+
 def test_probabilities_are_those_of_the_tokens(openai_service: Service) -> None:
     choice = chat(openai_service, max_tokens=3, logprobs=True, top_logprobs=2).json()["choices"][0]
     tokens = choice["logprobs"]["content"]

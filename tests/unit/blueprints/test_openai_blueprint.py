@@ -191,6 +191,8 @@ def test_what_reaches_the_engine(client, answers):
         ("response_format", {"type": "json_object"}),
         ("top_logprobs", 1),
         ("logit_bias", {"5": 1}),
+        ("grammar", 'root ::= "a"'),
+        ("json_schema", {"const": 1}),
         ("modalities", ["text", "audio"]),
     ],
 )

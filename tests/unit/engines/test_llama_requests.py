@@ -285,6 +285,17 @@ def test_a_refusal_may_be_returned_or_come_as_a_chunk(how):
         run(handle)
 
 
+@pytest.mark.parametrize("how", ["returned", "chunk"])
+def test_a_grammar_that_can_not_be_read_is_named(how):
+    error = {"code": 400, "message": "failed to parse grammar", "type": "invalid_request_error"}
+    handle = play(returns={"error": error}) if how == "returned" else play({"error": error})
+    with pytest.raises(InvalidRequest) as refused:
+        run(handle, options={"grammar": "root ::="})
+    assert refused.value.errors == [{"field": "grammar", "message": "is refused: failed to parse grammar"}]
+    with pytest.raises(PromptTooLong):
+        run(play({"error": TOO_LONG}), options={"grammar": "root ::="})
+
+
 @pytest.mark.parametrize(
     ("error", "kind", "says"),
     [

@@ -23,6 +23,7 @@ MAX_STOPS = 16
 MAX_GRAMMAR = 100_000
 MAX_INPUTS = 2048
 MAX_PROMPTS = 128
+MAX_TOKEN_ID = 2**31 - 1
 COMPLETION_TOKENS = 16
 """Tokens of a completion without ``max_tokens``: OpenAI's default."""
 
@@ -225,7 +226,7 @@ def _prompts(value: Any) -> list[str | list[int]]:
 
 
 def _token_ids(place: str, ids: list[Any]) -> list[int]:
-    if not ids or not all(type(number) is int and 0 <= number < 2**31 for number in ids):
+    if not ids or not all(type(number) is int and 0 <= number <= MAX_TOKEN_ID for number in ids):
         raise fault(place, "must be a text, or a list of token ids from 0")
     return ids
 

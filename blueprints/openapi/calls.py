@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from marshmallow import Schema
 
 from ...errors import ModelyardError
 from ...types import JSONObject
 
+LLM, TEXT2VEC = "smollm2-135m", "minilm-l6"
+"""The models of examples: those that `modelyard pull` fetches."""
+
 
 @dataclass(frozen=True)
 class Body:
-    """A JSON body: the schema that checks it, and what is checked by hand."""
+    """A JSON body: the schema that checks it, an example, and what is checked by hand."""
 
-    schema: Schema | None = None
+    schema: Schema
+    example: Any
     more: JSONObject = field(default_factory=dict)
     """The JSON Schemas of fields that ``schema`` does not have, and what they add to those that it has."""
     required: tuple[str, ...] = ()

@@ -29,7 +29,7 @@ from ...worker.protocol import ServiceState
 from .. import controller_schemas, worker_schemas
 from ..request.bodies import JSON_TYPE
 from ..request.problems import PROBLEM_TYPE, refusal_status
-from .calls import Body, Call, ErrorShape
+from .calls import LLM, TEXT2VEC, Body, Call, ErrorShape
 from .shapes import (
     ANYTHING,
     BOOLEAN,
@@ -59,6 +59,7 @@ CHUNK = ErrorShape("Chunk", STREAM_TYPE, STRING, refusal_status)
 _MESSAGE = record({"role": one(*ROLES, VIEW), "content": either(STRING, OBJECT, array(either(STRING, OBJECT)))})
 _PROMPT = Body(
     worker_schemas.PromptSchema(),
+    {"model": LLM, "messages": [{"role": "human", "content": "Name three colors."}], "max_new_tokens": 20},
     more={
         "messages": array(_MESSAGE, most=worker_schemas.MAX_MESSAGES),
         "stop": either(STRING, array(STRING, most=worker_schemas.MAX_STOPS)),
@@ -121,8 +122,15 @@ SCHEMAS: JSONObject = {
 }
 """The components."""
 
-_INSTANCES = Body(controller_schemas.INSTANCE, is_list=True, most=MAX_INSTANCES)
-_MODEL_INSTANCE = Body(controller_schemas.DBGPT_INSTANCE)
+_INSTANCES = Body(
+    controller_schemas.INSTANCE,
+    [{"key": f"{LLM}@llm", "url": "http+unix://%2Frun%2Fworker.sock/api"}],
+    is_list=True,
+    most=MAX_INSTANCES,
+)
+_MODEL_INSTANCE = Body(
+    controller_schemas.DBGPT_INSTANCE, {"model_name": f"{LLM}@llm", "host": "127.0.0.1", "port": 8001}
+)
 
 WORKER: Mapping[str, Call] = {
     "generate_stream": Call(
@@ -141,19 +149,24 @@ WORKER: Mapping[str, Call] = {
         _COMPUTE,
         body=Body(
             worker_schemas.EMBEDDINGS,
+            {"model": TEXT2VEC, "input": ["red", "green"]},
             more={"input": array(STRING, most=worker_schemas.MAX_TEXTS)},
             required=("input",),
         ),
     ),
     "count_token": Call(
-        "Count the tokens of a text.", INTEGER, PROBLEM, _COMPUTE, body=Body(worker_schemas.COUNT_TOKEN)
+        "Count the tokens of a text.",
+        INTEGER,
+        PROBLEM,
+        _COMPUTE,
+        body=Body(worker_schemas.COUNT_TOKEN, {"model": LLM, "prompt": "Name three colors."}),
     ),
     "model_metadata": Call(
         "Return what is known of a model.",
         ref("ModelMetadata"),
         PROBLEM,
         _COMPUTE,
-        body=Body(worker_schemas.METADATA),
+        body=Body(worker_schemas.METADATA, {"model": LLM}),
     ),
     "parameter_descriptions": Call(
         "List the parameters of a model with their values.",
@@ -170,21 +183,21 @@ WORKER: Mapping[str, Call] = {
         ref("ApplyOutcome"),
         PROBLEM,
         (*_MODEL, Unsupported, Conflict, WorkerLost, StartFailed),
-        body=Body(worker_schemas.APPLY),
+        body=Body(worker_schemas.APPLY, {"model": LLM, "apply_type": "update_params", "params": {"n_ctx": 4096}}),
     ),
     "startup": Call(
         "Start a model, and answer when it is ready.",
         NULL,
         PROBLEM,
         (*_MODEL, Unsupported, Conflict, WorkerLost, StartFailed),
-        body=Body(worker_schemas.STARTUP),
+        body=Body(worker_schemas.STARTUP, {"model": LLM, "worker_type": "llm"}),
     ),
     "shutdown": Call(
         "Stop a model and forget it.",
         NULL,
         PROBLEM,
         (*_MODEL, Conflict, WorkerLost),
-        body=Body(worker_schemas.STARTUP),
+        body=Body(worker_schemas.STARTUP, {"model": LLM, "worker_type": "llm"}),
     ),
 }
 CONTROLLER: Mapping[str, Call] = {

@@ -19,7 +19,7 @@ from ..request.bodies import JSON_TYPE
 from ..request.guard import needs_of
 from . import cluster_calls, openai_answers, openai_calls
 from .calls import Body, Call, ErrorShape
-from .shapes import FILLED, INTEGER, STRING, array, nullable
+from .shapes import FILLED, INTEGER, STRING, array, nullable, record
 
 if TYPE_CHECKING:
     from apispec import APISpec
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 VERSION = "3.1.0"
 OTHER_PATHS = "x-also-at"
 """The paths at which an operation is served too."""
-EVENT = "x-item-schema"
-"""The schema of one event of a stream: what OpenAPI 3.2 calls ``itemSchema``."""
+ITEM = "x-item-schema"
+"""The schema of one output of a stream: what OpenAPI 3.2 calls ``itemSchema``."""
 
 
 class _Api(NamedTuple):
@@ -145,15 +145,16 @@ class _Writer:
         if parameters := [*_path_parameters(rules[0]), *self._query_parameters(call)]:
             operation["parameters"] = parameters
         if call.body is not None:
-            content = {JSON_TYPE: {"schema": self._schema_of(call.body)}}
-            operation["requestBody"] = {"required": True, "content": content}
+            can_stream = bool(call.streams) and call.answer is not None
+            content = {"schema": self._schema_of(call.body), "examples": _examples_of(call.body, streams=can_stream)}
+            operation["requestBody"] = {"required": True, "content": {JSON_TYPE: content}}
         if len(rules) > 1:
             operation[OTHER_PATHS] = [_path_of(rule) for rule in rules[1:]]
         self._spec.path(_path_of(rules[0]), operations={method.lower(): operation})
 
     def _responses(self, call: Call, headers: JSONObject) -> JSONObject:
         content = {} if call.answer is None else {JSON_TYPE: {"schema": call.answer}}
-        content |= {kind: {"schema": STRING, EVENT: event} for kind, event in call.streams.items()}
+        content |= {kind: _stream(kind, item) for kind, item in call.streams.items()}
         responses: JSONObject = {"200": {"description": "The answer.", "content": content, "headers": headers}}
         for status, schema in call.others.items():
             responses[str(status)] = {"description": "The answer.", "content": {JSON_TYPE: {"schema": schema}}}
@@ -185,9 +186,7 @@ class _Writer:
 
     def _schema_of(self, body: Body) -> JSONObject:
         """Return what the schema of a body checks, with what is checked by hand; null means absent."""
-        schema: JSONObject = {"type": "object", "properties": {}}
-        if body.schema is not None:
-            schema = self._converter.schema2jsonschema(body.schema)
+        schema: JSONObject = self._converter.schema2jsonschema(body.schema)
         required = [*schema.get("required", ()), *body.required]
         properties = schema["properties"]
         for name, more in body.more.items():
@@ -216,6 +215,20 @@ class _Writer:
                 self._spec.components.schema(name, _SCHEMAS[name])
             added |= pending
             pending = _references({name: _SCHEMAS[name] for name in pending})
+
+
+def _stream(media_type: str, item: JSONObject) -> JSONObject:
+    """Return the content of a stream of items; for server-sent events the schema is that of one event."""
+    if media_type != openai_calls.EVENTS:
+        return {"schema": STRING, ITEM: item}
+    data = {"type": "string", "contentMediaType": JSON_TYPE, "contentSchema": item}
+    return {"schema": record({"data": data}, {"event": STRING})}
+
+
+def _examples_of(body: Body, *, streams: bool) -> JSONObject:
+    """Return the example of a body, and the same for a stream where a field of it asks for one."""
+    examples = {"whole": {"value": body.example}}
+    return examples | {"stream": {"value": {**body.example, "stream": True}}} if streams else examples
 
 
 def _references(value: Any) -> set[str]:

@@ -24,7 +24,7 @@ from ...wire.chunks import BATCH, INTERACTIVE
 from ..openai import anthropic, chat_fields, errors, responses, schemas
 from ..openai.events import EVENTS_TYPE
 from ..request.bodies import JSON_TYPE
-from .calls import Body, Call, ErrorShape
+from .calls import LLM, TEXT2VEC, Body, Call, ErrorShape
 from .shapes import ANYTHING, FILLED, NUMBER, OBJECT, STRING, any_of_fields, array, either, nullable, one, record, ref
 
 _READ: tuple[type[ModelyardError], ...] = (Unauthorized, Forbidden, Unavailable)
@@ -41,7 +41,7 @@ _ASK = (
 )
 OPENAI = ErrorShape("OpenAI", JSON_TYPE, ref("OpenAIError"), errors.status_of)
 ANTHROPIC = ErrorShape("Anthropic", JSON_TYPE, ref("AnthropicError"), errors.anthropic_status_of)
-_EVENTS = EVENTS_TYPE.partition(";")[0]
+EVENTS = EVENTS_TYPE.partition(";")[0]
 
 _NAME: JSONObject = {"type": "string", "pattern": f"^{chat_fields.NAME.pattern}$"}
 _TOOL = record({"type": one("function"), "function": record({"name": _NAME}, {"parameters": OBJECT})})
@@ -83,8 +83,13 @@ _NAMESPACE_OF_RESPONSE = record(
 _PRIORITY: JSONObject = {"priority": either(one(INTERACTIVE, BATCH), NUMBER), "service_tier": ANYTHING}
 _TERMS: JSONObject = {**_PRIORITY, "prompt_cache_key": ANYTHING, "user": ANYTHING}
 
+_TOKEN_IDS = array({"type": "integer", "minimum": 0, "maximum": schemas.MAX_TOKEN_ID}, least=1)
+_PROMPTS = either(FILLED, _TOKEN_IDS, array(either(FILLED, _TOKEN_IDS), least=1, most=schemas.MAX_PROMPTS))
+_HELLO: JSONObject = {"role": "user", "content": "Name three colors."}
+
 _CHAT = Body(
     schemas.CHAT,
+    {"model": LLM, "messages": [_HELLO], "max_completion_tokens": 20},
     more={
         **_TERMS,
         "messages": array(_MESSAGE, least=1, most=chat_fields.MAX_MESSAGES),
@@ -96,11 +101,13 @@ _CHAT = Body(
 )
 _COMPLETION = Body(
     schemas.COMPLETION,
-    more={**_TERMS, "prompt": either(FILLED, array(FILLED, least=1, most=schemas.MAX_PROMPTS)), "stop": _STOP},
+    {"model": LLM, "prompt": "The colors are", "max_tokens": 20},
+    more={**_TERMS, "prompt": _PROMPTS, "stop": _STOP},
     required=("prompt",),
 )
 _COUNTED_MESSAGES = Body(
     schemas.ChatSchema(only=[name for name in anthropic.COPIED if name != "max_tokens"]),
+    {"model": LLM, "messages": [_HELLO]},
     more={
         "messages": array(
             record({"role": one("user", "assistant"), "content": _BLOCKS}), least=1, most=chat_fields.MAX_MESSAGES
@@ -115,11 +122,13 @@ _COUNTED_MESSAGES = Body(
 _MESSAGES = replace(
     _COUNTED_MESSAGES,
     schema=schemas.ChatSchema(only=anthropic.COPIED),
+    example={"model": LLM, "messages": [_HELLO], "max_tokens": 20},
     more={**_COUNTED_MESSAGES.more, **_PRIORITY, "metadata": ANYTHING},
     required=("messages", "max_tokens"),
 )
 _COUNTED_RESPONSE = Body(
     schemas.ChatSchema(only=responses.COPIED),
+    {"model": LLM, "input": "Name three colors.", "max_output_tokens": 20},
     more={
         "input": either(STRING, array(OBJECT, least=1)),
         "instructions": ANYTHING,
@@ -142,7 +151,7 @@ CALLS: Mapping[str, Call] = {
         OPENAI,
         _ASK,
         body=_CHAT,
-        streams={_EVENTS: ref("ChatCompletionChunk")},
+        streams={EVENTS: ref("ChatCompletionChunk")},
     ),
     "chat_completions_input_tokens": Call(
         "Count the tokens of the texts and tools of a chat.", ref("PromptTokens"), OPENAI, _ASK, body=_CHAT
@@ -153,7 +162,7 @@ CALLS: Mapping[str, Call] = {
         OPENAI,
         _ASK,
         body=_COMPLETION,
-        streams={_EVENTS: ref("CompletionChunk")},
+        streams={EVENTS: ref("CompletionChunk")},
     ),
     "responses": Call(
         "Answer items, as OpenAI's responses: nothing is stored.",
@@ -161,7 +170,7 @@ CALLS: Mapping[str, Call] = {
         OPENAI,
         _ASK,
         body=_RESPONSE,
-        streams={_EVENTS: ref("ResponseEvent")},
+        streams={EVENTS: ref("ResponseEvent")},
     ),
     "responses_input_tokens": Call(
         "Count the tokens of the texts and tools of a response's request.",
@@ -176,7 +185,7 @@ CALLS: Mapping[str, Call] = {
         ANTHROPIC,
         _ASK,
         body=_MESSAGES,
-        streams={_EVENTS: ref("MessageEvent")},
+        streams={EVENTS: ref("MessageEvent")},
     ),
     "messages_count_tokens": Call(
         "Count the tokens of the texts and tools of a message's request.",
@@ -192,6 +201,7 @@ CALLS: Mapping[str, Call] = {
         _ASK,
         body=Body(
             schemas.EMBEDDINGS,
+            {"model": TEXT2VEC, "input": ["red", "green"]},
             more={**_PRIORITY, "input": either(FILLED, array(FILLED, least=1, most=schemas.MAX_INPUTS))},
             required=("input",),
         ),
@@ -203,6 +213,7 @@ CALLS: Mapping[str, Call] = {
         _ASK,
         body=Body(
             schemas.RERANK,
+            {"model": TEXT2VEC, "query": "a color", "documents": ["red", "one"], "top_n": 1},
             more={**_PRIORITY, "documents": _TEXTS, "texts": _TEXTS},
             rules=any_of_fields("documents", "texts"),
         ),
@@ -212,7 +223,12 @@ CALLS: Mapping[str, Call] = {
         ref("Relevance"),
         OPENAI,
         _ASK,
-        body=Body(schemas.RELEVANCE, more={**_PRIORITY, "documents": _TEXTS}, required=("documents",)),
+        body=Body(
+            schemas.RELEVANCE,
+            {"model": TEXT2VEC, "query": "a color", "documents": ["red", "one"]},
+            more={**_PRIORITY, "documents": _TEXTS},
+            required=("documents",),
+        ),
     ),
 }
 """By the name of the endpoint."""

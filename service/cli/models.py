@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+import time
+from collections.abc import Callable
+
 import click
 
 from ..client.answers import ModelState
@@ -16,6 +20,8 @@ from .values import allowed, param_of, tags_of
 
 CHANGE_TIMEOUT = 600.0
 """Seconds to wait for an answer that comes when a model has loaded."""
+WATCH_SECONDS = 2.0
+"""Seconds between two tables of ``--watch``."""
 SLOW = 0.05
 """Seconds: the duration of a change is printed if it is longer."""
 
@@ -38,6 +44,7 @@ _at = click.option(
     metavar="HOST:PORT",
     help="the host to use, where the service is a gateway for several",
 )
+_watch = click.option("--watch", is_flag=True, help=f"print it again every {WATCH_SECONDS:g} seconds, until Ctrl-C")
 _type = click.option(
     "--type", "worker_type", type=click.Choice([t.value for t in WorkerType]), help="what the model is for"
 )
@@ -45,9 +52,14 @@ _type = click.option(
 
 @models.command("list", short_help="List the models and their states.")
 @click.option("--supported", is_flag=True, help="list the models that could be started too")
+@_watch
 @with_client(READ_TIMEOUT)
-def list_models(client: Client, supported: bool, json_wanted: bool) -> None:
+def list_models(client: Client, supported: bool, watch: bool, json_wanted: bool) -> None:
     """List the models that the service hosts, with their states and the reasons."""
+    _show_again(lambda: _show_models(client, supported, json_wanted), watch=watch)
+
+
+def _show_models(client: Client, supported: bool, json_wanted: bool) -> None:
     status = client.status()
     listed = rows(map(ModelState.of, status["models"]), supported_models(client))
     if not supported:
@@ -191,6 +203,16 @@ def params(client: Client, name: str, worker_type: str | None, json_wanted: bool
     click.echo(table(("NAME", "VALUE", "TYPE", "DEFAULT", "ALLOWED", "TAGS", "HELP"), lines, terminal_width()))
 
 
+def _show_again(show: Callable[[], None], *, watch: bool) -> None:
+    """Call ``show`` once, or with ``watch`` again and again, each time on an empty screen where there is one."""
+    show()
+    while watch:
+        time.sleep(WATCH_SECONDS)
+        if sys.stdout.isatty():
+            click.clear()
+        show()
+
+
 def _print_outcome(outcome: ApplyOutcome, json_wanted: bool) -> None:
     """Print the outcome of a change; the exit status is 1 if it failed."""
     if json_wanted:
@@ -207,12 +229,17 @@ def _print_outcome(outcome: ApplyOutcome, json_wanted: bool) -> None:
 @click.command(short_help="List what is registered at a controller.")
 @click.argument("name", required=False)
 @click.option("--healthy", is_flag=True, help="only those that are healthy")
+@_watch
 @with_client(READ_TIMEOUT)
-def instances(client: Client, name: str | None, healthy: bool, json_wanted: bool) -> None:
+def instances(client: Client, name: str | None, *, healthy: bool, watch: bool, json_wanted: bool) -> None:
     """List the instances of all models, or of NAME (a model, or name@type), as a controller sees them.
 
     WorkerManager@service is a worker service itself: models can be started there (modelyard models start --at).
     """
+    _show_again(lambda: _show_instances(client, name, healthy, json_wanted), watch=watch)
+
+
+def _show_instances(client: Client, name: str | None, healthy: bool, json_wanted: bool) -> None:
     listed = [row for row in client.instances() if _is_named(row, name) and (row["healthy"] or not healthy)]
     if json_wanted:
         click.echo(as_json(listed))

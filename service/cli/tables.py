@@ -58,6 +58,11 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else " " if char.isspace() else "\ufffd" for char in text)
 
 
+def safe_text(text: str) -> str:
+    """Return ``text`` with its lines and tabs, without characters that steer a terminal."""
+    return "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in text)
+
+
 def size(count: int) -> str:
     """Return a number of bytes as text for people, as in 98.4 MB."""
     value, unit = float(count), "B"

@@ -1,0 +1,214 @@
+"""``modelyard chat``: talk to a model, in a terminal or through a pipe."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import click
+
+from ..client.client import Client
+from ..errors import ModelyardError
+from ..types import JSONObject, plain
+from .connected import with_client
+from .failures import Misuse, complain
+from .tables import as_json, safe_text
+
+ANSWER_TIMEOUT = 120.0
+"""Seconds of silence after which an answer is given up."""
+
+HELP = """\
+/help            this list
+/clear           forget the conversation
+/undo            forget the last message and its answer
+/again           answer the last message once more
+/system [TEXT]   set what the model is told first; without a text, nothing
+/model [NAME]    talk to another model; without a name, to the only one
+/exit            end, as Ctrl-D does
+
+Ctrl-C ends an answer. A line that ends in \\ goes on in the next one."""
+
+
+class Conversation:
+    """The messages of one conversation, and the model that answers them."""
+
+    def __init__(self, client: Client, model: str | None, system: str | None, options: Mapping[str, Any]) -> None:
+        """Begin without a message; ``options`` are those of `Client.stream`."""
+        self._client = client
+        self._options = options
+        self._turns: list[JSONObject] = []
+        self.model = model
+        self.system = system
+
+    def say(self, text: str, write: Callable[[str], object]) -> JSONObject:
+        """Send a message, and pass the pieces of its answer to ``write``; return the output's fields.
+
+        Ctrl-C ends the answer: what has come stays in the conversation. Raises the errors of `Client.stream`, after
+        which the message is not part of the conversation.
+        """
+        self._turns.append({"role": "user", "content": text})
+        pieces: list[str] = []
+        try:
+            began = time.monotonic()
+            with self._client.stream(self._messages(), model=self.model, **self._options) as stream:
+                with contextlib.suppress(KeyboardInterrupt):
+                    for piece in stream:
+                        pieces.append(piece)
+                        write(piece)
+                seconds = round(time.monotonic() - began, 3)
+                output = {**plain(stream.output), "text": "".join(pieces), "seconds": seconds}
+        except BaseException:
+            self._turns.pop()
+            raise
+        self._turns.append({"role": "assistant", "content": "".join(pieces)})
+        return output
+
+    def _messages(self) -> list[JSONObject]:
+        first = [{"role": "system", "content": self.system}] if self.system else []
+        return [*first, *self._turns]
+
+    def clear(self) -> None:
+        """Forget all messages."""
+        self._turns.clear()
+
+    def undo(self) -> str | None:
+        """Forget the last message and its answer; return its text, None if there is none."""
+        if not self._turns:
+            return None
+        text: str = self._turns[-2]["content"]
+        del self._turns[-2:]
+        return text
+
+
+@click.command(short_help="Talk to a model.")
+@click.argument("words", nargs=-1, metavar="[MESSAGE]...")
+@click.option("-m", "--model", metavar="NAME", help="the model  [default: the only one]")
+@click.option("--system", metavar="TEXT", help="what the model is told first")
+@click.option("--max-tokens", type=click.IntRange(1), metavar="N", help="tokens of an answer at most")
+@click.option("--temperature", type=click.FloatRange(0, 2), metavar="T", help="0: always the likeliest word")
+@click.option("--seed", type=int, metavar="N", help="repeats an answer")
+@click.option("--stats", is_flag=True, help="print tokens and seconds after each answer")
+@with_client(ANSWER_TIMEOUT)
+def chat(
+    client: Client,
+    *,
+    words: tuple[str, ...],
+    model: str | None,
+    system: str | None,
+    max_tokens: int | None,
+    temperature: float | None,
+    seed: int | None,
+    stats: bool,
+    json_wanted: bool,
+) -> None:
+    """Talk to a model of a running service.
+
+    \b
+    modelyard chat                            a conversation
+    modelyard chat Name three colors          one answer
+    git diff | modelyard chat Explain this:   one answer about a text in a pipe
+    """  # noqa: D301 - click's mark for lines that stay lines
+    options = {"max_new_tokens": max_tokens, "temperature": temperature, "seed": seed}
+    conversation = Conversation(client, model, system, options)
+    message = message_of(words)
+    if message is not None:
+        _answer_once(conversation, message, stats=stats, json_wanted=json_wanted)
+    elif json_wanted:
+        raise Misuse("--json is for one answer: give a MESSAGE")
+    else:
+        _converse(conversation, stats=stats)
+
+
+def message_of(words: tuple[str, ...]) -> str | None:
+    """Return the text of the arguments and of a pipe; None in a terminal without arguments. Raises Misuse."""
+    piped = "" if sys.stdin.isatty() else sys.stdin.read().rstrip("\n")
+    text = "\n".join(part for part in (" ".join(words), piped) if part)
+    if not text and not sys.stdin.isatty():
+        raise Misuse("there is no text: give it as an argument, or through a pipe")
+    return text or None
+
+
+def write(piece: str) -> None:
+    """Print a piece of an answer at once, without what would steer the terminal."""
+    click.echo(safe_text(piece), nl=False)
+
+
+def _answer_once(conversation: Conversation, message: str, *, stats: bool, json_wanted: bool) -> None:
+    output = conversation.say(message, (lambda piece: None) if json_wanted else write)
+    if json_wanted:
+        click.echo(as_json(output))
+        return
+    click.echo()
+    if stats:
+        click.echo(_stats(output), err=True)
+
+
+def _converse(conversation: Conversation, *, stats: bool) -> None:
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401, PLC0415 - it gives `input` a history and arrow keys
+    click.echo("/help lists the commands, Ctrl-D ends", err=True)
+    while True:
+        try:
+            line = _read_line()
+        except EOFError:
+            click.echo()
+            return
+        except KeyboardInterrupt:
+            click.echo()
+            continue
+        if line == "/exit":
+            return
+        message = _command(conversation, line) if line.startswith("/") else line
+        if message:
+            _answer(conversation, message, stats=stats)
+
+
+def _read_line() -> str:
+    lines = [input("> ")]
+    while lines[-1].endswith("\\"):
+        lines[-1] = lines[-1][:-1]
+        lines.append(input(". "))
+    return "\n".join(lines).strip()
+
+
+def _answer(conversation: Conversation, message: str, *, stats: bool) -> None:
+    try:
+        output = conversation.say(message, write)
+    except KeyboardInterrupt:
+        click.echo()
+    except ModelyardError as error:
+        complain(str(error))
+    else:
+        click.echo()
+        if stats:
+            click.echo(_stats(output), err=True)
+
+
+def _command(conversation: Conversation, line: str) -> str | None:
+    """Obey a command of the conversation; return the message to send, if it means one."""
+    name, _, rest = line.partition(" ")
+    rest = rest.strip()
+    if name == "/clear":
+        conversation.clear()
+    elif name == "/undo":
+        conversation.undo()
+    elif name == "/again":
+        return conversation.undo()
+    elif name == "/system":
+        conversation.system = rest or None
+    elif name == "/model":
+        conversation.model = rest or None
+    else:
+        click.echo(HELP if name == "/help" else f"there is no command {safe_text(name)}\n{HELP}")
+    return None
+
+
+def _stats(output: JSONObject) -> str:
+    tokens = (output["usage"] or {}).get("completion_tokens")
+    seconds = output["seconds"]
+    if not tokens:
+        return f"{seconds:.1f} s"
+    return f"{tokens} tokens, {seconds:.1f} s, {tokens / max(seconds, 0.001):.0f} tokens/s"

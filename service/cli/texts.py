@@ -1,0 +1,106 @@
+"""``modelyard complete``, ``embed``, ``rerank`` and ``tokens``: one call of a model each."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from ..client.client import Client
+from ..types import JSONObject, plain
+from .chat import ANSWER_TIMEOUT, message_of, write
+from .connected import READ_TIMEOUT, with_client
+from .failures import Misuse
+from .tables import as_json, table, terminal_width
+
+SHOWN_NUMBERS = 4
+"""Numbers of a vector that are shown to people."""
+
+_model = click.option("-m", "--model", metavar="NAME", help="the model  [default: the only one of its kind]")
+
+
+@click.command(short_help="Continue a text.")
+@click.argument("words", nargs=-1, metavar="[PROMPT]...")
+@_model
+@click.option("--max-tokens", type=click.IntRange(1), metavar="N", help="tokens of the answer at most")
+@click.option("--temperature", type=click.FloatRange(0, 2), metavar="T", help="0: always the likeliest word")
+@click.option("--stop", multiple=True, metavar="TEXT", help="end before this text; may be repeated")
+@with_client(ANSWER_TIMEOUT)
+def complete(
+    client: Client,
+    *,
+    words: tuple[str, ...],
+    model: str | None,
+    max_tokens: int | None,
+    temperature: float | None,
+    stop: tuple[str, ...],
+    json_wanted: bool,
+) -> None:
+    """Continue a raw text, of the arguments or of a pipe, without a chat template."""
+    prompt = message_of(words)
+    if prompt is None:
+        raise Misuse("there is no text: give it as an argument, or through a pipe")
+    options: JSONObject = {"max_new_tokens": max_tokens, "temperature": temperature, "stop": list(stop) or None}
+    with client.stream(prompt=prompt, model=model, **options) as stream:
+        for piece in stream:
+            if not json_wanted:
+                write(piece)
+        click.echo(as_json(plain(stream.output)) if json_wanted else "")
+
+
+@click.command(short_help="Show the embeddings of texts.")
+@click.argument("texts", nargs=-1, metavar="[TEXT]...")
+@_model
+@with_client(ANSWER_TIMEOUT)
+def embed(client: Client, *, texts: tuple[str, ...], model: str | None, json_wanted: bool) -> None:
+    """Show the embeddings of each TEXT, or of each line of a pipe. With --json they are whole."""
+    given = _texts(texts)
+    rows = client.embeddings(given, model=model)
+    if json_wanted:
+        click.echo(as_json(rows))
+        return
+    lines = [
+        (text, len(row), " ".join(f"{number:.4f}" for number in row[:SHOWN_NUMBERS]) + " ...")
+        for text, row in zip(given, rows, strict=True)
+    ]
+    click.echo(table(("TEXT", "NUMBERS", "THE FIRST"), lines, terminal_width()))
+
+
+@click.command(short_help="Rank texts by a query.")
+@click.argument("query")
+@click.argument("texts", nargs=-1, metavar="[TEXT]...")
+@_model
+@with_client(ANSWER_TIMEOUT)
+def rerank(client: Client, *, query: str, texts: tuple[str, ...], model: str | None, json_wanted: bool) -> None:
+    """Rank each TEXT, or each line of a pipe, by how well it answers QUERY: the best first."""
+    given = _texts(texts)
+    scores = client.rerank(query, given, model=model)
+    ranked = sorted(range(len(given)), key=lambda index: -scores[index])
+    if json_wanted:
+        entries = [{"index": index, "score": scores[index], "text": given[index]} for index in ranked]
+        click.echo(as_json(entries))
+        return
+    lines = [(f"{scores[index]:.4f}", given[index]) for index in ranked]
+    click.echo(table(("SCORE", "TEXT"), lines, terminal_width()))
+
+
+@click.command(short_help="Count the tokens of a text.")
+@click.argument("words", nargs=-1, metavar="[TEXT]...")
+@_model
+@with_client(READ_TIMEOUT)
+def tokens(client: Client, *, words: tuple[str, ...], model: str | None, json_wanted: bool) -> None:
+    """Count the tokens of a text, of the arguments or of a pipe."""
+    text = message_of(words)
+    if text is None:
+        raise Misuse("there is no text: give it as an argument, or through a pipe")
+    count = client.count_token(text, model=model)
+    click.echo(as_json({"tokens": count}) if json_wanted else str(count))
+
+
+def _texts(texts: tuple[str, ...]) -> list[str]:
+    given = list(texts)
+    if not given and not sys.stdin.isatty():
+        given = [line for line in sys.stdin.read().splitlines() if line]
+    if not given:
+        raise Misuse("there is no text: give each as an argument, or as a line of a pipe")
+    return given

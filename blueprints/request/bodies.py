@@ -16,6 +16,7 @@ from ...wire.chunks import CUT_HEADER, TOKENS_HEADER
 from ...wire.messages import DELTA_TYPE
 
 JSON_TYPE = "application/json"
+_BROKEN_OFF = "the body ended before its Content-Length"
 
 
 def read_object(request: Request, limit: int) -> JSONObject:
@@ -49,13 +50,15 @@ def _read(request: Request, limit: int, wanted: str) -> Any:
     except RequestTimeout as error:
         raise InvalidRequest(error.description or "the body did not arrive in time") from None
     except (ClientDisconnected, OSError):
-        raise InvalidRequest("the body ended before its Content-Length") from None
+        raise InvalidRequest(_BROKEN_OFF) from None
     except Exception as error:  # of the server's parser, for example after a bad chunk
         raise InvalidRequest(f"the body can't be read: {error}") from error
     if len(data) > limit:
         raise _too_large("the body is larger", limit)
     if not data:
         raise InvalidRequest(_why_empty(request, wanted))
+    if length is not None and len(data) < length:  # gunicorn reads what there is, and raises nothing
+        raise InvalidRequest(_BROKEN_OFF)
     try:
         return orjson.loads(data)
     except orjson.JSONDecodeError as error:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import socket
 from collections.abc import Iterator
 
 import anthropic
 import openai
 import pytest
+from clients import Connection
 from openai import OpenAI
 from running import WORKER_CLASSES, Service, Services, wait_until
 
@@ -169,3 +172,31 @@ def test_messages(claude: anthropic.Anthropic) -> None:
     with pytest.raises(anthropic.NotFoundError) as unknown:
         claude.messages.create(model="nowhere", max_tokens=3, messages=HELLO)
     assert "nowhere" in str(unknown.value)
+
+
+HEAD = b"POST /chat/completions HTTP/1.1\r\nHost: a\r\n"
+
+
+@pytest.mark.parametrize(
+    ("raw", "status", "words"),
+    [
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", 400, "can't be read"),
+        (HEAD + b'Content-Length: 1000\r\n\r\n{"model": "echo"', 400, "ended before its Content-Length"),
+        (HEAD + b"Content-Length: 999999999\r\n\r\n", 413, "max_body_bytes"),
+        (HEAD + b"Content-Length: 0\r\nContent-Type: text/plain\r\n\r\n", 400, "the body is empty"),
+        (b"TRACE /chat/completions HTTP/1.1\r\nHost: a\r\n\r\n", 405, "use POST"),
+        (b"BREW /v1/models HTTP/1.1\r\nHost: a\r\n\r\n", 405, "use GET"),
+    ],
+    ids=["a bad chunk", "a body that ends early", "a large body", "no body", "TRACE", "a made-up method"],
+)
+def test_a_request_that_can_not_be_read_is_refused_in_the_shape(
+    service: Service, raw: bytes, status: int, words: str
+) -> None:
+    with Connection(service.port) as connection:
+        connection.sock.sendall(raw)
+        connection.sock.shutdown(socket.SHUT_WR)
+        head, body = connection.read_answer()
+    assert (head.status, head.headers["content-type"]) == (status, "application/json")
+    error = json.loads(body)["error"]
+    assert words in error["message"]
+    assert error["type"] == "invalid_request_error"

@@ -35,12 +35,18 @@ def serving(
     application: str = "wsgi:app",
     role: str = "standalone",
     registry: str = "",
+    slots: int = SMOLLM2_SLOTS,
+    **settings: str,
 ) -> Iterator[Server]:
-    """Run the server with ``models``, and with SmolLM2 if ``smollm2``, in the body of a ``with``."""
+    """Run the server with ``models``, and with SmolLM2 if ``smollm2``, in the body of a ``with``.
+
+    ``slots`` are those of SmolLM2; ``settings`` are further settings, by their names.
+    """
     folder = run_folder(f"{NAME}-{free_port()}")
     port = free_port()
     environ = {
-        **environ_of(models, folder, smollm2=smollm2),
+        **environ_of(models, folder, smollm2=smollm2, slots=slots),
+        **{f"MODELYARD_{name.upper()}": value for name, value in settings.items()},
         "MODELYARD_ROLE": role,
         "MODELYARD_PORT": str(port),
         **({"MODELYARD_REGISTRY": registry} if registry else {}),
@@ -51,10 +57,12 @@ def serving(
         yield server
 
 
-def environ_of(models: Sequence[EchoModel], folder: Path, *, smollm2: bool) -> dict[str, str]:
+def environ_of(
+    models: Sequence[EchoModel], folder: Path, *, smollm2: bool, slots: int = SMOLLM2_SLOTS
+) -> dict[str, str]:
     """Return the settings that name ``models``, with the state in ``folder``; their tables are written there."""
     config = folder / "bench.toml"
-    config.write_text(_config(models, smollm2=smollm2))
+    config.write_text(_config(models, smollm2=smollm2, slots=slots))
     return {
         **ALLOCATOR,  # as modelyard serve sets it
         "MODELYARD_CONFIG": str(config),
@@ -76,8 +84,13 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def cluster(workers: Sequence[Sequence[EchoModel]], gateways: Sequence[str] = ("wsgi:app",)) -> Iterator[Cluster]:
-    """Run a worker for each list of models, and a gateway for each application, in the body of a ``with``."""
+def cluster(
+    workers: Sequence[Sequence[EchoModel]], gateways: Sequence[str] = ("wsgi:app",), **settings: str
+) -> Iterator[Cluster]:
+    """Run a worker for each list of models, and a gateway for each application, in the body of a ``with``.
+
+    ``settings`` are those of the gateways.
+    """
     with contextlib.ExitStack() as stack:
         controller = stack.enter_context(serving([], role="controller"))
         registry = f"http://127.0.0.1:{controller.port}/api"
@@ -85,8 +98,30 @@ def cluster(workers: Sequence[Sequence[EchoModel]], gateways: Sequence[str] = ("
         _await_instances(controller, sum(map(len, workers)))
         # Last, so that their first read of the registry shows all.
         ways = [
-            stack.enter_context(serving([], role="gateway", registry=registry, application=application))
+            stack.enter_context(serving([], role="gateway", registry=registry, application=application, **settings))
             for application in gateways
+        ]
+        yield Cluster(controller, servers, ways)
+
+
+@contextlib.contextmanager
+def smollm2_cluster(workers: int, slots: int) -> Iterator[Cluster]:
+    """Run as many workers with SmolLM2, whose logs have a line for each request, and two gateways.
+
+    The first gateway sends the requests of a session to one worker, the second does not.
+    """
+    with contextlib.ExitStack() as stack:
+        controller = stack.enter_context(serving([], role="controller"))
+        registry = f"http://127.0.0.1:{controller.port}/api"
+        logged = {"access_log": "true", "log_level": "info"}
+        servers = [
+            stack.enter_context(serving([], smollm2=True, slots=slots, role="worker", registry=registry, **logged))
+            for _ in range(workers)
+        ]
+        _await_instances(controller, workers)
+        ways = [
+            stack.enter_context(serving([], role="gateway", registry=registry, session_affinity=affinity))
+            for affinity in ("true", "false")
         ]
         yield Cluster(controller, servers, ways)
 
@@ -102,7 +137,7 @@ def _await_instances(controller: Server, count: int) -> None:
     raise ServerFailed(f"not all of {count} instances have registered within {JOIN_TIMEOUT:g} s")
 
 
-def _config(models: Sequence[EchoModel], *, smollm2: bool) -> str:
+def _config(models: Sequence[EchoModel], *, smollm2: bool, slots: int) -> str:
     tables = [
         {
             "name": model.name,
@@ -115,7 +150,7 @@ def _config(models: Sequence[EchoModel], *, smollm2: bool) -> str:
         for model in models
     ]
     if smollm2:
-        tables.append({"name": SMOLLM2, "limit_model_concurrency": SMOLLM2_SLOTS})
+        tables.append({"name": SMOLLM2, "limit_model_concurrency": slots})
     return "\n".join(
         "[[models]]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in table.items()) for table in tables
     )

@@ -31,6 +31,8 @@ class Plan:
     requests: int = 20_000
     """Requests after which memory must not have grown."""
     recoveries: int = 3
+    agents: int = 2
+    """Conversations of an agent on each side."""
     peer: Peer | None = Peer()
     """The other side; None measures ours alone, without ratios."""
     gateways: tuple[Gateway, ...] = PEERS
@@ -51,5 +53,6 @@ QUICK = Plan(
     overload_rounds=1,
     probes=3.0,
     recoveries=1,
+    agents=1,
     gateway_rounds=1,
 )

@@ -91,6 +91,10 @@ class Server:
         """Return their proportional share of memory, in bytes: pages shared among them count once."""
         return sum(pss_of(pid) for pid in self.pids())
 
+    def logged(self, text: str) -> int:
+        """Return how many lines of its log have ``text`` in them."""
+        return sum(text in line for line in self._log.read_text(errors="replace").splitlines())
+
     def kill(self) -> None:
         """End the whole group at once, as a crash of the machine would; return when it has ended."""
         with contextlib.suppress(ProcessLookupError):

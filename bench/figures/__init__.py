@@ -8,6 +8,7 @@ from typing import Protocol
 from ..plan import Plan
 from ..report import Row
 from . import (
+    agent,
     busy,
     copies,
     detection,
@@ -59,6 +60,7 @@ FIGURES: tuple[Figure, ...] = (
     registry,
     detection,
     uneven,
+    agent,
     hosted,
     copies,
     saturated,

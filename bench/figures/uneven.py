@@ -43,7 +43,10 @@ def measure(plan: Plan) -> Iterator[Row]:
         rate = round(SHARE * gives)
         held = (seconds + LEAD) * 2 * plan.overload_rounds + LEAD
         with (
-            ours.cluster([[EVEN], [second]], ("wsgi:app", "bench.random_choice:app")) as cluster,
+            # All prompts are the same: as one session they would go to one instance while it has room.
+            ours.cluster(
+                [[EVEN], [second]], ("wsgi:app", "bench.random_choice:app"), session_affinity="false"
+            ) as cluster,
             _taken(cluster.workers[1], others, held),
         ):
             chosen, random = cluster.gateways

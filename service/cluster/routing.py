@@ -37,7 +37,7 @@ LEAST_WEIGHT = 1e-6
 BOUND = 1.25
 """The load of an instance, in shares of the mean, at which sessions go past it."""
 
-ALWAYS_ROOM = 0.25
+ALWAYS_ROOM = 0.5
 """The share of its slots that sessions may take at an instance, whatever the mean is."""
 
 

@@ -210,12 +210,12 @@ def test_a_session_stays_where_it_is_while_others_come_and_go(routes):
 def test_a_session_goes_past_an_instance_over_the_bound_to_its_next(routes):
     those = [instance(n, load="slots=16;free=16;waiting=0") for n in range(4)]
     first, second, *_ = ranked("s", those)
-    fill(routes, first, 3)
-    assert routes.take(those, (), "s").instance == first, "a quarter of its slots is always its sessions'"
+    fill(routes, first, 7)
+    assert routes.take(those, (), "s").instance == first, "half of its slots are always for its sessions"
     assert routes.take(those, (), "s").instance == second
     for one in those:
-        fill(routes, one, 0 if one == first else 4)
-    assert routes.take(those, (), "s").instance == first, "its 4 are less than what all have"
+        fill(routes, one, 0 if one == first else 7)
+    assert routes.take(those, (), "s").instance == first, "its 8 are what all have"
 
 
 def test_all_requests_of_one_session_together_leave_no_instance_idle(routes):

@@ -8,6 +8,7 @@ from ..version import __version__
 from .chat import chat
 from .check_config import check_config
 from .failures import OneLineGroup
+from .inspect import inspect
 from .key import key
 from .models import instances, models
 from .pull import pull
@@ -25,7 +26,7 @@ def cli() -> None:
     """Serve models with Flask, gunicorn and threads."""
 
 
-_COMMANDS = (serve, pull, models, instances, chat, complete, embed, rerank, tokens, key, token, check_config)
+_COMMANDS = (serve, pull, inspect, models, instances, chat, complete, embed, rerank, tokens, key, token, check_config)
 
 for command in _COMMANDS:
     cli.add_command(command)

@@ -41,7 +41,7 @@ def read(path: Path) -> HFFolder:
     """Return what a folder holds. Raises BadModelFile."""
     if not is_one(path):
         raise BadModelFile(f"{path} is not a folder with a model of Hugging Face: it has no {CONFIG}")
-    architectures = _json(path / CONFIG).get("architectures") if (path / CONFIG).is_file() else None
+    architectures = config(path).get("architectures")
     architecture = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
     if (path / "modules.json").is_file():
         kind: WorkerType | None = WorkerType.TEXT2VEC
@@ -50,6 +50,24 @@ def read(path: Path) -> HFFolder:
     else:
         kind = WorkerType.LLM if architecture.endswith(("ForCausalLM", "LMHeadModel")) else None
     return HFFolder(path, architecture, kind, any(path.glob("*.safetensors")))
+
+
+def config(path: Path) -> JSONObject:
+    """Return the config.json of a folder, empty without one. Raises BadModelFile."""
+    return _json(path / CONFIG) if (path / CONFIG).is_file() else {}
+
+
+def chat_template(path: Path) -> str | None:
+    """Return the chat template of a folder; None without one. Raises BadModelFile."""
+    own = path / "chat_template.jinja"
+    try:
+        if own.is_file() and own.stat().st_size <= LARGEST_CONFIG:
+            return own.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadModelFile(f"{own} can't be read: {error}") from error
+    tokenizer = path / "tokenizer_config.json"
+    template = _json(tokenizer).get("chat_template") if tokenizer.is_file() else None
+    return template if isinstance(template, str) else None
 
 
 def source(name: str, path: Path | None, hub_model: str | None) -> str:

@@ -1,0 +1,165 @@
+"""What weights hold, and what they need: of a GGUF file, or of a folder of Hugging Face, without loading them."""
+
+from __future__ import annotations
+
+import struct
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from ..errors import BadModelFile
+from . import gguf_header, hf_folder
+
+KV_BYTES = 2
+"""Bytes of one number in the cache of keys and values: 16 bits."""
+LARGEST_HEADER = 256 * 1024 * 1024
+
+_FILE_TYPES = {
+    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S", 12: "Q3_K_M",
+    13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 30: "IQ4_XS", 32: "BF16",
+}  # fmt: skip
+"""llama.cpp's ``enum llama_ftype``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """What was found; sizes in bytes, lengths in tokens. None where the weights do not tell."""
+
+    path: Path
+    format: str
+    name: str | None
+    architecture: str | None
+    worker_type: str | None
+    engine: str
+    fault: str | None
+    """Why no engine here runs it."""
+    weights_bytes: int
+    numbers: str | None
+    """The kind of its numbers, such as ``Q4_K_M`` or ``BF16``."""
+    parameters: int | None
+    context_length: int | None
+    embedding_length: int | None
+    chat_template: str | None
+    kv_bytes_per_token: int | None
+    """What the cache of keys and values takes for each token of context of a model of text."""
+
+    def memory(self, tokens: int, slots: int) -> int | None:
+        """Return the bytes that weights and cache take, for ``slots`` requests of ``tokens`` each."""
+        if self.kv_bytes_per_token is None:
+            return None
+        return self.weights_bytes + self.kv_bytes_per_token * tokens * slots
+
+
+def inspect(path: Path) -> Inspection:
+    """Return what is at ``path``. Raises BadModelFile if it is neither a GGUF file nor a folder of Hugging Face."""
+    if not path.exists():
+        raise BadModelFile(f"there is no file or folder {path}")
+    return _of_folder(path) if path.is_dir() else _of_gguf(path)
+
+
+def _of_gguf(path: Path) -> Inspection:
+    header = gguf_header.read(path)
+    file_type = header.number("general.file_type")
+    return Inspection(
+        path=path,
+        format="GGUF",
+        name=header.name,
+        architecture=header.architecture or None,
+        worker_type=header.guess_worker_type().value,
+        engine="llama.cpp",
+        fault=header.unusable_because,
+        weights_bytes=header.file_size,
+        numbers=None if file_type is None else _FILE_TYPES.get(file_type, f"type {file_type}"),
+        parameters=None,
+        context_length=header.context_length,
+        embedding_length=header.embedding_length,
+        chat_template=header.chat_template,
+        kv_bytes_per_token=_kv_of_gguf(header),
+    )
+
+
+def _kv_of_gguf(header: gguf_header.Header) -> int | None:
+    def number(name: str) -> int | None:
+        return header.number(f"{header.architecture}.{name}")
+
+    layers, heads, width = number("block_count"), number("attention.head_count"), header.embedding_length
+    if not layers or not heads or not width:
+        return None
+    size = number("attention.key_length") or width // heads
+    values = number("attention.value_length") or size
+    return layers * (number("attention.head_count_kv") or heads) * (size + values) * KV_BYTES
+
+
+def _of_folder(path: Path) -> Inspection:
+    folder = hf_folder.read(path)
+    config = hf_folder.config(path)
+    inner = config.get("text_config")
+    text = inner if isinstance(inner, dict) else config
+    files = sorted(path.glob("*.safetensors"))
+    parameters, kinds = _tensors(files)
+    others = [file for pattern in ("*.bin", "*.pt") for file in path.glob(pattern)]
+    fault = None
+    if folder.worker_type is None:
+        fault = f"no engine here runs a {folder.architecture or 'model without architectures in its config.json'}"
+    elif not files:
+        fault = "it has no weights in safetensors: see allow_pickle"
+    return Inspection(
+        path=path,
+        format="Hugging Face",
+        name=path.resolve().name,
+        architecture=folder.architecture or None,
+        worker_type=None if folder.worker_type is None else folder.worker_type.value,
+        engine=folder.engine,
+        fault=fault,
+        weights_bytes=sum(file.stat().st_size for file in files or others),
+        numbers=kinds.most_common(1)[0][0] if kinds else None,
+        parameters=parameters or None,
+        context_length=_integer(text, "max_position_embeddings") or _integer(text, "n_positions"),
+        embedding_length=_integer(text, "hidden_size") or _integer(text, "n_embd"),
+        chat_template=hf_folder.chat_template(path),
+        kv_bytes_per_token=_kv_of_config(text),
+    )
+
+
+def _kv_of_config(config: dict[str, Any]) -> int | None:
+    layers = _integer(config, "num_hidden_layers") or _integer(config, "n_layer")
+    heads = _integer(config, "num_attention_heads") or _integer(config, "n_head")
+    width = _integer(config, "hidden_size") or _integer(config, "n_embd")
+    if not layers or not heads or not width:
+        return None
+    size = _integer(config, "head_dim") or width // heads
+    return layers * (_integer(config, "num_key_value_heads") or heads) * 2 * size * KV_BYTES
+
+
+def _tensors(files: list[Path]) -> tuple[int, Counter[str]]:
+    """Return the number of parameters in safetensors files, and how many have each kind of number.
+
+    A file begins with the length of its header, 8 bytes, and the header as JSON:
+    https://github.com/huggingface/safetensors#format. Raises BadModelFile.
+    """
+    total, kinds = 0, Counter[str]()
+    for file in files:
+        try:
+            with file.open("rb") as opened:
+                (length,) = struct.unpack("<Q", opened.read(8))
+                if length > min(LARGEST_HEADER, file.stat().st_size):
+                    raise ValueError("its header is longer than the file")
+                header = orjson.loads(opened.read(length))
+            for name, tensor in header.items():
+                if name != "__metadata__":
+                    count = 1
+                    for size in tensor["shape"]:
+                        count *= size
+                    total += count
+                    kinds[tensor["dtype"]] += count
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, struct.error) as error:
+            raise BadModelFile(f"{file} is not a safetensors file: {error}") from error
+    return total, kinds
+
+
+def _integer(config: dict[str, Any], name: str) -> int | None:
+    value = config.get(name)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None

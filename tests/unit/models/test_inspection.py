@@ -1,0 +1,95 @@
+"""What weights show without being loaded: GGUF files, folders of Hugging Face, and files that lie."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_gguf
+from modelyard.errors import BadModelFile
+from modelyard.models.catalog import Catalog
+from modelyard.models.inspection import inspect
+
+
+def make_safetensors(path: Path, header: Any, length: int | None = None) -> None:
+    data = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(data) if length is None else length) + data + b"\0" * 64)
+
+
+def make_folder(path: Path, config: dict[str, Any]) -> Path:
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps(config))
+    tensors = {
+        "__metadata__": {"format": "pt"},
+        "a": {"dtype": "BF16", "shape": [3, 4]},
+        "b": {"dtype": "F32", "shape": []},
+    }
+    make_safetensors(path / "model-00001-of-00002.safetensors", tensors)
+    make_safetensors(path / "model-00002-of-00002.safetensors", {"c": {"dtype": "BF16", "shape": [5]}})
+    return path
+
+
+def test_the_default_model_of_text_and_its_memory(models_dir):
+    found = inspect(models_dir / Catalog.load().get("smollm2-135m").model_path)
+    assert (found.format, found.architecture, found.worker_type, found.engine) == ("GGUF", "llama", "llm", "llama.cpp")
+    assert (found.numbers, found.context_length, found.fault) == ("Q4_1", 8192, None)
+    # 30 layers, 3 heads of 64 numbers for keys and for values, 2 bytes each.
+    assert found.kv_bytes_per_token == 30 * 3 * 64 * 2 * 2
+    assert found.memory(2048, 8) == found.weights_bytes + 30 * 3 * 64 * 2 * 2 * 2048 * 8
+
+
+@pytest.mark.parametrize(("kind", "worker_type"), [("llama", "llm"), ("embed", "text2vec"), ("rank", "reranker")])
+def test_a_gguf_file_of_each_type(tmp_path, kind, worker_type):
+    assert inspect(tiny_gguf.make(tmp_path / "m.gguf", kind)).worker_type == worker_type
+
+
+def test_a_folder_of_hugging_face(tmp_path):
+    config = {
+        "architectures": ["Qwen3ForCausalLM"],
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "hidden_size": 64,
+        "max_position_embeddings": 4096,
+    }
+    found = inspect(make_folder(tmp_path / "Tiny", config))
+    assert (found.engine, found.worker_type, found.fault) == ("transformers", "llm", None)
+    assert (found.parameters, found.numbers, found.context_length) == (3 * 4 + 1 + 5, "BF16", 4096)
+    assert found.kv_bytes_per_token == 2 * 2 * 16 * 2 * 2
+    assert found.weights_bytes == sum(path.stat().st_size for path in (tmp_path / "Tiny").glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("file", ["chat_template.jinja", "tokenizer_config.json"])
+def test_a_chat_template_stands_in_one_of_two_files(tmp_path, file):
+    folder = make_folder(tmp_path / "m", {"architectures": ["LlamaForCausalLM"]})
+    assert inspect(folder).chat_template is None
+    (folder / file).write_text(
+        "{{ tools }}" if file.endswith("jinja") else json.dumps({"chat_template": "{{ tools }}"})
+    )
+    assert inspect(folder).chat_template == "{{ tools }}"
+
+
+def test_what_no_engine_runs_has_the_reason(tmp_path):
+    found = inspect(make_folder(tmp_path / "m", {"architectures": ["ViTForImageClassification"]}))
+    assert (found.worker_type, found.fault) == (None, "no engine here runs a ViTForImageClassification")
+
+
+@pytest.mark.parametrize(
+    ("header", "length"), [({"a": 5}, None), ([], None), ({"a": {"dtype": "F32", "shape": ["x"]}}, None), ({}, 2**60)]
+)
+def test_a_damaged_safetensors_file_is_named(tmp_path, header, length):
+    folder = make_folder(tmp_path / "m", {"architectures": ["LlamaForCausalLM"]})
+    make_safetensors(folder / "model-00001-of-00002.safetensors", header, length)
+    with pytest.raises(BadModelFile, match=r"model-00001-of-00002\.safetensors is not a safetensors file"):
+        inspect(folder)
+
+
+def test_what_is_neither_is_refused(tmp_path):
+    (tmp_path / "page.html").write_text("<html>")
+    for path in (tmp_path / "gone", tmp_path / "page.html", tmp_path):
+        with pytest.raises(BadModelFile):
+            inspect(path)

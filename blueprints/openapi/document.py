@@ -180,9 +180,11 @@ class _Writer:
         return {"$ref": f"#/components/responses/{name}"}
 
     def _query_parameters(self, call: Call) -> list[JSONObject]:
+        """Return the parameters of a query: an empty value of an optional one means that it is absent."""
         if call.query is None:
             return []
-        return list(self._converter.schema2parameters(call.query, location="query"))
+        parameters = self._converter.schema2parameters(call.query, location="query")
+        return [each if each["required"] else {**each, "allowEmptyValue": True} for each in parameters]
 
     def _schema_of(self, body: Body) -> JSONObject:
         """Return what the schema of a body checks, with what is checked by hand; null means absent."""

@@ -19,7 +19,7 @@ CALL_LIMIT = 60.0
 MANAGER_KEY = "WorkerManager@service"
 HUMAN = [{"role": "human", "content": "hi there"}]
 
-PEER = Environment("interop-peer", extra=("click", "colorama", "prettytable", "psutil", "rich", "tomlkit"))
+PEER = Environment("interop-peer", extra=("click", "colorama", "numpy", "prettytable", "psutil", "rich", "tomlkit"))
 """DB-GPT's package, with what its command line takes."""
 
 FIRST = """

@@ -109,6 +109,14 @@ def check_scores(client):
     assert client.predict(model="rank", query="a b", candidates=["a", "b a", "c"]) == [0.5, 1.0, 0.0]
 
 
+def check_the_relevance_of_texts_is_read_from_our_gateway(client, sides, ours):
+    gateway = sides.gateway(url(ours.controller))
+    scores = client.relevance(
+        url=f"{url(gateway)}/v1/beta/relevance", model="rank", query="a b", candidates=["a", "b a", "c"]
+    )
+    assert scores == [0.5, 1.0, 0.0]
+
+
 def check_a_count_of_tokens_is_answered_where_several_llms_are_hosted(client):
     """It is sent without a model."""
     assert {client.count_token(model="echo", prompt="a b c") for _ in range(10)} == {3}

@@ -27,6 +27,7 @@ from dbgpt.model.cluster import (
 from dbgpt.model.cluster.apiserver.api import APIServer
 from dbgpt.model.cluster.client import DefaultLLMClient
 from dbgpt.model.cluster.embedding.remote_embedding import RemoteEmbeddings, RemoteRerankEmbeddings
+from dbgpt.rag.embedding.rerank import OpenAPIRerankEmbeddings
 
 
 class Calls:
@@ -110,6 +111,10 @@ class Calls:
 
     async def predict(self, model: str, query: str, candidates: list[str]) -> list[float]:
         return await asyncio.to_thread(RemoteRerankEmbeddings(model, self.manager).predict, query, candidates)
+
+    async def relevance(self, url: str, model: str, query: str, candidates: list[str]) -> list[float]:
+        embeddings = OpenAPIRerankEmbeddings(api_url=url, model_name=model, api_key="none")
+        return await asyncio.to_thread(embeddings.predict, query, candidates)
 
     async def client_models(self) -> Any:
         return await DefaultLLMClient(self.manager).models()

@@ -61,17 +61,26 @@ def openai_blueprint(service: Service, prefixes: Sequence[str], name: str = "mod
     Other methods, and unknown paths below a prefix that ends in ``/v1``, are refused in OpenAI's shape too. Raises
     ConfigError.
     """
+    blueprint = guarded_blueprint(service, name)
+    routes = Routes(blueprint, prefixes)
+    _add_models(routes, service)
+    _add_generation(routes, service)
+    _add_vectors(routes, service)
+    routes.refuse_others()
+    return blueprint
+
+
+def guarded_blueprint(service: Service, name: str) -> Blueprint:
+    """Return a blueprint without calls: with OpenAI's errors, an access line and an id a request, CORS and the guard.
+
+    Raises ConfigError.
+    """
     blueprint = Blueprint(name, __name__)
     errors.install(blueprint)
     log_access(blueprint, enabled=service.settings.access_log, tracing=service.tracing)
     _name_answers(blueprint)
     cors.install(blueprint, service.settings.cors_origins)
     guard.install(blueprint, service.settings, service.keys, needs=(INFER,), requires_keys=True)
-    routes = Routes(blueprint, prefixes)
-    _add_models(routes, service)
-    _add_generation(routes, service)
-    _add_vectors(routes, service)
-    routes.refuse_others()
     return blueprint
 
 

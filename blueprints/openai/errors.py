@@ -82,10 +82,11 @@ def document(error: ModelyardError) -> JSONObject:
         param = error.errors[0]["field"]
     if kind.code == CONTEXT_LENGTH:
         message = f"{TOO_LONG}{message}"
-    return _document(message, kind.type, param, kind.code)
+    return shaped(message, kind.type, param, kind.code)
 
 
-def _document(message: str, kind: str, param: str | None, code: str | None) -> JSONObject:
+def shaped(message: str, kind: str, param: str | None, code: str | None) -> JSONObject:
+    """Return the body of an error in OpenAI's shape."""
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
@@ -155,7 +156,7 @@ def response_to_http(error: HTTPException) -> Response:
     status = error.code or 500
     message = error.description or error.name
     kind = INVALID if status < 500 else SERVER
-    body = _document(message, kind, None, error.name.lower().replace(" ", "_"))
+    body = shaped(message, kind, None, error.name.lower().replace(" ", "_"))
     response = json_response(_shaped(body, status), status)
     for name, value in error.get_headers():
         if name.lower() in ("allow", "retry-after", "www-authenticate"):

@@ -40,6 +40,17 @@ def read_list(request: Request, limit: int) -> list[Any]:
 
 
 def _read(request: Request, limit: int, wanted: str) -> Any:
+    data = read_bytes(request, limit)
+    if not data:
+        raise InvalidRequest(_why_empty(request, wanted))
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(f"the body is not valid JSON: {error}") from None
+
+
+def read_bytes(request: Request, limit: int) -> bytes:
+    """Return the body. Raises RequestTooLarge over ``limit`` bytes, InvalidRequest if it does not come."""
     length = request.content_length
     if length is not None and length > limit:
         raise _too_large(f"the body has {length} bytes", limit)
@@ -55,14 +66,10 @@ def _read(request: Request, limit: int, wanted: str) -> Any:
         raise InvalidRequest(f"the body can't be read: {error}") from error
     if len(data) > limit:
         raise _too_large("the body is larger", limit)
-    if not data:
-        raise InvalidRequest(_why_empty(request, wanted))
-    if length is not None and len(data) < length:  # gunicorn reads what there is, and raises nothing
+    # gunicorn reads what there is, and raises nothing; an empty body was read by the application.
+    if data and length is not None and len(data) < length:
         raise InvalidRequest(_BROKEN_OFF)
-    try:
-        return orjson.loads(data)
-    except orjson.JSONDecodeError as error:
-        raise InvalidRequest(f"the body is not valid JSON: {error}") from None
+    return data
 
 
 def _data_of(request: Request, limit: int) -> bytes:

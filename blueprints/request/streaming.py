@@ -293,13 +293,13 @@ class StreamBody:
 class StreamResponse(Response):
     """A response that knows whether the server has taken its body: then the server closes it."""
 
-    def __init__(self, body: StreamBody, content_type: str, load: str | None) -> None:
-        super().__init__(body, content_type=content_type, direct_passthrough=True)
+    def __init__(self, body: Iterable[bytes], content_type: str, load: str | None = None, status: int = 200) -> None:
+        """Send ``body``, whose ``close`` ends its request and writes its access line."""
+        super().__init__(body, status, content_type=content_type, direct_passthrough=True)
         self.headers["X-Accel-Buffering"] = "no"
         self.headers["Cache-Control"] = "no-cache"
         if load:
             self.headers["Modelyard-Load"] = load
-        self.body = body
         self.taken = False
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:

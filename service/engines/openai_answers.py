@@ -153,7 +153,7 @@ def _counts(usage: Any) -> JSONObject | None:
 
 def refusal(status: int, headers: Mapping[str, str], body: bytes, where: str) -> ModelyardError:
     """Return the error that a status other than 200 means; ``where`` names the backend."""
-    message, code, param = _words_of(body)
+    message, code, param = words_of(body)
     text = f"{where} answers with status {status}" + (f": {message}" if message else "")
     if code == "context_length_exceeded" or (status in _FAULT_OF_CLIENT and _TOO_LONG.search(message)):
         reason = message.removeprefix(TOO_LONG) or text
@@ -180,7 +180,7 @@ def _status_of(error: Any) -> int:
     return 400 if kind == "invalid_request_error" else 500
 
 
-def _words_of(body: bytes) -> tuple[str, str | None, str | None]:
+def words_of(body: bytes) -> tuple[str, str | None, str | None]:
     """Return message, code and field at fault of an error's body: OpenAI's, FastAPI's, text, or a page of a proxy."""
     try:
         document = json.loads(body)

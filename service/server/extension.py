@@ -21,6 +21,7 @@ from flask import Blueprint, Flask, current_app, request
 from ..blueprints.controller import controller_blueprint
 from ..blueprints.health import health_blueprint
 from ..blueprints.openai.blueprint import openai_blueprint, paths_of_application
+from ..blueprints.openai.passthrough import passthrough_blueprint
 from ..blueprints.openapi.document import openapi_blueprint
 from ..blueprints.request.problems import install_in_app
 from ..blueprints.worker import worker_blueprint
@@ -122,6 +123,8 @@ def attach(
         app.register_blueprint(worker_blueprint(runtime, prefix))
     if openai_paths:
         app.register_blueprint(openai_blueprint(runtime, openai_paths))
+        if runtime.settings.passthrough:
+            app.register_blueprint(passthrough_blueprint(runtime, openai_paths))
     if runtime.cluster is not None and runtime.settings.role in CONTROLLERS:
         registry = runtime.cluster.registry
         app.register_blueprint(controller_blueprint(lambda: registry, runtime.settings, prefix, keys=runtime.keys))

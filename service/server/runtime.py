@@ -96,6 +96,7 @@ class Runtime:
         self.watcher = DisconnectWatcher()
         self.requests: set[Cancel] = set()
         """The cancel of each data-plane request that is under way."""
+        self._when_stopped: list[Callable[[], object]] = []
         self._starting = threading.Lock()
         self._loader: threading.Thread | None = None
         self._stopped = False
@@ -214,6 +215,10 @@ class Runtime:
         ending = "this process is about to end" if self._halt.is_set() else ""
         return ending or self._recovery.waiting_for or "models are starting"
 
+    def when_stopped(self, callback: Callable[[], object]) -> None:
+        """Call ``callback`` at the end of `stop`. Its exceptions are logged."""
+        self._when_stopped.append(callback)
+
     # Status
 
     def check_open(self) -> None:
@@ -319,7 +324,8 @@ class Runtime:
         if self.host is not None:
             steps.append(("host", self.host.stop))
         steps += [("models", lambda: self.local.models.stop(timeout=remaining())), ("watcher", self.watcher.stop)]
-        steps += [("state", self._recovery.end), ("tracing", self.tracing.stop)]
+        steps += [("state", self._recovery.end), *(("a callback", callback) for callback in self._when_stopped)]
+        steps.append(("tracing", self.tracing.stop))
         if self.keys is not None:
             steps.append(("keys", self.keys.stop))
         for name, step in steps:

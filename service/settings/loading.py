@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from ..errors import ConfigError
 from ..types import JSONObject
 from .layers import Faults, Layer, LayerName, Origin, build, from_environ, from_plain, merge
 from .params import params_of
+from .passthrough import PassThrough
 from .settings import Settings
 
 ENVIRONMENT_PREFIX = "MODELYARD"
@@ -92,6 +93,7 @@ def load_layers(
     models = {
         "model_tables": tuple(table.get("models", ())),
         "overrides": _checked(overrides or _overrides_in(environ, faults), faults),
+        "passthrough": tuple(_passed_through(table.get("passthrough", ()), f"{path} [[passthrough]]", faults)),
     }
     settings = _settings(merge([*(layer.values for layer in layers), defaults or {}]), models, faults)
     return Loaded(settings, merge(layer.origins for layer in layers))
@@ -122,6 +124,12 @@ def _settings(values: JSONObject, models: JSONObject, faults: Faults) -> Setting
     return build(Settings, accepted)
 
 
+def _passed_through(tables: Sequence[Mapping[str, Any]], place: str, faults: Faults) -> Iterator[PassThrough]:
+    for number, table in enumerate(tables, 1):
+        with faults.caught():
+            yield PassThrough.of(table, f"{place} number {number}")
+
+
 def _overrides_in(environ: Mapping[str, str], faults: Faults) -> Sequence[str]:
     try:
         items = json.loads(environ.get(SET_VARIABLE, "[]"))
@@ -143,19 +151,24 @@ def _checked(overrides: Sequence[str], faults: Faults) -> tuple[str, ...]:
 
 
 def read_config(path: Path) -> JSONObject:
-    """Return the tables of a configuration file: ``service`` (a table) and ``models`` (a list). Raises ConfigError."""
+    """Return the tables of a configuration file: ``service``, and the lists ``models`` and ``passthrough``.
+
+    Raises ConfigError.
+    """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
-    unknown = sorted(set(table) - {"service", "models"})
+    unknown = sorted(set(table) - {"service", "models", "passthrough"})
     if unknown:
-        raise ConfigError(f"{path}: unknown table {unknown[0]!r}: expected [service] and [[models]]")
-    models = table.get("models", [])
+        raise ConfigError(f"{path}: unknown table {unknown[0]!r}: expected [service], [[models]] and [[passthrough]]")
+    models, passed = table.get("models", []), table.get("passthrough", [])
     if not isinstance(table.get("service", {}), dict) or not isinstance(models, list):
         raise ConfigError(f"{path}: expected [service] (once) and [[models]] (once a model)")
+    if not isinstance(passed, list) or not all(isinstance(entry, dict) for entry in passed):
+        raise ConfigError(f"{path}: expected [[passthrough]] (once a path)")
     for number, model in enumerate(models, 1):
         if not isinstance(model, dict) or not isinstance(model.get("name"), str) or not model["name"]:
             raise ConfigError(f'{path}: [[models]] number {number} has no name: add name = "..."')
@@ -165,12 +178,14 @@ def read_config(path: Path) -> JSONObject:
 def serialize(settings: Settings) -> str:
     """Return all ``settings``, secrets included, as text for a process that is to have the same."""
     values = {name: getattr(settings, name) for name in params_of(Settings)}
-    models = {"model_tables": settings.model_tables, "overrides": settings.overrides}
+    passed = [vars(entry) for entry in settings.passthrough]
+    models = {"model_tables": settings.model_tables, "overrides": settings.overrides, "passthrough": passed}
     return json.dumps({**values, **models}, default=str)
 
 
 def deserialize(text: str) -> Settings:
     """Return the settings of a text from `serialize`."""
     values = json.loads(text)
-    models = {name: tuple(values.pop(name)) for name in ("model_tables", "overrides")}
+    models = {name: tuple(values.pop(name)) for name in ("model_tables", "overrides", "passthrough")}
+    models["passthrough"] = tuple(PassThrough(**entry) for entry in models["passthrough"])
     return build(Settings, values, models)

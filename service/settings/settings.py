@@ -17,6 +17,7 @@ from .folders import expanded, home_folder
 from .loopback import is_loopback_host, loopback_address
 from .names import Names
 from .params import param
+from .passthrough import PassThrough
 
 ROLES = ("standalone", "worker", "controller", "gateway")
 OWNERS = ("standalone", "worker")
@@ -190,6 +191,9 @@ class Settings:
 
     model_tables: tuple[JSONObject, ...] = field(default=(), kw_only=True)
     """``[[models]]`` of the configuration file, unchecked: each engine declares its own parameters."""
+
+    passthrough: tuple[PassThrough, ...] = field(default=(), kw_only=True)
+    """``[[passthrough]]`` of the configuration file."""
 
     def __post_init__(self) -> None:
         if self.reserve >= self.threads:

@@ -121,6 +121,9 @@ class Service(Protocol):
     def check_open(self) -> None:
         """Raise Draining or NotReady if no request is accepted now."""
 
+    def when_stopped(self, callback: Callable[[], object]) -> None:
+        """Call ``callback`` at the end of this process."""
+
     def status(self) -> JSONObject:
         """Return ``ready``, ``state`` (`ServiceState`), the reason, and each model with its own state and reason."""
 

@@ -13,6 +13,7 @@ from modelyard.engines.base import ModelParams
 from modelyard.models.catalog import CatalogEntry, Source
 from modelyard.settings import params
 from modelyard.settings.params import Param
+from modelyard.settings.passthrough import PassThrough
 from modelyard.settings.settings import Settings
 
 KINDS = {str: "string", int: "integer", float: "number", bool: "true, false", list: "list of strings", dict: "table"}
@@ -28,6 +29,7 @@ def tables() -> Mapping[str, str]:
         "every model": _table(of_all.values()),
         "entry": _table(params.params_of(CatalogEntry).values()),
         "source": _table(params.params_of(Source).values()),
+        "passthrough": _table(params.params_of(PassThrough).values()),
     }
     for name in ENGINES:
         own = params.params_of(engine_class(name).Params)

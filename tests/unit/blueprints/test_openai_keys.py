@@ -12,6 +12,7 @@ from modelyard.access.keys import Key, Limits, new_key
 from modelyard.access.tokens import digest_of, parse_scopes
 from modelyard.server.extension import KEY, create_app
 from modelyard.server.runtime import Runtime
+from modelyard.settings.passthrough import PassThrough
 from modelyard.settings.settings import Settings
 from modelyard.types import GenerateRequest
 from werkzeug.test import TestResponse
@@ -55,6 +56,7 @@ def served(tmp_path: Path) -> Iterator[Served]:
         {"name": "echo-2", "engine": "echo"},
         {"name": "full", "engine": "echo", **full},
     )
+    settings.passthrough = (PassThrough(path="/audio", base_url="http://127.0.0.1:1/v1"),)
     app = create_app(settings)
     runtime: Runtime = app.extensions[KEY]
     runtime.start()
@@ -270,3 +272,13 @@ def test_other_apis_have_their_own_shapes(served):
     refused = served.post("/api/worker/embeddings", model="echo", input=["x"])
     assert (refused.status_code, refused.json["type"]) == (429, "urn:modelyard:error:rate_limited")
     assert int(refused.headers["Retry-After"]) > 0
+
+
+def test_a_call_that_goes_through_is_for_keys_that_may_use_its_model(served):
+    served.key("whisper", name="voice")
+    served.key(name="all")
+    for secret, body, status in (
+        *(("voice", {"model": "whisper"}, 503), ("all", {"model": "whisper"}, 503), ("all", {"input": "x"}, 503)),
+        *(("voice", {"model": "tts"}, 403), ("voice", {"input": "x"}, 403), ("no", {"model": "whisper"}, 401)),
+    ):
+        assert served.post("/v1/audio/speech", secret=secret, **body).status_code == status, (secret, body)

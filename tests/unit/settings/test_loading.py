@@ -139,7 +139,7 @@ def test_of_values_that_contradict_each_other_only_those_are_left_out(values, fa
     ("text", "why"),
     [
         ("[service", "not valid TOML"),
-        ("[servce]", r"unknown table 'servce': expected \[service\] and \[\[models\]\]"),
+        ("[servce]", r"unknown table 'servce': expected \[service\], \[\[models\]\]"),
         ("[[service]]", "expected"),
         ("[models]", "expected"),
         ("service = 1", "expected"),

@@ -55,18 +55,32 @@ class Answer:
         self._has_begun = False
         self._finish_reason: str | None = None
         self._usage: JSONObject | None = None
+        self._error: ModelyardError | None = None
+        """The error of an event, kept until the pieces before it are on their way."""
         self.has_ended = False
         """Whether the backend has said that it is whole."""
 
     def burst(self, events: Iterable[bytes]) -> Burst | None:
-        """Return what ``events`` say as one burst; None if that is nothing new. Raises the error of an event."""
+        """Return what ``events`` say as one burst; None if that is nothing new. Raises the error of an event.
+
+        An error at the beginning is raised at once, as another backend may answer; a later one after its burst, by the
+        next call or by `ending`.
+        """
+        self._check()
         pieces: list[str] = []
         deltas: list[JSONObject] = []
         for event in events:
             if event == DONE:
                 self.has_ended = True
                 continue
-            if (choice := self._choice(event)) is None:
+            try:
+                choice = self._choice(event)
+            except ModelyardError as error:
+                if not (self._has_begun and pieces):
+                    raise
+                self._error = error
+                break
+            if choice is None:
                 continue
             piece, delta = _content_of(choice)
             if piece or delta:
@@ -77,9 +91,14 @@ class Answer:
 
     def ending(self) -> Burst:
         """Return the last burst. Raises EngineError if the answer broke off."""
+        self._check()
         if not self.has_ended and self._finish_reason is None:
             raise EngineError(f"{self._where} broke off its answer")
         return Burst([], self._finish_reason or "stop", self._usage)
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise self._error
 
     def _choice(self, event: bytes) -> JSONObject | None:
         """Return the first choice of an event, None without one; keep its reason and the usage."""

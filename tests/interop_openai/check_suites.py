@@ -9,8 +9,8 @@ from suites import INSIDE, environment, run_node, run_pytest, source
 OPENAI_TESTS = ("chat", "responses", "test_completions.py", "test_embeddings.py", "test_models.py", "test_responses.py")
 LLAMA_TESTS = ("chat_completion", "compat_anthropic", "compat_oai_responses", "completion", "embedding", "rerank")
 
-both_ways = pytest.mark.parametrize("place", ["standalone", "gateway"])
-"""Against one process with the models, and against a gateway over a worker."""
+every_way = pytest.mark.parametrize("place", ["standalone", "gateway", "backend"])
+"""Against one process with the models, a gateway over a worker, and a gateway over another server."""
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def service(request: pytest.FixtureRequest, place: str) -> Service:
     return service
 
 
-@both_ways
+@every_way
 @pytest.mark.parametrize("version", ["3.57.0", "2.54.0"])
 def check_openai_python(service: Service, place: str, version: str) -> None:
     packages = environment(f"openai-{version[0]}")
@@ -34,7 +34,7 @@ def check_openai_python(service: Service, place: str, version: str) -> None:
     )
 
 
-@both_ways
+@every_way
 def check_anthropic(service: Service, place: str) -> None:
     packages = environment("anthropic")
     run_pytest(
@@ -46,7 +46,7 @@ def check_anthropic(service: Service, place: str) -> None:
     )
 
 
-@both_ways
+@every_way
 @pytest.mark.parametrize(
     ("suite", "packages", "script"),
     [
@@ -61,7 +61,7 @@ def check_client(service: Service, place: str, suite: str, packages: str, script
     run_pytest(f"{suite} {place}", environment(packages), INSIDE, [script], {"INTEROP_URL": service.url("/v1")})
 
 
-@both_ways
+@every_way
 def check_ai_sdk(service: Service, place: str) -> None:
     run_node(f"ai-sdk 6 {place}", INSIDE / "ai_sdk.mjs", {"INTEROP_URL": service.url("/v1")})
 

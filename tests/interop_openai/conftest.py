@@ -40,6 +40,18 @@ name = "text-embedding-3-small"
 engine = "echo"
 worker_type = "text2vec"
 """
+BACKENDS = """
+[[models]]
+name = "scripted"
+engine = "openai"
+base_url = "{url}"
+
+[[models]]
+name = "text-embedding-3-small"
+engine = "openai"
+worker_type = "text2vec"
+base_url = "{url}"
+"""
 MODELS = (
     *("gpt-6-astra", "gpt-5.4", "gpt-5.1", "gpt-4o-mini", "gpt-3.5-turbo-instruct"),
     *("claude-opus-5-5", "claude-mythos-preview", "model_id"),
@@ -67,7 +79,13 @@ def gateway(run: Services) -> Service:
     controller = run.start("", "controller", registry="memory:")
     registry = controller.url("/api").removesuffix("/")
     run.start(SCRIPTED, "worker", registry=registry)
-    return run.start("", "gateway", registry=registry, aliases=ALIASES)
+    return run.start("", "gateway", registry=registry, aliases=ALIASES, worker_class="gevent")
+
+
+@pytest.fixture(scope="session")
+def backend(run: Services, standalone: Service) -> Service:
+    """A gateway whose models are those of another server, by the engine ``openai``."""
+    return run.start(BACKENDS.format(url=standalone.url("/v1")), "gateway", aliases=ALIASES, worker_class="gevent")
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from faulty import LAST, Faulty, Peer, Script, faulty, http_chunk, stream_head, 
 from in_process import service
 from modelyard.engines.base import tokens_of
 from modelyard.engines.openai import OpenAI, OpenAIParams
-from modelyard.engines.openai_answers import EventDecoder, refusal
+from modelyard.engines.openai_answers import Answer, EventDecoder, refusal
 from modelyard.engines.openai_fields import NEVER_SENT
 from modelyard.engines.scripted import Answers, Scripted
 from modelyard.errors import (
@@ -218,6 +218,19 @@ def test_a_refusal_names_the_field_of_the_backend():
 def test_an_answer_that_breaks_off_is_an_error():
     with over(streamed(chunk("a"))) as (made, _), pytest.raises(EngineError, match="broke off"):
         ask(made)
+
+
+def test_what_comes_with_an_error_is_read_before_it():
+    answer = Answer("backend")
+    error = json.dumps({"error": {"message": "broke"}}).encode()
+    events = [json.dumps(chunk(text)).encode() for text in ("one", " two")]
+    assert answer.burst(events[:1]) == Burst(["one"])
+    assert answer.burst([events[1], error]) == Burst([" two"])
+    for go_on in (lambda: answer.burst([]), answer.ending):
+        with pytest.raises(EngineError, match="broke"):
+            go_on()
+    with pytest.raises(EngineError, match="broke"):
+        Answer("backend").burst([*events, error])  # nothing has left: another backend may answer
 
 
 def test_an_error_within_the_stream_is_its_error():

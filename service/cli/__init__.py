@@ -11,7 +11,7 @@ from .failures import OneLineGroup
 from .inspect import inspect
 from .key import key
 from .models import instances, models
-from .pull import pull
+from .pull import pull, remove
 from .serve import serve
 from .texts import complete, embed, rerank, tokens
 from .token import token
@@ -26,7 +26,22 @@ def cli() -> None:
     """Serve models with Flask, gunicorn and threads."""
 
 
-_COMMANDS = (serve, pull, inspect, models, instances, chat, complete, embed, rerank, tokens, key, token, check_config)
+_COMMANDS = (
+    serve,
+    pull,
+    remove,
+    inspect,
+    models,
+    instances,
+    chat,
+    complete,
+    embed,
+    rerank,
+    tokens,
+    key,
+    token,
+    check_config,
+)
 
 for command in _COMMANDS:
     cli.add_command(command)

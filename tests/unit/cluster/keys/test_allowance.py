@@ -217,6 +217,19 @@ def test_many_places_need_few_calls_and_are_never_more_than_the_limit():
     assert 80 - 10 <= len(permits) <= 80
 
 
+@pytest.mark.parametrize("at_once", [1, 3, 20])
+def test_requests_that_come_and_go_call_the_store_now_and_then(at_once):
+    world = World(requests=120_000, tokens=10_000_000, parallel=64)
+    a = world.process()
+    running = [a.admit(300) for _ in range(at_once)]
+    before = sum(world.calls.values())
+    for _ in range(500):
+        running.pop(0).close(20)
+        running.append(a.admit(300))
+        world.now += 0.001
+    assert sum(world.calls.values()) - before < 25
+
+
 def test_a_crashed_process_loses_its_places_and_a_living_one_keeps_them():
     world = World(parallel=2)
     crashed, living, new = (world.process(name) for name in ("crashed", "living", "new"))

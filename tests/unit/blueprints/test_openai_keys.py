@@ -6,11 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import anthropic
+import openai
 import pytest
+from flask import Flask
 from flask.testing import FlaskClient
+from in_process import service
 from modelyard.access.keys import Key, Limits, new_key
-from modelyard.access.tokens import digest_of, parse_scopes
-from modelyard.server.extension import KEY, create_app
+from modelyard.access.tokens import Token, digest_of, parse_scopes
+from modelyard.server.extension import KEY, Modelyard, create_app
 from modelyard.server.runtime import Runtime
 from modelyard.settings.passthrough import PassThrough
 from modelyard.settings.settings import Settings
@@ -222,6 +226,17 @@ def test_a_stream_counts_when_it_has_ended(served):
     response.close()
 
 
+def test_a_stream_that_its_client_leaves_gives_its_place_back(served):
+    served.key(tokens=1000, parallel=1)
+    response = served.post(**{**CHAT, "stream": True, "max_tokens": 30})
+    response.close()
+    after = served.post()
+    assert after.status_code == 200
+    # The first request is charged with its prompt and with what had come, not with all that it had reserved.
+    used = after.json["usage"]["total_tokens"]
+    assert 1000 - used - 40 < remaining_tokens(after) <= 1000 - used - 10
+
+
 def test_every_call_that_computes_counts(served):
     served.key(tokens=100_000, requests=100)
     calls: list[tuple[str, dict[str, Any]]] = [
@@ -282,3 +297,123 @@ def test_a_call_that_goes_through_is_for_keys_that_may_use_its_model(served):
         *(("voice", {"model": "tts"}, 403), ("voice", {"input": "x"}, 403), ("no", {"model": "whisper"}, 401)),
     ):
         assert served.post("/v1/audio/speech", secret=secret, **body).status_code == status, (secret, body)
+
+
+# Settings
+
+
+def test_a_gateway_that_knows_no_store_says_what_to_set(tmp_path, caplog):
+    app = create_app(Settings(role="gateway", registry="http://127.0.0.1:9/api", state_dir=str(tmp_path)))
+    runtime = app.extensions[KEY]
+    with caplog.at_level("INFO"):
+        runtime.start()
+    runtime.stop()
+    assert "to accept keys, set key_store to the address of a store" in caplog.text
+    assert runtime.status()["keys"] is None
+
+
+def test_openai_in_an_application_requires_keys_and_its_own_views_do_not(tmp_path):
+    app = Flask("shop")
+    app.get("/")(lambda: "the shop")
+    Modelyard(app, url_prefix="/ml/api", openai=True, placement="inline", models=["echo"], state_dir=str(tmp_path))
+    runtime: Runtime = app.extensions[KEY]
+    runtime.start()
+    assert runtime.wait_loaded(30)
+    served = Served(runtime, app.test_client())
+    try:
+        served.key()
+        assert served.post("/ml/api/v1/chat/completions").status_code == 200
+        assert served.post("/ml/api/v1/chat/completions", secret="no").status_code == 401
+        assert served.client.get("/").text == "the shop"
+    finally:
+        runtime.stop()
+
+
+def test_insecure_is_open_until_there_is_a_key(tmp_path):
+    app = create_app(Settings(state_dir=str(tmp_path), models=[], insecure=True))
+    runtime: Runtime = app.extensions[KEY]
+    served = Served(runtime, app.test_client())
+    try:
+        assert served.client.get("/v1/models", environ_base={"REMOTE_ADDR": "10.0.0.9"}).status_code == 200
+        served.key()
+        assert served.client.get("/v1/models", environ_base={"REMOTE_ADDR": "10.0.0.9"}).status_code == 401
+        assert served.get("/v1/models").status_code == 200
+    finally:
+        runtime.stop()
+
+
+def test_the_limits_of_a_key_count_where_the_address_needs_none(tmp_path):
+    app = create_app(Settings(state_dir=str(tmp_path), models=["echo"], trusted_networks=["127.0.0.0/8=infer"]))
+    runtime: Runtime = app.extensions[KEY]
+    runtime.start()
+    assert runtime.wait_loaded(30)
+    served = Served(runtime, app.test_client())
+    try:
+        served.key(requests=1)
+        assert [served.post().status_code for _ in range(2)] == [200, 429]
+        assert served.post(secret="unknown").status_code == 200
+        assert served.client.post("/v1/chat/completions", json=CHAT).status_code == 200
+    finally:
+        runtime.stop()
+
+
+def test_tokens_and_keys_are_accepted_beside_each_other(tmp_path):
+    token = Token("t", parse_scopes("infer"), digest_of("token"))
+    keys = f"sqlite:///{tmp_path / 'keys.db'}"
+    app = create_app(Settings(state_dir=str(tmp_path), models=[], tokens=[token.line], key_store=keys))
+    runtime: Runtime = app.extensions[KEY]
+    served = Served(runtime, app.test_client())
+    try:
+        served.key()
+        assert [served.get("/v1/models", secret).status_code for secret in ("token", "ci", "no")] == [200, 200, 401]
+    finally:
+        runtime.stop()
+
+
+def test_a_worker_that_shares_the_store_of_a_cluster_accepts_keys_and_requires_none(tmp_path):
+    registry = f"sqlite:///{tmp_path / 'registry.db'}"
+    app = create_app(Settings(role="worker", state_dir=str(tmp_path), models=[], registry=registry))
+    runtime: Runtime = app.extensions[KEY]
+    served = Served(runtime, app.test_client())
+    far = {"REMOTE_ADDR": "10.0.0.9"}
+    path = "/api/worker/models/supports"
+    try:
+        served.key()
+        assert served.client.get(path).status_code == 200
+        assert served.client.get(path, environ_base=far).status_code == 403
+        headers = {"Authorization": "Bearer ci"}
+        assert served.client.get(path, environ_base=far, headers=headers).status_code == 200
+    finally:
+        runtime.stop()
+
+
+# The real clients
+
+
+def test_the_clients_of_openai_and_anthropic_understand_every_refusal(tmp_path):
+    with service(tmp_path, [{"name": "echo", "engine": "echo"}]) as runtime:
+        served = Served(runtime, runtime)  # type: ignore[arg-type]
+        served.key("echo", requests=2)
+        served.key(name="past", expires=1.0)
+        root = f"http://127.0.0.1:{runtime.settings.port}"
+        messages: Any = CHAT["messages"]
+
+        def ask(secret: str, model: str = "echo") -> Any:
+            with openai.OpenAI(base_url=f"{root}/v1", api_key=secret, max_retries=0) as client:
+                return client.chat.completions.with_raw_response.create(model=model, messages=messages, max_tokens=5)
+
+        assert ask("ci").headers["x-ratelimit-remaining-requests"] == "1"
+        with pytest.raises(openai.AuthenticationError, match="not known"):
+            ask("unknown")
+        with pytest.raises(openai.AuthenticationError, match="has expired") as expired:
+            ask("past")
+        assert expired.value.code == "invalid_api_key"
+        with pytest.raises(openai.PermissionDeniedError, match="may not use the model 'other'"):
+            ask("ci", "other")
+        ask("ci")
+        with pytest.raises(openai.RateLimitError, match="2 requests a minute") as limited:
+            ask("ci")
+        assert (limited.value.code, limited.value.type) == ("rate_limit_exceeded", "rate_limit_error")
+        claude = anthropic.Anthropic(base_url=root, api_key="ci", max_retries=0)
+        with claude, pytest.raises(anthropic.RateLimitError, match="2 requests a minute"):
+            claude.messages.create(model="echo", messages=messages, max_tokens=5)

@@ -83,6 +83,10 @@ class Answer:
             if choice is None:
                 continue
             piece, delta = _content_of(choice)
+            if "logprobs" in delta and (echoed := _before_tokens(piece, delta["logprobs"]["content"])):
+                pieces.append(echoed)
+                deltas.append({})
+                piece = piece.removeprefix(echoed)
             if piece or delta:
                 pieces.append(piece)
                 deltas.append(delta)
@@ -136,6 +140,12 @@ def _content_of(choice: JSONObject) -> tuple[str, JSONObject]:
         delta["logprobs"] = {"content": content, "refusal": None}
     text = given.get("content")
     return text if isinstance(text, str) else "", delta
+
+
+def _before_tokens(text: str, content: list[JSONObject]) -> str:
+    """Return the part of a text before the tokens of ``content``: a prompt that is repeated without probabilities."""
+    tokens = "".join(token["token"] for token in content if isinstance(token, dict))
+    return text.removesuffix(tokens) if tokens and text.endswith(tokens) else ""
 
 
 def _logprobs_in(logprobs: Any) -> list[JSONObject] | None:

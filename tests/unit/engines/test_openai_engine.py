@@ -423,6 +423,16 @@ def test_the_best_of_several_answers_comes_whole():
     assert "stream" not in server.requests[-1].json()
 
 
+def test_a_prompt_that_is_repeated_stands_before_the_tokens_of_the_answer():
+    columns = {"tokens": [" b", "c"], "token_logprobs": [-0.5, -1.0], "top_logprobs": None, "text_offset": [1, 3]}
+    answer = {"choices": [{"index": 0, "text": "a bc", "logprobs": columns, "finish_reason": "stop"}]}
+    with over(whole(200, answer)) as (made, _):
+        burst = ask(made, messages=[], prompt="a", echo=True, whole=True, options={"logprobs": 0})[0]
+    assert burst.pieces == ["a", " bc"]
+    assert burst.deltas is not None
+    assert [len(delta.get("logprobs", {}).get("content", ())) for delta in burst.deltas] == [0, 2]
+
+
 @pytest.mark.parametrize(("usage", "tokens"), [({"prompt_tokens": 5, "total_tokens": 5}, 5), (None, None), ([], None)])
 def test_vectors_come_with_the_tokens_that_the_backend_counts(usage, tokens):
     answer = {"data": [{"index": 0, "embedding": [0.5, 1.0]}], "usage": usage}

@@ -15,7 +15,7 @@ from ...types import GenerateRequest, JSONObject
 from ...wire.chunks import BATCH, INTERACTIVE, PRIORITY_HEADER, ROUTE_HEADER, ROUTE_LOCAL
 from .fields import fault
 
-SESSION_HEADERS = ("x-session-id", "x-conversation-id")
+_SESSION_HEADERS = ("HTTP_X_SESSION_ID", "HTTP_X_CONVERSATION_ID")
 _USERS = ("user", "human")
 """The role of a person's messages: OpenAI's, and DB-GPT's."""
 
@@ -70,7 +70,7 @@ def _names(request: Request, body: Mapping[str, Any]) -> Iterator[str]:
     """Yield the names of a session, the most exact first: those of OpenAI's clients, Anthropic's and DB-GPT's."""
     metadata, context = _object(body, "metadata"), _object(body, "context")
     for name in (
-        *(request.headers.get(header) for header in SESSION_HEADERS),
+        *map(request.environ.get, _SESSION_HEADERS),
         body.get("prompt_cache_key"),
         context.get("conv_uid"),
         body.get("user"),

@@ -145,7 +145,7 @@ class Routes:
             usable = [row for row in instances if row.url not in tried and not self._why_not(row)]
             if not usable:
                 return Taken(None, 0)
-            if session:
+            if session and len(usable) > 1:
                 taken = self._in_order(usable, session)[0]
             else:
                 # In random order, so that each of two equal ones may be the first.

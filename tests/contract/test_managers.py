@@ -226,6 +226,34 @@ def test_over_slots_and_line_it_is_refused_and_who_does_not_wait_before_that(man
     assert manager.generate(prompt("x"), Cancel(), wait=False).text == " x"
 
 
+def test_an_interactive_request_takes_the_place_of_a_batch_one_in_a_full_line(manager):
+    outcomes: list[tuple[str, object]] = []
+
+    def ask(text: str, *, batch: bool) -> None:
+        try:
+            outcomes.append((text, manager.generate(prompt(text, batch=batch)).text))
+        except Overloaded as error:
+            outcomes.append((text, error))
+
+    held = [manager.generate_stream(prompt("hold"), Cancel()) for _ in range(2)]
+    threads = [threading.Thread(target=ask, args=(text,), kwargs={"batch": text == "b"}) for text in ("b", "i")]
+    try:
+        for stream in held:
+            next(burst for burst in stream if burst)
+        threads[0].start()
+        wait_until(lambda: manager.load_of("a", LLM) == "slots=2;free=0;waiting=1", "batch stands in line")
+        threads[1].start()
+        threads[0].join(30)
+        (refused,) = outcomes
+        assert refused[0] == "b"
+        assert "took its place in line" in str(refused[1])
+    finally:
+        for stream in held:
+            stream.close()
+    threads[1].join(30)
+    assert outcomes[1] == ("i", " i")
+
+
 def test_cheap_calls_are_answered_while_all_slots_are_busy(manager):
     held = [manager.generate_stream(prompt("hold"), Cancel()) for _ in range(3)]
     try:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import requests
 from clients import DELTA, Connection, outputs
-from cluster_processes import MANAGER, SCRIPT, TABLES, Cluster, api, echo, port_of
+from cluster_processes import MANAGER, SCRIPT, TABLES, Cluster, api, echo, port_of, wait_sees
 from faulty_proxy import Proxy
 from processes import children
 from running import Service, Services, free_port, wait_until
@@ -189,6 +189,22 @@ def test_a_store_that_was_emptied_is_right_again_within_one_interval_and_traffic
         assert answer_of(yard.gateway, echo())["error_code"] == 0
     rows = yard.cluster.rows()
     assert {(row["key"], row["url"]): row["generation"] for row in rows} == before
+
+
+# Sessions
+
+
+def test_all_gateways_send_a_session_to_the_same_worker_without_a_word_between_them(yard: Yard) -> None:
+    gateways = [yard.cluster.start("gateway", wait="nothing", session_affinity=True) for _ in range(2)]
+    for gateway in gateways:
+        gateway.wait_ready()
+        wait_sees(gateway, len(yard.workers))
+    for session in range(8):
+        name = f"session{session}"
+        for gateway in gateways * 2:
+            answered = gateway.post("generate", script(name=name), headers={"x-session-id": name})
+            assert answered.json()["error_code"] == 0
+        assert sorted(len(journal(worker, "begin", name)) for worker in yard.workers) == [0, 4]
 
 
 # The address

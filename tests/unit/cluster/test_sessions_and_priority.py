@@ -94,7 +94,7 @@ def test_the_turns_of_an_agent_go_to_one_worker_and_agents_are_spread(yard: Yard
             yard.post("/v1/chat/completions", {"model": "m", "messages": messages})
         assert max(yard.asked()) == sum(yard.asked()) == TURNS
         homes[yard.asked().index(TURNS)] += 1
-    assert len(homes) == WORKERS
+    assert len(homes) > 1, "by chance in one of four million runs"
 
 
 @pytest.mark.parametrize(

@@ -118,10 +118,10 @@ class GenerateRequest:
     extra: JSONObject = field(default_factory=dict)
     """Fields of the caller that modelyard does not know: an engine whose `passes_on` is true sends them on."""
     session: str = ""
-    """The key of the session that the request belongs to: requests of one key go to one instance, while it has room.
-    Empty: to any. Between processes it does not travel."""
+    """The key of the session that the request belongs to: requests of one key go to one server, while it has room.
+    Empty: to any. Between processes it is a header, as is ``batch``."""
     batch: bool = False
-    """Whether the request stands in line behind interactive ones. Between processes it travels as a header."""
+    """Whether the request stands in line behind interactive ones."""
     whole: bool = False
     """Whether the caller reads the answer at its end only: an engine may give it in one burst. Between processes it
     does not travel."""

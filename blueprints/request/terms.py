@@ -12,10 +12,10 @@ from flask import Request
 
 from ...settings.settings import Settings
 from ...types import GenerateRequest, JSONObject
-from ...wire.chunks import BATCH, INTERACTIVE, PRIORITY_HEADER, ROUTE_HEADER, ROUTE_LOCAL
+from ...wire.chunks import BATCH, INTERACTIVE, PRIORITY_HEADER, ROUTE_HEADER, ROUTE_LOCAL, SESSION_HEADER
 from .fields import fault
 
-_SESSION_HEADERS = ("HTTP_X_SESSION_ID", "HTTP_X_CONVERSATION_ID")
+_SESSION_HEADERS = (SESSION_HEADER, "x-conversation-id")
 _USERS = ("user", "human")
 """The role of a person's messages: OpenAI's, and DB-GPT's."""
 
@@ -23,9 +23,8 @@ _USERS = ("user", "human")
 def set_terms(
     prompts: Sequence[GenerateRequest], request: Request, body: Mapping[str, Any], settings: Settings, *, batch: bool
 ) -> None:
-    """Give the ``prompts`` of one request its priority, and its session where this process routes by it."""
-    is_routed = settings.routes and request.headers.get(ROUTE_HEADER) != ROUTE_LOCAL
-    session = _session_of(request, body, prompts[0]) if is_routed and settings.session_affinity else ""
+    """Give the ``prompts`` of one request its priority, and the key of its session."""
+    session = _session_of(request, body, prompts[0]) if settings.session_affinity else ""
     for prompt in prompts:
         prompt.batch, prompt.session = batch, session
 
@@ -60,9 +59,13 @@ def _is_batch(field: str, value: Any) -> bool:
 def _session_of(request: Request, body: Mapping[str, Any], prompt: GenerateRequest) -> str:
     """Return the key of a request's session: a hash of the first name that it has, or of its first messages.
 
-    Empty without both: a raw prompt does not show which part of it stays the same.
+    Empty without both: a raw prompt does not show which part of it stays the same. A router has sent the key with the
+    request, if there is one.
     """
-    name = next(_names(request, body), None) or _beginning(prompt)
+    if request.headers.get(ROUTE_HEADER) == ROUTE_LOCAL:
+        name = request.headers.get(SESSION_HEADER, "")
+    else:
+        name = next(_names(request, body), "") or _beginning(prompt)
     return hashlib.blake2b(name.encode(), digest_size=8).hexdigest() if name else ""
 
 
@@ -70,7 +73,7 @@ def _names(request: Request, body: Mapping[str, Any]) -> Iterator[str]:
     """Yield the names of a session, the most exact first: those of OpenAI's clients, Anthropic's and DB-GPT's."""
     metadata, context = _object(body, "metadata"), _object(body, "context")
     for name in (
-        *map(request.environ.get, _SESSION_HEADERS),
+        *map(request.headers.get, _SESSION_HEADERS),
         body.get("prompt_cache_key"),
         context.get("conv_uid"),
         body.get("user"),

@@ -14,7 +14,7 @@ from ..streams import Cancel, OutputStream, whole_answer
 from ..telemetry import dbgpt
 from ..telemetry.tracing import attached, current_tracing, end
 from ..types import GenerateRequest, JSONObject, ModelMetadata, ModelOutput, known, plain, split_worker_key
-from ..wire.chunks import BATCH, CUT_HEADER, PRIORITY_HEADER, TOKENS_HEADER
+from ..wire.chunks import BATCH, CUT_HEADER, PRIORITY_HEADER, SESSION_HEADER, TOKENS_HEADER
 from ..wire.errors import queued_in
 from ..wire.messages import DELTA_TYPE, dbgpt_messages
 from .remote_answer import RemoteAnswer
@@ -24,8 +24,8 @@ _ALSO_FALSE = ("echo", "chat_model")
 """Fields that are sent when they are false too: some workers take an absent field for true."""
 
 _NOT_IN_BODY = ("session", "batch", "whole")
-"""Fields of a request that DB-GPT's wire does not have: the first ends at a router, the second is a header, and answers
-between processes are streams, whatever the third says."""
+"""Fields of a request that DB-GPT's wire does not have: the first two are headers, and answers between processes are
+streams, whatever the third says."""
 
 _COUNT = re.compile(r"\d{1,12}", re.ASCII)
 
@@ -60,6 +60,8 @@ class RemoteModelWorker:
         The stream raises WorkerUnreachable, WorkerLost, Cancelled, and the errors of the worker.
         """
         calls, headers = self._calls, {**_headers(wait=wait, batch=request.batch), "Accept": DELTA_TYPE}
+        if request.session:
+            headers[SESSION_HEADER] = request.session
         span = calls.span("POST", "generate_stream")
         context = current_tracing().context_of(span)
 

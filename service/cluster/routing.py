@@ -10,15 +10,14 @@ clock is a parameter.
 from __future__ import annotations
 
 import functools
-import hashlib
-import math
 import random
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from ..affinity import Candidate, preferred
 from .registry.base import Instance
 
 COOL_DOWN = 0.25
@@ -33,12 +32,6 @@ SLOTS = 8
 """The slots of an instance that has not reported any."""
 
 LEAST_WEIGHT = 1e-6
-
-BOUND = 1.25
-"""The load of an instance, in shares of the mean, at which sessions go past it."""
-
-ALWAYS_ROOM = 0.5
-"""The share of its slots that sessions may take at an instance, whatever the mean is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,22 +60,6 @@ class Load:
         except (ValueError, KeyError):
             return None
         return load if load.slots >= load.free >= 0 and load.waiting >= 0 else None
-
-
-def ranked(session: str, instances: Iterable[Instance]) -> list[Instance]:
-    """Return the instances in the order of a session, by rendezvous hashing: each is first for its weight's share.
-
-    The order is the same in all processes. An instance that joins or leaves moves no session but those that it is first
-    for.
-    """
-    return sorted(instances, key=lambda row: _rank(session, row))
-
-
-def _rank(session: str, instance: Instance) -> float:
-    """Return an exponential variate whose rate is the weight: the least of several is that of each in proportion."""
-    digest = hashlib.blake2b(f"{session} {instance.url}".encode(), digest_size=8).digest()
-    chance = (int.from_bytes(digest, "big") + 0.5) / 2**64
-    return -math.log(chance) / _weight(instance)
 
 
 def _weight(instance: Instance) -> float:
@@ -159,21 +136,11 @@ class Routes:
             return self._in_order([row for row in instances if not self._why_not(row)], session)
 
     def _in_order(self, usable: Sequence[Instance], session: str) -> list[Instance]:
-        first = self._with_room(ranked(session, usable)) if session and usable else []
+        first: list[Instance] = []
+        if session:
+            rows = {Candidate(row.url, *self._busy_and_slots(row), _weight(row)): row for row in usable}
+            first = [rows[candidate] for candidate in preferred(session, list(rows))]
         return [*first, *sorted((row for row in usable if row not in first), key=self._score)]
-
-    def _with_room(self, usable: Sequence[Instance]) -> list[Instance]:
-        """Return the instances that one request more keeps within the bound, and that have a free slot if any has."""
-        loads = [(row, *self._busy_and_slots(row)) for row in usable]
-        capacity = sum(slots * _weight(row) for row, _, slots in loads)
-        per_capacity = BOUND * (1 + sum(busy for _, busy, _ in loads)) / capacity
-        is_any_free = any(busy < slots for _, busy, slots in loads)
-
-        def has_room(row: Instance, busy: int, slots: int) -> bool:
-            bound = max(per_capacity * slots * _weight(row), ALWAYS_ROOM * slots)
-            return busy < math.ceil(bound) and (busy < slots or not is_any_free)
-
-        return [load[0] for load in loads if has_room(*load)]
 
     def why_not(self, instance: Instance) -> str:
         """Return why an instance is not usable now; empty if it is."""

@@ -99,7 +99,7 @@ class OpenAI(Engine):
         """Ask the servers whether they have the model. Raises StartFailed if none does."""
         params = self.params
         try:
-            self._backends = Backends(params.base_url, self._where)
+            self._backends = Backends(params.base_url, self._where, params.limit_model_concurrency)
             self._fields = Fields(
                 self._model,
                 stripped=params.strip_params,
@@ -184,7 +184,7 @@ class OpenAI(Engine):
             fields |= {"stream": True, "stream_options": {"include_usage": True}}
         body = self._fields.body(fields, request.extra)
         answered = self._streamed if is_streamed else self._whole
-        return self._backends.results(lambda backend: answered(backend, path, body, cancel), cancel)
+        return self._backends.results(lambda backend: answered(backend, path, body, cancel), cancel, request.session)
 
     def _whole(self, backend: Backend, path: str, body: bytes, cancel: Cancel) -> Bursts:
         answer = openai_answers.Answer(backend.where)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from typing import TypeVar
 
+from ..affinity import Candidate, preferred
 from ..errors import ConfigError, Overloaded, Unavailable, WorkerUnreachable
 from ..sessions.address import origin_of
 from ..streams import Cancel
@@ -41,8 +42,11 @@ class Backend:
 class Backends:
     """The servers of one model. Many threads may share them."""
 
-    def __init__(self, urls: str, where: str) -> None:
-        """Take the addresses in ``urls``, comma-separated; ``where`` names the servers. Raises ConfigError."""
+    def __init__(self, urls: str, where: str, slots: int) -> None:
+        """Take the addresses in ``urls``, comma-separated; ``where`` names the servers. Raises ConfigError.
+
+        ``slots`` is the most requests at once: a session keeps its server while that has less than half of them.
+        """
         addresses = [url.strip().rstrip("/") for url in urls.split(",") if url.strip()]
         if not addresses:
             raise ConfigError("base_url has no address")
@@ -51,6 +55,7 @@ class Backends:
         except ValueError as error:
             raise ConfigError(f"base_url: {error}") from None
         names = names if len(names) > 1 else [where]
+        self._slots = slots
         self._all = [Backend(url, name) for url, name in zip(addresses, names, strict=True)]
         self._lock = threading.Lock()
 
@@ -66,8 +71,10 @@ class Backends:
         (result,) = self.results(once, cancel)
         return result
 
-    def results(self, call: Callable[[Backend], Generator[T, None, None]], cancel: Cancel) -> Generator[T, None, None]:
-        """Yield the results of ``call`` at the least busy server.
+    def results(
+        self, call: Callable[[Backend], Generator[T, None, None]], cancel: Cancel, session: str = ""
+    ) -> Generator[T, None, None]:
+        """Yield the results of ``call`` at the server that a ``session`` prefers; without one, at the least busy.
 
         If it can't be reached, or refuses, before its first result (None is not one), the next server is called: each
         once, as long as ``cancel`` is not set. Raises Overloaded if one was, or else the last error.
@@ -76,7 +83,7 @@ class Backends:
         errors: list[Unavailable] = []
         has_begun = False
         while True:
-            backend = self._take(tried)
+            backend = self._take(tried, session)
             try:
                 with closing(call(backend)) as results:
                     for result in results:
@@ -99,11 +106,23 @@ class Backends:
                 with self._lock:
                     backend.requests -= 1
 
-    def _take(self, tried: Sequence[Backend]) -> Backend:
-        """Return the least busy server that was not tried, one that answers if there is one, and count its request."""
+    def _take(self, tried: Sequence[Backend], session: str) -> Backend:
+        """Return the server for a request that was not tried, one that answers if there is one, and count its request.
+
+        It is the first with room in the order of the ``session``, or else the least busy.
+        """
         with self._lock:
             left = [backend for backend in self._all if backend not in tried]
             usable = [backend for backend in left if not backend.trouble] or left
-            taken = min(usable, key=lambda backend: (backend.requests, random.random()))  # noqa: S311 - no secret
+            taken = self._preferred(session, usable)
+            if taken is None:
+                taken = min(usable, key=lambda backend: (backend.requests, random.random()))  # noqa: S311 - no secret
             taken.requests += 1
             return taken
+
+    def _preferred(self, session: str, usable: Sequence[Backend]) -> Backend | None:
+        if not session:
+            return None
+        backends = {Candidate(backend.url, backend.requests, self._slots): backend for backend in usable}
+        order = preferred(session, list(backends))
+        return backends[order[0]] if order else None

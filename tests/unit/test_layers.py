@@ -15,7 +15,7 @@ import pytest
 from running import ROOT
 
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("version", "errors", "types", "files", "processes", "sockets"),
+    ("version", "errors", "types", "files", "processes", "sockets", "affinity"),
     ("threads",),
     ("settings", "wire", "streams"),
     ("access", "models", "telemetry"),

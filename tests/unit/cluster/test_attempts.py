@@ -7,9 +7,10 @@ import random
 from collections.abc import Callable, Iterator
 
 import pytest
+from modelyard.affinity import Candidate, ranked
 from modelyard.cluster.attempts import Attempts, RoutedStreams
 from modelyard.cluster.registry.base import Instance
-from modelyard.cluster.routing import Routes, ranked
+from modelyard.cluster.routing import Routes
 from modelyard.errors import (
     Cancelled,
     Draining,
@@ -123,7 +124,7 @@ def test_the_only_instance_is_asked_once_and_the_request_may_wait_there():
 
 def test_a_session_is_tried_and_waits_in_its_own_order():
     cluster = Cluster(one=full("one", 1), two=full("two", 1), three=full("three", 1))
-    order = [one.url.removeprefix("http://").removesuffix("/api") for one in ranked("s", cluster.known)]
+    order = [one.url[7:-4] for one in ranked("s", [Candidate(one.url, 0, 2) for one in cluster.known])]
     assert text(cluster.stream(session="s")) == order[0]
     assert cluster.asked == [*((name, False) for name in order), (order[0], True)]
 

@@ -246,12 +246,13 @@ def test_the_load_is_known_as_soon_as_the_headers_are_there(session: Session):
 
 
 @pytest.mark.parametrize("batch", [False, True])
-def test_the_priority_crosses_as_a_header_and_the_session_not_at_all(session: Session, batch: bool):
+def test_priority_and_session_cross_as_headers(session: Session, batch: bool):
     with faulty(says(streamed(output("a"), ENDING))) as server:
-        request = GenerateRequest("m", prompt="x", batch=batch, session="0123")
+        request = GenerateRequest("m", prompt="x", batch=batch, session="0123" if batch else "")
         list(worker_at(server, session).generate_stream(request, Cancel()))
         (sent,) = server.requests
     assert sent.headers.get("modelyard-priority") == ("batch" if batch else None)
+    assert sent.headers.get("x-session-id") == ("0123" if batch else None)
     assert set(json.loads(sent.body)) == {"model", "messages", "prompt", "echo"}
 
 

@@ -32,10 +32,12 @@ A, B, C = "http://a/v1", "http://b/v1", "http://c/v1"
 
 @pytest.fixture
 def backends() -> Backends:
-    return Backends(f"{A}, {B}/,{C}", "it")
+    return Backends(f"{A}, {B}/,{C}", "it", 8)
 
 
-def results(backends: Backends, answers: dict[str, list[Any]], cancel: Cancel | None = None) -> Iterator[Any]:
+def results(
+    backends: Backends, answers: dict[str, list[Any]], cancel: Cancel | None = None, session: str = ""
+) -> Iterator[Any]:
     """Return the results of servers that give, or raise, what ``answers`` has for their addresses."""
 
     def call(backend: Backend) -> Generator[Any, None, None]:
@@ -44,7 +46,7 @@ def results(backends: Backends, answers: dict[str, list[Any]], cancel: Cancel | 
                 raise answer
             yield answer
 
-    return backends.results(call, cancel or Cancel())
+    return backends.results(call, cancel or Cancel(), session)
 
 
 # Which one
@@ -56,10 +58,10 @@ def test_addresses_are_read_and_named(backends):
         (B, "it at http://b"),
         (C, "it at http://c"),
     ]
-    assert [backend.where for backend in Backends(A, "it")] == ["it"]
+    assert [backend.where for backend in Backends(A, "it", 8)] == ["it"]
     for urls in (" , ", "ftp://a", "http://user:hunter2@a"):
         with pytest.raises(ConfigError, match="base_url") as caught:
-            Backends(urls, "it")
+            Backends(urls, "it", 8)
         assert "hunter2" not in str(caught.value)
 
 
@@ -69,6 +71,20 @@ def test_requests_at_once_are_spread(backends):
     for one in open_ones:
         one.close()
     assert [backend.requests for backend in backends] == [0, 0, 0]
+
+
+def test_a_session_stays_at_one_server_until_half_of_its_slots_are_taken(backends):
+    answers = {A: ["a", "z"], B: ["b", "z"], C: ["c", "z"]}
+    homes = {session: next(results(backends, answers, session=session)) for session in "0123456789"}
+    assert set(homes.values()) == {"a", "b", "c"}
+    for session, home in homes.items():
+        assert {next(results(backends, answers, session=session)) for _ in range(5)} == {home}
+    open_ones = [results(backends, answers, session="0") for _ in range(5)]
+    first, *others, last = [next(one) for one in open_ones]
+    assert {first, *others} == {homes["0"]}
+    assert last != first
+    answers[f"http://{first}/v1"] = [WorkerUnreachable("gone")]
+    assert {next(results(backends, answers, session="0")) for _ in range(5)} == {last}
 
 
 def test_each_is_tried_once_until_one_answers(backends):

@@ -106,10 +106,13 @@ def test_what_shows_no_conversation_has_no_session(prompt):
     assert session({"user": 5, "metadata": "x", "context": None}, prompt) == ""
 
 
-def test_a_process_that_does_not_choose_makes_no_key():
-    assert session({"user": "s1"}, settings=Settings(role="worker")) == ""
+def test_the_operator_may_turn_sessions_off():
     assert session({"user": "s1"}, settings=Settings(role="standalone", session_affinity=False)) == ""
+
+
+def test_what_a_router_has_sent_has_the_session_that_the_router_made_out():
     assert session({"user": "s1"}, Modelyard_Route="local") == ""
+    assert session({"user": "s1"}, Modelyard_Route="local", X_Session_Id="0123") == session({"user": "0123"})
 
 
 # The priority

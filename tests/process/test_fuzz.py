@@ -9,14 +9,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from modelyard.access.tokens import digest_of, new_secret
-from running import ROOT, WORKER_CLASSES, Services
+from running import ROOT, WORKER_CLASSES, Service, Services
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "8"))
-"""The requests that are made up for a call, beside those at the edges of ranges where there are more than `FEW`."""
-FEW = 20
+"""The requests that are made up for each call."""
+IS_LONG = EXAMPLES > 20
+"""Whether there is time for the edges of all ranges, and for all services."""
 SEED = os.environ.get("FUZZ_SEED", "1")
 MODELS = """
 [[models]]
@@ -40,19 +42,28 @@ EXCLUDED = (
     # The document can't say what a model takes, nor that one field needs another.
     "positive_data_acceptance",
 )
-ROLES = {"standalone": ("--exclude-tag", "Controller"), "controller": ()}
-"""The registry is that of the controller: made-up workers in it would answer the calls of a standalone service."""
+ROLES = {"standalone": ("--exclude-tag", "Controller"), "controller": (), "gateway": ()}
+"""The options of each role. A standalone service would send requests to workers that its registry is made to list."""
 
 
-@pytest.mark.parametrize("worker_class", WORKER_CLASSES if EXAMPLES > FEW else WORKER_CLASSES[:1])
-@pytest.mark.parametrize("role", ROLES)
+def started(run: Services, role: str, worker_class: str) -> Service:
+    """Return a service of a role; a gateway is before a worker."""
+    settings: dict[str, Any] = {"worker_class": worker_class, "tokens": TOKENS, "first_output_timeout": 2}
+    if role == "gateway":
+        registry = run.start("", role="controller", registry="memory:").url("/api")
+        run.start(MODELS, role="worker", registry=registry)
+        settings |= {"registry": registry, "registry_refresh": 0.2}
+    return run.start(MODELS if role == "standalone" else "", role=role, **settings)
+
+
+@pytest.mark.parametrize("worker_class", WORKER_CLASSES if IS_LONG else WORKER_CLASSES[:1])
+@pytest.mark.parametrize("role", ROLES if IS_LONG else list(ROLES)[:2])
 def test_a_fuzzer_finds_nothing_that_the_document_does_not_have(
     run: Services, role: str, worker_class: str, tmp_path: Path
 ) -> None:
-    tables = MODELS if role == "standalone" else ""
-    service = run.start(tables, role=role, worker_class=worker_class, tokens=TOKENS, first_output_timeout=2)
+    service = started(run, role, worker_class)
     options = {
-        "--phases": "examples,coverage,fuzzing" if EXAMPLES > FEW else "examples,fuzzing",
+        "--phases": "examples,coverage,fuzzing" if IS_LONG else "examples,fuzzing",
         "--max-examples": EXAMPLES,
         "--seed": SEED,
         "--exclude-checks": ",".join(EXCLUDED),

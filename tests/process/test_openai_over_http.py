@@ -156,7 +156,9 @@ def test_responses(client: OpenAI) -> None:
 
 @pytest.fixture
 def claude(service: Service) -> Iterator[anthropic.Anthropic]:
-    with anthropic.Anthropic(base_url=service.url("/"), api_key="none", max_retries=0, timeout=30) as client:
+    with anthropic.Anthropic(
+        base_url=service.url("/"), api_key="none", max_retries=0, timeout=30, _strict_response_validation=True
+    ) as client:
         yield client
 
 

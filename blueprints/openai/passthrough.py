@@ -20,7 +20,7 @@ from werkzeug.http import parse_options_header
 
 from ...access.token_store import OutgoingToken
 from ...engines.openai_answers import refusal, words_of
-from ...errors import Cancelled, ConfigError, EngineError, Forbidden, ModelyardError, UnknownModel
+from ...errors import Cancelled, EngineError, Forbidden, ModelyardError, UnknownModel
 from ...sessions.response import Response as Answer
 from ...sessions.session import Session
 from ...settings.passthrough import PassThrough
@@ -36,8 +36,6 @@ from .errors import INVALID, shaped
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 MAX_REFUSAL = 1024 * 1024
 """Bytes of a refusal that are read."""
-SERVED = ("chat", "completions", "embeddings", "models", "messages", "responses", "rerank", "beta")
-"""The first parts of the paths that modelyard answers itself."""
 
 _SENT = ("Accept", "OpenAI-Beta")
 _RETURNED = ("Content-Length", "Content-Disposition")
@@ -76,8 +74,6 @@ def passthrough_blueprint(
     blueprint = guarded_blueprint(service, name)
     backends: dict[str, list[Backend]] = {}
     for entry in service.settings.passthrough:
-        if entry.path.split("/")[1] in SERVED:
-            raise ConfigError(f"[[passthrough]] path {entry.path}: modelyard answers these calls itself")
         backend = Backend(entry)
         backends.setdefault(entry.path, []).append(backend)
         service.when_stopped(backend.close)

@@ -133,7 +133,8 @@ class OpenAI(Engine):
             try:
                 self._look_for_model(backend, cancel, timeout)
             except ModelyardError as error:
-                backend.note(str(error))
+                if not cancel.is_set():
+                    backend.note(str(error))
             else:
                 backend.note("")
         troubles = [backend.trouble for backend in self._backends]

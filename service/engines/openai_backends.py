@@ -33,7 +33,7 @@ class Backend:
     def note(self, trouble: str) -> None:
         """Note why it does not answer, or by an empty text that it does."""
         if trouble and not self.trouble:
-            log.warning("%s is left out until it answers: %s", self.where, trouble)
+            log.warning("%s does not answer: %s", self.where, trouble)
         elif self.trouble and not trouble:
             log.info("%s answers again", self.where)
         self.trouble = trouble

@@ -11,6 +11,9 @@ from ..errors import ConfigError
 from .layers import build, from_plain
 from .params import param
 
+SERVED = ("chat", "completions", "embeddings", "models", "messages", "responses", "rerank", "beta")
+"""The first parts of the paths that modelyard answers itself."""
+
 _PATH = re.compile(r"(/[A-Za-z0-9_-]+)+")
 
 
@@ -41,4 +44,6 @@ class PassThrough:
             raise ConfigError(f"{place}: {error}") from None
         if not _PATH.fullmatch(made.path):
             raise ConfigError(f"{place}: path {made.path!r} must be like /audio or /audio/transcriptions")
+        if made.path.split("/")[1] in SERVED:
+            raise ConfigError(f"{place}: path {made.path!r}: modelyard answers these calls itself")
         return made

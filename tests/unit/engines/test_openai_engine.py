@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
-from faulty import LAST, Faulty, Peer, Script, faulty, http_chunk, stream_head, whole
+from faulty import LAST, Faulty, Peer, Script, faulty, http_chunk, in_turn, stream_head, whole
 from in_process import service
+from modelyard.cluster.remote_model import RemoteModelWorker
 from modelyard.engines.base import tokens_of
 from modelyard.engines.openai import OpenAI, OpenAIParams
 from modelyard.engines.openai_answers import Answer, EventDecoder, refusal
@@ -30,6 +31,7 @@ from modelyard.errors import (
     WorkerSilent,
     WorkerUnreachable,
 )
+from modelyard.sessions.session import Session
 from modelyard.settings.params import describe, from_json
 from modelyard.streams import Cancel, whole_answer
 from modelyard.types import Burst, GenerateRequest, WorkerType
@@ -462,6 +464,22 @@ def test_a_service_passes_fields_on_to_its_backend(tmp_path: Path):
         assert found["usage"] == {"prompt_tokens": 4, "total_tokens": 4}
         expected = {"model": "gpt", "input": ["a"], "encoding_format": "float", "dimensions": 2, "input_type": "query"}
         assert server.requests[-1].json() == expected
+
+
+def test_a_worker_passes_fields_on_to_its_backend(tmp_path: Path):
+    answer = {"data": [{"index": 0, "embedding": [0.5, 1.0]}], "usage": {"prompt_tokens": 4}}
+    script = in_turn(*[answering(whole(200, answer))] * 3, answering(streamed(chunk("a", "stop"), DONE)))
+    with faulty(script) as server, closing(Session(2, 10)) as session:
+        table = {"engine": "openai", "base_url": server.url, "backend_model": "gpt", "limit_model_concurrency": 4}
+        tables = [{**table, "name": "vec", "worker_type": "text2vec"}, {**table, "name": "gpt"}]
+        with service(tmp_path, tables, role="worker") as runtime:
+            url = f"http://127.0.0.1:{runtime.settings.port}/api"
+            rows = RemoteModelWorker("vec@text2vec", url, session).embeddings(["a"], Cancel(), extra={"dimensions": 2})
+            assert server.requests[-1].json()["dimensions"] == 2
+            request = GenerateRequest("gpt", HELLO, extra={"top_a": 1})
+            text = RemoteModelWorker("gpt@llm", url, session).generate(request, Cancel()).text
+            assert server.requests[-1].json()["top_a"] == 1
+    assert (rows, tokens_of(rows), text) == ([[0.5, 1.0]], 4, "a")
 
 
 def test_a_key_file_is_read(tmp_path: Path):

@@ -18,12 +18,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip each test whose id fits a pattern of the list. Raises UsageError for a pattern that fits none."""
     suite = os.environ["INTEROP_SUITE"]
     listed = tomllib.loads(Path(os.environ["INTEROP_EXCLUSIONS"]).read_text())
-    reasons = {
-        pattern: why
-        for name, table in listed.items()
-        if fnmatch.fnmatchcase(suite, name)
-        for pattern, why in table.items()
-    }
+    tables = [table for name, table in listed.items() if fnmatch.fnmatchcase(suite, name)]
+    reasons = {pattern: reason for table in tables for pattern, reason in table.items()}
     unused = set(reasons)
     for item in items:
         for pattern, reason in reasons.items():

@@ -32,7 +32,7 @@ test: $(TEST_STAMP) weights
 
 # Another build of torch: make test-torch TORCH='torch==2.13.0 --index-url URL'
 test-torch: $(TORCH_STAMP) weights
-	$(TORCH_VENV)/bin/python -m pytest tests/torch tests/contract/test_engines.py
+	$(TORCH_VENV)/bin/python -m pytest tests/huggingface tests/contract/test_engines.py
 
 check: $(TEST_STAMP)
 	$(BIN)/ruff check .

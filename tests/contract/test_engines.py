@@ -66,7 +66,7 @@ def make_hf(weights: dict[str, Path], kind: str, **params: Any) -> Engine:
 
 
 ENGINES = {"echo": make_echo, "llama.cpp": make_llama}
-if importlib.util.find_spec("torch") is not None:
+if importlib.util.find_spec("transformers") is not None:
     ENGINES["hugging face"] = make_hf
 
 

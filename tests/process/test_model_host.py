@@ -193,8 +193,8 @@ def test_its_models_are_registered_at_the_address_of_the_web_side(run: Services)
     wait_until(lambda: registered("script@llm") == wanted == registered("vectors@text2vec"), "both are registered")
     gateway = run.start(role="gateway", registry=place, remote_headers="Shop-Login=bob")
     wait_until(lambda: len(gateway.status()["models"]) == 2, "the gateway knows of them")
-    for _ in range(8):
-        assert gateway.post("generate", script(pieces=2)).json()["text"] == "xx"
+    for number in range(30):  # requests that begin alike are one session, which stays at one instance
+        assert gateway.post("generate", script(pieces=2, number=number)).json()["text"] == "xx"
     for service in (worker, shop):
         assert journal(service, "begin"), "each was asked"
     worker.signal(signal.SIGTERM)

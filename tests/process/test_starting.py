@@ -99,6 +99,7 @@ def test_it_is_ready_without_models(run: Services) -> None:
     service = run.start(models="")
     status = service.status()
     assert status.pop("cluster")["error"] is None
+    assert status.pop("keys") == {"count": 0, "error": None}
     assert status == {"ready": True, "state": "ready", "reason": None, "models": [], "unsaved": None}
     answer = service.post("generate", {"model": "echo", "prompt": "x"})
     assert answer.json()["error_code"] == 404

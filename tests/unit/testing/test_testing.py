@@ -229,8 +229,9 @@ class TestThePageOfTheClient:
 
 
 def run(pytester: pytest.Pytester, *arguments: str) -> pytest.RunResult:
-    """Run pytest in a process of its own, as an application's tests are."""
-    return pytester.runpytest_subprocess("-p", "modelyard.testing", "-W", "error", *arguments)
+    """Run pytest in a process of its own, as an application's tests are, without plugins that import much."""
+    others = ("-p", "no:schemathesis", "-p", "no:hypothesispytest")
+    return pytester.runpytest_subprocess("-p", "modelyard.testing", *others, "-W", "error", *arguments)
 
 
 def examples() -> list[str]:

@@ -4,5 +4,5 @@ from __future__ import annotations
 
 import importlib.util
 
-if importlib.util.find_spec("torch") is None:
+if importlib.util.find_spec("transformers") is None:
     collect_ignore_glob = ["test_*.py"]

@@ -19,6 +19,7 @@ from ..request.bodies import JSON_TYPE
 from ..request.guard import needs_of
 from . import cluster_calls, openai_answers, openai_calls
 from .calls import Body, Call, ErrorShape
+from .descriptions import DESCRIPTIONS
 from .shapes import FILLED, INTEGER, STRING, array, nullable, record
 
 if TYPE_CHECKING:
@@ -184,7 +185,10 @@ class _Writer:
         if call.query is None:
             return []
         parameters = self._converter.schema2parameters(call.query, location="query")
-        return [each if each["required"] else {**each, "allowEmptyValue": True} for each in parameters]
+        return [
+            _described(each["name"], each if each["required"] else {**each, "allowEmptyValue": True})
+            for each in parameters
+        ]
 
     def _schema_of(self, body: Body) -> JSONObject:
         """Return what the schema of a body checks, with what is checked by hand; null means absent."""
@@ -194,7 +198,7 @@ class _Writer:
         for name, more in body.more.items():
             properties[name] = {**properties.get(name, {}), **more}
         schema["properties"] = {
-            name: value if name in required else nullable(value) for name, value in properties.items()
+            name: _described(name, value if name in required else nullable(value)) for name, value in properties.items()
         }
         schema |= body.rules
         if required:
@@ -217,6 +221,10 @@ class _Writer:
                 self._spec.components.schema(name, _SCHEMAS[name])
             added |= pending
             pending = _references({name: _SCHEMAS[name] for name in pending})
+
+
+def _described(name: str, part: JSONObject) -> JSONObject:
+    return {**part, "description": DESCRIPTIONS[name]} if name in DESCRIPTIONS else part
 
 
 def _stream(media_type: str, item: JSONObject) -> JSONObject:

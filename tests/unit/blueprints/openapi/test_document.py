@@ -14,6 +14,7 @@ from modelyard import Modelyard
 from modelyard.access.tokens import INFER, digest_of, new_secret
 from modelyard.blueprints import controller_schemas, worker_schemas
 from modelyard.blueprints.openai import schemas
+from modelyard.blueprints.openapi.descriptions import DESCRIPTIONS
 from modelyard.blueprints.openapi.document import APIS, OTHER_PATHS, REFUSALS
 from modelyard.blueprints.openapi.shapes import nullable, record_of
 from modelyard.blueprints.request.fields import Base
@@ -163,6 +164,18 @@ def test_the_document_is_made_once_and_a_client_that_has_it_is_told(tmp_path: Pa
     assert (again.status_code, again.data) == (304, b"")
     assert client.get("/openapi.json").data == first.data
     assert first.headers["Content-Type"] == "application/json"
+
+
+def test_every_field_has_a_description(tmp_path: Path):
+    described: dict[str, str] = {}
+    for operation in operations_of(document_of(app_of(tmp_path))):
+        if body := operation.get("requestBody"):
+            schema = body["content"]["application/json"]["schema"]
+            fields = schema.get("items", schema)["properties"]
+            described |= {name: field["description"] for name, field in fields.items()}
+        query = [each for each in operation.get("parameters", []) if each["in"] == "query"]
+        described |= {each["name"]: each["description"] for each in query}
+    assert described == DESCRIPTIONS, "some have none, or some are of no field"
 
 
 def test_what_may_be_left_out_may_be_null(tmp_path: Path):

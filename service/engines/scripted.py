@@ -140,7 +140,7 @@ class ScriptedParams(EchoParams):
     """Parameters of `Scripted`."""
 
     script: str = param("", help="the key of its `Answers`", tags=["fixed"])
-    table: str | None = param(None, help="TOML file with its answers, instead of a script", tags=["fixed"])
+    table: str | None = param(None, help="TOML file with its answers, instead of a script", tags=["fixed", "operator"])
 
 
 class Scripted(Echo):

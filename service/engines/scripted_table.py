@@ -19,6 +19,8 @@ _ERRORS: Mapping[str, Callable[[], ModelyardError]] = {
     "overloaded": lambda: Overloaded("all slots are busy: the table refuses this call", 1),
     "too_long": lambda: PromptTooLong("the table says that the context is shorter than this prompt"),
 }
+_TYPES: Mapping[str, Any] = {"tool_calls": list, "pause": int | float}
+"""The types of a row's entries that are not texts."""
 _PROBABILITY = -0.25
 """The logarithm of the probability of each piece, where a request wants to read it."""
 
@@ -136,6 +138,11 @@ def _row(place: str, entry: Mapping[str, Any]) -> Row:
     if unknown:
         names = ", ".join(column.name for column in fields(Row))
         raise ConfigError(f"{place}: {unknown[0]!r} is unknown; there are {names}")
+    for name, value in entry.items():
+        if not isinstance(value, _TYPES.get(name, str)):
+            raise ConfigError(f"{place}: {name} is {value!r}, which is of another type")
+    if not all(isinstance(call, dict) and isinstance(call.get("name"), str) for call in entry.get("tool_calls", ())):
+        raise ConfigError(f"{place}: tool_calls must be a list of tables with a name")
     if entry.get("error") not in (None, *_ERRORS):
         raise ConfigError(f"{place}: error must be one of {', '.join(_ERRORS)}")
     try:

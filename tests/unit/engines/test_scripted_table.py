@@ -133,6 +133,8 @@ def test_a_script_of_a_test_follows_a_table_where_it_has_no_step(tmp_path):
     [
         ("[[answer]]\nsay = 'x'\n", "answer 1: 'say' is unknown; there are when, role, tool, text"),
         ("[[answer]]\n[[answer]]\nerror = 'fire'\n", "answer 2: error must be one of engine, overloaded, too_long"),
+        ("[[answer]]\nwhen = 5\n", "answer 1: when is 5, which is of another type"),
+        ("[[answer]]\ntool_calls = [{}]\n", "answer 1: tool_calls must be a list of tables with a name"),
         ("[[answer]]\nwhen = '('\n", "answer 1: when is not a regular expression"),
         ("x = 1\n", "has no \\[\\[answer\\]\\] that can be read"),
     ],

@@ -11,6 +11,7 @@ from ..cluster.registry import row_json
 from ..cluster.registry.base import ANY_GENERATION, Instance, Receipt, Registry
 from ..cluster.registry.dbgpt import listed
 from ..settings.settings import Settings
+from ..telemetry.metrics import Metrics
 from ..types import JSONObject, plain
 from ..worker.protocol import Keys
 from . import controller_schemas as schemas
@@ -35,15 +36,16 @@ def controller_blueprint(
     *,
     keys: Keys | None = None,
     check_registration: Check | None = None,
+    metrics: Metrics | None = None,
 ) -> Blueprint:
     """Return the calls under ``url_prefix``; the registry is looked up at each request, ``keys`` are accepted.
 
     They hold no thread of the budget: a registry must answer while every model is busy. ``check_registration`` decides
-    what may be registered, by default the guard. Raises ConfigError.
+    what may be registered, by default the guard. ``metrics`` count the requests. Raises ConfigError.
     """
     blueprint = Blueprint(name, __name__, url_prefix=f"{url_prefix}/controller")
     problems.install(blueprint)
-    log_access(blueprint, enabled=settings.access_log, routine=ROUTINE)
+    log_access(blueprint, enabled=settings.access_log, routine=ROUTINE, metrics=metrics)
     check = check_registration or _guarded(blueprint, settings, keys)
     _add_instances(blueprint, registry_of, settings.max_body_bytes, check)
     _add_dbgpt_changes(blueprint, registry_of, settings.max_body_bytes, check)

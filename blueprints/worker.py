@@ -23,14 +23,14 @@ from .request.bodies import json_response, vectors_response, wants_delta
 from .request.fields import load, load_query
 from .request.keys import characters_of, check_model, total_tokens
 from .request.streaming import Call, StreamResponse, called, stream_response
-from .request.terms import batch_of, set_terms
+from .request.terms import is_batch, set_terms
 
 
 def worker_blueprint(service: Service, url_prefix: str, name: str = "modelyard_worker") -> Blueprint:
     """Return the ten calls under ``url_prefix``; the manager is looked up at each request, so it may be swapped."""
     blueprint = Blueprint(name, __name__, url_prefix=f"{url_prefix}/worker")
     problems.install(blueprint)
-    log_access(blueprint, enabled=service.settings.access_log, tracing=service.tracing)
+    log_access(blueprint, enabled=service.settings.access_log, tracing=service.tracing, metrics=service.metrics)
     guard.install(blueprint, service.settings, service.keys, requires_keys=service.settings.requires_keys)
     _add_generation(blueprint, service)
     _add_vectors(blueprint, service)
@@ -61,7 +61,7 @@ def _manager(service: Service) -> WorkerManager:
 def _prompt(service: Service, body: JSONObject) -> GenerateRequest:
     """Return the request of a prompt body, with its terms. Raises InvalidRequest."""
     prompt = schemas.generate_request(body)
-    set_terms([prompt], request, body, service.settings, batch=batch_of(service, request))
+    set_terms([prompt], request, body, service.settings, batch=is_batch(request))
     return prompt
 
 
@@ -125,6 +125,7 @@ def _add_generation(blueprint: Blueprint, service: Service) -> None:
             call.admit(characters_of(prompt), [prompt.max_new_tokens])
             with _manager(service).generate_stream(prompt, call.cancel, wait=_may_wait()) as stream:
                 output = whole_answer(stream)
+            g.modelyard_line.note_answer(stream)
             call.count(total_tokens(output.usage))
         response = naming(stream.model, json_response(output))
         return _with_load(response, service, prompt.model, WorkerType.LLM)
@@ -145,14 +146,14 @@ def _add_vectors(blueprint: Blueprint, service: Service) -> None:
             body = read_call(service)
             fields = load(schemas.EMBEDDINGS, body)
             texts, model, query = schemas.texts(body), fields["model"], fields.get("query")
-            batch = batch_of(service, request)
             call.admit(sum(map(len, texts)))
-            manager, wait, extra = _manager(service), _may_wait(), fields.get("extra")
+            manager, wait, extra, batch = _manager(service), _may_wait(), fields.get("extra"), is_batch(request)
             if query:
                 vectors = manager.rerank(model, query, texts, call.cancel, wait=wait, extra=extra, batch=batch)
             else:
                 vectors = manager.embeddings(model, texts, call.cancel, wait=wait, extra=extra, batch=batch)
             call.count(tokens_of(vectors))
+            g.modelyard_line.prompt_tokens = tokens_of(vectors)
         response = naming(other_model_of(vectors), vectors_response([vectors] if query else vectors, vectors))
         return _with_load(response, service, model, WorkerType.TEXT2VEC, WorkerType.RERANKER)
 

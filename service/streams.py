@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import Context, copy_context
@@ -26,7 +27,7 @@ _numbers = itertools.count(1)
 class Cancel:
     """The event that cancels a request, set once, with the error that ends it. Engines check it or wait on it."""
 
-    __slots__ = ("_barrier", "_callbacks", "_lock", "_set", "error", "queued")
+    __slots__ = ("_barrier", "_callbacks", "_lock", "_set", "error", "instance", "queued")
 
     def __init__(self) -> None:
         """Make a cancel that is not set."""
@@ -40,6 +41,8 @@ class Cancel:
         self.error: ModelyardError = Cancelled("the client has gone")
         self.queued = 0.0
         """Seconds that its request stood in line before it had a slot; 0 if a slot was free."""
+        self.instance: str | None = None
+        """The address of the instance that a router has chosen for its request."""
 
     def set(self, error: ModelyardError | None = None) -> None:
         """Cancel, with ``error`` (default: the client has gone). Later calls change nothing.
@@ -103,6 +106,14 @@ class OutputStream:
         """The gate at admission, the value of ``Modelyard-Load``; from another process with its first burst."""
         self.model: str | None = None
         """The model that answers, where it is not the one of the request; final with the first burst."""
+        self.began = time.monotonic()
+        self.first: float | None = None
+        """When the first piece came, by the monotonic clock; None before it."""
+        self.last = 0.0
+        """When the last burst came."""
+        self.pieces = 0
+        self.finish_reason: str | None = None
+        self.usage: JSONObject | None = None
 
     def __iter__(self) -> Iterator[Burst | None]:
         return self
@@ -113,7 +124,7 @@ class OutputStream:
         try:
             if self.cancel.is_set():
                 raise self.cancel.error
-            return next(self._bursts)
+            burst = next(self._bursts)
         except BaseException as error:
             # An engine that was cancelled ends without the reason: the reader gets that of the cancel.
             broke_off = isinstance(error, StopIteration | Cancelled) and self.cancel.is_set()
@@ -124,6 +135,21 @@ class OutputStream:
             if broke_off:
                 raise self.cancel.error from None
             raise
+        if burst is not None:
+            self._note(burst)
+        return burst
+
+    def _note(self, burst: Burst) -> None:
+        """Keep when a burst came, and what it says of the answer: for what is counted at its end."""
+        self.last = time.monotonic()
+        if burst.pieces:
+            self.pieces += len(burst.pieces)
+            if self.first is None:
+                self.first = self.last
+        if burst.finish_reason is not None:
+            self.finish_reason = burst.finish_reason
+        if burst.usage is not None:
+            self.usage = burst.usage
 
     def close(self) -> None:
         """End the answer at once. Called by the thread that iterates, or after it."""
@@ -138,7 +164,8 @@ class OutputStream:
                 close()
         finally:
             self._on_close()
-            for listener in self._listeners or ():
+            listeners, self._listeners = self._listeners, None
+            for listener in listeners or ():
                 listener(self._failure)
 
     def when_closed(self, listener: Callable[[BaseException | None], None]) -> None:
@@ -198,6 +225,7 @@ class Relay(OutputStream):
                             has_begun = True
                             self.model = stream.model or self.model
                             self.cancel.queued = stream.cancel.queued
+                            self.cancel.instance = stream.cancel.instance
                             source.begun(stream)
                         yield burst
             except GeneratorExit:

@@ -246,6 +246,9 @@ PROBES: Mapping[str, Call] = {
     "healthz": Call("Answer while the process runs.", ref("Alive"), PROBLEM),
     "health": Call("Answer while the process runs, as DB-GPT's API.", ref("Alive"), PROBLEM),
     "readyz": Call("Return whether the service is ready.", ref("Status"), PROBLEM, others={503: ref("Status")}),
+    "metrics": Call(
+        "Return the metrics of the service, for Prometheus.", None, PROBLEM, streams={"text/plain": STRING}
+    ),
     "openapi": Call("Return this document.", OBJECT, PROBLEM),
 }
 """By the names of the endpoints."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from flask import Blueprint, Flask, Response, current_app, request
 from werkzeug.routing import Rule
 
-from ...access.tokens import ADMIN, INFER
+from ...access.tokens import ADMIN, INFER, METRICS
 from ...types import JSONObject
 from ...version import __version__
 from ..request.bodies import JSON_TYPE
@@ -50,6 +50,7 @@ APIS: Mapping[str, _Api] = {
     "modelyard_worker": _Api("Worker", cluster_calls.WORKER, (ADMIN,), {}),
     "modelyard_controller": _Api("Controller", cluster_calls.CONTROLLER, (ADMIN,), {}),
     "modelyard_health": _Api("Probes", cluster_calls.PROBES, (), {}),
+    "modelyard_metrics": _Api("Probes", cluster_calls.PROBES, (METRICS,), {}),
     "modelyard_openapi": _Api("Probes", cluster_calls.PROBES, (), {}),
 }
 """By the name of the blueprint."""

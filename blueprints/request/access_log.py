@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from http import HTTPStatus
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -13,16 +13,21 @@ from urllib.parse import quote
 import orjson
 from flask import Blueprint, Request, Response, g, request
 
+from ...errors import Unavailable
+from ...streams import OutputStream
+from ...telemetry.metrics import HTTP_REQUESTS, HTTP_SECONDS, REFUSED, Metrics
 from ...telemetry.tracing import Tracing
 from ...types import JSONObject
 from ...wire.chunks import MODEL_HEADER
-from ...wire.errors import QUEUE_HEADER
+from ...wire.errors import BY_CODE, QUEUE_HEADER
 from ...worker.protocol import Service
 from .bodies import read_object
 from .keys import check_model
 from .traces import CallTrace, arrived, read_body
 
 log = logging.getLogger("modelyard.access")
+_REFUSALS = {code for code, error in BY_CODE.items() if issubclass(error, Unavailable)}
+"""The codes of errors after which the request may be sent again."""
 R = TypeVar("R", bound=Response)
 
 
@@ -30,15 +35,27 @@ class AccessLine:
     """The facts of one request: never its prompt or answer. They are set while the request goes on."""
 
     __slots__ = (
-        *("_began", "_enabled", "_request", "_routine", "answered_by", "bytes", "caller", "error", "first", "key"),
-        *("model", "pieces", "queued", "request_id", "status", "trace"),
+        *("_began", "_call", "_enabled", "_metrics", "_request", "_routine", "answered_by", "bytes", "caller", "error"),
+        *("finish_reason", "first", "instance", "key", "model", "pieces", "prompt_tokens", "queued", "request_id"),
+        *("status", "trace", "usage"),
     )
 
     def __init__(
-        self, request: Request, *, enabled: bool, routine: bool = False, trace: CallTrace | None = None
+        self,
+        request: Request,
+        *,
+        enabled: bool,
+        routine: bool = False,
+        trace: CallTrace | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
-        """Begin a line; ``routine`` successes are logged at debug level, ``trace`` ends when the line is written."""
+        """Begin a line; ``routine`` successes are logged at debug level.
+
+        When it is written, ``trace`` ends, and ``metrics`` count the request.
+        """
         self._enabled = enabled
+        self._metrics = metrics
+        self._call = (request.endpoint or "none").removeprefix("modelyard_")
         self._request = (request.method, request.path, request.remote_addr)
         self._routine = routine
         self._began = time.monotonic()
@@ -52,6 +69,13 @@ class AccessLine:
         self.model: str | None = None
         self.answered_by: str | None = None
         """The model that has answered, where it is not the ``model`` of the request."""
+        self.instance: str | None = None
+        """The address of the instance that the request was sent to; None for a model of this process."""
+        self.finish_reason: str | None = None
+        self.prompt_tokens: int | None = None
+        """The tokens of texts that were embedded or ranked; None if they are not known."""
+        self.usage: Callable[[], Mapping[str, Any] | None] = lambda: None
+        """Returns the tokens of an answer of text, None if they are not known."""
         self.error: str | None = None
         self.caller: str | None = None
         """The name of the request's token or API key."""
@@ -69,10 +93,20 @@ class AccessLine:
         if self.first is None:
             self.first = time.monotonic()
 
+    def note_answer(self, stream: OutputStream) -> None:
+        """Keep how the answer of a stream began and ended."""
+        if self.first is None:
+            self.first = stream.first
+        self.finish_reason = stream.finish_reason
+        if self.usage() is None:
+            self.usage = lambda: stream.usage
+
     def write(self) -> None:
         """Write the line, when the server has the last byte of the answer or the client has disconnected."""
         if self.trace is not None:
             self.trace.end(self)
+        if self._metrics is not None:
+            self._count(self._metrics)
         if not self._enabled:
             return
         method, path, remote = self._request
@@ -89,12 +123,22 @@ class AccessLine:
             line["first_ms"] = round((self.first - self._began) * 1000, 1)
         if self.queued:
             line["queue_ms"] = round(self.queued * 1000, 1)
-        for name in ("model", "answered_by", "pieces", "error", "caller", "key", "request_id"):
-            value = getattr(self, name)
-            if value is not None:
-                line[name] = value
+        usage = self.usage() or {}
+        facts = {
+            **{name: getattr(self, name) for name in ("model", "answered_by", "instance", "pieces")},
+            "prompt_tokens": usage.get("prompt_tokens", self.prompt_tokens),
+            "completion_tokens": usage.get("completion_tokens"),
+            **{name: getattr(self, name) for name in ("finish_reason", "error", "caller", "key", "request_id")},
+        }
+        line |= {name: value for name, value in facts.items() if value is not None}
         level = logging.DEBUG if self._routine and self.status < HTTPStatus.BAD_REQUEST else logging.INFO
         log.log(level, orjson.dumps(line).decode())
+
+    def _count(self, metrics: Metrics) -> None:
+        metrics.add(HTTP_REQUESTS, self._call, str(self.status))
+        metrics.observe(HTTP_SECONDS, time.monotonic() - self._began, self._call)
+        if self.error in _REFUSALS:
+            metrics.add(REFUSED, self.error)
 
 
 def read_call(service: Service) -> JSONObject:
@@ -121,18 +165,24 @@ def naming(model: str | None, response: R) -> R:
 
 
 def log_access(
-    blueprint: Blueprint, *, enabled: bool, tracing: Tracing | None = None, routine: Collection[str] = ()
+    blueprint: Blueprint,
+    *,
+    enabled: bool,
+    tracing: Tracing | None = None,
+    metrics: Metrics | None = None,
+    routine: Collection[str] = (),
 ) -> None:
     """Write an access line for every request of a blueprint; that of a stream is written by its body at the end.
 
-    With ``tracing`` each request also has a span. Successes of the views in ``routine`` are logged at debug level.
+    With ``tracing`` each request also has a span; ``metrics`` count them. Successes of the views in ``routine`` are
+    logged at debug level.
     """
 
     @blueprint.before_request
     def begin() -> None:
         view = (request.endpoint or "").rpartition(".")[2]
         trace = arrived(tracing, request) if tracing is not None else None
-        g.modelyard_line = AccessLine(request, enabled=enabled, routine=view in routine, trace=trace)
+        g.modelyard_line = AccessLine(request, enabled=enabled, routine=view in routine, trace=trace, metrics=metrics)
 
     @blueprint.after_request
     def note(response: Response) -> Response:

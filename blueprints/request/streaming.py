@@ -62,9 +62,10 @@ class Call:
                 raise
 
     def note_queue(self) -> None:
-        """Write down how long the request stood in line."""
+        """Write down how long the request stood in line, and where it was sent."""
         if self._line is not None:
             self._line.queued = self.cancel.queued
+            self._line.instance = self.cancel.instance
 
     def admit(
         self, characters: int, answers: Sequence[int | None] = (), used: Callable[[], int | None] = lambda: None
@@ -284,6 +285,7 @@ class StreamBody:
         if not self._ended:
             self._line.error = self._line.error or self._call.cancel.error.code
         self._line.answered_by = self._stream.model
+        self._line.note_answer(self._stream)
         try:
             self.release()
         finally:

@@ -22,9 +22,9 @@ from pathlib import Path
 from ..errors import ConfigError
 from ..files import write_atomically
 
-INFER, WORKER, ADMIN = "infer", "worker", "admin"
-SCOPES = (INFER, WORKER, ADMIN)
-"""To use models; to register them; to start, stop and change them, which includes the other two."""
+INFER, WORKER, METRICS, ADMIN = "infer", "worker", "metrics", "admin"
+SCOPES = (INFER, WORKER, METRICS, ADMIN)
+"""To use models; to register them; to read metrics; to start, stop and change models, which includes the others."""
 
 PREFIX = "modelyard_"
 """Makes a token recognizable, for people and for scanners of leaked secrets."""

@@ -51,7 +51,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "silence_timeout",
         "http_threads",
     ),
-    "Log": ("log_level", "log_file", "access_log"),
+    "Log and metrics": ("log_level", "log_file", "access_log", "metrics"),
     "Tracing": ("tracing", "tracing_content", "tracing_sample"),
 }
 """Headings of the help with the settings below each; settings that are not listed come last."""

@@ -62,9 +62,9 @@ def new(scopes: tuple[str, ...], name: str | None, file: Path | None, json_wante
     modelyard token new --scope infer --name shop --file tokens
     modelyard token new --scope worker --scope infer --name gpu-1 --file tokens
 
-    The scope infer is for asking models, worker for registering them with a controller, admin for starting, stopping
-    and changing them; admin includes the other two. The token is shown this once and stored nowhere. Without --file,
-    the line for a file (or for MODELYARD_TOKENS) is printed to standard error.
+    The scope infer is for asking models, worker for registering them with a controller, metrics for reading /metrics,
+    admin for starting, stopping and changing models; admin includes the others. The token is shown this once and stored
+    nowhere. Without --file, the line for a file (or for MODELYARD_TOKENS) is printed to standard error.
     """  # noqa: D301 - click's mark for lines that stay lines
     granted = with_implied(scopes or (INFER,))
     secret = new_secret()

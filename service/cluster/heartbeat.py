@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ..errors import ModelyardError, Unavailable
+from ..telemetry.metrics import HEARTBEATS, Metrics
 from ..threads import BackgroundThread
 from .registry.base import Instance, Registry
 
@@ -43,9 +44,10 @@ class _Member:
 class Heartbeat:
     """Registers keys, which are added and removed at any time. `start` and `stop` may be called twice."""
 
-    def __init__(self, registry: Registry) -> None:
-        """Call ``registry`` from a thread of its own, and from no other."""
+    def __init__(self, registry: Registry, metrics: Metrics | None = None) -> None:
+        """Call ``registry`` from a thread of its own, and from no other; count the calls in ``metrics``."""
         self._registry = registry
+        self._metrics = metrics or Metrics()
         self._changed = threading.Condition()
         self._members: dict[str, _Member] = {}
         self._leaving: list[tuple[Instance, bool]] = []
@@ -56,6 +58,8 @@ class Heartbeat:
         self._away_since = 0.0
         self.error = ""
         """Why the last try failed; empty if it did not."""
+        self.succeeded_at: float | None = None
+        """When the registry was reached last, in seconds since 1970; None before it."""
 
     # Keys
 
@@ -196,6 +200,7 @@ class Heartbeat:
 
     def _failed(self, error: ModelyardError) -> None:
         self._failures += 1
+        self._metrics.add(HEARTBEATS, "failed")
         if not self.error:
             self._away_since = time.monotonic()
             log.warning("the registry was not reached; the next tries come with growing pauses: %s", error)
@@ -207,6 +212,8 @@ class Heartbeat:
         if self.error:
             log.info("the registry answers again, after %.0f s", time.monotonic() - self._away_since)
         self._failures, self.error = 0, ""
+        self._metrics.add(HEARTBEATS, "succeeded")
+        self.succeeded_at = time.time()
 
     def _pause(self) -> float:
         """Return the seconds until the next beat: the shortest of all intervals, or a growing pause after failures."""

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from ..engines.base import Vectors
 from ..errors import ModelyardError
 from ..sessions.session import Session
 from ..streams import Cancel, OutputStream, Relay
+from ..telemetry.metrics import ROUTED, Metrics
 from ..telemetry.tracing import Tracing
 from ..threads import BackgroundThread
 from ..types import (
@@ -23,8 +25,10 @@ from ..types import (
     ModelInstance,
     ModelMetadata,
     WorkerType,
+    split_worker_key,
     worker_key,
 )
+from ..worker.counting import CallCounts
 from ..worker.local_models import LocalModels
 from ..worker.manager import LocalWorkerManager
 from ..worker.shared_calls import SharedCalls
@@ -55,6 +59,7 @@ class RemoteWorkerManager(SharedCalls):
         *,
         models: LocalModels | None = None,
         tracing: Tracing | None = None,
+        metrics: Metrics | None = None,
         check_complete: Callable[[], None] = lambda: None,
     ) -> None:
         """Route over the instances in ``view``; those at ``own_url`` are the models of ``local``.
@@ -65,6 +70,7 @@ class RemoteWorkerManager(SharedCalls):
         super().__init__(tracing)
         self.view = view
         self.routes = Routes()
+        self._metrics = metrics or Metrics()
         models = models if local is None else local.models
         self._directory = Directory(view, self.routes, session, models, own_url, check_complete=check_complete)
         self._machines = Machines(view, session, local, own_url, check_complete=check_complete)
@@ -87,6 +93,10 @@ class RemoteWorkerManager(SharedCalls):
         look, look_again = lambda: directory.all_of(key), lambda: directory.refreshed(key)
         return Attempts(key, look, look_again, self.routes, wait, self._failed, session)
 
+    def _counts(self, key: str) -> CallCounts:
+        name, worker_type = split_worker_key(key)
+        return CallCounts(self._metrics, ROUTED, name, worker_type.value)
+
     def _failed(self) -> None:
         self._prober.wake()
         self.view.refresh_soon()
@@ -104,10 +114,21 @@ class RemoteWorkerManager(SharedCalls):
         """
         cancel = cancel or Cancel()
         key = self._directory.key_of(request.model, WorkerType.LLM)
+        counts = self._counts(key)
+        try:
+            stream = self._stream(key, request, cancel, wait)
+        except BaseException as error:
+            counts.failed(error)
+            raise
+        stream.when_closed(partial(counts.answered, stream))
+        return stream
+
+    def _stream(self, key: str, request: GenerateRequest, cancel: Cancel, wait: bool) -> OutputStream:
         if (alone := self._directory.alone(key)) is not None:
             return alone.generate_stream(request, cancel, wait=wait)
 
         def ask(instance: Instance, cancel: Cancel, wait: bool) -> OutputStream:
+            cancel.instance = instance.url
             return self._directory.worker_at(instance).generate_stream(request, cancel, wait=wait)
 
         return Relay(RoutedStreams(self._attempts(key, wait, request.session), ask), cancel)
@@ -130,7 +151,7 @@ class RemoteWorkerManager(SharedCalls):
         def embed(worker: Worker, waits: bool) -> Vectors:
             return worker.embeddings(texts, cancel, wait=waits, extra=extra, batch=batch)
 
-        return self._called(key, embed, wait)
+        return self._counts(key).computed(texts, cancel, lambda: self._called(key, embed, wait, cancel))
 
     @spanned
     def rerank(
@@ -151,7 +172,8 @@ class RemoteWorkerManager(SharedCalls):
         def rank(worker: Worker, waits: bool) -> Sequence[float]:
             return worker.rerank(query, texts, cancel, wait=waits, extra=extra, batch=batch)
 
-        return self._called(key, rank, wait)
+        every = [query, *texts]
+        return self._counts(key).computed(every, cancel, lambda: self._called(key, rank, wait, cancel))
 
     @spanned
     def count_token(self, model: str | None, prompt: str) -> int:
@@ -168,13 +190,20 @@ class RemoteWorkerManager(SharedCalls):
         key = self._directory.key_of(model, *WorkerType)
         return self._called(key, lambda worker, _: worker.metadata())
 
-    def _called(self, key: str, call: Callable[[Worker, bool], T], wait: bool = True) -> T:
-        """Return the result of ``call(worker, wait)`` at the first instance that does not refuse."""
+    def _called(
+        self, key: str, call: Callable[[Worker, bool], T], wait: bool = True, cancel: Cancel | None = None
+    ) -> T:
+        """Return the result of ``call(worker, wait)`` at the first instance that does not refuse.
+
+        The ``cancel`` gets the address of that instance.
+        """
         if (alone := self._directory.alone(key)) is not None:
             return call(alone, wait)
         attempts = self._attempts(key, wait)
         while True:
             instance, waits = attempts.next()
+            if cancel is not None:
+                cancel.instance = instance.url
             try:
                 worker = self._directory.worker_at(instance)
                 result = call(worker, waits)

@@ -12,6 +12,7 @@ from ..errors import ConfigError, ModelyardError
 from ..files import state_folder
 from ..sessions.session import Session
 from ..settings.settings import CONTROLLERS, Settings
+from ..telemetry.metrics import Metrics
 from ..telemetry.tracing import Tracing, outgoing_headers
 from ..types import JSONObject
 from ..worker.manager import LocalWorkerManager
@@ -45,6 +46,7 @@ class Cluster:
         session: Session | None = None,
         *,
         tracing: Tracing | None = None,
+        metrics: Metrics | None = None,
         address: Callable[[], str] | None = None,
     ) -> None:
         """Build what the role of ``settings`` needs; ``session`` sends requests to others. Raises ConfigError.
@@ -63,7 +65,7 @@ class Cluster:
         """The address at which others reach this process; empty before `start`, and while its port is unknown."""
         self._joined = False
         self._announcing = threading.Lock()
-        self.heartbeat = Heartbeat(self.registry) if settings.owns_models else None
+        self.heartbeat = Heartbeat(self.registry, metrics) if settings.owns_models else None
         self.view: RegistryView | None = None
         self.manager: RemoteWorkerManager | None = None
         if settings.routes:
@@ -77,6 +79,7 @@ class Cluster:
                 own_url,
                 models=local.models if settings.has_backends else None,
                 tracing=tracing,
+                metrics=metrics,
                 check_complete=local.models.check_complete,
             )
 

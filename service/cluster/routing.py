@@ -272,6 +272,14 @@ class Routes:
 
     # Views
 
+    def under_way(self) -> dict[str, int]:
+        """Return the number of requests of this process under way, by worker key."""
+        with self._lock:
+            counts: dict[str, int] = {}
+            for (key, _), traffic in self._traffic.items():
+                counts[key] = counts.get(key, 0) + traffic.in_flight
+        return counts
+
     def load_of(self, instances: Sequence[Instance]) -> Load | None:
         """Return the sum of the last reported loads, in answers or heartbeats; None if no instance has reported one."""
         with self._lock:

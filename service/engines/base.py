@@ -6,12 +6,13 @@ engine could run in another process without a change.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeAlias
 
-from ..errors import PromptTooLong, Unsupported
+from ..errors import FieldError, InputTooLong, PromptTooLong, Unsupported
 from ..settings.params import param
 from ..types import Burst, GenerateRequest, ModelMetadata, WorkerType
 
@@ -186,3 +187,29 @@ class Engine:
 
     def _unsupported(self, what: str) -> Unsupported:
         return Unsupported(f"model {self.params.registered_name!r} ({self.params.worker_type}) does not {what}")
+
+
+def rank_by_cosine(engine: Engine, query: str, texts: Sequence[str], cancel: CancelEvent) -> Sequence[float]:
+    """Return the cosine of the query and each text, as ``engine`` embeds them; raises what it raises."""
+    try:
+        rows = engine.embed([query, *texts], cancel)
+    except InputTooLong as error:
+        raise _of_query_and_texts(error) from error
+    scores = [_cosine(rows[0], row) for row in rows[1:]]
+    return OfTexts(scores, cut=cut_texts(rows), tokens=tokens_of(rows))
+
+
+def _of_query_and_texts(error: InputTooLong) -> InputTooLong:
+    """Return the error of texts whose first is the query, with the fields that the body of a request has."""
+    faults: list[FieldError] = []
+    for fault in error.errors:
+        index = re.fullmatch(r"input\[(\d+)\]", fault["field"])
+        field = fault["field"] if index is None else f"input[{int(index[1]) - 1}]" if int(index[1]) else "query"
+        faults.append({"field": field, "message": fault["message"]})
+    return InputTooLong("; ".join(f"{fault['field']} {fault['message']}" for fault in faults) or str(error), faults)
+
+
+def _cosine(left: Sequence[float], right: Sequence[float]) -> float:
+    dot = sum(a * b for a, b in zip(left, right, strict=True))
+    norms = sum(a * a for a in left) * sum(b * b for b in right)
+    return float(dot / norms**0.5) if norms else 0.0

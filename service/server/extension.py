@@ -20,6 +20,7 @@ from flask import Blueprint, Flask, current_app, request
 
 from ..blueprints.controller import controller_blueprint
 from ..blueprints.health import health_blueprint
+from ..blueprints.metrics import metrics_blueprint
 from ..blueprints.openai.blueprint import openai_blueprint, paths_of_application
 from ..blueprints.openai.passthrough import passthrough_blueprint
 from ..blueprints.openapi.document import openapi_blueprint
@@ -64,7 +65,8 @@ class Modelyard:
         """Add the blueprints to ``app`` and return the runtime, which ``app.extensions["modelyard"]`` holds.
 
         With ``worker`` false the worker API is left out; with ``openai`` OpenAI's API is under ``/v1`` of the prefix.
-        ``/healthz`` and ``/readyz`` are under ``probes_prefix`` (default: the API's prefix). In each process
+        ``/healthz``, ``/readyz`` and, where the setting asks for it, ``/metrics`` are under ``probes_prefix`` (default:
+        the API's prefix). In each process
         ``after_start`` is called with the manager after the models were started or have failed. Raises ConfigError.
         """
         named: dict[str, Any] = {"url_prefix": url_prefix, "worker": worker, "openai": openai}
@@ -76,7 +78,7 @@ class Modelyard:
         given["prefix"] = given.pop("url_prefix", given.get("prefix", "/api"))
         given.setdefault("instance", f"{app.import_name}-{zlib.crc32(app.root_path.encode()):08x}")
         # An application is a worker by default: it offers no registry to others unless its role says so.
-        loaded = loading.load(given, defaults={"role": "worker", "port": UNKNOWN_PORT})
+        loaded = loading.load(given, defaults={"role": "worker", "port": UNKNOWN_PORT, "metrics": "off"})
         if loaded.models is None and not loaded.model_tables:
             loaded.models = []
         loaded.place(REMOTE if loaded.registry and loaded.models == [] else HOSTED)
@@ -119,6 +121,8 @@ def attach(
     _start_with_first_request(health, runtime)
     app.register_blueprint(health)
     app.register_blueprint(openapi_blueprint(prefix, probes_prefix))
+    if runtime.settings.metrics != "off":
+        app.register_blueprint(metrics_blueprint(runtime, probes_prefix))
     if worker and runtime.settings.role != "controller":
         app.register_blueprint(worker_blueprint(runtime, prefix))
     if openai_paths:
@@ -127,7 +131,10 @@ def attach(
             app.register_blueprint(passthrough_blueprint(runtime, openai_paths))
     if runtime.cluster is not None and runtime.settings.role in CONTROLLERS:
         registry = runtime.cluster.registry
-        app.register_blueprint(controller_blueprint(lambda: registry, runtime.settings, prefix, keys=runtime.keys))
+        metrics = runtime.metrics
+        app.register_blueprint(
+            controller_blueprint(lambda: registry, runtime.settings, prefix, keys=runtime.keys, metrics=metrics)
+        )
     return runtime
 
 

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
+from ..cluster.hosting.folder import metrics_folder
 from ..cluster.hosting.host import ModelHost, Shortcut
 from ..cluster.keys import NO_STORE, key_ring
 from ..cluster.membership import Cluster
@@ -16,6 +17,8 @@ from ..models.catalog import Catalog
 from ..settings.settings import Settings
 from ..sockets import is_patched
 from ..streams import Cancel
+from ..telemetry.metrics import Metrics
+from ..telemetry.shared_metrics import Sample, SharedMetrics
 from ..telemetry.tracing import Tracing
 from ..threads import start_thread
 from ..types import JSONObject
@@ -27,6 +30,7 @@ from ..worker.protocol import EVERY_MODEL, ServiceState, StartCallback, WorkerMa
 from ..worker.worker import ModelWorker, State
 from . import logs
 from .disconnect import DisconnectWatcher
+from .gauges import gauges
 from .recovery import Recovery
 
 log = logging.getLogger(__name__)
@@ -67,12 +71,14 @@ class Runtime:
         """The names of the models that this process, or its model host, starts."""
         self.budget = Budget(settings.threads, settings.reserve)
         self.tracing = Tracing(settings)
+        self.metrics = Metrics()
         self.keys = key_ring(settings)
         """The API keys that are accepted; None without a store of keys."""
         self.local = LocalWorkerManager(
             Declarations(settings, self.catalog, environ),
             self.budget,
             tracing=self.tracing,
+            metrics=self.metrics,
             incomplete=self._why_incomplete,
             place=self._place,
             unsaved=lambda: self._recovery.trouble,
@@ -88,11 +94,17 @@ class Runtime:
         """The other processes. A worker without a registry has none; a model host has a cluster of its own."""
         if settings.role != "worker" or (settings.registry and self.host is None):
             shortcut = None if self.host is None else Shortcut(self.host, settings)
-            self.cluster = Cluster(settings, self.local, shortcut, tracing=self.tracing, address=address)
+            self.cluster = Cluster(
+                settings, self.local, shortcut, tracing=self.tracing, metrics=self.metrics, address=address
+            )
         self.manager: WorkerManager = (self.cluster and self.cluster.manager) or self.own
         if names := settings.names:
             self.manager = NamingManager(self.manager, names, tracing=self.tracing)
         self.manager.after_start(after_start)
+        self._shared: SharedMetrics | None = None
+        """The metrics of the other processes; None where this process is the only one of the service."""
+        if settings.metrics != "off" and settings.shares_service:
+            self._shared = SharedMetrics(lambda: metrics_folder(settings), self._sample)
         self.watcher = DisconnectWatcher()
         self.requests: set[Cancel] = set()
         """The cancel of each data-plane request that is under way."""
@@ -134,6 +146,8 @@ class Runtime:
                 return
             logs.configure_missing(self.settings)
             self.tracing.start()
+            if self._shared is not None:
+                self._shared.start()
             if self.keys is not None:
                 self.keys.start()
             elif self.settings.routes and self.settings.key_store is None:
@@ -247,6 +261,13 @@ class Runtime:
             status["cluster"] = {**cluster, **hosts, "error": hosts.get("error") or cluster["error"]}
         return {**status, "keys": None if self.keys is None else self.keys.status()}
 
+    def sample(self) -> Sample:
+        """Return the metrics of all processes of this service, now. Their models are neither called nor loaded."""
+        return self._sample() if self._shared is None else self._shared.total()
+
+    def _sample(self) -> Sample:
+        return Sample(self.metrics.counts(), gauges(self.settings, self.local.models, self.budget, self.cluster))
+
     def _status_of_models(self) -> JSONObject:
         workers = self.local.models.workers()
         models = [_entry(worker) for worker in workers]
@@ -326,6 +347,8 @@ class Runtime:
         steps += [("models", lambda: self.local.models.stop(timeout=remaining())), ("watcher", self.watcher.stop)]
         steps += [("state", self._recovery.end), *(("a callback", callback) for callback in self._when_stopped)]
         steps.append(("tracing", self.tracing.stop))
+        if self._shared is not None:
+            steps.append(("metrics", self._shared.stop))
         if self.keys is not None:
             steps.append(("keys", self.keys.stop))
         for name, step in steps:

@@ -177,6 +177,12 @@ class Settings:
     )
     log_level: str = param("info", help="least severe message that is logged", choices=LOG_LEVELS)
     log_file: str | None = param(None, help="file for the log; default: standard error")
+    metrics: str = param(
+        "guarded",
+        help="who may read /metrics: guarded (tokens and networks with the scope metrics or admin), open (everybody), "
+        "off (nobody, which is the default in a Flask application)",
+        choices=("guarded", "open", "off"),
+    )
     access_log: bool = param(True, help="log one JSON line a request, without prompts and answers")
     tracing: str | None = param(
         None,
@@ -244,6 +250,11 @@ class Settings:
     def owns_models(self) -> bool:
         """Whether this process has models."""
         return self.role in OWNERS and self.placement != HOSTED
+
+    @property
+    def shares_service(self) -> bool:
+        """Whether other processes may belong to this service: its workers, or the web processes of a model host."""
+        return not self.owns_models or self.host.startswith("unix:")
 
     def place(self, placement: str) -> None:
         """Set the placement, unless it is set. Raises ConfigError."""

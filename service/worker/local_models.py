@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import Conflict, ModelyardError, NotReady, UnknownModel, not_callable
+from ..telemetry.metrics import Metrics
 from ..telemetry.tracing import Tracing
 from ..types import JSONObject, WorkerType, worker_key
 from .admission import Budget
@@ -73,12 +74,14 @@ class LocalModels:
         budget: Budget,
         tracing: Tracing,
         incomplete: Callable[[], str] = lambda: "",
+        metrics: Metrics | None = None,
     ) -> None:
         """Hold no model yet. ``incomplete`` returns why models may still be missing; empty if none is."""
         self.declarations = declarations
         self.budget = budget
         self._tracing = tracing
         self._incomplete = incomplete
+        self._metrics = metrics or Metrics()
         self._lock = threading.RLock()
         self._models: dict[str, LocalModel] = {}
         self._listeners: list[Callable[[ModelEvent], None]] = []
@@ -155,7 +158,7 @@ class LocalModels:
     def new_worker(self, name: str, worker_type: WorkerType | None, over_http: JSONObject) -> ModelWorker:
         """Return a worker of the declared model, not started. Raises the errors of `Declarations.engine`."""
         engine = self.declarations.engine(name, worker_type, over_http)
-        return ModelWorker(engine, lambda: self.declarations.locate(engine), self._health_changed)
+        return ModelWorker(engine, lambda: self.declarations.locate(engine), self._health_changed, self._metrics)
 
     def _check_room(self, worker: ModelWorker) -> None:
         """Raise Conflict if its slots, with those of the other models, exceed the budget."""

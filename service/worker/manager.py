@@ -13,6 +13,7 @@ from ..engines.base import Vectors
 from ..errors import Conflict, InvalidRequest, UnknownModel
 from ..settings import params as parameters
 from ..streams import Cancel, OutputStream
+from ..telemetry.metrics import Metrics
 from ..telemetry.tracing import Tracing
 from ..types import ApplyOutcome, GenerateRequest, HostModels, JSONObject, ModelInstance, ModelMetadata, WorkerType
 from ..types import worker_key as key_of
@@ -41,6 +42,7 @@ class LocalWorkerManager(SharedCalls):
         budget: Budget,
         *,
         tracing: Tracing | None = None,
+        metrics: Metrics | None = None,
         incomplete: Callable[[], str] = lambda: "",
         place: Callable[[], tuple[str, int]] = lambda: ("127.0.0.1", 0),
         unsaved: Callable[[], str] = lambda: "",
@@ -51,7 +53,7 @@ class LocalWorkerManager(SharedCalls):
         why changes are not remembered; or an empty text.
         """
         super().__init__(tracing)
-        self.models = LocalModels(declarations, budget, self.tracing, incomplete)
+        self.models = LocalModels(declarations, budget, self.tracing, incomplete, metrics)
         self._place = place
         self._unsaved = unsaved
 

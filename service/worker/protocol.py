@@ -11,6 +11,8 @@ from ..access.keys import Key
 from ..engines.base import Vectors
 from ..settings.settings import Settings
 from ..streams import Cancel, OutputStream
+from ..telemetry.metrics import Metrics
+from ..telemetry.shared_metrics import Sample
 from ..telemetry.tracing import Tracing
 from ..types import (
     ApplyOutcome,
@@ -103,6 +105,8 @@ class Service(Protocol):
 
     settings: Settings
     tracing: Tracing
+    metrics: Metrics
+    """The counts of this process."""
     manager: WorkerManager
     own: WorkerManager
     """The manager of the models of this service alone."""
@@ -123,6 +127,9 @@ class Service(Protocol):
 
     def when_stopped(self, callback: Callable[[], object]) -> None:
         """Call ``callback`` at the end of this process."""
+
+    def sample(self) -> Sample:
+        """Return the metrics of all processes of this service, now."""
 
     def status(self) -> JSONObject:
         """Return ``ready``, ``state`` (`ServiceState`), the reason, and each model with its own state and reason."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,21 +12,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..engines.base import CancelEvent, Engine, ModelParams, OfTexts, Vectors, cut_texts, tokens_of
+from ..engines.base import Engine, ModelParams, Vectors, rank_by_cosine
 from ..engines.tool_calls import ToolCalls
 from ..errors import (
     Cancelled,
     EngineError,
-    FieldError,
-    InputTooLong,
     InvalidRequest,
     ModelyardError,
     NotReady,
     StartTimeout,
 )
 from ..streams import TICK, Cancel, OutputStream, pumped, whole_answer
+from ..telemetry.metrics import ENGINE, Metrics
 from ..types import Burst, GenerateRequest, JSONObject, ModelMetadata, ModelOutput, WorkerType, worker_key
 from .admission import Gate, Ticket
+from .counting import CallCounts
 from .health import HealthWatch
 from .spans import CallSpan
 from .start import start_error, start_in_time
@@ -58,10 +57,12 @@ class ModelWorker:
         engine: Engine,
         locate: Callable[[], Path | None] = lambda: None,
         health_changed: Callable[[ModelWorker], None] = lambda worker: None,
+        metrics: Metrics | None = None,
     ) -> None:
         """Hold ``engine``, which is not started yet; ``locate`` finds its weights at the start.
 
-        ``health_changed`` is called in a thread of its own when `is_healthy` changes while the model is ready.
+        ``health_changed`` is called in a thread of its own when `is_healthy` changes while the model is ready. Calls
+        are counted in ``metrics``.
         """
         self.engine = engine
         self._locate = locate
@@ -71,6 +72,7 @@ class ModelWorker:
         self.name = self.params.registered_name
         self.worker_type = WorkerType(self.params.worker_type)
         self.key = worker_key(self.name, self.worker_type)
+        self._counts = CallCounts(metrics or Metrics(), ENGINE, self.name, self.worker_type.value)
         self.state = State.STOPPED
         self.reason = ""
         """Why it is in that state: the progress of a start, or the cause of a failure."""
@@ -99,11 +101,13 @@ class ModelWorker:
             self.state, self.reason = State.FAILED, str(failure)
             is_clear = failure is error or failure.code != "start_failed"  # else a traceback helps
             log.warning("model %s did not start: %s", self.key, failure, exc_info=not is_clear)
+            self._counts.start_failed(failure)
             raise failure from error
         self.started_in = time.monotonic() - began
         self.gate = self._new_gate()
         self.state, self.reason = State.READY, ""
         self._watch_health()
+        self._counts.started(self.started_in)
         log.info("model %s is ready after %.1f s", self.key, self.started_in)
 
     def _start_engine(self) -> None:
@@ -201,9 +205,11 @@ class ModelWorker:
             ticket = self._admit(cancel, wait=wait, batch=request.batch)
         except BaseException as error:
             span.end(error)
+            self._counts.failed(error)
             raise
         answer = self._answer(request, cancel, ticket, span)
         stream = OutputStream(answer, cancel, lambda: self._let_go(cancel, ticket), load=self.gate.load())
+        stream.when_closed(partial(self._counts.answered, stream))
         if span.recording:
             stream.when_closed(span.end)
         return stream
@@ -287,7 +293,7 @@ class ModelWorker:
         if self.worker_type is WorkerType.RERANKER:
             operation, rank, more = "rerank", self.engine.rerank, self._keywords(extra)
         else:
-            operation, rank, more = "embeddings", self._rank_by_cosine, {}
+            operation, rank, more = "embeddings", partial(rank_by_cosine, self.engine), {}
         scores: Sequence[float] = self._computed(
             operation, partial(rank, query, texts, cancel, **more), [query, *texts], cancel, wait=wait, batch=batch
         )
@@ -295,14 +301,6 @@ class ModelWorker:
 
     def _keywords(self, extra: JSONObject | None) -> JSONObject:
         return {"extra": extra} if extra and self.engine.passes_on else {}
-
-    def _rank_by_cosine(self, query: str, texts: Sequence[str], cancel: CancelEvent) -> Sequence[float]:
-        try:
-            rows = self.engine.embed([query, *texts], cancel)
-        except InputTooLong as error:
-            raise _of_query_and_texts(error) from error
-        scores = [_cosine(rows[0], row) for row in rows[1:]]
-        return OfTexts(scores, cut=cut_texts(rows), tokens=tokens_of(rows))
 
     def count_token(self, prompt: str) -> int:
         """Return the number of tokens of ``prompt``; never waits in line."""
@@ -329,6 +327,12 @@ class ModelWorker:
         return self.engine.metadata()
 
     def _computed(
+        self, operation: str, call: Callable[[], Any], texts: Sequence[str], cancel: Cancel, *, wait: bool, batch: bool
+    ) -> Any:
+        in_slot = partial(self._computed_in_slot, operation, call, texts, cancel, wait=wait, batch=batch)
+        return self._counts.computed(texts, cancel, in_slot)
+
+    def _computed_in_slot(
         self, operation: str, call: Callable[[], Any], texts: Sequence[str], cancel: Cancel, *, wait: bool, batch: bool
     ) -> Any:
         with CallSpan(operation, self.params) as span:
@@ -381,19 +385,3 @@ class ModelWorker:
     def load(self) -> str:
         """The state of its gate now: the value of ``Modelyard-Load``."""
         return self.gate.load()
-
-
-def _of_query_and_texts(error: InputTooLong) -> InputTooLong:
-    """Return the error of texts whose first is the query, with the fields that the body of a request has."""
-    faults: list[FieldError] = []
-    for fault in error.errors:
-        index = re.fullmatch(r"input\[(\d+)\]", fault["field"])
-        field = fault["field"] if index is None else f"input[{int(index[1]) - 1}]" if int(index[1]) else "query"
-        faults.append({"field": field, "message": fault["message"]})
-    return InputTooLong("; ".join(f"{fault['field']} {fault['message']}" for fault in faults) or str(error), faults)
-
-
-def _cosine(left: Sequence[float], right: Sequence[float]) -> float:
-    dot = sum(a * b for a, b in zip(left, right, strict=True))
-    norms = sum(a * a for a in left) * sum(b * b for b in right)
-    return float(dot / norms**0.5) if norms else 0.0

@@ -57,7 +57,7 @@ def test_tokens_are_added_below_each_other(file):
     secrets = [new("--file", file, "--scope", scope) for scope in ("infer", "admin")]
     found = read_file(file)
     assert [one.digest for one in found] == [digest_of(secret) for secret in secrets]
-    assert found[1].scopes == {"infer", "worker", "admin"}
+    assert found[1].scopes == {"infer", "worker", "metrics", "admin"}
 
 
 def test_the_file_may_be_said_in_the_environment(file):
@@ -70,7 +70,7 @@ def test_as_json_it_is_one_object(file):
     assert ran.err == ""
     made = ran.json
     digest = digest_of(made["token"]).hex()
-    rest = {"name": "me", "scopes": ["admin", "infer", "worker"], "sha256": digest, "file": str(file)}
+    rest = {"name": "me", "scopes": ["admin", "infer", "metrics", "worker"], "sha256": digest, "file": str(file)}
     assert made == {"token": made["token"], **rest}
 
 

@@ -12,6 +12,7 @@ import pytest
 from clients import Connection
 from processes import children, processes_of
 from running import Service, Services, seconds_until, wait_until
+from scraped import value_in
 
 from scripts import journal
 
@@ -101,3 +102,16 @@ def test_what_the_backend_has_ready_together_leaves_in_one_write(gateway: Servic
         client.send("POST", CHAT, {**chat(at_once=40), "stream": True})
         assert client.read_head().status == 200
         assert client.read_http_chunk().count(b'"content":"x"') == 40
+
+
+def test_a_scrape_of_either_process_shows_the_sum(gateway: Service) -> None:
+    def counted() -> float:
+        return value_in(gateway.get("/metrics").text, "request_success_total", model="large")
+
+    wait_until(lambda: gateway.log().count("model large@llm is ready") == 2, "both processes have it")
+    assert value_in(gateway.get("/metrics").text, "processes") == 2
+    before = counted()
+    for _ in range(8):
+        assert gateway.post(CHAT, chat(pieces=1)).status_code == 200
+    wait_until(lambda: counted() == before + 8, "the slower process has written", interval=0.05)
+    assert {counted() for _ in range(8)} == {before + 8}, "each connection reaches one of the two"

@@ -21,7 +21,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from ...files import is_at, private_folder, state_folder, try_lock, write_atomically
-from ...processes import began
+from ...processes import began, pid_namespace
 from ...settings.settings import Settings
 from ...version import __version__
 
@@ -44,12 +44,7 @@ class HostFolder:
 
         Raises OSError if neither can be written.
         """
-        try:
-            path = state_folder(settings.state_path, settings.instance_name)
-            _check_writable(path)
-        except OSError as error:
-            wanted, path = settings.state_path / settings.instance_name, _private(settings.instance_name)
-            log.warning("the state folder %s can't be used (%s): the model host uses %s", wanted, error, path)
+        path = service_folder(settings)
         socket = path / "host.sock"
         if len(os.fsencode(socket)) > MAX_SOCKET_PATH:
             socket = _private("sockets") / f"{_name_of(path)}.sock"
@@ -90,6 +85,32 @@ class HostFolder:
     @property
     def _address_file(self) -> Path:
         return self.path / "host.url"
+
+
+def service_folder(settings: Settings) -> Path:
+    """Return the folder that the processes of one service share, made if need be: `HostFolder.of` has it.
+
+    Raises OSError if neither the state folder nor a private temporary folder can be written.
+    """
+    try:
+        path = state_folder(settings.state_path, settings.instance_name)
+        _check_writable(path)
+    except OSError as error:
+        wanted, path = settings.state_path / settings.instance_name, _private(settings.instance_name)
+        log.warning("the state folder %s can't be used (%s): %s is used", wanted, error, path)
+    return path
+
+
+def metrics_folder(settings: Settings) -> Path:
+    """Return the folder for the metrics of all processes of a service; its parent is made if need be.
+
+    That of a gateway or controller, which keeps no state, is a temporary one, and apart from that of a service of
+    another container with the same name. Raises OSError, or ConfigError if there can be no state folder.
+    """
+    if settings.owns_models or settings.is_hosted:
+        return service_folder(settings) / "metrics"
+    name = f"{settings.state_path / settings.instance_name} {pid_namespace()}"
+    return _private("metrics") / f"{zlib.crc32(name.encode()):08x}"
 
 
 def _check_writable(folder: Path) -> None:

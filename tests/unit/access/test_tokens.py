@@ -70,7 +70,7 @@ def test_scopes_are_joined_by_plus_and_admin_includes_all(text, scopes):
 
 @pytest.mark.parametrize("text", ["", "+", "infer+", "Infer", "root", "infer,worker", "*"])
 def test_what_is_no_scope_is_refused_with_those_that_are(text):
-    with pytest.raises(ValueError, match="is not a scope: there are infer, worker, admin"):
+    with pytest.raises(ValueError, match="is not a scope: there are infer, worker, metrics, admin"):
         parse_scopes(text)
 
 

@@ -1,0 +1,98 @@
+"""Read the state of a process for its metrics: models, lines, threads, and the cluster as it sees it.
+
+Nothing is called or loaded for it, but the registry of a controller, which has no view of it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from ..cluster.membership import Cluster
+from ..cluster.registry.base import MANAGER_KEY, Instance
+from ..cluster.routing import Routes
+from ..errors import ModelyardError
+from ..settings.settings import Settings
+from ..telemetry import metrics
+from ..telemetry.metrics import Counts, Family
+from ..version import __version__
+from ..worker.admission import Budget
+from ..worker.local_models import LocalModels
+from ..worker.worker import ModelWorker, State
+
+
+def gauges(settings: Settings, models: LocalModels, budget: Budget, cluster: Cluster | None) -> Counts:
+    """Return the gauges of a process, now."""
+    values: Counts = {}
+    _set(values, metrics.INFO, 1, __version__, settings.role)
+    _set(values, metrics.PROCESSES, 1)
+    _set(values, metrics.THREADS, budget.threads)
+    _set(values, metrics.THREADS_RESERVED, budget.reserve)
+    _set(values, metrics.THREADS_HELD, budget.held)
+    for worker in models.workers():
+        _add_model(values, worker)
+    if cluster is not None:
+        _add_cluster(values, cluster)
+    return values
+
+
+def _set(values: Counts, family: Family, value: float, *labels: str) -> None:
+    values.setdefault(family.name, {})[labels] = [value]
+
+
+def _add_model(values: Counts, worker: ModelWorker) -> None:
+    labels = (worker.name, worker.worker_type.value)
+    shown, _ = worker.shown_state
+    for state in State:
+        _set(values, metrics.MODEL_STATE, float(state is shown), *labels, state.value)
+    gate = worker.gate
+    load = gate.status()
+    _set(values, metrics.SLOTS, gate.slots, *labels)
+    _set(values, metrics.PLACES, gate.max_waiting, *labels)
+    _set(values, metrics.RUNNING, load["running"], *labels)
+    for priority, waiting in load["waiting"].items():
+        _set(values, metrics.WAITING, waiting, *labels, priority)
+
+
+def _add_cluster(values: Counts, cluster: Cluster) -> None:
+    if cluster.heartbeat is not None and cluster.heartbeat.succeeded_at is not None:
+        _set(values, metrics.LAST_HEARTBEAT, cluster.heartbeat.succeeded_at)
+    routes = None if cluster.manager is None else cluster.manager.routes
+    if routes is not None:
+        for key, requests in routes.under_way().items():
+            _set(values, metrics.ROUTED_RUNNING, requests, *_labels_of(key))
+    rows = _rows(cluster)
+    if rows is None:
+        _set(values, metrics.REGISTRY_UP, 0)
+        return
+    _set(values, metrics.REGISTRY_UP, 0 if cluster.view is not None and cluster.view.error else 1)
+    for (key, state), number in Counter((row.key, _state(row, routes)) for row in rows).items():
+        _set(values, metrics.INSTANCES, number, *_labels_of(key), state)
+
+
+def _labels_of(key: str) -> tuple[str, str]:
+    """Return the name and the type in a key; other programs may have registered types that are not ours."""
+    name, _, kind = key.rpartition("@")
+    return name, kind
+
+
+def _rows(cluster: Cluster) -> Sequence[Instance] | None:
+    """Return the instances of models in the registry, as this process last saw it; None if it never answered."""
+    if cluster.view is not None:
+        rows = cluster.view.all() if cluster.view.complete else None
+    elif cluster.heartbeat is None:
+        try:
+            rows = cluster.registry.instances()
+        except ModelyardError:
+            rows = None
+    else:
+        return []
+    return None if rows is None else [row for row in rows if row.key != MANAGER_KEY]
+
+
+def _state(instance: Instance, routes: Routes | None) -> str:
+    if not instance.enabled:
+        return "disabled"
+    if not instance.healthy:
+        return "unhealthy"
+    return "failing" if routes is not None and routes.why_not(instance) else "usable"

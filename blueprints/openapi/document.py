@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import orjson
 from flask import Blueprint, Flask, Response, current_app, request
 from werkzeug.routing import Rule
 
@@ -75,7 +75,7 @@ def openapi_blueprint(prefix: str, path_prefix: str, name: str = "modelyard_open
 
     @functools.cache
     def rendered() -> tuple[bytes, str]:
-        data = json.dumps(document(current_app, prefix)).encode()
+        data = orjson.dumps(document(current_app, prefix))
         return data, hashlib.sha256(data).hexdigest()[:32]
 
     @blueprint.get(f"{path_prefix}/openapi.json")
@@ -244,7 +244,7 @@ def _examples_of(body: Body, *, streams: bool) -> JSONObject:
 
 def _references(value: Any) -> set[str]:
     """Return the names of the schemas that a part of the document refers to."""
-    return set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(value)))
+    return set(re.findall(r'"#/components/schemas/(\w+)"', orjson.dumps(value).decode()))
 
 
 def _path_of(rule: Rule) -> str:

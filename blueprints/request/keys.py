@@ -70,4 +70,5 @@ def add_headers(response: Response, keys: Keys) -> None:
     """Add what is left of the limits of the request's key, if it has any."""
     key = key_of_request()
     if key is not None and key.limits:
-        response.headers.extend(keys.headers(key))
+        for name, value in keys.headers(key):
+            response.headers.add(name, value)

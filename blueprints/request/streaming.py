@@ -122,13 +122,15 @@ class Call:
             return
         self._closed = True
         self.note_queue()
-        self.finish(error)
-        if self._timed:
-            self._sock.settimeout(None)
-        if self._client is not None:
-            self._service.watcher.unwatch(self._client)
-        self._service.requests.discard(self.cancel)
-        self._service.budget.leave()
+        try:
+            self.finish(error)
+        finally:
+            if self._timed:
+                self._sock.settimeout(None)
+            if self._client is not None:
+                self._service.watcher.unwatch(self._client)
+            self._service.requests.discard(self.cancel)
+            self._service.budget.leave()
 
 
 @contextlib.contextmanager

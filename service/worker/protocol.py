@@ -96,7 +96,7 @@ class Keys(Protocol):
     def admit(self, key: Key, tokens: int) -> Permit:
         """Take one request, of ``tokens`` at most, from the limits of a key. Raises RateLimited."""
 
-    def headers(self, key: Key) -> Mapping[str, str]:
+    def headers(self, key: Key) -> Sequence[tuple[str, str]]:
         """Return the headers that tell a client what is left of the limits of its key."""
 
 

@@ -233,3 +233,11 @@ def test_a_broken_file_is_an_error_and_stays_in_its_place(tmp_path):
     with pytest.raises(RegistryUnavailable, match=r"the store of keys in .*keys\.db can't be used"):
         place.open().all()
     assert [entry.name for entry in tmp_path.iterdir()] == ["keys.db"]
+
+
+def test_a_folder_that_is_not_there_has_no_keys_and_one_that_can_not_be_read_is_an_error(tmp_path):
+    assert open_key_store(f"sqlite:///{tmp_path / 'absent' / 'keys.db'}").all() == []
+    (tmp_path / "a file").touch()
+    assert open_key_store(f"sqlite:///{tmp_path / 'a file' / 'keys.db'}").all() == []
+    with pytest.raises(RegistryUnavailable, match=r"the store of keys in .*File name too long"):
+        open_key_store(f"sqlite:///{tmp_path / ('x' * 300)}").all()

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 
 from ...access.keys import Key
-from ...errors import RateLimited, RegistryUnavailable
+from ...errors import ConfigError, ModelyardError, RateLimited, RegistryUnavailable
 from .base import LEASE, MICROSECONDS, NOTHING, Amounts, Grant, KeyStore, Return, Use, current, grant
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ OUTAGE_PAUSE = 5.0
 
 
 class Lender:
-    """The store, as one process takes from it. While it does not answer it is left alone for some seconds."""
+    """The store, as one process takes from it. While it can't be used it is left alone for some seconds."""
 
     def __init__(self, store: KeyStore, holder: str, clock: Callable[[], float] = time.monotonic) -> None:
         """Take from ``store`` in the name of the process ``holder``."""
@@ -46,12 +46,12 @@ class Lender:
         self._silent_until = 0.0
 
     def take(self, key: Key, held: int, need: Amounts, spare: Amounts) -> Grant | None:
-        """Return what the store grants; None if it does not answer. Raises Unauthorized if the key has gone."""
+        """Return what the store grants; None if it can't be used. Raises Unauthorized if the key has gone."""
         if self.clock() < self._silent_until:
             return None
         try:
             granted = self._store.take(key, self._holder, held, need, spare)
-        except RegistryUnavailable as error:
+        except (RegistryUnavailable, ConfigError) as error:
             self._leave_alone(error)
             return None
         self._silent_until = 0.0
@@ -63,12 +63,12 @@ class Lender:
             return False
         try:
             self._store.settle(self._holder, {key.id: back})
-        except RegistryUnavailable as error:
+        except (RegistryUnavailable, ConfigError) as error:
             self._leave_alone(error)
             return False
         return True
 
-    def _leave_alone(self, error: RegistryUnavailable) -> None:
+    def _leave_alone(self, error: ModelyardError) -> None:
         if self._silent_until == 0.0:
             log.warning("limits of keys are counted in this process alone: %s", error)
         self._silent_until = self.clock() + OUTAGE_PAUSE
@@ -98,17 +98,20 @@ class _Pace:
 
     def __init__(self) -> None:
         self._tick = 0
-        self._current = self._previous = NOTHING
+        self._requests = self._tokens = 0
+        self._previous = (0, 0)
 
     def add(self, now: float, tokens: int) -> None:
         tick = int(now / TICK)
         if tick != self._tick:
-            self._previous = self._current if tick == self._tick + 1 else NOTHING
-            self._tick, self._current = tick, NOTHING
-        self._current = Amounts(self._current.requests + 1, self._current.tokens + tokens, self._current.places + 1)
+            self._previous = (self._requests, self._tokens) if tick == self._tick + 1 else (0, 0)
+            self._tick, self._requests, self._tokens = tick, 0, 0
+        self._requests += 1
+        self._tokens += tokens
 
     def recent(self) -> Amounts:
-        return Amounts(*map(max, self._current, self._previous))
+        requests, tokens = max(self._requests, self._previous[0]), max(self._tokens, self._previous[1])
+        return Amounts(requests, tokens, places=requests)
 
 
 class Allowance:
@@ -135,6 +138,8 @@ class Allowance:
         self._refused_until = self._last_used = self._renewed = 0.0
         self._alone = Use()
         """What was used of the window while the store did not answer."""
+        self._most = _shares(key)
+        """What this process may hold unused."""
 
     # Requests
 
@@ -151,16 +156,13 @@ class Allowance:
         with self._lock:
             now = self._clock()
             self._begin_window(now)
-            need = Amounts(
-                0 if limits.requests is None else max(0, 1 - self._requests),
-                max(0, reserved - self._tokens),
-                0 if limits.parallel is None else max(0, self._busy + 1 - self._held),
-            )
-            if need != NOTHING:
-                self._take(need, now)
-            self._requests -= limits.requests is not None
+            requests, places = int(limits.requests is not None), int(limits.parallel is not None)
+            if requests > self._requests or reserved > self._tokens or self._busy + places > self._held:
+                need = (requests - self._requests, reserved - self._tokens, self._busy + places - self._held)
+                self._take(Amounts(*(max(0, amount) for amount in need)), now)
+            self._requests -= requests
             self._tokens -= reserved
-            self._busy += limits.parallel is not None
+            self._busy += places
             self._pace.add(now, reserved)
             self._last_used = now
             return Permit(self, reserved, self._window)
@@ -209,7 +211,7 @@ class Allowance:
         return granted
 
     def _spare(self) -> Amounts:
-        spare = Amounts(*map(min, self._pace.recent(), _shares(self.key)))
+        spare = Amounts(*map(min, self._pace.recent(), self._most))
         # Half of them, as the place of the request itself will be spare too: neither its end nor another request calls.
         return spare._replace(places=spare.places // 2)
 
@@ -231,9 +233,8 @@ class Allowance:
 
     def _give_back_surplus(self) -> None:
         """Give back what is more than this process may hold unused."""
-        most = _shares(self.key)
-        tokens = self._tokens - most.tokens // 2 if self._tokens > most.tokens else 0
-        places = min(self._held, self._busy + most.places)
+        tokens = self._tokens - self._most.tokens // 2 if self._tokens > self._most.tokens else 0
+        places = min(self._held, self._busy + self._most.places)
         if tokens or places != self._held:
             self._settle(Return(self._window, 0, tokens, places))
 
@@ -271,24 +272,31 @@ class Allowance:
 
     # What clients read
 
-    def headers(self) -> dict[str, str]:
+    def headers(self) -> list[tuple[str, str]]:
         """Return the ``x-ratelimit`` headers of the key, as this process sees its use."""
+        limits = self.key.limits
         with self._lock:
             now = self._clock()
             self._begin_window(now)
             left = self._left
             reset = shown_duration(self._ends - now if left is not None else 0)
-            headers: dict[str, str] = {}
-            for name, limit, unused in (
-                ("requests", self.key.limits.requests, self._requests),
-                ("tokens", self.key.limits.tokens, self._tokens),
-            ):
-                if limit is not None:
-                    rest = limit if left is None else min(limit, max(0, getattr(left, name) + unused))
-                    headers[f"x-ratelimit-limit-{name}"] = str(limit)
-                    headers[f"x-ratelimit-remaining-{name}"] = str(rest)
-                    headers[f"x-ratelimit-reset-{name}"] = reset
-            return headers
+            requests, tokens = self._requests, self._tokens
+        headers: list[tuple[str, str]] = []
+        if limits.requests is not None:
+            rest = limits.requests if left is None else left.requests + requests
+            headers += _headers_of("requests", limits.requests, rest, reset)
+        if limits.tokens is not None:
+            rest = limits.tokens if left is None else left.tokens + tokens
+            headers += _headers_of("tokens", limits.tokens, rest, reset)
+        return headers
+
+
+def _headers_of(name: str, limit: int, rest: int, reset: str) -> tuple[tuple[str, str], ...]:
+    return (
+        (f"x-ratelimit-limit-{name}", str(limit)),
+        (f"x-ratelimit-remaining-{name}", str(min(limit, max(0, rest)))),
+        (f"x-ratelimit-reset-{name}", reset),
+    )
 
 
 def _shares(key: Key) -> Amounts:

@@ -164,7 +164,7 @@ class KeyRing:
         """Take one request of ``tokens`` from the limits of a key. Raises RateLimited."""
         return self._allowance(key).admit(tokens)
 
-    def headers(self, key: Key) -> dict[str, str]:
+    def headers(self, key: Key) -> list[tuple[str, str]]:
         """Return the ``x-ratelimit`` headers of a key."""
         return self._allowance(key).headers()
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ...errors import RegistryUnavailable
 from ..registry import schema
 from ..registry.sqlite_store import SqliteStore
 from .base import KIND, LEASE, MICROSECONDS
@@ -76,8 +77,12 @@ class _FileTables:
         )
 
     def read(self, work: Callable[[Statements], T]) -> T | None:
-        if not self._path.exists():
+        try:
+            self._path.stat()
+        except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            raise RegistryUnavailable(f"the {KIND} in {self._path} can't be used: {error.strerror}") from error
         return self._store.read(lambda connection: work(_Statements(connection)))
 
     def write(self, work: Callable[[Statements], T], *, is_durable: bool = False) -> T:

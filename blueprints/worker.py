@@ -23,7 +23,7 @@ from .request.bodies import json_response, vectors_response, wants_delta
 from .request.fields import load, load_query
 from .request.keys import characters_of, check_model, total_tokens
 from .request.streaming import Call, StreamResponse, called, stream_response
-from .request.terms import is_batch, set_terms
+from .request.terms import batch_of, set_terms
 
 
 def worker_blueprint(service: Service, url_prefix: str, name: str = "modelyard_worker") -> Blueprint:
@@ -61,7 +61,7 @@ def _manager(service: Service) -> WorkerManager:
 def _prompt(service: Service, body: JSONObject) -> GenerateRequest:
     """Return the request of a prompt body, with its terms. Raises InvalidRequest."""
     prompt = schemas.generate_request(body)
-    set_terms([prompt], request, body, service.settings, batch=is_batch(request))
+    set_terms([prompt], request, body, service.settings, batch=batch_of(service, request))
     return prompt
 
 
@@ -146,8 +146,9 @@ def _add_vectors(blueprint: Blueprint, service: Service) -> None:
             body = read_call(service)
             fields = load(schemas.EMBEDDINGS, body)
             texts, model, query = schemas.texts(body), fields["model"], fields.get("query")
+            batch = batch_of(service, request)
             call.admit(sum(map(len, texts)))
-            manager, wait, extra, batch = _manager(service), _may_wait(), fields.get("extra"), is_batch(request)
+            manager, wait, extra = _manager(service), _may_wait(), fields.get("extra")
             if query:
                 vectors = manager.rerank(model, query, texts, call.cancel, wait=wait, extra=extra, batch=batch)
             else:

@@ -22,7 +22,7 @@ from ..request.bodies import json_response, vectors_response
 from ..request.fields import fault, load
 from ..request.keys import check_model, total_tokens, visible
 from ..request.streaming import Call, Encoder, called, stream_response
-from ..request.terms import is_batch, set_terms
+from ..request.terms import batch_of, set_terms
 from . import anthropic, errors, response_events, responses, schemas
 from .answers import Choice, Header, Usage, chat_answer, completion_answer, whole_choices
 from .chat_fields import text_to_count
@@ -155,7 +155,7 @@ def _generate(service: Service, text_call: _TextCall) -> Response:
         body = read_call(service)
         generation = text_call.read(body, model_of(service, body, WorkerType.LLM))
         g.modelyard_line.model = generation.model
-        set_terms(generation.requests, request, body, service.settings, batch=is_batch(request, body))
+        set_terms(generation.requests, request, body, service.settings, batch=batch_of(service, request, body))
         header, usage = Header.new(text_call.id_prefix, generation.model), Usage(generation.copies)
         check_copies(service.manager, generation.model, generation.copies)
         limits = [prompt.max_new_tokens for prompt in generation.requests]
@@ -195,7 +195,7 @@ def _add_vectors(routes: Routes, service: Service) -> None:
             texts, model = schemas.inputs(body), model_of(service, body, WorkerType.TEXT2VEC)
             g.modelyard_line.model = model
             call.admit(sum(map(len, texts)))
-            extra, batch = schemas.embeddings_extra(loaded, body), is_batch(request, body)
+            extra, batch = schemas.embeddings_extra(loaded, body), batch_of(service, request, body)
             rows = service.manager.embeddings(model, texts, call.cancel, extra=extra, batch=batch)
             size = len(rows[0])
             if loaded.get("dimensions", size) != size:
@@ -217,7 +217,7 @@ def _add_vectors(routes: Routes, service: Service) -> None:
             model = model_of(service, body, WorkerType.RERANKER, WorkerType.TEXT2VEC)
             g.modelyard_line.model = model
             call.admit(len(query) + sum(map(len, texts)))
-            scores = service.manager.rerank(model, query, texts, call.cancel, batch=is_batch(request, body))
+            scores = service.manager.rerank(model, query, texts, call.cancel, batch=batch_of(service, request, body))
             tokens = _tokens(service, other_model_of(scores) or model, scores, [query, *texts])
             call.count(tokens or None)
             return naming(other_model_of(scores), vectors_response(relevance_answer(scores, model, tokens), scores))
@@ -238,7 +238,7 @@ def _rerank(service: Service) -> Response:
         model = model_of(service, body, WorkerType.RERANKER, WorkerType.TEXT2VEC)
         g.modelyard_line.model = model
         call.admit(len(query) + sum(map(len, texts)))
-        extra, batch = schemas.rerank_extra(body), is_batch(request, body)
+        extra, batch = schemas.rerank_extra(body), batch_of(service, request, body)
         scores = ranked = service.manager.rerank(model, query, texts, call.cancel, extra=extra, batch=batch)
         ranker = other_model_of(ranked) or model
         if not (shape == TEI and loaded.get("raw_scores")) and _is_reranker(service, ranker):

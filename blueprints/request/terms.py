@@ -13,6 +13,7 @@ from flask import Request
 from ...settings.settings import Settings
 from ...types import GenerateRequest, JSONObject
 from ...wire.chunks import BATCH, INTERACTIVE, PRIORITY_HEADER, ROUTE_HEADER, ROUTE_LOCAL, SESSION_HEADER
+from ...worker.protocol import Service
 from .fields import fault
 
 _SESSION_HEADERS = (SESSION_HEADER, "x-conversation-id")
@@ -30,6 +31,17 @@ def set_terms(
 
 
 # Priority
+
+
+def batch_of(service: Service, request: Request, body: Mapping[str, Any] = MappingProxyType({})) -> bool:
+    """Return whether a request, which has a thread of the budget, is batch, as `is_batch` does.
+
+    Raises Overloaded for a batch request if the threads that are left are for interactive ones.
+    """
+    batch = is_batch(request, body)
+    if batch:
+        service.budget.check_batch()
+    return batch
 
 
 def is_batch(request: Request, body: Mapping[str, Any] = MappingProxyType({})) -> bool:

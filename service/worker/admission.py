@@ -19,6 +19,9 @@ from ..types import JSONObject
 BATCH_TURN = 8
 """Of so many slots that come free while requests of both kinds wait, one goes to a batch request."""
 
+BATCH_SHARE = 0.75
+"""The share of the budget up to which batch requests are accepted: the rest is for interactive ones."""
+
 
 class Ticket:
     """The right of a request to a slot, or its place in line. `release` it in any case."""
@@ -229,6 +232,15 @@ class Budget:
                 f"threads less {self.reserve} in reserve allow; try again later, or raise --threads"
             )
         self._taken.append(None)
+
+    def check_batch(self) -> None:
+        """Raise Overloaded if a batch request, which has entered, leaves too few threads for interactive ones."""
+        most = max(1, int(self.total * BATCH_SHARE))
+        if self.held > most:
+            raise Overloaded(
+                f"this process is busy: {self.held} requests run or wait, and batch requests are accepted up to "
+                f"{most}, {BATCH_SHARE:.0%} of all that it may have; try again later, or raise --threads"
+            )
 
     def leave(self) -> None:
         """Return a thread. Raises IndexError if none is taken."""

@@ -23,6 +23,7 @@ from modelyard.server.runtime import Runtime
 from modelyard.settings.settings import Settings
 from modelyard.streams import Cancel, OutputStream
 from modelyard.types import Burst, WorkerType
+from modelyard.worker.admission import BATCH_SHARE
 from running import wait_until
 from steered import Steered
 from werkzeug.test import TestResponse
@@ -906,6 +907,19 @@ def test_health_is_told_in_three_ways(client, runtime):
     idle = {"running": 0, "waiting": {"interactive": 0, "batch": 0}}
     entry = {"model": "s@llm", "state": "ready", "reason": None, "context_length": 128, **idle}
     assert entry in ready.json["models"]
+
+
+def test_batch_requests_leave_threads_for_interactive_ones(client, runtime):
+    held = int(runtime.budget.total * BATCH_SHARE)
+    for _ in range(held):
+        runtime.budget.enter()
+    for call, body in (("embeddings", {"model": "emb", "input": ["x"]}), ("generate", prompt("x"))):
+        refused = post(client, call, body, headers={"Modelyard-Priority": "batch"})
+        assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
+        assert post(client, call, body).status_code == 200
+    for _ in range(held):
+        runtime.budget.leave()
+    assert post(client, "generate", prompt("x"), headers={"Modelyard-Priority": "batch"}).status_code == 200
 
 
 def test_the_line_is_shown_by_kind(client, runtime):

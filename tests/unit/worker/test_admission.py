@@ -495,6 +495,24 @@ def test_the_budget_is_exact_under_many_threads():
     assert budget.held == 0
 
 
+def test_the_last_threads_are_for_interactive_requests():
+    budget = Budget(threads=16, reserve=8)
+    for _ in range(6):
+        budget.enter()
+    budget.check_batch()
+    budget.enter()
+    with pytest.raises(Overloaded, match=r"7 requests run or wait.*accepted up to 6, 75% of all.*--threads"):
+        budget.check_batch()
+    budget.leave()
+    budget.check_batch()
+
+
+def test_a_small_budget_has_room_for_a_batch_request_too():
+    budget = Budget(threads=9, reserve=8)
+    budget.enter()
+    budget.check_batch()
+
+
 def test_slots_that_do_not_fit_the_budget_are_refused_with_the_numbers():
     budget = Budget(threads=30, reserve=10)
     budget.check_room("m", wanted=8, taken=12)

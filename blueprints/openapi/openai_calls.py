@@ -20,7 +20,7 @@ from ...errors import (
     WorkerLost,
 )
 from ...types import JSONObject
-from ...wire.chunks import BATCH, INTERACTIVE
+from ...wire.terms import BATCH, INTERACTIVE
 from ..openai import anthropic, chat_fields, errors, responses, schemas
 from ..openai.events import EVENTS_TYPE
 from ..request.bodies import JSON_TYPE

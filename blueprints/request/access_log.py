@@ -19,7 +19,8 @@ from ...telemetry.metrics import HTTP_REQUESTS, HTTP_SECONDS, REFUSED, Metrics
 from ...telemetry.tracing import Tracing
 from ...types import JSONObject
 from ...wire.chunks import MODEL_HEADER
-from ...wire.errors import BY_CODE, QUEUE_HEADER
+from ...wire.errors import BY_CODE
+from ...wire.terms import QUEUE_HEADER
 from ...worker.protocol import Service
 from .bodies import read_object
 from .keys import check_model

@@ -12,7 +12,8 @@ from flask import Request
 
 from ...settings.settings import Settings
 from ...types import GenerateRequest, JSONObject
-from ...wire.chunks import BATCH, INTERACTIVE, PRIORITY_HEADER, ROUTE_HEADER, ROUTE_LOCAL, SESSION_HEADER
+from ...wire.chunks import ROUTE_HEADER, ROUTE_LOCAL
+from ...wire.terms import BATCH, INTERACTIVE, PRIORITY_HEADER, SESSION_HEADER
 from ...worker.protocol import Service
 from .fields import fault
 

@@ -80,6 +80,7 @@ class ServiceCalls:
         read: Callable[[Any], T],
         body: JSONObject | None = None,
         *,
+        headers: Mapping[str, str] | None = None,
         base: str | None = None,
         timeout: float | None = None,
         accepted: tuple[int, ...] = (200,),
@@ -88,7 +89,7 @@ class ServiceCalls:
 
         Raises ConfigError if the response is not JSON, or ``read`` raises ValueError, and the errors of `send`.
         """
-        response = self.send(method, path, body, base=base, timeout=timeout, accepted=accepted)
+        response = self.send(method, path, body, headers=headers, base=base, timeout=timeout, accepted=accepted)
         return self._read(response, read)
 
     def change(

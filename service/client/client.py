@@ -21,6 +21,7 @@ from ..errors import ConfigError, EngineError, InvalidRequest, ModelyardError, S
 from ..sessions.address import DEFAULT_URL, URL_VARIABLE
 from ..types import ApplyOutcome, GenerateRequest, HostModels, JSONObject, ModelOutput
 from ..wire.messages import DELTA_TYPE, dbgpt_messages
+from ..wire.terms import headers_of_terms
 from ..wire.unsaved import unsaved_in, with_note
 from . import answers
 from .answers import ModelState, only_model
@@ -32,8 +33,7 @@ T = TypeVar("T")
 CHANGE_TIMEOUT = 330.0
 """Seconds that a start, stop or apply may take: the default ``start_timeout`` of a model, and 30 seconds."""
 
-_STREAM = {"Accept": DELTA_TYPE}
-_OPTIONS = frozenset(field.name for field in fields(GenerateRequest)) - {"model", "messages", "prompt"}
+_OPTIONS = frozenset(field.name for field in fields(GenerateRequest)) - {"model", "messages", "prompt", "whole"}
 
 
 class Client:
@@ -128,15 +128,17 @@ class Client:
 
         ``messages`` is the text of a user, or a list of ``{"role": ..., "content": ...}``; ``prompt`` is raw text
         instead. ``model`` may be left out where the service has one model that generates text. ``options`` are
-        ``max_new_tokens``, ``temperature``, ``top_p``, ``top_k``, ``min_p``, ``seed``, ``stop``, ``metrics`` and the
-        other fields of `modelyard.types.GenerateRequest`. A refusal is raised here, not by the stream.
+        ``max_new_tokens``, ``temperature``, ``top_p``, ``top_k``, ``min_p``, ``seed``, ``stop``, ``metrics``,
+        ``session`` (the requests of one go to one worker), ``batch`` (stand in line behind interactive requests) and
+        the other fields of `modelyard.types.GenerateRequest`. A refusal is raised here, not by the stream.
         """
         if unknown := set(options) - _OPTIONS:
             raise TypeError(f"unknown option {', '.join(sorted(unknown))}: there are {', '.join(sorted(_OPTIONS))}")
         given = {name: value for name, value in options.items() if value is not None}
+        terms = headers_of_terms(session=given.pop("session", ""), batch=given.pop("batch", False))
         with self._model(model, "llm") as name:
             body = {"model": name, "echo": False, **_prompt_fields(messages, prompt), **given}
-            response = self._calls.send("POST", "worker/generate_stream", body, headers=_STREAM)
+            response = self._calls.send("POST", "worker/generate_stream", body, headers={"Accept": DELTA_TYPE, **terms})
             if response.headers.get("Content-Type", "").startswith("text/html"):
                 response.close()
                 raise self._calls.not_a_worker()
@@ -147,28 +149,36 @@ class Client:
     # Vectors and counts
 
     def embeddings(
-        self, texts: Sequence[str], *, model: str | None = None, timeout: float | None = None
+        self, texts: Sequence[str], *, model: str | None = None, timeout: float | None = None, batch: bool = False
     ) -> list[list[float]]:
-        """Return one row of floats for each text.
+        """Return one row of floats for each text; a ``batch`` stands in line behind interactive requests.
 
         The answer comes when all are computed: give many texts a longer ``timeout`` (default: ``read_timeout``).
         """
         with self._model(model, "text2vec") as name:
             body = {"model": name, "input": _texts(texts)}
-            return self._calls.value(
-                "POST", "worker/embeddings", lambda rows: answers.vectors(rows, len(texts)), body, timeout=timeout
-            )
+            return self._vectors(body, lambda rows: answers.vectors(rows, len(texts)), timeout, batch=batch)
 
     def rerank(
-        self, query: str, texts: Sequence[str], *, model: str | None = None, timeout: float | None = None
+        self,
+        query: str,
+        texts: Sequence[str],
+        *,
+        model: str | None = None,
+        timeout: float | None = None,
+        batch: bool = False,
     ) -> list[float]:
         """Return one score for each text: how well it answers ``query``. An embedding model scores by cosine."""
         with self._model(model, "reranker", "text2vec") as name:
             body = {"model": name, "input": _texts(texts), "query": query}
-            (scores,) = self._calls.value(
-                "POST", "worker/embeddings", lambda rows: answers.vectors(rows, 1, len(texts)), body, timeout=timeout
-            )
+            (scores,) = self._vectors(body, lambda rows: answers.vectors(rows, 1, len(texts)), timeout, batch=batch)
             return scores
+
+    def _vectors(
+        self, body: JSONObject, read: Callable[[Any], list[list[float]]], timeout: float | None, *, batch: bool
+    ) -> list[list[float]]:
+        headers = headers_of_terms(batch=batch)
+        return self._calls.value("POST", "worker/embeddings", read, body, headers=headers, timeout=timeout)
 
     def count_token(self, prompt: str, *, model: str | None = None) -> int:
         """Return the number of tokens of ``prompt``."""

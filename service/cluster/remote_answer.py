@@ -11,8 +11,9 @@ from ..streams import Cancel, OutputStream
 from ..types import Burst, JSONObject
 from ..wire.chunks import PieceDecoder
 from ..wire.decoder import WholeText
-from ..wire.errors import error_of_output, error_of_response, load_in, queued_in
+from ..wire.errors import error_of_output, error_of_response, load_in
 from ..wire.messages import output_from_wire
+from ..wire.terms import queued_in
 
 
 class RemoteAnswer(OutputStream):

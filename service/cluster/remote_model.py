@@ -14,9 +14,9 @@ from ..streams import Cancel, OutputStream, whole_answer
 from ..telemetry import dbgpt
 from ..telemetry.tracing import attached, current_tracing, end
 from ..types import GenerateRequest, JSONObject, ModelMetadata, ModelOutput, known, plain, split_worker_key
-from ..wire.chunks import BATCH, CUT_HEADER, PRIORITY_HEADER, SESSION_HEADER, TOKENS_HEADER
-from ..wire.errors import queued_in
+from ..wire.chunks import CUT_HEADER, TOKENS_HEADER
 from ..wire.messages import DELTA_TYPE, dbgpt_messages
+from ..wire.terms import headers_of_terms, queued_in
 from .remote_answer import RemoteAnswer
 from .remote_calls import LOCAL, RemoteCalls, encoded
 
@@ -59,9 +59,8 @@ class RemoteModelWorker:
 
         The stream raises WorkerUnreachable, WorkerLost, Cancelled, and the errors of the worker.
         """
-        calls, headers = self._calls, {**_headers(wait=wait, batch=request.batch), "Accept": DELTA_TYPE}
-        if request.session:
-            headers[SESSION_HEADER] = request.session
+        calls = self._calls
+        headers = _headers(wait=wait, session=request.session, batch=request.batch) | {"Accept": DELTA_TYPE}
         span = calls.span("POST", "generate_stream")
         context = current_tracing().context_of(span)
 
@@ -166,14 +165,9 @@ def _count(text: str | None) -> int | None:
     return int(text) if text and _COUNT.fullmatch(text) else None
 
 
-def _headers(*, wait: bool, batch: bool) -> dict[str, str]:
+def _headers(*, wait: bool, session: str = "", batch: bool) -> dict[str, str]:
     """Return the headers of a call that computes."""
-    headers = {**LOCAL}
-    if not wait:
-        headers["Prefer"] = "wait=0"
-    if batch:
-        headers[PRIORITY_HEADER] = BATCH
-    return headers
+    return {**LOCAL, **({} if wait else {"Prefer": "wait=0"}), **headers_of_terms(session=session, batch=batch)}
 
 
 def _prompt(request: GenerateRequest) -> bytes:

@@ -18,13 +18,6 @@ ROUTE_HEADER = "Modelyard-Route"
 ROUTE_LOCAL = "local"
 """Sent by a router to a worker: answer with the models of this process, and do not send the request on."""
 
-SESSION_HEADER = "x-session-id"
-"""The name of the session that a request belongs to, by a client; by a router, the key that it has made of it."""
-
-PRIORITY_HEADER = "Modelyard-Priority"
-INTERACTIVE, BATCH = "interactive", "batch"
-"""The values of that header in a request: batch stands in line behind interactive, the default."""
-
 CUT_HEADER = "Modelyard-Truncated"
 """The number of texts that were cut before they were embedded or ranked; absent if none was."""
 

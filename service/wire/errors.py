@@ -28,9 +28,6 @@ from ..errors import (
 from ..types import JSONObject
 from .messages import output_from_wire
 
-QUEUE_HEADER = "Modelyard-Queue-Ms"
-"""The milliseconds that a request stood in line before it had a slot; absent if a slot was free."""
-
 PROBLEM_TYPE = "urn:modelyard:error:"
 TOO_LONG = "the prompt is too long (context_length_exceeded): "
 """The beginning of the message of OpenAI's error for a prompt, or a text, that does not fit into the model's context.
@@ -40,7 +37,6 @@ LangChain finds this error by words of its message alone. Who reads the message 
 _MAX_TEXT = 2000
 _PAUSE = re.compile(r"\d{1,4}", re.ASCII)
 _LOAD = re.compile(r"slots=\d{1,9};free=\d{1,9};waiting=\d{1,9}", re.ASCII)
-_MILLISECONDS = re.compile(r"\d{1,9}", re.ASCII)
 _UNKNOWN_AT_PEER = re.compile(
     r"(\*\*LLMServer Generate Error, Please CheckErrorInfo\.\*\*: )?"
     r"Cound not found worker instances for model name .+ and worker type \w+"
@@ -85,12 +81,6 @@ def load_in(headers: Mapping[str, str]) -> str | None:
     """Return the load of the model that answers: the value of ``Modelyard-Load``, None if it is absent or invalid."""
     load = headers.get("modelyard-load") or ""
     return load if _LOAD.fullmatch(load) else None
-
-
-def queued_in(headers: Mapping[str, str]) -> float:
-    """Return the seconds that the request of a response stood in line: ``Modelyard-Queue-Ms``, 0 if it is absent."""
-    queued = headers.get(QUEUE_HEADER) or ""
-    return int(queued) / 1000 if _MILLISECONDS.fullmatch(queued) else 0.0
 
 
 def error_of_response(status: int, headers: Mapping[str, str], body: bytes, where: str) -> ModelyardError:

@@ -65,7 +65,7 @@ def test_importing_it_loads_requests_and_of_the_package_only_what_it_is_made_of(
     loaded = set(ran.stdout.split())
     assert {name.partition(".")[2] for name in loaded if name.startswith("modelyard")} == {
         *("", "version", "errors", "types", "streams", "processes", "sockets", "threads"),
-        *("wire", "wire.messages", "wire.decoder", "wire.errors", "wire.unsaved"),
+        *("wire", "wire.messages", "wire.decoder", "wire.errors", "wire.terms", "wire.unsaved"),
         *("client", "client.answers", "client.calls", "client.client", "client.stream"),
         *("sessions", "sessions.address", "sessions.adapters", "sessions.calls", "sessions.connections"),
         *("sessions.faults", "sessions.response", "sessions.session"),
@@ -447,6 +447,23 @@ def test_a_change_has_a_limit_of_its_own(limits: tuple[dict[str, float], dict[st
 
 SUPPORTED = {"model": "m", "path": "m.gguf", "worker_type": "llm", "path_exist": True, "proxy": False, "enabled": True}
 PARAM = {"param_name": "n_ctx", "param_type": "int", "default_value": 2048}
+
+
+def test_session_and_priority_are_headers() -> None:
+    def script(peer: Peer) -> bool | None:
+        is_text = peer.request.path.endswith("generate_stream")
+        return (says(HELLO) if is_text else says(whole(200, [[1.0]])))(peer)
+
+    with faulty(script) as server, client_of(server) as client:
+        client.generate("x", model="m", session="s1", batch=True)
+        client.generate("x", model="m", batch=False)
+        client.embeddings(["x"], model="m", batch=True)
+        client.rerank("q", ["x"], model="m", batch=True)
+        client.embeddings(["x"], model="m")
+        sent = server.requests
+    assert [request.headers.get("modelyard-priority") for request in sent] == ["batch", None, "batch", "batch", None]
+    assert [request.headers.get("x-session-id") for request in sent] == ["s1", None, None, None, None]
+    assert not {"session", "batch"} & {name for request in sent for name in request.json()}
 
 
 def test_the_status_is_what_readyz_answers_whole_also_where_it_is_not_ready() -> None:

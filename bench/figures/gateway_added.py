@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from ..gateways import Ours
-from ..gateways.backend import CHAT
 from ..gateways.loads import chat, sides
 from ..jobs import Outcome
 from ..plan import Plan
@@ -33,7 +32,7 @@ def measure(plan: Plan) -> Iterator[Row]:
     peers = [peer for peer in plan.gateways if peer.name in COMPARED]
     with sides(peers, lambda text: sys.stderr.write(f"{text}\n")) as running:
         for case, size in PROMPTS:
-            load = replace(chat(CHAT, prompt_bytes=size), seconds=plan.gateway_seconds)
+            load = replace(chat(prompt_bytes=size), seconds=plan.gateway_seconds)
             outcomes = all_in_turns(plan.gateway_rounds, {name: side.measured(load) for name, side in running.items()})
             direct = outcomes.pop("backend")
             for name, value, most in BOUNDS:

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from ..client import LoadFailed, Running
 from ..gateways import Ours, mock_backend
-from ..gateways.backend import CHAT, PACE, SLOW, SLOW_PIECES
+from ..gateways.backend import PACE, SLOW, SLOW_PIECES
 from ..gateways.loads import Side, chat, sides
 from ..jobs import Outcome
 from ..plan import Plan
@@ -49,7 +49,7 @@ def measure(plan: Plan) -> Iterator[Row]:
         yield from _slow(side, Side(backend, {}))
         two = Side(stack.enter_context(Ours(workers=2).serving(backend.port)), {})
         two.check()
-        load = replace(chat(CHAT), connections=CLIENTS, seconds=plan.gateway_seconds)
+        load = replace(chat(), connections=CLIENTS, seconds=plan.gateway_seconds)
         turns = in_turns(plan.gateway_rounds, two.measured(load), side.measured(load))
         rates = [statistics.median(o.per_second for o in outcomes) for outcomes in (turns.ours, turns.theirs)]
         row = Row(

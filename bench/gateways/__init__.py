@@ -20,7 +20,7 @@ from modelyard.settings.settings import ALLOCATOR
 from ..peer.environment import Environment, NodeEnvironment
 from ..places import run_folder
 from ..processes import Server, free_port
-from .backend import MODELS, SLOW
+from .backend import MODEL
 
 CHAT_PATH = "/v1/chat/completions"
 _REQUIREMENTS = Path(__file__).with_name("requirements")
@@ -83,10 +83,10 @@ class Ours(Gateway):
     def command(self, port: int, backend: int, folder: Path) -> Sequence[str]:
         """Return the command line that an operator would use."""
         config = folder / "modelyard.toml"
-        config.write_text("".join(_table(model, backend) for model in MODELS))
+        config.write_text(_table(backend))
         options = ["--port", str(port), "--config", str(config), "--workers", str(self._workers), "--no-access-log"]
         options += ["--state-dir", str(folder / "state"), "--models-dirs", str(folder), "--http-threads", "gevent"]
-        options += ["--threads", "1400", "--log-level", "warning"]
+        options += ["--threads", "1200", "--log-level", "warning"]
         return [sys.executable, "-m", "modelyard", "serve", "gateway", *options]
 
     def environ(self) -> Mapping[str, str]:
@@ -94,9 +94,9 @@ class Ours(Gateway):
         return ALLOCATOR
 
 
-def _table(model: str, backend: int) -> str:
-    fields: dict[str, object] = {"name": model, "engine": "openai", "base_url": f"http://127.0.0.1:{backend}/v1"}
-    fields |= {"limit_model_concurrency": 1100 if model == SLOW else 64}
+def _table(backend: int) -> str:
+    fields: dict[str, object] = {"name": MODEL, "engine": "openai", "base_url": f"http://127.0.0.1:{backend}/v1"}
+    fields |= {"limit_model_concurrency": 1100}
     return "[[models]]\n" + "".join(f"{name} = {json.dumps(value)}\n" for name, value in fields.items())
 
 
@@ -109,20 +109,13 @@ class LiteLLM(Gateway):
     package = "litellm"
 
     def command(self, port: int, backend: int, folder: Path) -> Sequence[str]:
-        """Return its command, with a configuration of the mock's models."""
-        entries = [
-            {
-                "model_name": model,
-                "litellm_params": {
-                    "model": f"openai/{model}",
-                    "api_base": f"http://127.0.0.1:{backend}/v1",
-                    "api_key": "none",
-                },
-            }
-            for model in MODELS
-        ]
+        """Return its command, with a configuration of the mock's model."""
+        address = f"http://127.0.0.1:{backend}/v1"
+        model = {"model": f"openai/{MODEL}", "api_base": address, "api_key": "none"}
         config = folder / "litellm.yaml"
-        config.write_text(json.dumps({"model_list": entries}))  # YAML has all of JSON
+        config.write_text(
+            json.dumps({"model_list": [{"model_name": MODEL, "litellm_params": model}]})
+        )  # YAML has all of JSON
         program = str(self._LITELLM.folder / "bin" / "litellm")
         return [program, "--config", str(config), "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
 

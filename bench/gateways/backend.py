@@ -1,7 +1,7 @@
 """The mock of a server with OpenAI's API that every gateway is in front of: ``python -m bench.gateways.backend PORT``.
 
 It reads of a request only what its answer depends on, and its answers are made once, so that it takes little of the
-machine: some 20 microseconds for a whole answer. The model of a request says how it is answered.
+machine: some 20 microseconds for a whole answer. A word in the prompt says how a stream is sent.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ import sys
 from collections.abc import Sequence
 from functools import cache
 
-CHAT = "mock"
-"""Streams each event in a write of its own, as soon as the one before has left."""
-BURSTS = "mock-bursts"
-"""Streams its events in writes of `BURST`."""
-SLOW = "mock-slow"
-"""Streams an event each `PACE` seconds, by the clock."""
-MODELS = (CHAT, BURSTS, SLOW)
+MODEL = "mock"
+EVENTS = "[events]"
+"""Send each event in a write of its own, as soon as the one before has left."""
+BURSTS = "[bursts]"
+"""Send events in writes of `BURST`."""
+SLOW = "[slow]"
+"""Send an event each `PACE` seconds, by the clock."""
 
 PIECES = 64
 BURST = 16
 PACE = 0.1
 SLOW_PIECES = 80
 
-_MODEL = re.compile(rb'"model"\s*:\s*"([^"]*)"')
+_WAY = re.compile(rb"\[(?:events|bursts|slow)\]")
 _LENGTH = re.compile(rb"\r\ncontent-length:\s*(\d+)", re.IGNORECASE)
 _CHUNKED = re.compile(rb"\r\ntransfer-encoding:\s*chunked", re.IGNORECASE)
 _STREAM = re.compile(rb'"stream"\s*:\s*true')
@@ -47,20 +47,19 @@ def _whole(value: object) -> bytes:
 
 
 @cache
-def _answer(model: str) -> bytes:
+def _answer() -> bytes:
     message = {"role": "assistant", "content": " token" * PIECES}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
-    return _whole({**_header(model, "chat.completion"), "choices": [choice], "usage": _USAGE})
+    return _whole({**_header("chat.completion"), "choices": [choice], "usage": _USAGE})
 
 
-def _header(model: str, kind: str) -> dict[str, object]:
-    return {"id": "chatcmpl-0123456789abcdef", "object": kind, "created": 1_764_000_000, "model": model}
+def _header(kind: str) -> dict[str, object]:
+    return {"id": "chatcmpl-0123456789abcdef", "object": kind, "created": 1_764_000_000, "model": MODEL}
 
 
-@cache
-def _chunks(model: str, pieces: int) -> list[bytes]:
+def _chunks(pieces: int) -> list[bytes]:
     """Return the events of a stream, each as a chunk of HTTP: the role, the pieces, the end with the usage."""
-    header = _header(model, "chat.completion.chunk")
+    header = _header("chat.completion.chunk")
     deltas: list[dict[str, object]] = [{"role": "assistant", "content": ""}, *[{"content": " token"}] * pieces]
     choices = [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": None} for delta in deltas]
     choices.append({"index": 0, "delta": {}, "logprobs": None, "finish_reason": "stop"})
@@ -74,17 +73,17 @@ def _chunk(data: bytes) -> bytes:
 
 
 @cache
-def _writes(model: str) -> list[bytes]:
+def _writes(way: str) -> list[bytes]:
     """Return the writes of a stream, head and end included."""
-    chunks = _chunks(model, SLOW_PIECES if model == SLOW else PIECES)
-    size = BURST if model == BURSTS else 1
+    chunks = _chunks(SLOW_PIECES if way == SLOW else PIECES)
+    size = BURST if way == BURSTS else 1
     writes = [b"".join(chunks[first : first + size]) for first in range(0, len(chunks), size)]
     writes[0] = _STREAM_HEAD + writes[0]
     writes[-1] += _LAST
     return writes
 
 
-_LISTS = _whole({"object": "list", "data": [{"id": model, "object": "model", "owned_by": "mock"} for model in MODELS]})
+_LIST = _whole({"object": "list", "data": [{"id": MODEL, "object": "model", "owned_by": "mock"}]})
 
 
 class Backend(asyncio.Protocol):
@@ -132,16 +131,17 @@ class Backend(asyncio.Protocol):
         if transport is None:
             return
         if not body:
-            transport.write(_LISTS)
+            transport.write(_LIST)
             return
-        found = _MODEL.search(body)
-        model = found[1].decode() if found else CHAT
         if not _STREAM.search(body):
-            transport.write(_answer(model))
-        elif model == SLOW:
-            self._send_by_clock(_writes(model), 0, asyncio.get_running_loop().time())
+            transport.write(_answer())
+            return
+        found = _WAY.search(body)
+        way = found[0].decode() if found else EVENTS
+        if way == SLOW:
+            self._send_by_clock(_writes(way), 0, asyncio.get_running_loop().time())
         else:
-            self._send(_writes(model), 0)
+            self._send(_writes(way), 0)
 
     def _send(self, writes: Sequence[bytes], number: int) -> None:
         if self._transport is None:

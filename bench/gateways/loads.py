@@ -11,18 +11,17 @@ from ..jobs import Job, Outcome
 from ..peer.environment import PeerMissing
 from ..processes import Server, ServerFailed
 from . import CHAT_PATH, Gateway, Ours, mock_backend
-from .backend import CHAT, PIECES
+from .backend import EVENTS, MODEL, PIECES
 
-EVENTS = "\n\n"
-"""What ends a server-sent event."""
+_END_OF_EVENT = "\n\n"
 _PROMPT = "Name the planets of the solar system, nearest first. "
 
 
-def chat(model: str, *, stream: bool = False, prompt_bytes: int = 0) -> Job:
-    """Return a load of one client on ``model``, with a prompt of ``prompt_bytes`` at least."""
-    prompt = _PROMPT * max(1, prompt_bytes // len(_PROMPT))
-    body = {"model": model, "messages": [{"role": "user", "content": prompt}], "stream": stream}
-    return Job(port=0, path=CHAT_PATH, body=body, mark=EVENTS)
+def chat(way: str = EVENTS, *, stream: bool = False, prompt_bytes: int = 0) -> Job:
+    """Return a load of one client, whose prompt has some ``prompt_bytes``; ``way`` is how the backend streams."""
+    prompt = f"{way} " + _PROMPT * max(1, prompt_bytes // len(_PROMPT))
+    body = {"model": MODEL, "messages": [{"role": "user", "content": prompt}], "stream": stream}
+    return Job(port=0, path=CHAT_PATH, body=body, mark=_END_OF_EVENT)
 
 
 @dataclass(frozen=True)
@@ -35,14 +34,14 @@ class Side:
     def check(self) -> None:
         """Raise LoadFailed unless it gives a whole answer, at once and as a stream."""
         for stream in (False, True):
-            outcome = self.measure(replace(chat(CHAT, stream=stream), answers=1, seconds=10.0))
+            outcome = self.measure(replace(chat(stream=stream), answers=1, seconds=10.0))
             if outcome.bytes_per_answer < PIECES * len(" token"):
                 raise LoadFailed(f"{self.server.name} does not answer as it should: {outcome}")
 
     def measure(self, job: Job) -> Outcome:
         """Run ``job``. Raises LoadFailed if a request fails."""
         outcome = run(replace(job, port=self.server.port, headers=dict(self.headers)))
-        if outcome.failed or outcome.refused or not outcome.ok:
+        if outcome.failed or outcome.refused or not (outcome.ok or outcome.pieces):
             counts = f"{outcome.ok} answers, {outcome.failed} failed, {outcome.refused} refused"
             raise LoadFailed(f"{self.server.name}: {counts}")
         return outcome

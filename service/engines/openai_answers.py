@@ -118,10 +118,12 @@ class Answer:
             raise EngineError(str(error)) if self._has_begun else error
         if (usage := chunk.get("usage")) is not None:
             self._usage = _counts(usage) or self._usage
-        choice = next((choice for choice in chunk.get("choices") or () if isinstance(choice, dict)), None)
-        if choice is not None and isinstance(reason := choice.get("finish_reason"), str):
-            self._finish_reason = reason
-        return choice
+        for choice in chunk.get("choices") or ():
+            if isinstance(choice, dict):
+                if isinstance(reason := choice.get("finish_reason"), str):
+                    self._finish_reason = reason
+                return choice
+        return None
 
 
 def _content_of(choice: JSONObject) -> tuple[str, JSONObject]:

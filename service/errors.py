@@ -81,6 +81,11 @@ class InvalidRequest(ModelyardError):
         """Return one error whose text names every field in ``errors``."""
         return cls("; ".join(f"{e['field']}: {e['message']}" for e in errors), errors)
 
+    @classmethod
+    def of_field(cls, field: str, message: str) -> InvalidRequest:
+        """Return the error for one field."""
+        return cls.of_fields([{"field": field, "message": message}])
+
 
 class PromptTooLong(InvalidRequest):
     """The prompt does not fit into the model's context."""

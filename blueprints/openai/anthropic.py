@@ -129,8 +129,8 @@ def _loaded_tools(messages: Any) -> set[str]:
     """Return the names of the tools that the results of searches refer to."""
     contents = [message["content"] for message in messages if isinstance(message["content"], list)]
     results = [block.get("content") for blocks in contents for block in blocks if block["type"] == "tool_result"]
-    found = [block for result in results if isinstance(result, list) for block in result]
-    return {str(block.get("tool_name")) for block in found if block["type"] == _TOOL_REFERENCE}
+    blocks_of_results = [block for result in results if isinstance(result, list) for block in result]
+    return {str(block.get("tool_name")) for block in blocks_of_results if block["type"] == _TOOL_REFERENCE}
 
 
 def _tools(tools: Any, loaded: Container[str]) -> list[JSONObject]:

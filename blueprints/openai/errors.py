@@ -23,7 +23,6 @@ from ...errors import (
     RateLimited,
     RequestTooLarge,
     Unauthorized,
-    Unavailable,
     UnknownModel,
     Unsupported,
     WorkerLost,
@@ -31,7 +30,7 @@ from ...errors import (
 from ...types import JSONObject
 from ...wire.errors import TOO_LONG
 from ..request.bodies import json_response
-from ..request.problems import unforeseen
+from ..request.problems import unforeseen, with_headers
 
 INVALID = "invalid_request_error"
 SERVER = "server_error"
@@ -91,7 +90,7 @@ def shaped(message: str, kind: str, param: str | None, code: str | None) -> JSON
 
 
 def _kind_of(error: type[ModelyardError]) -> _Kind:
-    kinds = (_KINDS[one] for one in error.__mro__ if one in _KINDS)
+    kinds = (_KINDS[cls] for cls in error.__mro__ if cls in _KINDS)
     return next(kinds, _Kind(error.status, SERVER, error.code))
 
 
@@ -140,15 +139,9 @@ def response_to(error: ModelyardError) -> Response:
         line.error = error.code
     status = (anthropic_status_of if is_anthropic() else status_of)(type(error))
     response = json_response(_shaped(document(error), status), status)
-    if isinstance(error, Unavailable):
-        response.headers["Retry-After"] = str(error.retry_after)
-        if error.load:
-            response.headers["Modelyard-Load"] = error.load
     if isinstance(error, _HAS_BEGUN) or (isinstance(error, RateLimited) and error.is_hopeless):
         response.headers["x-should-retry"] = "false"
-    if isinstance(error, Unauthorized):
-        response.headers["WWW-Authenticate"] = 'Bearer realm="modelyard"'
-    return response
+    return with_headers(response, error)
 
 
 def response_to_http(error: HTTPException) -> Response:

@@ -239,10 +239,11 @@ def _with_prompt(request: GenerateRequest, prompt: str | list[int]) -> GenerateR
 
 def _refuse_unsupported(loaded: JSONObject, model: str) -> None:
     """Raise InvalidRequest for a field of a chat that no engine supports."""
-    asked = {"functions": bool(loaded.get("functions")), "modalities": set(loaded.get("modalities", ())) > {"text"}}
-    for field, is_asked in asked.items():
-        if is_asked:
-            raise fault(field, f"is not supported by model {model!r}: leave it out")
+    message = f"is not supported by model {model!r}: leave it out"
+    if loaded.get("functions"):
+        raise fault("functions", message)
+    if set(loaded.get("modalities", ())) > {"text"}:
+        raise fault("modalities", message)
 
 
 def _extra(schema: Schema, body: Mapping[str, Any], *read: str) -> JSONObject:

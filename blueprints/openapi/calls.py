@@ -8,11 +8,30 @@ from typing import Any, NamedTuple
 
 from marshmallow import Schema
 
-from ...errors import ModelyardError
+from ...errors import (
+    EngineError,
+    Forbidden,
+    InvalidRequest,
+    ModelyardError,
+    Overloaded,
+    RateLimited,
+    RequestTooLarge,
+    Unauthorized,
+    Unavailable,
+    UnknownModel,
+    Unsupported,
+    WorkerLost,
+)
 from ...types import JSONObject
 
 LLM, TEXT2VEC = "smollm2-135m", "minilm-l6"
 """The models of examples: those that `modelyard pull` fetches."""
+
+READS: tuple[type[ModelyardError], ...] = (Unauthorized, Forbidden, Unavailable)
+"""What every guarded call raises."""
+TAKES_BODY = (*READS, InvalidRequest, RequestTooLarge)
+NAMES_MODEL = (*TAKES_BODY, UnknownModel)
+COMPUTES = (*NAMES_MODEL, Unsupported, Overloaded, RateLimited, WorkerLost, EngineError)
 
 
 @dataclass(frozen=True)

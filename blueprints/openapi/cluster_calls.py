@@ -6,22 +6,7 @@ from collections.abc import Mapping
 
 from ...cluster.registry.base import Instance, Receipt
 from ...cluster.registry.row_json import MAX_INSTANCES
-from ...errors import (
-    Conflict,
-    EngineError,
-    Forbidden,
-    InvalidRequest,
-    ModelyardError,
-    Overloaded,
-    RateLimited,
-    RequestTooLarge,
-    StartFailed,
-    Unauthorized,
-    Unavailable,
-    UnknownModel,
-    Unsupported,
-    WorkerLost,
-)
+from ...errors import Conflict, InvalidRequest, StartFailed, Unsupported, WorkerLost
 from ...types import ApplyOutcome, JSONObject, ModelInstance, ModelOutput, SupportedModel
 from ...wire.chunks import STREAM_TYPE
 from ...wire.messages import DELTA_TYPE, ROLES, VIEW
@@ -29,7 +14,7 @@ from ...worker.protocol import ServiceState
 from .. import controller_schemas, worker_schemas
 from ..request.bodies import JSON_TYPE
 from ..request.problems import PROBLEM_TYPE, refusal_status
-from .calls import LLM, TEXT2VEC, Body, Call, ErrorShape
+from .calls import COMPUTES, LLM, NAMES_MODEL, READS, TAKES_BODY, TEXT2VEC, Body, Call, ErrorShape
 from .shapes import (
     ANYTHING,
     BOOLEAN,
@@ -42,21 +27,17 @@ from .shapes import (
     array,
     either,
     nullable,
-    one,
+    one_of,
     record,
     record_of,
     ref,
 )
 
-_READ: tuple[type[ModelyardError], ...] = (Unauthorized, Forbidden, Unavailable)
-_SENT = (*_READ, InvalidRequest, RequestTooLarge)
-_MODEL = (*_SENT, UnknownModel)
-_COMPUTE = (*_MODEL, Unsupported, Overloaded, RateLimited, WorkerLost, EngineError)
 PROBLEM = ErrorShape("Problem", PROBLEM_TYPE, ref("Problem"), lambda error: error.status)
 OUTPUT = ErrorShape("Output", JSON_TYPE, ref("ModelOutput"), refusal_status)
 CHUNK = ErrorShape("Chunk", STREAM_TYPE, STRING, refusal_status)
 
-_MESSAGE = record({"role": one(*ROLES, VIEW), "content": either(STRING, OBJECT, array(either(STRING, OBJECT)))})
+_MESSAGE = record({"role": one_of(*ROLES, VIEW), "content": either(STRING, OBJECT, array(either(STRING, OBJECT)))})
 _PROMPT = Body(
     worker_schemas.PromptSchema(),
     {"model": LLM, "messages": [{"role": "human", "content": "Name three colors."}], "max_new_tokens": 20},
@@ -73,7 +54,7 @@ _MODEL_STATE = record(
 _STATUS = record(
     {
         "ready": BOOLEAN,
-        "state": one(*(state.value for state in ServiceState)),
+        "state": one_of(*(state.value for state in ServiceState)),
         "reason": nullable(STRING),
         "models": array(_MODEL_STATE),
         "unsaved": nullable(STRING),
@@ -114,7 +95,7 @@ SCHEMAS: JSONObject = {
     "Instance": _ROW,
     "Receipt": record_of(Receipt),
     "Status": _STATUS,
-    "Alive": record({"status": one("ok")}),
+    "Alive": record({"status": one_of("ok")}),
     "Problem": record(
         {"type": STRING, "title": STRING, "status": INTEGER, "detail": STRING},
         {"errors": array(record({"field": STRING, "message": STRING}))},
@@ -137,16 +118,16 @@ WORKER: Mapping[str, Call] = {
         "Answer a prompt as a stream of model outputs, each followed by a NUL byte.",
         None,
         CHUNK,
-        _COMPUTE,
+        COMPUTES,
         body=_PROMPT,
         streams={STREAM_TYPE: ref("ModelOutput"), DELTA_TYPE: ref("ModelOutput")},
     ),
-    "generate": Call("Answer a prompt with one model output.", ref("ModelOutput"), OUTPUT, _COMPUTE, body=_PROMPT),
+    "generate": Call("Answer a prompt with one model output.", ref("ModelOutput"), OUTPUT, COMPUTES, body=_PROMPT),
     "embeddings": Call(
         "Return a row of numbers for each text; with `query` one row, the score of each text.",
         array(array(NUMBER)),
         PROBLEM,
-        _COMPUTE,
+        COMPUTES,
         body=Body(
             worker_schemas.EMBEDDINGS,
             {"model": TEXT2VEC, "input": ["red", "green"]},
@@ -158,45 +139,45 @@ WORKER: Mapping[str, Call] = {
         "Count the tokens of a text.",
         INTEGER,
         PROBLEM,
-        _COMPUTE,
+        COMPUTES,
         body=Body(worker_schemas.COUNT_TOKEN, {"model": LLM, "prompt": "Name three colors."}),
     ),
     "model_metadata": Call(
         "Return what is known of a model.",
         ref("ModelMetadata"),
         PROBLEM,
-        _COMPUTE,
+        COMPUTES,
         body=Body(worker_schemas.METADATA, {"model": LLM}),
     ),
     "parameter_descriptions": Call(
         "List the parameters of a model with their values.",
         array(ref("Parameter")),
         PROBLEM,
-        (*_MODEL, WorkerLost),
+        (*NAMES_MODEL, WorkerLost),
         query=worker_schemas.DESCRIPTIONS,
     ),
     "supports": Call(
-        "List the models that may run on each machine.", array(ref("Machine")), PROBLEM, (*_READ, WorkerLost)
+        "List the models that may run on each machine.", array(ref("Machine")), PROBLEM, (*READS, WorkerLost)
     ),
     "apply": Call(
         "Start, stop, restart or change a model, or with `*` all models.",
         ref("ApplyOutcome"),
         PROBLEM,
-        (*_MODEL, Unsupported, Conflict, WorkerLost, StartFailed),
+        (*NAMES_MODEL, Unsupported, Conflict, WorkerLost, StartFailed),
         body=Body(worker_schemas.APPLY, {"model": LLM, "apply_type": "update_params", "params": {"n_ctx": 4096}}),
     ),
     "startup": Call(
         "Start a model, and answer when it is ready.",
         NULL,
         PROBLEM,
-        (*_MODEL, Unsupported, Conflict, WorkerLost, StartFailed),
+        (*NAMES_MODEL, Unsupported, Conflict, WorkerLost, StartFailed),
         body=Body(worker_schemas.STARTUP, {"model": LLM, "worker_type": "llm"}),
     ),
     "shutdown": Call(
         "Stop a model and forget it.",
         NULL,
         PROBLEM,
-        (*_MODEL, Conflict, WorkerLost),
+        (*NAMES_MODEL, Conflict, WorkerLost),
         body=Body(worker_schemas.STARTUP, {"model": LLM, "worker_type": "llm"}),
     ),
 }
@@ -205,14 +186,14 @@ CONTROLLER: Mapping[str, Call] = {
         "Register instances and refresh them.",
         record({"instances": array(ref("Receipt")), "interval": NUMBER}),
         PROBLEM,
-        _SENT,
+        TAKES_BODY,
         body=_INSTANCES,
     ),
     "deregister_instances": Call(
         "Mark instances as unhealthy, or forget them.",
         record({"instances": array(ref("Receipt"))}),
         PROBLEM,
-        _SENT,
+        TAKES_BODY,
         body=_INSTANCES,
         query=controller_schemas.FORGET,
     ),
@@ -220,25 +201,25 @@ CONTROLLER: Mapping[str, Call] = {
         "List the rows of the registry.",
         array(ref("Instance")),
         PROBLEM,
-        (*_READ, InvalidRequest),
+        (*READS, InvalidRequest),
         query=controller_schemas.ROWS_QUERY,
     ),
     "register_model": Call(
-        "Register a model instance, as DB-GPT's API.", BOOLEAN, PROBLEM, _SENT, body=_MODEL_INSTANCE
+        "Register a model instance, as DB-GPT's API.", BOOLEAN, PROBLEM, TAKES_BODY, body=_MODEL_INSTANCE
     ),
-    "heartbeat": Call("Refresh a model instance, as DB-GPT's API.", BOOLEAN, PROBLEM, _SENT, body=_MODEL_INSTANCE),
+    "heartbeat": Call("Refresh a model instance, as DB-GPT's API.", BOOLEAN, PROBLEM, TAKES_BODY, body=_MODEL_INSTANCE),
     "deregister_model": Call(
         "Mark a model instance as unhealthy, or forget it, as DB-GPT's API.",
         BOOLEAN,
         PROBLEM,
-        (*_READ, InvalidRequest),
+        (*READS, InvalidRequest),
         query=controller_schemas.DBGPT_DEREGISTRATION,
     ),
     "models": Call(
         "List the model instances, as DB-GPT's API.",
         array(ref("ModelInstance")),
         PROBLEM,
-        (*_READ, InvalidRequest),
+        (*READS, InvalidRequest),
         query=controller_schemas.DBGPT_QUERY,
     ),
 }

@@ -13,12 +13,12 @@ from .shapes import (
     array,
     either,
     nullable,
-    one,
+    one_of,
     record,
     ref,
 )
 
-_FINISH_REASON = one("stop", "length", "tool_calls", "content_filter", "function_call")
+_FINISH_REASON = one_of("stop", "length", "tool_calls", "content_filter", "function_call")
 _MORE_USAGE: JSONObject = {"prompt_tokens_details": OBJECT, "completion_tokens_details": OBJECT}
 _TOKEN: JSONObject = {"token": STRING, "logprob": NUMBER, "bytes": nullable(array(INTEGER))}
 _LOGPROBS = nullable(record({"content": nullable(array(record({**_TOKEN, "top_logprobs": array(record(_TOKEN))})))}))
@@ -26,7 +26,7 @@ _FUNCTION = record({"name": STRING, "arguments": STRING})
 
 
 def _head(kind: str) -> JSONObject:
-    return {"id": STRING, "object": one(kind), "created": INTEGER, "model": STRING, "system_fingerprint": STRING}
+    return {"id": STRING, "object": one_of(kind), "created": INTEGER, "model": STRING, "system_fingerprint": STRING}
 
 
 def _choice(content: JSONObject, finish_reason: JSONObject, logprobs: JSONObject = _LOGPROBS) -> JSONObject:
@@ -36,19 +36,23 @@ def _choice(content: JSONObject, finish_reason: JSONObject, logprobs: JSONObject
 _USAGE = record({"prompt_tokens": INTEGER, "completion_tokens": INTEGER, "total_tokens": INTEGER}, _MORE_USAGE)
 _USAGE_OF_TEXTS = record({"prompt_tokens": INTEGER, "total_tokens": INTEGER})
 _MESSAGE = record(
-    {"role": one("assistant"), "content": nullable(STRING), "refusal": nullable(STRING)},
+    {"role": one_of("assistant"), "content": nullable(STRING), "refusal": nullable(STRING)},
     {"reasoning_content": STRING, "tool_calls": array(ref("ToolCall"))},
 )
 _DELTA = record(
     {},
     {
-        "role": one("assistant"),
+        "role": one_of("assistant"),
         "content": nullable(STRING),
         "reasoning_content": STRING,
         "tool_calls": array(
             record(
                 {"index": INTEGER},
-                {"id": STRING, "type": one("function"), "function": record({}, {"name": STRING, "arguments": STRING})},
+                {
+                    "id": STRING,
+                    "type": one_of("function"),
+                    "function": record({}, {"name": STRING, "arguments": STRING}),
+                },
             )
         ),
     },
@@ -58,30 +62,30 @@ _CHUNK_USAGE: JSONObject = {"usage": nullable(ref("Usage"))}
 _MODEL = record(
     {
         "id": STRING,
-        "object": one("model"),
+        "object": one_of("model"),
         "created": INTEGER,
         "owned_by": STRING,
-        "capabilities": array(one("completion", "embedding", "rerank")),
-        "status": record({"value": one("loaded", "unloaded")}),
+        "capabilities": array(one_of("completion", "embedding", "rerank")),
+        "status": record({"value": one_of("loaded", "unloaded")}),
     },
     {"max_model_len": INTEGER, "alias_of": STRING},
 )
 
-_RESPONSE_PART = record({"type": one("output_text"), "text": STRING, "annotations": array(ANYTHING)})
+_RESPONSE_PART = record({"type": one_of("output_text"), "text": STRING, "annotations": array(ANYTHING)})
 _RESPONSE_ITEM = either(
     record(
         {
             "id": STRING,
-            "type": one("message"),
+            "type": one_of("message"),
             "status": STRING,
-            "role": one("assistant"),
+            "role": one_of("assistant"),
             "content": array(_RESPONSE_PART),
         }
     ),
     record(
         {
             "id": STRING,
-            "type": one("function_call"),
+            "type": one_of("function_call"),
             "status": STRING,
             "call_id": STRING,
             "name": STRING,
@@ -92,10 +96,10 @@ _RESPONSE_ITEM = either(
     record(
         {
             "id": STRING,
-            "type": one("reasoning"),
+            "type": one_of("reasoning"),
             "status": STRING,
             "summary": array(ANYTHING),
-            "content": array(record({"type": one("reasoning_text"), "text": STRING})),
+            "content": array(record({"type": one_of("reasoning_text"), "text": STRING})),
         }
     ),
 )
@@ -111,9 +115,9 @@ _RESPONSE_USAGE = record(
 _RESPONSE = record(
     {
         "id": STRING,
-        "object": one("response"),
+        "object": one_of("response"),
         "created_at": INTEGER,
-        "status": one("completed", "incomplete", "in_progress", "failed"),
+        "status": one_of("completed", "incomplete", "in_progress", "failed"),
         "error": nullable(record({"code": STRING, "message": STRING})),
         "incomplete_details": nullable(record({"reason": STRING})),
         "model": STRING,
@@ -127,18 +131,18 @@ _RESPONSE = record(
 )
 
 _MESSAGE_BLOCK = either(
-    record({"type": one("text"), "text": STRING}),
-    record({"type": one("thinking"), "thinking": STRING, "signature": STRING}),
-    record({"type": one("tool_use"), "id": STRING, "name": STRING, "input": OBJECT}),
+    record({"type": one_of("text"), "text": STRING}),
+    record({"type": one_of("thinking"), "thinking": STRING, "signature": STRING}),
+    record({"type": one_of("tool_use"), "id": STRING, "name": STRING, "input": OBJECT}),
 )
 _ANTHROPIC_MESSAGE = record(
     {
         "id": STRING,
-        "type": one("message"),
-        "role": one("assistant"),
+        "type": one_of("message"),
+        "role": one_of("assistant"),
         "model": STRING,
         "content": array(_MESSAGE_BLOCK),
-        "stop_reason": nullable(one("end_turn", "max_tokens", "stop_sequence", "tool_use")),
+        "stop_reason": nullable(one_of("end_turn", "max_tokens", "stop_sequence", "tool_use")),
         "stop_sequence": nullable(STRING),
         "usage": record({"input_tokens": INTEGER, "output_tokens": INTEGER}, {"cache_read_input_tokens": INTEGER}),
     }
@@ -146,9 +150,9 @@ _ANTHROPIC_MESSAGE = record(
 
 SCHEMAS: JSONObject = {
     "Model": _MODEL,
-    "Models": record({"object": one("list"), "data": array(ref("Model"))}),
+    "Models": record({"object": one_of("list"), "data": array(ref("Model"))}),
     "Usage": _USAGE,
-    "ToolCall": record({"id": STRING, "type": one("function"), "function": _FUNCTION}),
+    "ToolCall": record({"id": STRING, "type": one_of("function"), "function": _FUNCTION}),
     "ChatCompletion": record(
         {
             **_head("chat.completion"),
@@ -182,11 +186,11 @@ SCHEMAS: JSONObject = {
         {"type": STRING, "sequence_number": INTEGER},
         {"response": ref("Response"), "item": OBJECT, "part": OBJECT, "delta": STRING, "output_index": INTEGER},
     ),
-    "ResponseInputTokens": record({"object": one("response.input_tokens"), "input_tokens": INTEGER}),
+    "ResponseInputTokens": record({"object": one_of("response.input_tokens"), "input_tokens": INTEGER}),
     "Message": _ANTHROPIC_MESSAGE,
     "MessageEvent": record(
         {
-            "type": one(
+            "type": one_of(
                 *("message_start", "content_block_start", "content_block_delta", "content_block_stop"),
                 *("message_delta", "message_stop", "ping", "error"),
             )
@@ -196,9 +200,9 @@ SCHEMAS: JSONObject = {
     "PromptTokens": record({"input_tokens": INTEGER}),
     "Embeddings": record(
         {
-            "object": one("list"),
+            "object": one_of("list"),
             "data": array(
-                record({"object": one("embedding"), "index": INTEGER, "embedding": either(array(NUMBER), STRING)})
+                record({"object": one_of("embedding"), "index": INTEGER, "embedding": either(array(NUMBER), STRING)})
             ),
             "model": STRING,
             "usage": _USAGE_OF_TEXTS,
@@ -212,7 +216,7 @@ SCHEMAS: JSONObject = {
         {"model": STRING, "usage": _USAGE_OF_TEXTS, "meta": OBJECT},
     ),
     "Ranks": array(record({"index": INTEGER, "score": NUMBER}, {"text": STRING})),
-    "Relevance": record({"object": one("list"), "model": STRING, "data": array(NUMBER), "usage": ref("Usage")}),
+    "Relevance": record({"object": one_of("list"), "model": STRING, "data": array(NUMBER), "usage": ref("Usage")}),
     "OpenAIError": record(
         {
             "error": record(
@@ -220,6 +224,6 @@ SCHEMAS: JSONObject = {
             )
         }
     ),
-    "AnthropicError": record({"type": one("error"), "error": record({"type": STRING, "message": STRING})}),
+    "AnthropicError": record({"type": one_of("error"), "error": record({"type": STRING, "message": STRING})}),
 }
 """The components."""

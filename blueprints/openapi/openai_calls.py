@@ -5,82 +5,73 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from ...errors import (
-    EngineError,
-    Forbidden,
-    InvalidRequest,
-    ModelyardError,
-    Overloaded,
-    RateLimited,
-    RequestTooLarge,
-    Unauthorized,
-    Unavailable,
-    UnknownModel,
-    Unsupported,
-    WorkerLost,
-)
+from ...errors import UnknownModel
 from ...types import JSONObject
 from ...wire.terms import BATCH, INTERACTIVE
 from ..openai import anthropic, chat_fields, errors, responses, schemas
 from ..openai.events import EVENTS_TYPE
 from ..request.bodies import JSON_TYPE
-from .calls import LLM, TEXT2VEC, Body, Call, ErrorShape
-from .shapes import ANYTHING, FILLED, NUMBER, OBJECT, STRING, any_of_fields, array, either, nullable, one, record, ref
-
-_READ: tuple[type[ModelyardError], ...] = (Unauthorized, Forbidden, Unavailable)
-_ASK = (
-    *_READ,
-    InvalidRequest,
-    RequestTooLarge,
-    UnknownModel,
-    Unsupported,
-    Overloaded,
-    RateLimited,
-    WorkerLost,
-    EngineError,
+from .calls import COMPUTES, LLM, READS, TEXT2VEC, Body, Call, ErrorShape
+from .shapes import (
+    ANYTHING,
+    FILLED,
+    NUMBER,
+    OBJECT,
+    STRING,
+    any_of_fields,
+    array,
+    either,
+    nullable,
+    one_of,
+    record,
+    ref,
 )
+
 OPENAI = ErrorShape("OpenAI", JSON_TYPE, ref("OpenAIError"), errors.status_of)
 ANTHROPIC = ErrorShape("Anthropic", JSON_TYPE, ref("AnthropicError"), errors.anthropic_status_of)
 EVENTS = EVENTS_TYPE.partition(";")[0]
 
 _NAME: JSONObject = {"type": "string", "pattern": f"^{chat_fields.NAME.pattern}$"}
-_TOOL = record({"type": one("function"), "function": record({"name": _NAME}, {"parameters": OBJECT})})
-_CHOICE_WORDS = one("none", "auto", "required")
+_TOOL = record({"type": one_of("function"), "function": record({"name": _NAME}, {"parameters": OBJECT})})
+_CHOICE_WORDS = one_of("none", "auto", "required")
 _TOOL_CHOICE = either(
     _CHOICE_WORDS,
-    record({"type": one("function"), "function": record({"name": STRING})}),
-    record({"type": one("allowed_tools"), "allowed_tools": record({"tools": array(OBJECT)}, {"mode": STRING})}),
+    record({"type": one_of("function"), "function": record({"name": STRING})}),
+    record({"type": one_of("allowed_tools"), "allowed_tools": record({"tools": array(OBJECT)}, {"mode": STRING})}),
 )
 _TOOL_CHOICE_OF_RESPONSE = either(
     _CHOICE_WORDS,
-    record({"type": one("function"), "name": STRING}),
-    record({"type": one("allowed_tools"), "tools": array(OBJECT)}, {"mode": STRING}),
+    record({"type": one_of("function"), "name": STRING}),
+    record({"type": one_of("allowed_tools"), "tools": array(OBJECT)}, {"mode": STRING}),
 )
 _STOP = either(STRING, array(STRING, most=schemas.MAX_STOPS))
 _PART = either(
     STRING,
-    record({"type": one("text"), "text": STRING}),
-    record({"type": one("refusal"), "refusal": STRING}),
+    record({"type": one_of("text"), "text": STRING}),
+    record({"type": one_of("refusal"), "refusal": STRING}),
 )
 _CONTENT = either(STRING, array(_PART))
 _CALLS = array(record({"function": record({"name": STRING}, {"arguments": STRING})}))
 _MESSAGE = either(
     record(
-        {"role": one(*(role for role in chat_fields.ROLES if role not in ("assistant", "tool"))), "content": _CONTENT}
+        {
+            "role": one_of(*(role for role in chat_fields.ROLES if role not in ("assistant", "tool"))),
+            "content": _CONTENT,
+        }
     ),
     record(
-        {"role": one("assistant")},
+        {"role": one_of("assistant")},
         {"content": nullable(_CONTENT), "tool_calls": nullable(_CALLS), "reasoning_content": ANYTHING},
     ),
-    record({"role": one("tool"), "content": _CONTENT, "tool_call_id": STRING}),
+    record({"role": one_of("tool"), "content": _CONTENT, "tool_call_id": STRING}),
 )
 _BLOCKS = either(STRING, array(record({"type": STRING})))
-_FUNCTION_OF_RESPONSE = record({"type": one("function"), "name": _NAME}, {"parameters": OBJECT, "strict": ANYTHING})
+_FUNCTION_OF_RESPONSE = record({"type": one_of("function"), "name": _NAME}, {"parameters": OBJECT, "strict": ANYTHING})
 _NAMESPACE_OF_RESPONSE = record(
-    {"type": one("namespace"), "name": _NAME, "tools": array(_FUNCTION_OF_RESPONSE, least=1)}
+    {"type": one_of("namespace"), "name": _NAME, "tools": array(_FUNCTION_OF_RESPONSE, least=1)}
 )
 
-_PRIORITY: JSONObject = {"priority": either(one(INTERACTIVE, BATCH), NUMBER), "service_tier": ANYTHING}
+_PRIORITY: JSONObject = {"priority": either(one_of(INTERACTIVE, BATCH), NUMBER), "service_tier": ANYTHING}
 _TERMS: JSONObject = {**_PRIORITY, "prompt_cache_key": ANYTHING, "user": ANYTHING}
 
 _TOKEN_IDS = array({"type": "integer", "minimum": 0, "maximum": schemas.MAX_TOKEN_ID}, least=1)
@@ -110,12 +101,12 @@ _COUNTED_MESSAGES = Body(
     {"model": LLM, "messages": [_HELLO]},
     more={
         "messages": array(
-            record({"role": one("user", "assistant"), "content": _BLOCKS}), least=1, most=chat_fields.MAX_MESSAGES
+            record({"role": one_of("user", "assistant"), "content": _BLOCKS}), least=1, most=chat_fields.MAX_MESSAGES
         ),
         "system": _BLOCKS,
         "stop_sequences": _STOP,
         "tools": array(record({"name": _NAME, "input_schema": OBJECT}), most=schemas.MAX_TOOLS),
-        "tool_choice": record({"type": one("auto", "any", "none", "tool")}),
+        "tool_choice": record({"type": one_of("auto", "any", "none", "tool")}),
     },
     required=("messages",),
 )
@@ -143,24 +134,24 @@ _RESPONSE = replace(_COUNTED_RESPONSE, more={**_COUNTED_RESPONSE.more, **_TERMS}
 _TEXTS = array(either(STRING, record({"text": STRING})), least=1, most=schemas.MAX_INPUTS)
 
 CALLS: Mapping[str, Call] = {
-    "models": Call("List the models of all workers.", ref("Models"), OPENAI, _READ),
-    "models_name": Call("Return one model; its name may have slashes.", ref("Model"), OPENAI, (*_READ, UnknownModel)),
+    "models": Call("List the models of all workers.", ref("Models"), OPENAI, READS),
+    "models_name": Call("Return one model; its name may have slashes.", ref("Model"), OPENAI, (*READS, UnknownModel)),
     "chat_completions": Call(
         "Answer messages with text, tool calls or JSON.",
         ref("ChatCompletion"),
         OPENAI,
-        _ASK,
+        COMPUTES,
         body=_CHAT,
         streams={EVENTS: ref("ChatCompletionChunk")},
     ),
     "chat_completions_input_tokens": Call(
-        "Count the tokens of the texts and tools of a chat.", ref("PromptTokens"), OPENAI, _ASK, body=_CHAT
+        "Count the tokens of the texts and tools of a chat.", ref("PromptTokens"), OPENAI, COMPUTES, body=_CHAT
     ),
     "completions": Call(
         "Continue raw prompts.",
         ref("Completion"),
         OPENAI,
-        _ASK,
+        COMPUTES,
         body=_COMPLETION,
         streams={EVENTS: ref("CompletionChunk")},
     ),
@@ -168,7 +159,7 @@ CALLS: Mapping[str, Call] = {
         "Answer items, as OpenAI's responses: nothing is stored.",
         ref("Response"),
         OPENAI,
-        _ASK,
+        COMPUTES,
         body=_RESPONSE,
         streams={EVENTS: ref("ResponseEvent")},
     ),
@@ -176,14 +167,14 @@ CALLS: Mapping[str, Call] = {
         "Count the tokens of the texts and tools of a response's request.",
         ref("ResponseInputTokens"),
         OPENAI,
-        _ASK,
+        COMPUTES,
         body=_COUNTED_RESPONSE,
     ),
     "messages": Call(
         "Answer messages, as Anthropic's API.",
         ref("Message"),
         ANTHROPIC,
-        _ASK,
+        COMPUTES,
         body=_MESSAGES,
         streams={EVENTS: ref("MessageEvent")},
     ),
@@ -191,14 +182,14 @@ CALLS: Mapping[str, Call] = {
         "Count the tokens of the texts and tools of a message's request.",
         ref("PromptTokens"),
         ANTHROPIC,
-        _ASK,
+        COMPUTES,
         body=_COUNTED_MESSAGES,
     ),
     "embeddings": Call(
         "Return a vector for each text.",
         ref("Embeddings"),
         OPENAI,
-        _ASK,
+        COMPUTES,
         body=Body(
             schemas.EMBEDDINGS,
             {"model": TEXT2VEC, "input": ["red", "green"]},
@@ -210,7 +201,7 @@ CALLS: Mapping[str, Call] = {
         "Rank texts, best first: `documents` in the shape of Jina and Cohere, `texts` in that of Hugging Face.",
         either(ref("Ranking"), ref("Ranks")),
         OPENAI,
-        _ASK,
+        COMPUTES,
         body=Body(
             schemas.RERANK,
             {"model": TEXT2VEC, "query": "a color", "documents": ["red", "one"], "top_n": 1},
@@ -222,7 +213,7 @@ CALLS: Mapping[str, Call] = {
         "Return the score of each document, in their order, as DB-GPT's API.",
         ref("Relevance"),
         OPENAI,
-        _ASK,
+        COMPUTES,
         body=Body(
             schemas.RELEVANCE,
             {"model": TEXT2VEC, "query": "a color", "documents": ["red", "one"]},

@@ -33,7 +33,7 @@ def ref(name: str) -> JSONObject:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
-def one(*values: str) -> JSONObject:
+def one_of(*values: str) -> JSONObject:
     """Return the schema of a string that is one of ``values``."""
     return {"type": "string", "enum": list(values)}
 

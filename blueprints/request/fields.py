@@ -52,7 +52,7 @@ def number(least: float, most: float) -> Number:
 
 def fault(field: str, message: str) -> InvalidRequest:
     """Return the error for one field."""
-    return InvalidRequest.of_fields([{"field": field, "message": message}])
+    return InvalidRequest.of_field(field, message)
 
 
 @contextmanager

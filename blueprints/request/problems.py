@@ -67,6 +67,11 @@ def _answer(error: ModelyardError) -> Response:
         response = _refusal(error_output(error, delta=delta), status, call)
     else:
         response = json_response(problem(error), error.status, PROBLEM_TYPE)
+    return with_headers(response, error)
+
+
+def with_headers(response: Response, error: ModelyardError) -> Response:
+    """Return the response for an error with its headers: when to repeat the request, the load, how to log in."""
     if isinstance(error, Unavailable):
         response.headers["Retry-After"] = str(error.retry_after)
         if error.load:

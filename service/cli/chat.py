@@ -20,6 +20,8 @@ from .tables import as_json, safe_text
 ANSWER_TIMEOUT = 120.0
 """Seconds of silence after which an answer is given up."""
 
+NO_TEXT = "there is no text: give it as an argument, or through a pipe"
+
 HELP = """\
 /help            this list
 /clear           forget the conversation
@@ -127,8 +129,16 @@ def message_of(words: tuple[str, ...]) -> str | None:
     piped = "" if sys.stdin.isatty() else sys.stdin.read().rstrip("\n")
     text = "\n".join(part for part in (" ".join(words), piped) if part)
     if not text and not sys.stdin.isatty():
-        raise Misuse("there is no text: give it as an argument, or through a pipe")
+        raise Misuse(NO_TEXT)
     return text or None
+
+
+def text_of(words: tuple[str, ...]) -> str:
+    """Return the text of the arguments and of a pipe. Raises Misuse without one."""
+    text = message_of(words)
+    if text is None:
+        raise Misuse(NO_TEXT)
+    return text
 
 
 def write(piece: str) -> None:

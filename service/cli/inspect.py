@@ -23,46 +23,40 @@ def inspect(path: Path, n_ctx: int, slots: int, json_wanted: bool) -> None:
 
     Nothing is loaded, and no service is called. Exit status 1 if no engine here runs it.
     """
-    found = inspect_weights(path)
-    tokens = min(n_ctx, found.context_length or n_ctx)
+    inspection = inspect_weights(path)
+    tokens = min(n_ctx, inspection.context_length or n_ctx)
     if json_wanted:
-        document = {**plain(found), "path": str(path), "chat_template": found.chat_template is not None}
-        click.echo(as_json({**document, "memory_bytes": _memory(found, tokens, slots)}))
+        document = {**plain(inspection), "path": str(path), "chat_template": inspection.chat_template is not None}
+        click.echo(as_json({**document, "memory_bytes": _memory(inspection, tokens, slots)}))
     else:
-        click.echo(table(("", ""), _rows(found, tokens, slots), terminal_width()).lstrip("\n"))
-        if found.fault is None:
-            click.echo(f"\n{_table_of(found)}")
-    if found.fault is not None:
+        click.echo(table(("", ""), _rows(inspection, tokens, slots), terminal_width()).lstrip("\n"))
+        if inspection.fault is None:
+            click.echo(f"\n{_table_of(inspection)}")
+    if inspection.fault is not None:
         raise click.exceptions.Exit(1)
 
 
-def _rows(found: Inspection, tokens: int, slots: int) -> list[tuple[str, object]]:
+def _rows(inspection: Inspection, tokens: int, slots: int) -> list[tuple[str, object]]:
     rows: list[tuple[str, object]] = [
-        ("format", found.format),
-        ("name", found.name),
-        ("architecture", found.architecture),
-        ("type", found.worker_type),
-        ("engine", found.engine if found.fault is None else f"none: {found.fault}"),
-        ("weights", f"{size(found.weights_bytes)}{f' of {found.numbers}' if found.numbers else ''}"),
+        ("format", inspection.format),
+        ("name", inspection.name),
+        ("architecture", inspection.architecture),
+        ("type", inspection.worker_type),
+        ("engine", inspection.engine if inspection.fault is None else f"none: {inspection.fault}"),
+        ("weights", f"{size(inspection.weights_bytes)}{f' of {inspection.numbers}' if inspection.numbers else ''}"),
     ]
-    if found.parameters:
-        rows.append(("parameters", f"{found.parameters:,}"))
-    rows.append(("context", f"{found.context_length} tokens" if found.context_length else None))
-    if found.worker_type == "llm":
-        template = found.chat_template
-        rows.append(
-            (
-                "chat",
-                "no template" if template is None else f"yes, {'with' if 'tools' in template else 'without'} tools",
-            )
-        )
-        if (memory := _memory(found, tokens, slots)) is not None:
-            each = size((found.kv_bytes_per_token or 0) * tokens)
+    if inspection.parameters:
+        rows.append(("parameters", f"{inspection.parameters:,}"))
+    rows.append(("context", f"{inspection.context_length} tokens" if inspection.context_length else None))
+    if inspection.worker_type == "llm":
+        rows.append(("chat", _chat(inspection.chat_template)))
+        if (memory := _memory(inspection, tokens, slots)) is not None:
+            each = size((inspection.kv_bytes_per_token or 0) * tokens)
             rows.append(
                 ("memory", f"{size(memory)}: the weights, and {each} for each of {slots} slots of {tokens} tokens")
             )
     else:
-        rows.append(("embedding", f"{found.embedding_length} numbers" if found.embedding_length else None))
+        rows.append(("embedding", f"{inspection.embedding_length} numbers" if inspection.embedding_length else None))
     return rows
 
 
@@ -72,14 +66,14 @@ def _chat(template: str | None) -> str:
     return "yes, with tools" if "tools" in template else "yes, without tools"
 
 
-def _memory(found: Inspection, tokens: int, slots: int) -> int | None:
-    return found.memory(tokens, slots) if found.worker_type == "llm" else found.weights_bytes
+def _memory(inspection: Inspection, tokens: int, slots: int) -> int | None:
+    return inspection.memory(tokens, slots) if inspection.worker_type == "llm" else inspection.weights_bytes
 
 
-def _table_of(found: Inspection) -> str:
+def _table_of(inspection: Inspection) -> str:
     """Return the table of a configuration file that runs the weights, once they are in a models folder."""
-    name = (found.path.resolve().name if found.path.is_dir() else found.path.stem).lower()
-    lines = ["[[models]]", f"name = {json.dumps(name)}", f"model_path = {json.dumps(found.path.name)}"]
-    if found.engine != "llama.cpp":
-        lines.insert(2, f"engine = {json.dumps(found.engine)}")
+    name = (inspection.path.resolve().name if inspection.path.is_dir() else inspection.path.stem).lower()
+    lines = ["[[models]]", f"name = {json.dumps(name)}", f"model_path = {json.dumps(inspection.path.name)}"]
+    if inspection.engine != "llama.cpp":
+        lines.insert(2, f"engine = {json.dumps(inspection.engine)}")
     return "\n".join(lines)

@@ -8,7 +8,7 @@ import click
 
 from ..client.client import Client
 from ..types import JSONObject, plain
-from .chat import ANSWER_TIMEOUT, message_of, write
+from .chat import ANSWER_TIMEOUT, text_of, write
 from .connected import READ_TIMEOUT, with_client
 from .failures import Misuse
 from .tables import as_json, table, terminal_width
@@ -37,9 +37,7 @@ def complete(
     json_wanted: bool,
 ) -> None:
     """Continue a raw text, of the arguments or of a pipe, without a chat template."""
-    prompt = message_of(words)
-    if prompt is None:
-        raise Misuse("there is no text: give it as an argument, or through a pipe")
+    prompt = text_of(words)
     options: JSONObject = {"max_new_tokens": max_tokens, "temperature": temperature, "stop": list(stop) or None}
     with client.stream(prompt=prompt, model=model, **options) as stream:
         for piece in stream:
@@ -90,10 +88,7 @@ def rerank(client: Client, *, query: str, texts: tuple[str, ...], model: str | N
 @with_client(READ_TIMEOUT)
 def tokens(client: Client, *, words: tuple[str, ...], model: str | None, json_wanted: bool) -> None:
     """Count the tokens of a text, of the arguments or of a pipe."""
-    text = message_of(words)
-    if text is None:
-        raise Misuse("there is no text: give it as an argument, or through a pipe")
-    count = client.count_token(text, model=model)
+    count = client.count_token(text_of(words), model=model)
     click.echo(as_json({"tokens": count}) if json_wanted else str(count))
 
 

@@ -39,7 +39,7 @@ def only_model(states: Iterable[ModelState], worker_types: tuple[str, ...], url:
         names = sorted({state.name for state in of_type if state.state == "ready"} or {s.name for s in of_type})
         if len(names) > 1:
             fault = f"say which: {', '.join(names)} are at {url}"
-            raise InvalidRequest.of_fields([{"field": "model", "message": fault}])
+            raise InvalidRequest.of_field("model", fault)
         if names:
             return names[0]
     raise UnknownModel(f"no model of the type {' or '.join(worker_types)} is at {url}")

@@ -355,7 +355,7 @@ def _prompt_fields(messages: str | Sequence[Mapping[str, Any]] | None, prompt: s
         return {"messages": dbgpt_messages(messages)}
     except (KeyError, ValueError) as error:
         fault = f"each is an object with role and content: {error}"
-        raise InvalidRequest.of_fields([{"field": "messages", "message": fault}]) from None
+        raise InvalidRequest.of_field("messages", fault) from None
 
 
 def _texts(texts: Sequence[str]) -> list[str]:

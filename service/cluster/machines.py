@@ -240,7 +240,7 @@ class Machines:
             wrong = f"{host or '*'}:{port or '*'} fits {'several' if fitting else 'none'} of the hosts"
         else:
             wrong = "is missing: several hosts are possible"
-        raise InvalidRequest.of_fields([{"field": "host", "message": f"{wrong}; give host and port, one of {names}"}])
+        raise InvalidRequest.of_field("host", f"{wrong}; give host and port, one of {names}")
 
     def _unknown(self, model: str, worker_type: WorkerType | None) -> UnknownModel:
         """Return the error for a model that no machine has. Raises NotReady while this service may still get it."""

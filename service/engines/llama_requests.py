@@ -34,9 +34,7 @@ def chat_body(request: GenerateRequest, default_max_new_tokens: int) -> JSONObje
 def completion_body(request: GenerateRequest, default_max_new_tokens: int) -> JSONObject:
     """Return the body of a completion of the raw prompt, or of token ids."""
     if not request.prompt and "prompt" not in request.options:
-        raise InvalidRequest.of_fields(
-            [{"field": "prompt", "message": "is empty, and there are no messages: give one of them"}]
-        )
+        raise InvalidRequest.of_field("prompt", "is empty, and there are no messages: give one of them")
     body = _common(request, default_max_new_tokens)
     body["prompt"] = request.prompt
     body |= request.options
@@ -49,7 +47,7 @@ def _others(options: JSONObject) -> int:
     """Return the number of other tokens whose probabilities a completion has beside each of its own."""
     count = options.get("logprobs", 0)
     if type(count) is not int:
-        raise InvalidRequest.of_fields([{"field": "logprobs", "message": "must be an integer"}])
+        raise InvalidRequest.of_field("logprobs", "must be an integer")
     return count
 
 
@@ -120,7 +118,7 @@ class LlamaAnswer:
             result = handle(body, callback)
         except (ValueError, RuntimeError, TypeError) as error:
             if isinstance(error, ValueError) and (field := self._field_at_fault()):
-                raise InvalidRequest.of_fields([{"field": field, "message": f"is refused: {error}"}]) from error
+                raise InvalidRequest.of_field(field, f"is refused: {error}") from error
             if not self._has_begun and not isinstance(error, RuntimeError):
                 raise unfit(self._field, str(error)) from error
             raise EngineError(f"llama.cpp failed: {error}") from error
@@ -167,7 +165,7 @@ class LlamaAnswer:
         refused = refusal(error, self._model, self._field)
         if type(refused) is InvalidRequest and "grammar" in self._options:
             # It is read when the answer begins: of what is wrong with a request, this is found last.
-            return InvalidRequest.of_fields([{"field": "grammar", "message": f"is refused: {refused}"}])
+            return InvalidRequest.of_field("grammar", f"is refused: {refused}")
         return refused
 
     def _field_at_fault(self) -> str | None:
@@ -262,7 +260,7 @@ def unfit(field: str, reason: str) -> InvalidRequest:
     """Return the error for messages or a prompt that the library refuses; of a chat template, its own sentence."""
     # After the place in the template there is a line "Error: Jinja Exception: SENTENCE".
     sentence = reason.rpartition("\nError: ")[2].removeprefix("Jinja Exception: ")
-    return InvalidRequest.of_fields([{"field": field, "message": sentence.strip()}])
+    return InvalidRequest.of_field(field, sentence.strip())
 
 
 def template_fault(template: str | None) -> str:

@@ -44,7 +44,7 @@ class OpenAIParams(ModelParams):
     """Parameters of `OpenAI`."""
 
     base_url: str = param(
-        help="the server's address with its /v1; of several, comma-separated, a request goes to the least busy one",
+        help="the server's address with its /v1; or of several servers with the same model, comma-separated",
         tags=_OPERATOR,
     )
     backend_model: str | None = param(None, help="the server's name for the model; default: its name", tags=["fixed"])
@@ -58,7 +58,7 @@ class OpenAIParams(ModelParams):
     whole_timeout: float = param(600.0, help="seconds until an answer that is not a stream begins", min=0.1, max=86_400)
     silence_timeout: float = param(60.0, help="seconds of silence within an answer", min=1, max=86_400)
     health_interval: float = param(
-        15.0, help="seconds between two looks at the server's list of models", min=0.1, max=3600
+        15.0, help="seconds between two reads of the server's list of models", min=0.1, max=3600
     )
     strip_params: list[str] = param([], help="fields that are never sent, for a server that refuses them")
     set_params: list[str] = param([], help="fields that are always sent: NAME=JSON", tags=["operator", "privacy"])

@@ -61,7 +61,7 @@ class Fields:
                 may = ", ".join(sorted(self._template_params)) or "none"
                 field = f"{TEMPLATE_FIELD}.{name}" if name else TEMPLATE_FIELD
                 message = f"may not be set: an object of {may} is taken (template_params)"
-                raise InvalidRequest.of_fields([{"field": field, "message": message}])
+                raise InvalidRequest.of_field(field, message)
 
 
 def text_fields(request: GenerateRequest) -> JSONObject:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from ..errors import ConfigError, EngineError, ModelyardError, Overloaded, PromptTooLong
 from ..types import GenerateRequest, JSONObject
+from .tool_calls import new_call_id
 
 _ERRORS: Mapping[str, Callable[[], ModelyardError]] = {
     "engine": lambda: EngineError("the table says that the engine breaks"),
@@ -113,7 +113,7 @@ def _halves(text: str) -> list[str]:
 
 def _parts_of_call(index: int, call: JSONObject) -> Iterator[JSONObject]:
     """Yield the deltas of one call: the first has its name, the others the arguments."""
-    head = {"index": index, "id": f"call_{uuid.uuid4().hex[:24]}", "type": "function"}
+    head = {"index": index, "id": new_call_id(), "type": "function"}
     yield {"tool_calls": [{**head, "function": {"name": call["name"], "arguments": ""}}]}
     for half in _halves(json.dumps(call.get("arguments", {}))):
         yield {"tool_calls": [{"index": index, "function": {"arguments": half}}]}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Iterable, Sequence
 
 import orjson
 
 from ..types import JSONObject
+from .tool_calls import new_call_id
 
 _HALF_LETTER = "\ufffd"
 _TOKENS_A_LETTER = 4
@@ -143,7 +143,7 @@ class HermesCalls:
         self.count += 1
         return {
             "index": self.count - 1,
-            "id": f"call_{uuid.uuid4().hex[:24]}",
+            "id": new_call_id(),
             "type": "function",
             "function": {
                 "name": call["name"],

@@ -11,6 +11,11 @@ import orjson
 from ..types import Burst, JSONObject
 
 
+def new_call_id() -> str:
+    """Return an id for a call."""
+    return f"call_{uuid.uuid4().hex[:24]}"
+
+
 @dataclass
 class _Call:
     """What was sent of one call."""
@@ -80,7 +85,7 @@ class ToolCalls:
             ended = self.end()
             place = len(self._calls)
             self._places[_index(part)] = place
-            self._calls.append(_Call(call_id or f"call_{uuid.uuid4().hex[:24]}", has_name=False))
+            self._calls.append(_Call(call_id or new_call_id(), has_name=False))
             sent = {"id": self._calls[place].id, "type": "function"}
         call, arguments = self._calls[place], _arguments(function.get("arguments"))
         call.has_arguments = call.has_arguments or bool(arguments.strip())

@@ -186,19 +186,25 @@ class Transformers(Engine):
     def _prompt(self, request: GenerateRequest) -> str:
         if not request.uses_messages:
             if not request.prompt:
-                raise _fault("prompt", "is empty, and there are no messages: give one of them")
+                raise InvalidRequest.of_field("prompt", "is empty, and there are no messages: give one of them")
             return request.prompt
         if not self._template:
-            raise _fault("messages", f"model {self.params.registered_name!r} has no chat template: send a raw prompt")
+            raise InvalidRequest.of_field(
+                "messages", f"model {self.params.registered_name!r} has no chat template: send a raw prompt"
+            )
         if request.options.get("tool_choice", "auto") != "auto":
-            raise _fault("tool_choice", f"model {self.params.registered_name!r} can't be made to call a tool: use auto")
+            raise InvalidRequest.of_field(
+                "tool_choice", f"model {self.params.registered_name!r} can't be made to call a tool: use auto"
+            )
         messages = messages_for_template(request.options.get("messages") or openai_messages(request.messages))
         try:
             rendered = self._tokenizer.apply_chat_template(
                 messages, tools=request.options.get("tools"), add_generation_prompt=True, tokenize=False
             )
         except Exception as error:  # a template may raise anything
-            raise _fault("messages", f"are refused by the chat template: {first_line(error)}") from error
+            raise InvalidRequest.of_field(
+                "messages", f"are refused by the chat template: {first_line(error)}"
+            ) from error
         return str(rendered)
 
     def _tokens_of(self, text: str, *, is_raw: bool = True) -> list[int]:
@@ -240,7 +246,3 @@ class Transformers(Engine):
         if self._tokenizer is None:
             raise EngineError(f"model {self.params.registered_name!r} is not loaded")
         return len(self._tokens_of(prompt))
-
-
-def _fault(field: str, message: str) -> InvalidRequest:
-    return InvalidRequest.of_fields([{"field": field, "message": message}])

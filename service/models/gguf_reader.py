@@ -103,8 +103,8 @@ class _Reader:
         if version & 0xFFFF == 0 and version:
             raise BadModelFile(f"{self._path} is GGUF for big-endian machines: convert it for this one")
         if version not in VERSIONS:
-            known = " or ".join(str(v) for v in VERSIONS)
-            raise BadModelFile(f"{self._path} has GGUF version {version}, not {known}: convert it again")
+            versions = " or ".join(str(v) for v in VERSIONS)
+            raise BadModelFile(f"{self._path} has GGUF version {version}, not {versions}: convert it again")
         return version
 
     def _entries(self, what: str) -> int:

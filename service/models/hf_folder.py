@@ -32,14 +32,14 @@ class HFFolder:
         return "transformers" if self.worker_type is WorkerType.LLM else "sentence-transformers"
 
 
-def is_one(path: Path) -> bool:
-    """Return whether a path is a folder with a model."""
+def holds_model(path: Path) -> bool:
+    """Return whether a folder has a model."""
     return (path / CONFIG).is_file() or (path / "modules.json").is_file()
 
 
 def read(path: Path) -> HFFolder:
     """Return what a folder holds. Raises BadModelFile."""
-    if not is_one(path):
+    if not holds_model(path):
         raise BadModelFile(f"{path} is not a folder with a model of Hugging Face: it has no {CONFIG}")
     architectures = config(path).get("architectures")
     architecture = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
@@ -59,12 +59,12 @@ def config(path: Path) -> JSONObject:
 
 def chat_template(path: Path) -> str | None:
     """Return the chat template of a folder; None without one. Raises BadModelFile."""
-    own = path / "chat_template.jinja"
+    file = path / "chat_template.jinja"
     try:
-        if own.is_file() and own.stat().st_size <= LARGEST_CONFIG:
-            return own.read_text(encoding="utf-8")
+        if file.is_file() and file.stat().st_size <= LARGEST_CONFIG:
+            return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise BadModelFile(f"{own} can't be read: {error}") from error
+        raise BadModelFile(f"{file} can't be read: {error}") from error
     tokenizer = path / "tokenizer_config.json"
     template = _json(tokenizer).get("chat_template") if tokenizer.is_file() else None
     return template if isinstance(template, str) else None

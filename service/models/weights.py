@@ -82,7 +82,7 @@ def _walk(folder: Path, depth: int, budget: list[int]) -> Iterator[Path]:
         if entry.name.startswith(".") or not _is_unicode(entry.name):
             continue
         if entry.is_dir(follow_symlinks=False):
-            if hf_folder.is_one(Path(entry.path)):
+            if hf_folder.holds_model(Path(entry.path)):
                 yield Path(entry.path)
             else:
                 folders.append(Path(entry.path))
@@ -103,7 +103,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 def _files_of(path: Path) -> Iterator[Path]:
     """Yield the files below a folder of Hugging Face; nothing for a file."""
-    if path.is_dir() and hf_folder.is_one(path):
+    if path.is_dir() and hf_folder.holds_model(path):
         for entry in _entries(path):
             if entry.is_dir(follow_symlinks=False):
                 yield from (Path(below.path) for below in _entries(Path(entry.path)))
@@ -138,7 +138,7 @@ def _exists(path: Path) -> bool:
 def _readable(path: Path, named: Path) -> Path:
     mode = path.lstat().st_mode
     if stat.S_ISDIR(mode):
-        if hf_folder.is_one(path):
+        if hf_folder.holds_model(path):
             return path
         raise BadModelFile(f"{named} is a folder: model_path must name a file in it, or a folder with a config.json")
     if not stat.S_ISREG(mode):  # Opening a pipe would block.

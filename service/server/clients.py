@@ -151,9 +151,9 @@ class Clients:
         now = time.monotonic()
         seen: set[int] = set()
         late, is_soon = 0, False
-        known = list(self._connections.items())
+        connections = list(self._connections.items())
         # Requests may begin and end during the look.
-        busy = {inode for inode, connection in known if connection.is_busy}
+        busy = {inode for inode, connection in connections if connection.is_busy}
         for inode, sock in open_sockets(without=self._uninteresting()):
             if inode not in self._connections and not self._is_of_client(sock):
                 self._others.add(inode)
@@ -165,7 +165,7 @@ class Clients:
             if how is not None:
                 late += not self._is_closing and (connection.is_busy or how == socket.SHUT_RDWR)
                 sock.shutdown(how)
-        for inode, connection in known:
+        for inode, connection in connections:
             if inode not in seen and inode not in busy and not connection.is_busy:
                 self._connections.pop(inode, None)
         if late:

@@ -25,7 +25,7 @@ def of_service(settings: Settings) -> JSONObject:
         "modelyard.host.cores": len(os.sched_getaffinity(0)),
         "modelyard.host.memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
     }
-    versions = {f"modelyard.package.{name}": found for name in _PACKAGES if (found := _version(name)) is not None}
+    versions = {f"modelyard.package.{name}": version for name in _PACKAGES if (version := _version(name)) is not None}
     return attributes | versions | shown("modelyard.setting", settings)
 
 

@@ -186,7 +186,7 @@ class LocalWorkerManager(SharedCalls):
         """
         if apply_type not in APPLY_TYPES:
             fault = f"{apply_type!r} is not one of {', '.join(APPLY_TYPES)}"
-            raise InvalidRequest.of_fields([{"field": "apply_type", "message": fault}])
+            raise InvalidRequest.of_field("apply_type", fault)
         self.models.check_complete()
         models = self.models.all() if model == EVERY_MODEL else self.models.named(model, worker_type)
         for target in models:

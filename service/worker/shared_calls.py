@@ -86,7 +86,7 @@ class SharedCalls(WorkerManager):
         """
         instances = self.get_all_model_instances(WorkerType.LLM, healthy_only=False)
         if not instances:
-            raise InvalidRequest.of_fields([{"field": "model", "message": "is missing: no LLM is hosted"}])
+            raise InvalidRequest.of_field("model", "is missing: no LLM is hosted")
         first = next((instance for instance in instances if instance.healthy), instances[0])
         return split_worker_key(first.model_name)[0]
 

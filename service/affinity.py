@@ -1,6 +1,6 @@
-"""Which servers a session prefers: rendezvous hashing, bounded by load.
+"""Order the servers that a session prefers: rendezvous hashing, bounded by load.
 
-There is no state: every process has the same order.
+Nothing is stored: every process has the same order.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 BOUND = 1.25
-"""The load of a server, in shares of the mean, at which sessions go past it."""
+"""The load of a server, relative to the mean, at which sessions skip it."""
 
 ALWAYS_ROOM = 0.5
 """The share of its slots that sessions may take at a server, whatever the mean is."""
@@ -46,7 +46,8 @@ def _rank(session: str, candidate: Candidate) -> float:
 def preferred(session: str, candidates: Sequence[Candidate]) -> list[Candidate]:
     """Return the candidates with room, in the order of a session.
 
-    Room means that one request more keeps the load within the bound, and that a slot is free if any candidate has one.
+    A candidate has room if one more request keeps its load within the bound, and it has a free slot where any
+    candidate has one.
     """
     capacity = sum(candidate.slots * candidate.weight for candidate in candidates)
     requests = 1 + sum(candidate.busy for candidate in candidates)

@@ -65,9 +65,9 @@ class Modelyard:
         """Add the blueprints to ``app`` and return the runtime, which ``app.extensions["modelyard"]`` holds.
 
         With ``worker`` false the worker API is left out; with ``openai`` OpenAI's API is under ``/v1`` of the prefix.
-        ``/healthz``, ``/readyz`` and, where the setting asks for it, ``/metrics`` are under ``probes_prefix`` (default:
-        the API's prefix). In each process
-        ``after_start`` is called with the manager after the models were started or have failed. Raises ConfigError.
+        ``/healthz``, ``/readyz`` and, where the setting ``metrics`` allows it, ``/metrics`` are under ``probes_prefix``
+        (default: the API's prefix). In each process ``after_start`` is called with the manager after the models were
+        started or have failed. Raises ConfigError.
         """
         named: dict[str, Any] = {"url_prefix": url_prefix, "worker": worker, "openai": openai}
         named |= {"probes_prefix": probes_prefix, "after_start": after_start}

@@ -218,7 +218,7 @@ class NamingManager(SharedCalls):
                 if not candidates.over(error):
                     raise
 
-    # What is there, by the names of models and by aliases
+    # Instances, by the names of models and by aliases
 
     def _key(self, key: str) -> str:
         name, at, kind = key.rpartition("@")

@@ -29,6 +29,7 @@ from .traces import CallTrace, arrived, read_body
 log = logging.getLogger("modelyard.access")
 _REFUSALS = {code for code, error in BY_CODE.items() if issubclass(error, Unavailable)}
 """The codes of errors after which the request may be sent again."""
+_OF_CALLER = ("error", "caller", "key", "request_id")
 R = TypeVar("R", bound=Response)
 
 
@@ -124,20 +125,18 @@ class AccessLine:
             line["first_ms"] = round((self.first - self._began) * 1000, 1)
         if self.queued:
             line["queue_ms"] = round(self.queued * 1000, 1)
-        usage = self.usage() or {}
-        facts = {
-            **{name: getattr(self, name) for name in ("model", "answered_by", "instance", "pieces")},
-            "prompt_tokens": usage.get("prompt_tokens", self.prompt_tokens),
-            "completion_tokens": usage.get("completion_tokens"),
-            **{name: getattr(self, name) for name in ("finish_reason", "error", "caller", "key", "request_id")},
-        }
-        line |= {name: value for name, value in facts.items() if value is not None}
+        for name in ("model", "answered_by", "instance", "pieces", "prompt_tokens", "finish_reason", *_OF_CALLER):
+            value = getattr(self, name)
+            if value is not None:
+                line[name] = value
+        if usage := self.usage():
+            line |= {name: usage[name] for name in ("prompt_tokens", "completion_tokens") if name in usage}
         level = logging.DEBUG if self._routine and self.status < HTTPStatus.BAD_REQUEST else logging.INFO
         log.log(level, orjson.dumps(line).decode())
 
     def _count(self, metrics: Metrics) -> None:
-        metrics.add(HTTP_REQUESTS, self._call, str(self.status))
-        metrics.observe(HTTP_SECONDS, time.monotonic() - self._began, self._call)
+        seconds = time.monotonic() - self._began
+        metrics.note((HTTP_REQUESTS, (self._call, str(self.status)), 1), (HTTP_SECONDS, (self._call,), seconds))
         if self.error in _REFUSALS:
             metrics.add(REFUSED, self.error)
 

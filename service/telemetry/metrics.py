@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
@@ -39,8 +40,14 @@ class Family:
         return f"{self.name}_total" if self.kind == "counter" else self.name
 
 
+Value: TypeAlias = tuple[Family, tuple[str, ...], float]
+"""What is added to a counter, or counted in a histogram: the family, the values of its labels, and the number."""
+
 FAMILIES: dict[str, Family] = {}
 """All families, by name."""
+
+MANY = 256
+"""Requests after which their values are added up."""
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _SECONDS_A_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5)
@@ -131,40 +138,51 @@ INFO = _gauge("build_info", "1, with the version.", "version", "role", is_shared
 
 
 class Metrics:
-    """The counters and histograms of one process. Safe to use from many threads."""
+    """The counters and histograms of one process. Safe to use from many threads.
+
+    A request that ends appends its values to a queue, and waits for no other: they are added up when the counts are
+    read, or when there are many.
+    """
 
     def __init__(self) -> None:
         """Count from 0."""
-        self._lock = threading.Lock()
+        self._pending: deque[tuple[Value, ...]] = deque()
+        self._adding = threading.Lock()
         self._counts: Counts = {}
 
     def add(self, family: Family, *labels: str, amount: float = 1.0) -> None:
         """Add ``amount`` to a counter."""
-        with self._lock:
-            self._cell(family, labels)[0] += amount
+        self.note((family, labels, amount))
 
     def observe(self, family: Family, value: float, *labels: str) -> None:
         """Count ``value`` in a histogram."""
-        bucket = bisect_left(family.buckets, value)
-        with self._lock:
-            cell = self._cell(family, labels)
-            cell[0] += value
-            cell[bucket + 1] += 1
+        self.note((family, labels, value))
 
-    def _cell(self, family: Family, labels: tuple[str, ...]) -> list[float]:
-        cells = self._counts.setdefault(family.name, {})
-        cell = cells.get(labels)
-        if cell is None:
-            size = len(family.buckets) + 2 if family.kind == "histogram" else 1
-            cell = cells[labels] = [0.0] * size
-        return cell
+    def note(self, *values: Value) -> None:
+        """Add values to counters, and count values in histograms: all that one request brings, in one step."""
+        self._pending.append(values)
+        if len(self._pending) >= MANY and self._adding.acquire(blocking=False):
+            try:
+                self._add_pending()
+            finally:
+                self._adding.release()
+
+    def _add_pending(self) -> None:
+        for _ in range(len(self._pending)):
+            for family, labels, value in self._pending.popleft():
+                cells = self._counts.setdefault(family.name, {})
+                cell = cells.get(labels)
+                if cell is None:
+                    cell = cells[labels] = [0.0] * (len(family.buckets) + 2 if family.buckets else 1)
+                cell[0] += value
+                if family.buckets:
+                    cell[bisect_left(family.buckets, value) + 1] += 1
 
     def counts(self) -> Counts:
         """Return a copy of all counts."""
-        with self._lock:
-            return {
-                name: {labels: list(cell) for labels, cell in cells.items()} for name, cells in self._counts.items()
-            }
+        with self._adding:
+            self._add_pending()
+            return added([self._counts])
 
 
 def added(parts: Iterable[Mapping[str, Mapping[tuple[str, ...], list[float]]]]) -> Counts:

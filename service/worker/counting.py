@@ -9,7 +9,7 @@ from typing import TypeVar
 from ..engines.base import tokens_of
 from ..errors import EngineError, ModelyardError
 from ..streams import Cancel, OutputStream
-from ..telemetry.metrics import LOAD_FAILURES, LOAD_SECONDS, CallFamilies, Metrics
+from ..telemetry.metrics import LOAD_FAILURES, LOAD_SECONDS, CallFamilies, Metrics, Value
 
 R = TypeVar("R")
 
@@ -40,21 +40,20 @@ class CallCounts:
 
         Without a usage, as of an answer that broke off, each piece counts as a token.
         """
-        metrics, families, labels = self._metrics, self._families, self._labels
-        usage = stream.usage or {}
+        families, labels, usage = self._families, self._labels, stream.usage or {}
         tokens = usage.get("completion_tokens") or stream.pieces
-        if tokens:
-            metrics.add(families.generation_tokens, *labels, amount=tokens)
-        if prompt_tokens := usage.get("prompt_tokens"):
-            metrics.add(families.prompt_tokens, *labels, amount=prompt_tokens)
+        values: list[Value] = [
+            (families.prompt_tokens, labels, usage.get("prompt_tokens") or 0),
+            (families.generation_tokens, labels, tokens),
+        ]
         if error is not None:
-            self.failed(error)
+            self._metrics.note(*values, (families.failure, (*labels, code_of(error)), 1))
             return
         if stream.first is not None:
-            metrics.observe(families.first_token, stream.first - stream.began, *labels)
+            values.append((families.first_token, labels, stream.first - stream.began))
             if tokens > 1:
-                metrics.observe(families.time_per_token, (stream.last - stream.first) / (tokens - 1), *labels)
-        self._succeeded(stream.began, stream.cancel, stream.finish_reason)
+                values.append((families.time_per_token, labels, (stream.last - stream.first) / (tokens - 1)))
+        self._metrics.note(*values, *self._success(stream.began, stream.cancel, stream.finish_reason))
 
     def computed(self, texts: Sequence[str], cancel: Cancel, call: Callable[[], R]) -> R:
         """Return the result of ``call``, which embeds or ranks ``texts``, and count it; raises what it raises."""
@@ -64,19 +63,23 @@ class CallCounts:
         except BaseException as error:
             self.failed(error)
             raise
-        self._metrics.add(self._families.texts, *self._labels, amount=len(texts))
-        self._metrics.observe(self._families.texts_a_call, len(texts), *self._labels)
-        if tokens := tokens_of(results):
-            self._metrics.add(self._families.prompt_tokens, *self._labels, amount=tokens)
-        self._succeeded(began, cancel, "stop")
+        families, labels = self._families, self._labels
+        self._metrics.note(
+            (families.texts, labels, len(texts)),
+            (families.texts_a_call, labels, len(texts)),
+            (families.prompt_tokens, labels, tokens_of(results) or 0),
+            *self._success(began, cancel, "stop"),
+        )
         return results
 
-    def _succeeded(self, began: float, cancel: Cancel, finish_reason: str | None) -> None:
-        metrics, families, labels = self._metrics, self._families, self._labels
+    def _success(self, began: float, cancel: Cancel, finish_reason: str | None) -> tuple[Value, ...]:
+        families, labels = self._families, self._labels
         reason = finish_reason if finish_reason in FINISH_REASONS else "other"
-        metrics.add(families.success, *labels, reason)
-        metrics.observe(families.queue_time, cancel.queued, *labels)
-        metrics.observe(families.duration, time.monotonic() - began, *labels)
+        return (
+            (families.success, (*labels, reason), 1),
+            (families.queue_time, labels, cancel.queued),
+            (families.duration, labels, time.monotonic() - began),
+        )
 
     def started(self, seconds: float) -> None:
         """Count a start of the model that has succeeded."""

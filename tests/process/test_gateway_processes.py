@@ -113,5 +113,10 @@ def test_a_scrape_of_either_process_shows_the_sum(gateway: Service) -> None:
     before = counted()
     for _ in range(8):
         assert gateway.post(CHAT, chat(pieces=1)).status_code == 200
-    wait_until(lambda: counted() == before + 8, "the slower process has written", interval=0.05)
-    assert {counted() for _ in range(8)} == {before + 8}, "each connection reaches one of the two"
+
+    def is_everywhere() -> bool:
+        # Each connection reaches one of the two; what earlier tests have brought may come late too.
+        values = {counted() for _ in range(8)}
+        return len(values) == 1 and values.pop() >= before + 8
+
+    wait_until(is_everywhere, "both have written", interval=0.05)

@@ -32,6 +32,7 @@ from monoliths import (
 )
 from processes import processes_of
 from running import ROOT, Service, Services, console_script, wait_until
+from scraped import value_in
 
 from scripts import journal, script
 
@@ -47,7 +48,7 @@ SERVERS = {
 def shop(request: pytest.FixtureRequest, run_module: Services) -> Iterator[Service]:
     """A monolith of four processes; no test of it changes what runs in the end."""
     worker_class, arguments = SERVERS[request.param]
-    service = monolith(run_module, *arguments, worker_class=worker_class)
+    service = monolith(run_module, *arguments, worker_class=worker_class, metrics="guarded")
     wait_workers(service, 4)
     yield service
     service.kill()
@@ -89,6 +90,29 @@ def test_embeddings_of_all_processes_meet_in_one_engine(shop: Service) -> None:
         body = {"model": "vectors", "input": [json.dumps({"name": f"of {pid}"})]}
         assert said(ask(shop, pid, "POST", f"{API}embeddings", body)) == [[1.0, 0.0]]
     assert journal(shop, "computed")[before:] == [f"computed of {pid}" for pid in web_pids(shop)]
+
+
+def test_a_scrape_of_any_process_shows_the_sum_of_all_and_of_the_host(shop: Service) -> None:
+    def counted(pid: int) -> list[float]:
+        text = ask(shop, pid, "GET", f"{PREFIX}/metrics")[1].decode()
+        of_model = value_in(text, "request_success_total", model="script")
+        return [of_model, value_in(text, "http_requests_total", call="worker.generate", status="200")]
+
+    pids = web_pids(shop)
+    before = counted(pids[0])
+    for pid in pids:
+        assert said(ask(shop, pid, "POST", f"{API}generate", script(pieces=2)))["text"] == "xx"
+
+    def is_everywhere() -> bool:
+        # What earlier tests have brought may come late too.
+        first, last = counted(pids[0]), counted(pids[3])
+        return first == last and first[0] >= before[0] + 4 and first[1] >= before[1] + 4
+
+    wait_until(is_everywhere, "all have written", interval=0.1)
+    text = ask(shop, pids[1], "GET", f"{PREFIX}/metrics")[1].decode()
+    assert value_in(text, "processes") == 5
+    assert value_in(text, "model_state", model="script", state="ready") == 1
+    assert value_in(text, "num_slots", model="script") == 2
 
 
 def test_a_limit_is_one_over_all_processes(shop: Service) -> None:

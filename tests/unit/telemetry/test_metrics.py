@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from modelyard.telemetry.metrics import ENGINE, FAMILIES, RUNNING, Counts, Metrics, added
+from modelyard.telemetry.metrics import ENGINE, FAMILIES, MANY, RUNNING, Counts, Metrics, added
 from modelyard.telemetry.shared_metrics import Sample, SharedMetrics
 from running import wait_until
 
@@ -70,6 +71,29 @@ def test_counts_are_a_copy():
     counts = metrics.counts()
     metrics.add(TOKENS, *LABELS)
     assert counts == {TOKENS.name: {LABELS: [1.0]}}
+
+
+def test_many_values_are_added_up_without_being_read():
+    metrics = Metrics()
+    for _ in range(3 * MANY):
+        metrics.add(TOKENS, *LABELS)
+    assert len(metrics._pending) < MANY
+    assert metrics.counts()[TOKENS.name][LABELS] == [3 * MANY]
+
+
+def test_threads_lose_nothing():
+    metrics = Metrics()
+
+    def count() -> None:
+        for _ in range(1000):
+            metrics.add(TOKENS, *LABELS)
+
+    threads = [threading.Thread(target=count) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert metrics.counts()[TOKENS.name][LABELS] == [8000]
 
 
 def test_histograms_of_other_buckets_are_not_added():

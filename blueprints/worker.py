@@ -7,19 +7,19 @@ from collections.abc import Iterable
 from flask import Blueprint, Response, g, request
 from marshmallow import Schema
 
-from ..engines.base import other_model_of, tokens_of
+from ..engines.base import tokens_of
 from ..errors import ModelyardError
 from ..streams import whole_answer
 from ..types import Burst, GenerateRequest, JSONObject, WorkerType
-from ..wire.chunks import EMPTY_CHUNK, ROUTE_HEADER, ROUTE_LOCAL, STREAM_TYPE, ChunkEncoder, encode_output
+from ..wire.chunks import EMPTY_CHUNK, LOAD_HEADER, ROUTE_HEADER, ROUTE_LOCAL, STREAM_TYPE, ChunkEncoder, encode_output
 from ..wire.decoder import NUL
 from ..wire.messages import DELTA_TYPE
 from ..wire.unsaved import UNSAVED_HEADER, encode_reason
 from ..worker.protocol import Service, WorkerManager
 from . import worker_schemas as schemas
 from .request import guard, problems
-from .request.access_log import log_access, naming, read_call
-from .request.bodies import json_response, vectors_response, wants_delta
+from .request.access_log import log_access, naming, read_call, vectors_response
+from .request.bodies import json_response, wants_delta
 from .request.fields import load, load_query
 from .request.keys import characters_of, check_model, total_tokens
 from .request.streaming import Call, StreamResponse, called, stream_response
@@ -134,7 +134,7 @@ def _add_generation(blueprint: Blueprint, service: Service) -> None:
 def _with_load(response: Response, service: Service, model: str, *kinds: WorkerType) -> Response:
     for kind in kinds:
         if load := _manager(service).load_of(model, kind):
-            response.headers["Modelyard-Load"] = load
+            response.headers[LOAD_HEADER] = load
             break
     return response
 
@@ -154,8 +154,7 @@ def _add_vectors(blueprint: Blueprint, service: Service) -> None:
             else:
                 vectors = manager.embeddings(model, texts, call.cancel, wait=wait, extra=extra, batch=batch)
             call.count(tokens_of(vectors))
-            g.modelyard_line.prompt_tokens = tokens_of(vectors)
-        response = naming(other_model_of(vectors), vectors_response([vectors] if query else vectors, vectors))
+        response = vectors_response([vectors] if query else vectors, vectors)
         return _with_load(response, service, model, WorkerType.TEXT2VEC, WorkerType.RERANKER)
 
 

@@ -17,8 +17,8 @@ from ...errors import ModelyardError
 from ...types import JSONObject, WorkerType, worker_key
 from ...worker.protocol import Service
 from ..request import cors, guard
-from ..request.access_log import log_access, naming, read_call
-from ..request.bodies import json_response, vectors_response
+from ..request.access_log import log_access, naming, read_call, vectors_response
+from ..request.bodies import json_response
 from ..request.fields import fault, load
 from ..request.keys import check_model, total_tokens, visible
 from ..request.streaming import Call, Encoder, called, stream_response
@@ -204,7 +204,7 @@ def _add_vectors(routes: Routes, service: Service) -> None:
             tokens = _tokens(service, model, rows, texts)
             call.count(tokens or None)
             answer = embeddings_answer(rows, model, tokens, as_base64=as_base64)
-            return naming(other_model_of(rows), vectors_response(answer, rows))
+            return vectors_response(answer, rows)
 
     def rerank() -> Response:
         return _rerank(service)
@@ -220,7 +220,7 @@ def _add_vectors(routes: Routes, service: Service) -> None:
             scores = service.manager.rerank(model, query, texts, call.cancel, batch=batch_of(service, request, body))
             tokens = _tokens(service, other_model_of(scores) or model, scores, [query, *texts])
             call.count(tokens or None)
-            return naming(other_model_of(scores), vectors_response(relevance_answer(scores, model, tokens), scores))
+            return vectors_response(relevance_answer(scores, model, tokens), scores)
 
     routes.add("POST", "/embeddings", embeddings)
     routes.add("POST", "/rerank", rerank)
@@ -255,7 +255,7 @@ def _rerank(service: Service) -> Response:
             tokens=tokens,
             with_texts=bool(loaded.get("return_text" if shape == TEI else "return_documents")),
         )
-        return naming(other_model_of(ranked), vectors_response(answer, ranked))
+        return vectors_response(answer, ranked)
 
 
 def _is_reranker(service: Service, model: str) -> bool:

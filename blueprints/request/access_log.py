@@ -13,16 +13,17 @@ from urllib.parse import quote
 import orjson
 from flask import Blueprint, Request, Response, g, request
 
+from ...engines.base import Vectors, cut_texts, other_model_of, tokens_of
 from ...errors import Unavailable
 from ...streams import OutputStream
 from ...telemetry.metrics import HTTP_REQUESTS, HTTP_SECONDS, REFUSED, Metrics
 from ...telemetry.tracing import Tracing
 from ...types import JSONObject
-from ...wire.chunks import MODEL_HEADER
+from ...wire.chunks import CUT_HEADER, MODEL_HEADER, TOKENS_HEADER
 from ...wire.errors import BY_CODE
 from ...wire.terms import QUEUE_HEADER
 from ...worker.protocol import Service
-from .bodies import read_object
+from .bodies import json_response, read_object
 from .keys import check_model
 from .traces import CallTrace, arrived, read_body
 
@@ -162,6 +163,21 @@ def naming(model: str | None, response: R) -> R:
         g.modelyard_line.answered_by = model
         response.headers[MODEL_HEADER] = quote(model, safe="/:@+=, ")
     return response
+
+
+def vectors_response(value: Any, vectors: Vectors) -> Response:
+    """Return ``value`` as JSON, the answer to a request that has computed ``vectors``.
+
+    Headers have the number of texts that were cut, their tokens, and the model if it is not the one that was asked for;
+    the access line has the last two.
+    """
+    response = json_response(value)
+    if cut := cut_texts(vectors):
+        response.headers[CUT_HEADER] = str(cut)
+    if (tokens := tokens_of(vectors)) is not None:
+        g.modelyard_line.prompt_tokens = tokens
+        response.headers[TOKENS_HEADER] = str(tokens)
+    return naming(other_model_of(vectors), response)
 
 
 def log_access(

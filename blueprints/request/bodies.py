@@ -9,10 +9,8 @@ from flask import Request, Response
 from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge, RequestTimeout
 from werkzeug.wsgi import LimitedStream
 
-from ...engines.base import Vectors, cut_texts, tokens_of
 from ...errors import InvalidRequest, RequestTooLarge
 from ...types import JSONObject
-from ...wire.chunks import CUT_HEADER, TOKENS_HEADER
 from ...wire.messages import DELTA_TYPE
 
 JSON_TYPE = "application/json"
@@ -101,16 +99,6 @@ def _too_large(what: str, limit: int) -> RequestTooLarge:
 def wants_delta(request: Request) -> bool:
     """Return whether a client asks for new pieces instead of the whole text so far."""
     return DELTA_TYPE in request.headers.get("Accept", "")
-
-
-def vectors_response(value: Any, vectors: Vectors) -> Response:
-    """Return ``value`` as JSON, with headers for the texts of ``vectors`` that were cut, and for their tokens."""
-    response = json_response(value)
-    if cut := cut_texts(vectors):
-        response.headers[CUT_HEADER] = str(cut)
-    if (tokens := tokens_of(vectors)) is not None:
-        response.headers[TOKENS_HEADER] = str(tokens)
-    return response
 
 
 def json_response(value: Any, status: int = 200, content_type: str = JSON_TYPE) -> Response:

@@ -129,12 +129,14 @@ class Guard:
 
     def _is_closed(self) -> bool:
         """Return whether a token or a key is required; True also while the keys can't be read."""
-        if self._tokens.configured or self._keys is None or not self._requires_keys:
-            return self._tokens.configured
         try:
-            return self._keys.is_required()
+            return self._requires_secret()
         except NotReady:
             return True
+
+    def _requires_secret(self) -> bool:
+        """Return whether a token or a key is required. Raises NotReady while the keys can't be read."""
+        return self._tokens.configured or (self._requires_keys and self._keys is not None and self._keys.is_required())
 
     def _find(self, secret: str | None) -> Token | Key | None:
         """Return the token or the key of a secret, None for an unknown one, or without one."""
@@ -198,12 +200,9 @@ class Guard:
         if token is not None:
             kind = "token" if isinstance(token, Token) else "key"
             return Forbidden(f"{call}; the {kind} {token.name} has {join_scopes(token.scopes)}")
-        is_closed = self._tokens.configured or (
-            self._requires_keys and self._keys is not None and self._keys.is_required()
-        )
-        if not is_closed:
+        if not self._requires_secret():
             who = f"{request.environ.get('REMOTE_ADDR') or 'a unix socket'}"
-            by_default = self._granted(request.environ.get("REMOTE_ADDR"), is_closed).by_default
+            by_default = self._granted(request.environ.get("REMOTE_ADDR"), False).by_default
             is_plain = by_default and is_of_plain_proxy(request.environ)
             if sign := detour(request.environ) or (is_plain and "it is HTTP/1.0"):
                 who = f"a request through a proxy or from a web page ({sign}; it came from {who})"

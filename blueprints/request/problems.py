@@ -11,7 +11,7 @@ from werkzeug.exceptions import HTTPException
 from ...errors import InvalidRequest, ModelyardError, Unauthorized, Unavailable
 from ...telemetry import dbgpt
 from ...types import JSONObject, ModelOutput
-from ...wire.chunks import STREAM_TYPE, encode_output
+from ...wire.chunks import LOAD_HEADER, STREAM_TYPE, encode_output
 from ...wire.decoder import NUL
 from ...wire.messages import DELTA_TYPE
 from .bodies import JSON_TYPE, json_response, wants_delta
@@ -75,7 +75,7 @@ def with_headers(response: Response, error: ModelyardError) -> Response:
     if isinstance(error, Unavailable):
         response.headers["Retry-After"] = str(error.retry_after)
         if error.load:
-            response.headers["Modelyard-Load"] = error.load
+            response.headers[LOAD_HEADER] = error.load
     if isinstance(error, Unauthorized):
         response.headers["WWW-Authenticate"] = 'Bearer realm="modelyard"'
     return response

@@ -19,6 +19,7 @@ from flask import Request, Response, g, request
 from ...errors import Cancelled, EngineError, ModelyardError, WorkerLost
 from ...streams import Cancel, OutputStream
 from ...types import Burst
+from ...wire.chunks import LOAD_HEADER
 from ...worker.protocol import ClientOfServer, Permit, Service
 from .access_log import AccessLine, naming
 from .keys import key_of_request, prompt_tokens, reserved_tokens
@@ -303,7 +304,7 @@ class StreamResponse(Response):
         self.headers["X-Accel-Buffering"] = "no"
         self.headers["Cache-Control"] = "no-cache"
         if load:
-            self.headers["Modelyard-Load"] = load
+            self.headers[LOAD_HEADER] = load
         self.taken = False
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:

@@ -188,13 +188,13 @@ class OpenAI(Engine):
         return self._backends.results(lambda backend: answered(backend, path, body, cancel), cancel, request.session)
 
     def _whole(self, backend: Backend, path: str, body: bytes, cancel: Cancel) -> Bursts:
-        answer = openai_answers.Answer(backend.where)
+        answer = openai_answers.BackendAnswer(backend.where)
         with self._sent(backend, path, body, cancel, self.params.whole_timeout) as response:
             yield answer.burst([response.content])
         yield answer.ending()
 
     def _streamed(self, backend: Backend, path: str, body: bytes, cancel: Cancel) -> Bursts:
-        answer = openai_answers.Answer(backend.where)
+        answer = openai_answers.BackendAnswer(backend.where)
         with self._sent(backend, path, body, cancel) as response:
             decoder = openai_answers.EventDecoder()
             quiet_since = time.monotonic()

@@ -46,7 +46,7 @@ class EventDecoder:
         return events
 
 
-class Answer:
+class BackendAnswer:
     """One streamed answer of a backend: its events in, bursts out."""
 
     def __init__(self, where: str) -> None:

@@ -21,7 +21,7 @@ from ..types import Burst, GenerateRequest, JSONObject, WorkerType
 from ..wire.messages import text_of_content
 from .base import CancelEvent, Progress, Vectors
 from .echo import Echo, EchoParams
-from .scripted_table import Row, Step, read_table, step_of, text_step
+from .scripted_table import AnswerRow, Step, read_table, step_of, text_step
 
 TICK = 0.2
 ALL_OPTIONS = frozenset(
@@ -62,7 +62,7 @@ class Answers:
         self._keeps_calls = keeps_calls
         self._otherwise: Callable[[Asked], str] = lambda asked: asked.prompt
         self._steps: deque[Step] = deque()
-        self._rows: list[Row] = []
+        self._rows: list[AnswerRow] = []
         self._lock = threading.Lock()
         self._released = threading.Event()
         self.key = f"{id(self):x}"

@@ -59,7 +59,7 @@ def _probability(piece: str, request: GenerateRequest) -> JSONObject:
 
 
 @dataclass(frozen=True)
-class Row:
+class AnswerRow:
     """One row of a table: the requests that it answers, and its answer. Every condition that is given must hold."""
 
     when: str | None = None
@@ -124,7 +124,7 @@ def _last_role(request: GenerateRequest) -> str | None:
     return messages[-1]["role"] if messages else None
 
 
-def read_table(path: str | Path) -> list[Row]:
+def read_table(path: str | Path) -> list[AnswerRow]:
     """Return the rows ``[[answer]]`` of a TOML file. Raises ConfigError with the row that is wrong."""
     try:
         entries = tomllib.loads(Path(path).read_text())["answer"]
@@ -133,10 +133,10 @@ def read_table(path: str | Path) -> list[Row]:
     return [_row(f"{path}, answer {number}", entry) for number, entry in enumerate(entries, 1)]
 
 
-def _row(place: str, entry: Mapping[str, Any]) -> Row:
-    unknown = sorted(set(entry) - {column.name for column in fields(Row)})
+def _row(place: str, entry: Mapping[str, Any]) -> AnswerRow:
+    unknown = sorted(set(entry) - {column.name for column in fields(AnswerRow)})
     if unknown:
-        names = ", ".join(column.name for column in fields(Row))
+        names = ", ".join(column.name for column in fields(AnswerRow))
         raise ConfigError(f"{place}: {unknown[0]!r} is unknown; there are {names}")
     for name, value in entry.items():
         if not isinstance(value, _TYPES.get(name, str)):
@@ -149,9 +149,9 @@ def _row(place: str, entry: Mapping[str, Any]) -> Row:
         re.compile(entry.get("when", ""))
     except re.error as error:
         raise ConfigError(f"{place}: when is not a regular expression: {error}") from error
-    return Row(**entry)
+    return AnswerRow(**entry)
 
 
-def step_of(rows: Sequence[Row], prompt: str, request: GenerateRequest) -> Step | None:
+def step_of(rows: Sequence[AnswerRow], prompt: str, request: GenerateRequest) -> Step | None:
     """Return the answer of the first row that applies to a request; None if there is none."""
     return next((row.step(request) for row in rows if row.answers(prompt, request)), None)

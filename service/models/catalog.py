@@ -294,13 +294,8 @@ def _read_folder(path: Path) -> _Shown:
         folder = hf_folder.read(path)
     except BadModelFile as error:
         return _Shown("transformers", None, "", str(error))
-    fault = None
-    if folder.worker_type is None:
-        fault = f"no engine here runs a {folder.architecture or 'model without architectures in its config.json'}"
-    elif not folder.has_safetensors:
-        fault = "it has no weights in safetensors; with allow_pickle in a [[models]] table others are loaded"
     kind = None if folder.worker_type is None else folder.worker_type.value
-    return _Shown(folder.engine, kind, folder.architecture or path.name, fault)
+    return _Shown(folder.engine, kind, folder.architecture or path.name, folder.unusable_because)
 
 
 @lru_cache(maxsize=2048)

@@ -27,6 +27,15 @@ class HFFolder:
     has_safetensors: bool
 
     @property
+    def unusable_because(self) -> str | None:
+        """Why no engine runs it by default; None if one does."""
+        if self.worker_type is None:
+            return f"no engine here runs a {self.architecture or 'model without architectures in its config.json'}"
+        if not self.has_safetensors:
+            return "it has no weights in safetensors; with allow_pickle in a [[models]] table others are loaded"
+        return None
+
+    @property
     def engine(self) -> str:
         """The engine that runs it."""
         return "transformers" if self.worker_type is WorkerType.LLM else "sentence-transformers"

@@ -101,11 +101,6 @@ def _of_folder(path: Path) -> Inspection:
     files = sorted(path.glob("*.safetensors"))
     parameters, kinds = _tensors(files)
     others = [file for pattern in ("*.bin", "*.pt") for file in path.glob(pattern)]
-    fault = None
-    if folder.worker_type is None:
-        fault = f"no engine here runs a {folder.architecture or 'model without architectures in its config.json'}"
-    elif not files:
-        fault = "it has no weights in safetensors: see allow_pickle"
     return Inspection(
         path=path,
         format="Hugging Face",
@@ -113,7 +108,7 @@ def _of_folder(path: Path) -> Inspection:
         architecture=folder.architecture or None,
         worker_type=None if folder.worker_type is None else folder.worker_type.value,
         engine=folder.engine,
-        fault=fault,
+        fault=folder.unusable_because,
         weights_bytes=sum(file.stat().st_size for file in files or others),
         numbers=kinds.most_common(1)[0][0] if kinds else None,
         parameters=parameters or None,

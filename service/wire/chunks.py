@@ -21,6 +21,9 @@ ROUTE_LOCAL = "local"
 CUT_HEADER = "Modelyard-Truncated"
 """The number of texts that were cut before they were embedded or ranked; absent if none was."""
 
+LOAD_HEADER = "Modelyard-Load"
+"""The slots of a model, those that are free, and its waiting requests."""
+
 MODEL_HEADER = "Modelyard-Model"
 """The model that answers, percent-encoded, where the request has another name; absent elsewhere."""
 

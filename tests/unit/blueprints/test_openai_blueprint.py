@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import math
 import struct
 from collections.abc import Iterator
@@ -551,13 +552,15 @@ def test_fields_that_are_not_known_reach_the_engine_and_null_ones_do_not(client,
 # Embeddings and rerank
 
 
-def test_usage_is_what_the_engine_reports(client, monkeypatch):
+def test_usage_is_what_the_engine_reports(client, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, "modelyard.access")
     monkeypatch.setattr(Echo, "embed", lambda self, texts, cancel: OfTexts([[1.0]] * len(texts), tokens=17))
     response = post(client, "/v1/embeddings", {"model": "emb", "input": ["a", "b"]})
     assert response.get_json()["usage"] == {"prompt_tokens": 17, "total_tokens": 17}
     assert response.headers["Modelyard-Tokens"] == "17"
     ranking = post(client, "/v1/rerank", {"model": "emb", "query": "q", "documents": ["a", "b"]})
     assert ranking.get_json()["usage"]["total_tokens"] == 17
+    assert ['"prompt_tokens":17' in line for line in caplog.messages] == [True, True]
 
 
 def test_a_header_has_the_number_of_texts_that_were_cut(client, monkeypatch):

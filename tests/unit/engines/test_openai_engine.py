@@ -16,7 +16,7 @@ from in_process import service
 from modelyard.cluster.remote_model import RemoteModelWorker
 from modelyard.engines.base import tokens_of
 from modelyard.engines.openai import OpenAI, OpenAIParams
-from modelyard.engines.openai_answers import Answer, EventDecoder, refusal
+from modelyard.engines.openai_answers import BackendAnswer, EventDecoder, refusal
 from modelyard.engines.openai_fields import NEVER_SENT
 from modelyard.engines.scripted import Answers, Scripted
 from modelyard.errors import (
@@ -223,7 +223,7 @@ def test_an_answer_that_breaks_off_is_an_error():
 
 
 def test_what_comes_with_an_error_is_read_before_it():
-    answer = Answer("backend")
+    answer = BackendAnswer("backend")
     error = json.dumps({"error": {"message": "broke"}}).encode()
     events = [json.dumps(chunk(text)).encode() for text in ("one", " two")]
     assert answer.burst(events[:1]) == Burst(["one"])
@@ -232,7 +232,7 @@ def test_what_comes_with_an_error_is_read_before_it():
         with pytest.raises(EngineError, match="broke"):
             go_on()
     with pytest.raises(EngineError, match="broke"):
-        Answer("backend").burst([*events, error])  # nothing has left: another backend may answer
+        BackendAnswer("backend").burst([*events, error])  # nothing has left: another backend may answer
 
 
 def test_an_error_within_the_stream_is_its_error():

@@ -109,7 +109,9 @@ def test_a_scrape_of_either_process_shows_the_sum(gateway: Service) -> None:
         return value_in(gateway.get("/metrics").text, "request_success_total", model="large")
 
     wait_until(lambda: gateway.log().count("model large@llm is ready") == 2, "both processes have it")
-    assert value_in(gateway.get("/metrics").text, "processes") == 2
+    text = gateway.get("/metrics").text
+    assert value_in(text, "processes") == 2
+    assert value_in(text, "registry_up") == value_in(text, "instances", model="script", state="usable") == 1
     before = counted()
     for _ in range(8):
         assert gateway.post(CHAT, chat(pieces=1)).status_code == 200

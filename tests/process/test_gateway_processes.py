@@ -79,12 +79,15 @@ def test_both_processes_answer_with_slots_of_their_own(gateway: Service, backend
     wait_until(lambda: len(journal(backend, "end", name)) == len(journal(backend, "begin", name)), "all have ended")
 
 
-def test_it_answers_with_its_own_models_and_with_those_of_the_registry(gateway: Service) -> None:
+def test_it_answers_with_its_own_models_and_with_those_of_the_registry(gateway: Service, backend: Service) -> None:
     listed = gateway.get("/v1/models").json()["data"]
     assert [(model["id"], model["status"]["value"]) for model in listed] == [("large", "loaded"), ("script", "loaded")]
     for model in ("large", "script"):
         answer = gateway.post(CHAT, {**chat(pieces=2), "model": model}).json()
         assert (answer["model"], answer["choices"][0]["message"]["content"]) == (model, "xx")
+    lines = [json.loads(line) for line in gateway.log().splitlines() if line.startswith("{")]
+    instances = [line.get("instance") for line in lines if line["path"] == CHAT and line["status"] == 200]
+    assert instances[-2:] == [None, f"http://127.0.0.1:{backend.port}/api"], "where the gateway sent them"
 
 
 @pytest.mark.parametrize("stream", [True, False])

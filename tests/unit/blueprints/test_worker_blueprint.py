@@ -976,6 +976,15 @@ def test_every_request_leaves_one_line_with_what_went_wrong(client, lines, call,
 
 
 @pytest.mark.parametrize("call", ["generate", "generate_stream"])
+def test_the_access_line_has_the_tokens_and_why_the_answer_ended(client, lines, call):
+    post(client, call, prompt("one two", model="echo", max_new_tokens=3)).close()
+    (line,) = lines()
+    assert (line["prompt_tokens"], line["completion_tokens"], line["finish_reason"]) == (2, 3, "length")
+    assert 0 <= line["first_ms"] <= line["ms"]
+    assert "instance" not in line, "no router has chosen one"
+
+
+@pytest.mark.parametrize("call", ["generate", "generate_stream"])
 def test_the_time_in_line_is_in_the_access_line_and_a_header(client, lines, runtime, call):
     gate = runtime.local.models.find("s@llm").gate
     held, answers = gate.request(), []

@@ -7,16 +7,16 @@ it comes. Of the headers few are passed on, in either direction: never a key, a 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 from urllib.parse import quote
 
-import orjson
 from flask import Blueprint, Response, g, request
 from werkzeug.exceptions import NotFound
 from werkzeug.formparser import FormDataParser
-from werkzeug.http import parse_options_header
+from werkzeug.http import dump_options_header, parse_options_header
 
 from ...access.token_store import OutgoingToken
 from ...engines.openai_answers import refusal, words_of
@@ -39,6 +39,7 @@ MAX_REFUSAL = 1024 * 1024
 
 _SENT = ("Accept", "OpenAI-Beta")
 _RETURNED = ("Content-Length", "Content-Disposition")
+_FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 _SAFE_IN_PATH = "/:@!$&'()*+,;=-._~"
 _SAFE_IN_QUERY = "%?" + _SAFE_IN_PATH
 
@@ -63,7 +64,7 @@ class Backend:
             url += "?" + quote(request.query_string, safe=_SAFE_IN_QUERY)
         headers = {name: request.headers[name] for name in _SENT if name in request.headers}
         if body:
-            headers["Content-Type"] = request.headers.get("Content-Type", JSON_TYPE)
+            headers["Content-Type"] = _content_type()
         return self._session.request(request.method, url, body=body or None, headers=headers, cancel=call.cancel)
 
 
@@ -141,20 +142,42 @@ def _chosen(backends: Sequence[Backend], model: str | None) -> Backend:
     raise UnknownModel(f"there is no model {model!r} at {request.path}; there are {', '.join(models)}")
 
 
+def _content_type() -> str:
+    """Return the type of the body; of a form as it was read, so that the server reads the same fields."""
+    given = request.headers.get("Content-Type", JSON_TYPE)
+    mimetype, options = parse_options_header(given)
+    return dump_options_header(mimetype, options) if mimetype in _FORMS else given
+
+
 def _model_in(body: bytes) -> str | None:
-    """Return the field ``model`` of JSON or of a form; None without one."""
-    mimetype, options = parse_options_header(request.headers.get("Content-Type"))
-    if mimetype == "multipart/form-data":
-        parser = FormDataParser(stream_factory=_no_file)
-        fields: Mapping[str, Any] = parser.parse(io.BytesIO(body), mimetype, len(body), options)[1]
-    else:
-        try:
-            document = orjson.loads(body)
-        except orjson.JSONDecodeError:
-            document = None
-        fields = document if isinstance(document, dict) else {}
-    model = fields.get("model")
+    """Return the field ``model`` of JSON, of a form or of the query; None without one.
+
+    Raises InvalidRequest if there are several that differ: servers take the first, or the last, or that of one place.
+    """
+    named = [*_in_json(body), *_in_form(body), *(("model", model) for model in request.args.getlist("model"))]
+    if any(model != named[0][1] for _, model in named):
+        raise fault("model", "is given more than once, with different values: give one")
+    model = dict(named).get("model")
     return model if isinstance(model, str) and model else None
+
+
+def _in_json(body: bytes) -> list[tuple[str, Any]]:
+    """Return the fields named ``model`` of a JSON object; some servers read ``Model`` as the same name."""
+    try:
+        document = json.loads(body, object_pairs_hook=tuple)
+    except (ValueError, RecursionError):
+        return []
+    return [field for field in document if field[0].lower() == "model"] if isinstance(document, tuple) else []
+
+
+def _in_form(body: bytes) -> list[tuple[str, Any]]:
+    """Return the fields ``model`` of a form."""
+    mimetype, options = parse_options_header(request.headers.get("Content-Type"))
+    if mimetype not in _FORMS:
+        return []
+    parser = FormDataParser(stream_factory=_no_file)
+    fields = parser.parse(io.BytesIO(body), mimetype, len(body), options)[1]
+    return [("model", model) for model in fields.getlist("model")]
 
 
 class _Discarded(io.BytesIO):

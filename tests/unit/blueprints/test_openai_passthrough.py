@@ -140,6 +140,34 @@ def test_what_is_for_no_server_is_refused(place, options, status, param, words):
     assert len(place.server.requests) == seen
 
 
+def twice(boundary: str = "xyz") -> bytes:
+    return form(model="whisper").removesuffix(b"--xyz--\r\n") + form(model="tts").replace(b"xyz", boundary.encode())
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "kind"),
+    [
+        ("/v1/audio/speech", b'{"model": "whisper", "model": "tts"}', "application/json"),
+        ("/v1/audio/speech", b'{"model": "whisper", "Model": "tts"}', "application/json"),
+        ("/v1/audio/speech", b'{"model": "whisper", "x": "&model=tts&"}', "application/x-www-form-urlencoded"),
+        ("/v1/audio/speech?model=tts", b'{"model": "whisper"}', "application/json"),
+        ("/v1/audio/speech", twice(), FORM),
+    ],
+)
+def test_two_models_in_one_request_are_refused(place, path, body, kind):
+    seen = len(place.server.requests)
+    response = place.ask("POST", path, data=body, headers={"Content-Type": kind})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "model")
+    assert "more than once" in response.json()["error"]["message"]
+    assert len(place.server.requests) == seen
+
+
+def test_the_server_reads_the_form_by_the_boundary_that_was_read_before(place):
+    headers = {"Content-Type": "multipart/form-data; boundary=abc; boundary=xyz"}
+    assert place.ask("POST", "/v1/audio/speech", whole(200, {}), data=form(model="tts"), headers=headers).ok
+    assert place.server.requests[-1].headers["content-type"] == FORM
+
+
 @pytest.mark.parametrize("path", ["/v1/files/%2e%2e/%2e%2e/admin", "/v1/files/a/%2e%2e", "/v1/moderations"])
 def test_no_path_leads_out_of_the_table(place, path):
     session = requests.Session()

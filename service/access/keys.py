@@ -22,6 +22,8 @@ LARGEST_LIMIT = 10**12
 ID = re.compile(r"key_[0-9a-f]{12}")
 
 _DURATION = re.compile(r"([0-9]{1,6})([smhdw])")
+_LATEST = datetime.max.replace(tzinfo=UTC).timestamp() // 1
+"""The last second that can be shown."""
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
@@ -129,7 +131,7 @@ def parse_expiry(text: str, now: float) -> float:
     """Return the time, in seconds since 1970, of a duration from ``now`` (``90m``, ``12h``, ``30d``, ``8w``) or a date.
 
     A date (``2027-01-31``, the beginning of that day) and a time (``2027-01-31T18:00``) are in UTC unless the time has
-    another zone. Raises ValueError, also for a time that is past.
+    another zone. Raises ValueError, also for a time that is past, or after the year 9999.
     """
     duration = _DURATION.fullmatch(text)
     if duration is not None:
@@ -142,6 +144,8 @@ def parse_expiry(text: str, now: float) -> float:
         moment = (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp()
     if moment <= now:
         raise ValueError(f"{text} is past")
+    if moment > _LATEST:
+        raise ValueError(f"{text} is after the year 9999: leave it out for a key that never expires")
     return moment
 
 

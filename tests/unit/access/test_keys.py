@@ -69,6 +69,13 @@ def test_what_is_no_time_to_come_is_refused_with_its_text(text):
     assert text in str(refused.value)
 
 
+@pytest.mark.parametrize("text", ["999999w", "9999-12-31T23:59-12:00"])
+def test_an_expiry_that_can_not_be_shown_is_refused(text):
+    with pytest.raises(ValueError, match=r"is after the year 9999"):
+        parse_expiry(text, NOON)
+    assert shown_time(parse_expiry("9999-12-31T23:59:59", NOON)) == "9999-12-31T23:59:59Z"
+
+
 def test_a_time_is_shown_in_utc():
     assert (shown_time(NOON), shown_time(None)) == ("2026-11-26T12:00:00Z", None)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from modelyard.access.keys import Key, Limits, new_key
 from modelyard.access.tokens import digest_of, parse_scopes
 from modelyard.cluster.keys.ring import KEPT_FOR, LOOK_AGAIN, REFRESH, KeyRing
-from modelyard.cluster.keys.sqlite import MemoryKeyStore
+from modelyard.cluster.keys.sqlite import MemoryKeyStore, SqliteKeyStore
 from modelyard.errors import NotReady, RateLimited, RegistryUnavailable, Unauthorized
 
 
@@ -173,3 +175,9 @@ def test_a_process_that_stops_gives_back_what_it_holds(store, times):
             second.admit(made, 0).close(0)
             admitted += 1
     assert admitted == 180
+
+
+def test_a_file_that_can_not_be_looked_at_is_not_one_without_keys(tmp_path: Path):
+    assert not KeyRing(SqliteKeyStore(tmp_path / "none.db")).is_required()
+    with pytest.raises(NotReady, match=r"whether keys are needed is not known: the store of keys in "):
+        KeyRing(SqliteKeyStore(tmp_path / ("long" * 100))).is_required()

@@ -126,8 +126,7 @@ def chat(
 
 def message_of(words: tuple[str, ...]) -> str | None:
     """Return the text of the arguments and of a pipe; None in a terminal without arguments. Raises Misuse."""
-    piped = "" if sys.stdin.isatty() else sys.stdin.read().rstrip("\n")
-    text = "\n".join(part for part in (" ".join(words), piped) if part)
+    text = "\n".join(part for part in (" ".join(words), read_pipe().rstrip("\n")) if part)
     if not text and not sys.stdin.isatty():
         raise Misuse(NO_TEXT)
     return text or None
@@ -138,6 +137,16 @@ def text_of(words: tuple[str, ...]) -> str:
     text = message_of(words)
     if text is None:
         raise Misuse(NO_TEXT)
+    return text
+
+
+def read_pipe() -> str:
+    """Return the text of a pipe, empty at a terminal. Raises Misuse if it is not UTF-8."""
+    try:
+        text = "" if sys.stdin.isatty() else sys.stdin.read()
+        text.encode()  # in some locales bytes that are not text become half characters
+    except UnicodeError:
+        raise Misuse("what comes through the pipe is not text in UTF-8") from None
     return text
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 
 from ..client.client import Client
 from ..types import JSONObject, plain
-from .chat import ANSWER_TIMEOUT, text_of, write
+from .chat import ANSWER_TIMEOUT, read_pipe, text_of, write
 from .connected import READ_TIMEOUT, with_client
 from .failures import Misuse
 from .tables import as_json, table, terminal_width
@@ -93,9 +91,7 @@ def tokens(client: Client, *, words: tuple[str, ...], model: str | None, json_wa
 
 
 def _texts(texts: tuple[str, ...]) -> list[str]:
-    given = list(texts)
-    if not given and not sys.stdin.isatty():
-        given = [line for line in sys.stdin.read().splitlines() if line]
+    given = list(texts) or [line for line in read_pipe().splitlines() if line]
     if not given:
         raise Misuse("there is no text: give each as an argument, or as a line of a pipe")
     return given

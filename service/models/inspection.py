@@ -16,6 +16,8 @@ from . import gguf_header, hf_folder
 KV_BYTES = 2
 """Bytes of one number in the cache of keys and values: 16 bits."""
 LARGEST_HEADER = 256 * 1024 * 1024
+LARGEST_TENSOR = 2**63 - 1
+"""The most numbers of a tensor: what its file can address."""
 
 _FILE_TYPES = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S", 12: "Q3_K_M",
@@ -74,8 +76,8 @@ def _of_gguf(path: Path) -> Inspection:
         weights_bytes=header.file_size,
         numbers=None if file_type is None else _FILE_TYPES.get(file_type, f"type {file_type}"),
         parameters=None,
-        context_length=header.context_length,
-        embedding_length=header.embedding_length,
+        context_length=_positive(header.context_length),
+        embedding_length=_positive(header.embedding_length),
         chat_template=header.chat_template,
         kv_bytes_per_token=_kv_of_gguf(header),
     )
@@ -83,9 +85,9 @@ def _of_gguf(path: Path) -> Inspection:
 
 def _kv_of_gguf(header: gguf_header.Header) -> int | None:
     def number(name: str) -> int | None:
-        return header.number(f"{header.architecture}.{name}")
+        return _positive(header.number(f"{header.architecture}.{name}"))
 
-    layers, heads, width = number("block_count"), number("attention.head_count"), header.embedding_length
+    layers, heads, width = number("block_count"), number("attention.head_count"), _positive(header.embedding_length)
     if not layers or not heads or not width:
         return None
     size = number("attention.key_length") or width // heads
@@ -98,7 +100,7 @@ def _of_folder(path: Path) -> Inspection:
     config = hf_folder.config(path)
     inner = config.get("text_config")
     text = inner if isinstance(inner, dict) else config
-    files = sorted(path.glob("*.safetensors"))
+    files = [file for file in sorted(path.glob("*.safetensors")) if file.is_file()]  # a pipe would never open
     parameters, kinds = _tensors(files)
     others = [file for pattern in ("*.bin", "*.pt") for file in path.glob(pattern)]
     return Inspection(
@@ -145,16 +147,31 @@ def _tensors(files: list[Path]) -> tuple[int, Counter[str]]:
                 header = orjson.loads(opened.read(length))
             for name, tensor in header.items():
                 if name != "__metadata__":
-                    count = 1
-                    for size in tensor["shape"]:
-                        count *= size
+                    count = _count(tensor["shape"])
                     total += count
-                    kinds[tensor["dtype"]] += count
+                    kinds[str(tensor["dtype"])] += count
         except (OSError, ValueError, TypeError, KeyError, AttributeError, struct.error) as error:
             raise BadModelFile(f"{file} is not a safetensors file: {error}") from error
     return total, kinds
 
 
+def _count(shape: Any) -> int:
+    """Return the numbers of a tensor. Raises ValueError for a shape that no tensor has."""
+    count = 1
+    for size in shape:
+        if type(size) is not int or size < 0:
+            raise ValueError(f"a shape has {size!r}, and not a size")
+        count *= size
+        if count > LARGEST_TENSOR:
+            raise ValueError(f"a tensor has over {LARGEST_TENSOR} numbers")
+    return count
+
+
 def _integer(config: dict[str, Any], name: str) -> int | None:
     value = config.get(name)
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+    return _positive(value) if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _positive(value: int | None) -> int | None:
+    """Return a length; None for one that can't be."""
+    return value if value is not None and value > 0 else None

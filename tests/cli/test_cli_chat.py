@@ -48,6 +48,12 @@ def test_a_pipe_is_the_message_or_its_end(url, command):
     assert piped("a pipe\n", command, "before", "-m", "parrot", "--url", url) == (0, " before a pipe\n")
 
 
+@pytest.mark.parametrize("command", ["chat", "complete", "tokens", "embed"])
+def test_a_pipe_of_bytes_that_are_not_text_is_refused(url, command):
+    result = CliRunner().invoke(cli, [command, "--url", url], input=b"\x7fELF\xff\0", prog_name="modelyard")
+    assert (result.exit_code, "what comes through the pipe is not text in UTF-8" in result.stderr) == (2, True)
+
+
 def test_an_answer_as_json_has_what_the_service_reports(url):
     found = modelyard("chat", "hello", "-m", "parrot", "--max-tokens", 2, "--json", "--url", url).json
     assert (found["text"], found["finish_reason"], found["usage"]["completion_tokens"]) == (" hello hello", "length", 2)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy as np
 import pytest
 import tiny_gguf
 from modelyard.errors import BadModelFile
@@ -79,13 +82,37 @@ def test_what_no_engine_runs_has_the_reason(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("header", "length"), [({"a": 5}, None), ([], None), ({"a": {"dtype": "F32", "shape": ["x"]}}, None), ({}, 2**60)]
+    ("header", "length"),
+    [
+        *(({"a": 5}, None), ([], None), ({}, 2**60)),
+        *(({"a": {"dtype": "F32", "shape": shape}}, None) for shape in (["x"], [2**62, "x"], [-5], [1.5], [True])),
+        ({"a": {"dtype": "F32", "shape": [2**60] * 100_000}}, None),
+    ],
 )
 def test_a_damaged_safetensors_file_is_named(tmp_path, header, length):
     folder = make_folder(tmp_path / "m", {"architectures": ["LlamaForCausalLM"]})
     make_safetensors(folder / "model-00001-of-00002.safetensors", header, length)
     with pytest.raises(BadModelFile, match=r"model-00001-of-00002\.safetensors is not a safetensors file"):
         inspect(folder)
+
+
+def test_a_pipe_among_the_weights_is_not_opened(tmp_path):
+    folder = make_folder(tmp_path / "m", {"architectures": ["LlamaForCausalLM"]})
+    os.mkfifo(folder / "pipe.safetensors")
+    assert inspect(folder).parameters == 3 * 4 + 1 + 5
+
+
+def test_lengths_that_can_not_be_count_as_not_given(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    for name in ("context_length", "embedding_length", "block_count", "attention.head_count"):
+        writer.add_int32(f"llama.{name}", -3)
+    writer.add_tensor("output.weight", np.zeros(4, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    found = inspect(tmp_path / "m.gguf")
+    assert (found.context_length, found.embedding_length, found.memory(2048, 8)) == (None, None, None)
 
 
 def test_what_is_neither_is_refused(tmp_path):

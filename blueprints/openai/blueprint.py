@@ -201,8 +201,7 @@ def _add_vectors(routes: Routes, service: Service) -> None:
             if loaded.get("dimensions", size) != size:
                 raise fault("dimensions", f"must be {size}: model {model!r} has vectors of that size alone")
             as_base64 = loaded.get("encoding_format") == "base64"
-            tokens = _tokens(service, model, rows, texts)
-            call.count(tokens or None)
+            tokens = _counted(service, call, model, rows, texts)
             answer = embeddings_answer(rows, model, tokens, as_base64=as_base64)
             return vectors_response(answer, rows)
 
@@ -218,8 +217,7 @@ def _add_vectors(routes: Routes, service: Service) -> None:
             g.modelyard_line.model = model
             call.admit(len(query) + sum(map(len, texts)))
             scores = service.manager.rerank(model, query, texts, call.cancel, batch=batch_of(service, request, body))
-            tokens = _tokens(service, other_model_of(scores) or model, scores, [query, *texts])
-            call.count(tokens or None)
+            tokens = _counted(service, call, other_model_of(scores) or model, scores, [query, *texts])
             return vectors_response(relevance_answer(scores, model, tokens), scores)
 
     routes.add("POST", "/embeddings", embeddings)
@@ -243,8 +241,7 @@ def _rerank(service: Service) -> Response:
         ranker = other_model_of(ranked) or model
         if not (shape == TEI and loaded.get("raw_scores")) and _is_reranker(service, ranker):
             scores = as_probabilities(scores)
-        tokens = 0 if shape == TEI else _tokens(service, ranker, ranked, [query, *texts])
-        call.count(tokens or None)
+        tokens = 0 if shape == TEI else _counted(service, call, ranker, ranked, [query, *texts])
         answer = rerank_answer(
             shape,
             scores,
@@ -269,14 +266,19 @@ def _rerank_shape(body: JSONObject) -> str:
     return COHERE if request.path.endswith("/v2/rerank") else JINA
 
 
-def _tokens(service: Service, model: str, results: Vectors, texts: Sequence[str]) -> int:
-    """Return the tokens of texts: those that the engine reports, or else counted together; 0 if it can't count."""
-    if (tokens := tokens_of(results)) is not None:
-        return tokens
-    try:
-        return service.manager.count_token(model, "\n".join(texts))
-    except ModelyardError:
-        return 0
+def _counted(service: Service, call: Call, model: str, results: Vectors, texts: Sequence[str]) -> int:
+    """Return the tokens of texts, which count for the limits of the key; 0 if the engine can't count.
+
+    They are those that the engine reports, or else all texts counted together.
+    """
+    tokens = tokens_of(results)
+    if tokens is None:
+        try:
+            tokens = service.manager.count_token(model, "\n".join(texts))
+        except ModelyardError:
+            tokens = 0
+    call.count(tokens or None)
+    return tokens
 
 
 def paths_of_application(prefix: str) -> list[str]:

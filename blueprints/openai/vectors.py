@@ -55,19 +55,14 @@ def rerank_answer(
     order = sorted(range(len(scores)), key=lambda index: (-scores[index], index))[:top_n]
     if shape == TEI:
         return [_ranked(index, "score", scores, texts[index] if with_texts else None, "text") for index in order]
-    entry = [
+    results = [
         _ranked(index, "relevance_score", scores, {"text": texts[index]} if with_texts else None, "document")
         for index in order
     ]
     if shape == COHERE:
         meta = {"api_version": {"version": "2"}, "billed_units": {"search_units": 1}}
-        return {"id": answer_id, "results": entry, "meta": meta}
-    return {
-        "id": answer_id,
-        "model": model,
-        "usage": _usage(tokens),
-        "results": entry,
-    }
+        return {"id": answer_id, "results": results, "meta": meta}
+    return {"id": answer_id, "model": model, "usage": _usage(tokens), "results": results}
 
 
 def _ranked(index: int, name: str, scores: Sequence[float], text: Any, field: str) -> JSONObject:

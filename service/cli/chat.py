@@ -85,12 +85,20 @@ class Conversation:
         return text
 
 
+max_tokens_option = click.option(
+    "--max-tokens", type=click.IntRange(1), metavar="N", help="tokens of an answer at most"
+)
+temperature_option = click.option(
+    "--temperature", type=click.FloatRange(0, 2), metavar="T", help="0: always the likeliest word"
+)
+
+
 @click.command(short_help="Talk to a model.")
 @click.argument("words", nargs=-1, metavar="[MESSAGE]...")
 @click.option("-m", "--model", metavar="NAME", help="the model  [default: the only one]")
 @click.option("--system", metavar="TEXT", help="what the model is told first")
-@click.option("--max-tokens", type=click.IntRange(1), metavar="N", help="tokens of an answer at most")
-@click.option("--temperature", type=click.FloatRange(0, 2), metavar="T", help="0: always the likeliest word")
+@max_tokens_option
+@temperature_option
 @click.option("--seed", type=int, metavar="N", help="repeats an answer")
 @click.option("--stats", is_flag=True, help="print tokens and seconds after each answer")
 @with_client(ANSWER_TIMEOUT)

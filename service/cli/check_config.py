@@ -13,7 +13,7 @@ from ..types import JSONObject
 from .examine import examine
 from .failures import Failure, complain
 from .options import SettingCommand, given_settings, service_options
-from .tables import as_json, table, terminal_width
+from .tables import as_json, print_table
 
 
 @click.command("check-config", cls=SettingCommand, short_help="Show the configuration of a service, and its faults.")
@@ -53,12 +53,11 @@ def check_config(
 
 
 def _print(document: JSONObject) -> None:
-    width = terminal_width()
-    click.echo(table(("SETTING", "VALUE", "FROM"), _rows(document["settings"]), width))
+    print_table(("SETTING", "VALUE", "FROM"), _rows(document["settings"]))
     for model in document["models"]:
         click.echo(f"\n{_heading(model)}")
         if model["params"]:
-            click.echo(table(("PARAMETER", "VALUE", "FROM"), _rows(model["params"]), width))
+            print_table(("PARAMETER", "VALUE", "FROM"), _rows(model["params"]))
     if not document["models"]:
         click.echo("\nno model would be started")
 

@@ -10,6 +10,7 @@ import click
 from ..models.inspection import Inspection
 from ..models.inspection import inspect as inspect_weights
 from ..types import plain
+from .options import json_option
 from .tables import as_json, size, table, terminal_width
 
 
@@ -17,7 +18,7 @@ from .tables import as_json, size, table, terminal_width
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--n-ctx", type=click.IntRange(1), default=2048, metavar="N", help="tokens of a request  [default: 2048]")
 @click.option("--slots", type=click.IntRange(1), default=8, metavar="N", help="requests at once  [default: 8]")
-@click.option("--json", "json_wanted", is_flag=True, help="print JSON")
+@json_option
 def inspect(path: Path, n_ctx: int, slots: int, json_wanted: bool) -> None:
     """Show what a GGUF file, or a folder of Hugging Face, holds, what memory it needs, and what runs it.
 

@@ -21,12 +21,10 @@ from ..settings.loading import load
 from ..settings.settings import Settings
 from ..types import JSONObject
 from .failures import Misuse
-from .options import given_settings, setting_options
-from .tables import as_json, table, terminal_width
+from .options import given_settings, json_option, setting_options
+from .tables import as_json, print_table
 
 _STORE_SETTINGS = ("key_store", "registry", "config", "state_dir", "instance", "port")
-
-_json = click.option("--json", "json_wanted", is_flag=True, help="print JSON, and nothing else")
 
 
 def _with_store(command: Callable[..., None]) -> Callable[..., None]:
@@ -86,7 +84,7 @@ def _limit(flag: str, name: str, text: str) -> Callable[[Callable[..., None]], C
 @_limit("--requests-per-minute", "requests", "requests a minute, over all processes")
 @_limit("--tokens-per-minute", "tokens", "tokens a minute, of prompts and answers")
 @_limit("--parallel", "parallel", "requests at once")
-@_json
+@json_option
 @_with_store
 def new(
     store: KeyStore,
@@ -124,7 +122,7 @@ def new(
 
 @key.command("list", short_help="List the keys.")
 @click.option("--all", "every", is_flag=True, help="revoked keys too")
-@_json
+@json_option
 @_with_store
 def list_keys(store: KeyStore, *, every: bool, json_wanted: bool) -> None:
     """List ids, names, scopes, models, expiry and limits. The secrets are not in the store."""
@@ -134,13 +132,13 @@ def list_keys(store: KeyStore, *, every: bool, json_wanted: bool) -> None:
     elif not keys:
         click.echo("there are no keys; make one: modelyard key new --name NAME")
     else:
-        click.echo(table(_HEADINGS, [_row(entry) for entry in keys], terminal_width()))
+        print_table(_HEADINGS, [_row(entry) for entry in keys])
 
 
 @key.command(short_help="Revoke a key.")
 @click.argument("name", metavar="ID|NAME")
 @click.option("--forget", is_flag=True, help="keep nothing of it; without any key a service is open as before")
-@_json
+@json_option
 @_with_store
 def revoke(store: KeyStore, *, name: str, forget: bool, json_wanted: bool) -> None:
     """Revoke the key of an id or a name. Services refuse it after about two seconds.

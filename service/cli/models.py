@@ -14,7 +14,7 @@ from ..types import ApplyOutcome, JSONObject, WorkerType, plain
 from .connected import READ_TIMEOUT, with_client
 from .failures import Failure, Misuse
 from .hosted import load_of, rows, supported_models
-from .tables import as_json, table, terminal_width
+from .tables import as_json, print_table
 from .target import Target
 from .values import allowed, param_of, tags_of
 
@@ -78,10 +78,10 @@ def _show_models(client: Client, supported: bool, json_wanted: bool) -> None:
     elif supported:
         heads = ("NAME", "TYPE", "STATE", "LOAD", "WEIGHTS", "PATH", "REASON")
         whole = [(row.name, row.type, row.state, row.load, row.weights, row.path, row.reason) for row in listed]
-        click.echo(table(heads, whole, terminal_width()))
+        print_table(heads, whole)
     else:
         lines = [(row.name, row.type, row.state, row.load, row.weights, row.reason) for row in listed]
-        click.echo(table(("NAME", "TYPE", "STATE", "LOAD", "WEIGHTS", "REASON"), lines, terminal_width()))
+        print_table(("NAME", "TYPE", "STATE", "LOAD", "WEIGHTS", "REASON"), lines)
     if not ready:
         click.echo(f"not ready{f' ({state})' if state else ''}: {reason}")
     if status.get("unsaved"):
@@ -200,7 +200,7 @@ def params(client: Client, name: str, worker_type: str | None, json_wanted: bool
         value, kind = description.get("default_value"), description.get("param_type")
         default = "required" if declared.required else declared.default
         lines.append((declared.name, value, kind, default, allowed(declared), tags, declared.help))
-    click.echo(table(("NAME", "VALUE", "TYPE", "DEFAULT", "ALLOWED", "TAGS", "HELP"), lines, terminal_width()))
+    print_table(("NAME", "VALUE", "TYPE", "DEFAULT", "ALLOWED", "TAGS", "HELP"), lines)
 
 
 def _show_again(show: Callable[[], None], *, watch: bool) -> None:
@@ -252,7 +252,7 @@ def _show_instances(client: Client, name: str | None, healthy: bool, json_wanted
     lines = [
         (*(row.get(column) for column in columns), None if row.get("enabled", True) else "disabled") for row in listed
     ]
-    click.echo(table(heads, lines, terminal_width()))
+    print_table(heads, lines)
 
 
 def _is_named(row: JSONObject, name: str | None) -> bool:

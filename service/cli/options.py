@@ -109,6 +109,9 @@ class SettingCommand(click.Command):
                 formatter.write_dl(list(records.values()))
 
 
+json_option = click.option("--json", "json_wanted", is_flag=True, help="print JSON, and nothing else")
+
+
 def service_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options of ``serve``: settings, ``--model``, ``--set``."""
     override = "set a parameter of a model, as in smollm2-135m.n_ctx=4096; may be repeated"

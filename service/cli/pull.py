@@ -17,9 +17,9 @@ from ..settings.loading import load
 from ..settings.settings import Settings
 from ..types import JSONObject
 from .failures import complain
-from .options import complete_model, given_settings, setting_options
+from .options import complete_model, given_settings, json_option, setting_options
 from .progress import PullProgress
-from .tables import as_json, size, table, terminal_width
+from .tables import as_json, print_table, size
 
 
 @click.command(short_help="Fetch the weights of models.")
@@ -54,7 +54,7 @@ def pull(names: tuple[str, ...], list_wanted: bool, json_wanted: bool, **options
 @click.command(short_help="Remove weights that were pulled.")
 @click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=complete_model)
 @setting_options("models_dirs", "config")
-@click.option("--json", "json_wanted", is_flag=True, help="print JSON")
+@json_option
 def remove(names: tuple[str, ...], json_wanted: bool, **options: Any) -> None:
     """Remove the weights of each NAME from the models folders. Those that can't be pulled again are never removed.
 
@@ -164,4 +164,4 @@ def _list(entries: list[CatalogEntry], settings: Settings, json_wanted: bool) ->
         for row in listed
     ]
     heads = ("NAME", "WEIGHTS", "SIZE", "DOWNLOAD", "LICENSE", "SOURCE", "DESCRIPTION")
-    click.echo(table(heads, rows, terminal_width()))
+    print_table(heads, rows)

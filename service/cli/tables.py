@@ -9,6 +9,8 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import click
+
 GAP = 2
 """Spaces between two columns."""
 NARROWEST = 8
@@ -28,6 +30,11 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[Any]], width: int | N
     if width is not None:
         widths = _narrowed(widths, width)
     return "\n".join(text for line in lines for text in _line(line, widths))
+
+
+def print_table(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Print a table, as wide as the terminal at most."""
+    click.echo(table(headings, rows, terminal_width()))
 
 
 def terminal_width() -> int | None:

@@ -6,10 +6,10 @@ import click
 
 from ..client.client import Client
 from ..types import JSONObject, plain
-from .chat import ANSWER_TIMEOUT, read_pipe, text_of, write
+from .chat import ANSWER_TIMEOUT, max_tokens_option, read_pipe, temperature_option, text_of, write
 from .connected import READ_TIMEOUT, with_client
 from .failures import Misuse
-from .tables import as_json, table, terminal_width
+from .tables import as_json, print_table
 
 SHOWN_NUMBERS = 4
 """Numbers of a vector that are shown to people."""
@@ -20,8 +20,8 @@ _model = click.option("-m", "--model", metavar="NAME", help="the model  [default
 @click.command(short_help="Continue a text.")
 @click.argument("words", nargs=-1, metavar="[PROMPT]...")
 @_model
-@click.option("--max-tokens", type=click.IntRange(1), metavar="N", help="tokens of the answer at most")
-@click.option("--temperature", type=click.FloatRange(0, 2), metavar="T", help="0: always the likeliest word")
+@max_tokens_option
+@temperature_option
 @click.option("--stop", multiple=True, metavar="TEXT", help="end before this text; may be repeated")
 @with_client(ANSWER_TIMEOUT)
 def complete(
@@ -59,7 +59,7 @@ def embed(client: Client, *, texts: tuple[str, ...], model: str | None, json_wan
         (text, len(row), " ".join(f"{number:.4f}" for number in row[:SHOWN_NUMBERS]) + " ...")
         for text, row in zip(given, rows, strict=True)
     ]
-    click.echo(table(("TEXT", "NUMBERS", "THE FIRST"), lines, terminal_width()))
+    print_table(("TEXT", "NUMBERS", "THE FIRST"), lines)
 
 
 @click.command(short_help="Rank texts by a query.")
@@ -77,7 +77,7 @@ def rerank(client: Client, *, query: str, texts: tuple[str, ...], model: str | N
         click.echo(as_json(entries))
         return
     lines = [(f"{scores[index]:.4f}", given[index]) for index in ranked]
-    click.echo(table(("SCORE", "TEXT"), lines, terminal_width()))
+    print_table(("SCORE", "TEXT"), lines)
 
 
 @click.command(short_help="Count the tokens of a text.")

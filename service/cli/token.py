@@ -21,7 +21,8 @@ from ..access.tokens import (
     with_implied,
 )
 from .failures import Misuse
-from .tables import as_json, table, terminal_width
+from .options import json_option
+from .tables import as_json, print_table
 
 FILE_VARIABLE = "MODELYARD_TOKENS_FILE"
 
@@ -33,7 +34,6 @@ _file = click.option(
     type=click.Path(path_type=Path, dir_okay=False),
     help="file with the tokens of a service",
 )
-_json = click.option("--json", "json_wanted", is_flag=True, help="print JSON, and nothing else")
 
 
 @click.group("token", short_help="Make and revoke tokens.")
@@ -54,7 +54,7 @@ def token() -> None:
 )
 @click.option("--name", metavar="NAME", help="name to list and revoke it by; default: generated")
 @_file
-@_json
+@json_option
 def new(scopes: tuple[str, ...], name: str | None, file: Path | None, json_wanted: bool) -> None:
     """Make a token, print it, and add its hash to the file.
 
@@ -89,7 +89,7 @@ def new(scopes: tuple[str, ...], name: str | None, file: Path | None, json_wante
 
 @token.command("list", short_help="List the tokens in a file.")
 @_file
-@_json
+@json_option
 def list_tokens(file: Path | None, json_wanted: bool) -> None:
     """List names, scopes and the first digits of the hashes. The tokens themselves are not in the file."""
     tokens = read_file(_required(file))
@@ -99,13 +99,13 @@ def list_tokens(file: Path | None, json_wanted: bool) -> None:
         click.echo("the file has no tokens; make one: modelyard token new --file FILE")
     else:
         rows = [(entry.name, join_scopes(entry.scopes), entry.digest.hex()[:12]) for entry in tokens]
-        click.echo(table(("NAME", "SCOPES", "SHA256"), rows, terminal_width()))
+        print_table(("NAME", "SCOPES", "SHA256"), rows)
 
 
 @token.command(short_help="Revoke a token.")
 @click.argument("name")
 @_file
-@_json
+@json_option
 def revoke(name: str, file: Path | None, json_wanted: bool) -> None:
     """Remove the token NAME from the file. Services that read the file refuse it after about a second."""
     path = _required(file)

@@ -22,7 +22,7 @@ from ..types import Burst, GenerateRequest, JSONObject, ModelMetadata, WorkerTyp
 from . import openai_answers
 from .base import CancelEvent, Engine, ModelParams, OfTexts, Progress, Vectors
 from .openai_backends import Backend, Backends
-from .openai_fields import Fields, text_fields
+from .openai_fields import ALL_OPTIONS, Fields, text_fields
 
 TEXTS_A_CALL = 256
 """Texts of one call for embeddings: what servers take."""
@@ -33,10 +33,6 @@ HEALTH_TIMEOUT = 10.0
 """Seconds that a server has to list its models while the model runs."""
 
 _OPERATOR = ("fixed", "operator", "privacy")
-_OPTIONS = frozenset(
-    {"messages", "tools", "tool_choice", "parallel_tool_calls", "response_format", "logprobs", "top_logprobs"}
-    | {"logit_bias", "prompt", "suffix", "best_of", "grammar", "json_schema"}
-)
 
 
 @dataclass
@@ -171,7 +167,7 @@ class OpenAI(Engine):
     @property
     def options(self) -> frozenset[str]:
         """All of OpenAI's chat: the server refuses what its model can't do."""
-        return _OPTIONS
+        return ALL_OPTIONS
 
     # Calls
 

@@ -10,6 +10,12 @@ from ..errors import ConfigError, InvalidRequest
 from ..types import GenerateRequest, JSONObject
 from ..wire.messages import openai_messages
 
+ALL_OPTIONS = frozenset(
+    {"messages", "tools", "tool_choice", "parallel_tool_calls", "response_format", "logprobs", "top_logprobs"}
+    | {"logit_bias", "prompt", "suffix", "best_of", "grammar", "json_schema"}
+)
+"""The names of `GenerateRequest.options`: a server with OpenAI's API refuses those that its model can't do."""
+
 NEVER_SENT = frozenset(
     {"model", "messages", "prompt", "input", "query", "documents", "n", "best_of", "stream", "stream_options"}
     | {"chat_template", "custom_logit_processor", "logits_processors"}

@@ -21,13 +21,10 @@ from ..types import Burst, GenerateRequest, JSONObject, WorkerType
 from ..wire.messages import text_of_content
 from .base import CancelEvent, Progress, Vectors
 from .echo import Echo, EchoParams
+from .openai_fields import ALL_OPTIONS
 from .scripted_table import AnswerRow, Step, read_table, step_of, text_step
 
 TICK = 0.2
-ALL_OPTIONS = frozenset(
-    {"messages", "tools", "tool_choice", "parallel_tool_calls", "response_format", "logprobs", "top_logprobs"}
-    | {"logit_bias", "prompt", "suffix", "best_of", "grammar", "json_schema"}
-)
 
 
 @dataclass

@@ -11,6 +11,7 @@ from typing import Any
 
 from flask import Flask
 from modelyard.cluster.hosting.manager import HostedWorkerManager, HostEndpoint
+from modelyard.engines.scripted import Scripted
 from modelyard.server.extension import KEY, create_app
 from modelyard.server.runtime import Runtime
 from modelyard.sessions.session import Session
@@ -20,6 +21,9 @@ from modelyard.worker.protocol import WorkerManager
 from running import free_port, wait_until
 from steered import Steered
 from werkzeug.serving import WSGIRequestHandler, make_server
+
+SCRIPTED = f"{Scripted.__module__}:{Scripted.__qualname__}"
+"""The ``worker_class`` of a model whose answers a test scripts."""
 
 
 class _QuietHandler(WSGIRequestHandler):

@@ -16,19 +16,18 @@ import pytest
 import steered
 from flask import Flask, abort
 from flask.testing import FlaskClient
+from in_process import SCRIPTED
 from modelyard import Modelyard
 from modelyard.access.tokens import INFER, WORKER, digest_of, new_secret
 from modelyard.engines.base import OfTexts
 from modelyard.engines.echo import Echo
-from modelyard.engines.scripted import Answers, Scripted
+from modelyard.engines.scripted import Answers
 from modelyard.server.extension import create_app
 from modelyard.server.runtime import Runtime
 from modelyard.settings.settings import INLINE, Settings
 from official import CheckedClient
 from steered import Steered
 from werkzeug.test import TestResponse
-
-SCRIPTED = f"{Scripted.__module__}:{Scripted.__qualname__}"
 
 
 @pytest.fixture(scope="module")

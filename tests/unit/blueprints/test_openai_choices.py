@@ -9,18 +9,17 @@ from typing import Any
 
 import in_process
 import pytest
+from in_process import SCRIPTED
 from modelyard.blueprints.openai.answers import Header, Usage
 from modelyard.blueprints.openai.choices import ChoiceBursts, check_copies, open_choices, parts_of
 from modelyard.blueprints.openai.events import ChatEvents
 from modelyard.blueprints.openai.schemas import Generation
-from modelyard.engines.scripted import Answers, Asked, Scripted
+from modelyard.engines.scripted import Answers, Asked
 from modelyard.errors import Cancelled, EngineError, InvalidRequest, Overloaded
 from modelyard.server.runtime import Runtime
 from modelyard.streams import Cancel, OutputStream
 from modelyard.types import Burst, GenerateRequest, WorkerType
 from running import wait_until
-
-SCRIPTED = f"{Scripted.__module__}:{Scripted.__qualname__}"
 
 
 def table(answers: Answers, **params: Any) -> dict[str, Any]:

@@ -12,14 +12,14 @@ import pytest
 import steered
 from flask import Flask
 from flask.testing import FlaskClient
-from modelyard.engines.scripted import Answers, Scripted
+from in_process import SCRIPTED
+from modelyard.engines.scripted import Answers
 from modelyard.errors import NotReady, Overloaded, PromptTooLong
 from modelyard.server.extension import create_app
 from modelyard.server.runtime import Runtime
 from modelyard.settings.settings import Settings
 from werkzeug.test import TestResponse
 
-SCRIPTED = f"{Scripted.__module__}:{Scripted.__qualname__}"
 HELLO = [{"role": "user", "content": "a b"}]
 LARGE = Answers()
 SMALL = Answers()

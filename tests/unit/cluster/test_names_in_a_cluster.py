@@ -8,8 +8,8 @@ from pathlib import Path
 
 import openai
 import pytest
-from in_process import service, url_of
-from modelyard.engines.scripted import Answers, Scripted
+from in_process import SCRIPTED, service, url_of
+from modelyard.engines.scripted import Answers
 from modelyard.errors import NotReady, PromptTooLong
 from modelyard.server.runtime import Runtime
 from modelyard.types import JSONObject
@@ -17,7 +17,6 @@ from modelyard.worker.naming import NamingManager
 from openai import OpenAI
 from running import wait_until
 
-SCRIPTED = f"{Scripted.__module__}:{Scripted.__qualname__}"
 HELLO: list[JSONObject] = [{"role": "user", "content": "a b"}]
 NAMES = {"aliases": {"gpt-4o": "large"}, "fallbacks": {"large": ["small"]}}
 

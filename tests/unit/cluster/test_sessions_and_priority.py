@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import requests
-from in_process import service, url_of
+from in_process import SCRIPTED, service, url_of
 from modelyard.cluster.manager import RemoteWorkerManager
 from modelyard.cluster.routing import LOAD_AGE
-from modelyard.engines.scripted import Answers, Scripted
+from modelyard.engines.scripted import Answers
 from modelyard.worker.admission import Gate
 from running import wait_until
 
@@ -42,8 +42,7 @@ class Yard:
 
     @staticmethod
     def _tables(answers: Answers) -> list[dict[str, Any]]:
-        kind = f"{Scripted.__module__}:{Scripted.__qualname__}"
-        table = {"worker_class": kind, "script": answers.key, "limit_model_concurrency": 2, "max_waiting": 4}
+        table = {"worker_class": SCRIPTED, "script": answers.key, "limit_model_concurrency": 2, "max_waiting": 4}
         return [{"name": "m", **table}, {"name": "v", "worker_type": "text2vec", **table, "limit_model_concurrency": 1}]
 
     def forget(self) -> None:

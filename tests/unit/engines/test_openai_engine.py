@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import requests
 from faulty import LAST, Faulty, Peer, Script, faulty, http_chunk, in_turn, stream_head, whole
-from in_process import service
+from in_process import SCRIPTED, service
 from modelyard.cluster.remote_model import RemoteModelWorker
 from modelyard.engines.base import tokens_of
 from modelyard.engines.openai import OpenAI, OpenAIParams
 from modelyard.engines.openai_answers import BackendAnswer, EventDecoder, refusal
 from modelyard.engines.openai_fields import NEVER_SENT
-from modelyard.engines.scripted import Answers, Scripted
+from modelyard.engines.scripted import Answers
 from modelyard.errors import (
     Cancelled,
     EngineError,
@@ -37,7 +37,6 @@ from modelyard.streams import Cancel, whole_answer
 from modelyard.types import Burst, GenerateRequest, WorkerType
 from running import wait_until
 
-SCRIPTED = f"{Scripted.__module__}:{Scripted.__qualname__}"
 HELLO = [{"role": "human", "content": "one two"}]
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import in_process
 import pytest
 import requests
+from in_process import SCRIPTED
 from modelyard.cli.examine import examine
-from modelyard.engines.scripted import Answers, Scripted
+from modelyard.engines.scripted import Answers
 from modelyard.errors import ConfigError, NotReady, UnknownModel
 from modelyard.server import runtime as runtimes
 from modelyard.server.runtime import Runtime
@@ -20,7 +21,6 @@ from modelyard.types import GenerateRequest, JSONObject
 from running import free_port, wait_until
 
 SLOTS = {"limit_model_concurrency": 4}
-SCRIPTED = f"{Scripted.__module__}:{Scripted.__qualname__}"
 
 
 @pytest.fixture(scope="module")

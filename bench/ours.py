@@ -10,9 +10,10 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from modelyard.settings.settings import ALLOCATOR
 
@@ -26,6 +27,9 @@ SMOLLM2 = "smollm2-135m"
 SMOLLM2_SLOTS = 8
 JOIN_TIMEOUT = 20.0
 
+Table: TypeAlias = Mapping[str, object]
+"""The parameters of a model."""
+
 
 @contextlib.contextmanager
 def serving(
@@ -36,16 +40,18 @@ def serving(
     role: str = "standalone",
     registry: str = "",
     slots: int = SMOLLM2_SLOTS,
+    tables: Sequence[Table] = (),
     **settings: str,
 ) -> Iterator[Server]:
     """Run the server with ``models``, and with SmolLM2 if ``smollm2``, in the body of a ``with``.
 
-    ``slots`` are those of SmolLM2; ``settings`` are further settings, by their names.
+    ``slots`` are those of SmolLM2; ``tables`` are models of other engines; ``settings`` are further settings, by their
+    names.
     """
     folder = run_folder(f"{NAME}-{free_port()}")
     port = free_port()
     environ = {
-        **environ_of(models, folder, smollm2=smollm2, slots=slots),
+        **environ_of(models, folder, smollm2=smollm2, slots=slots, tables=tables),
         **{f"MODELYARD_{name.upper()}": value for name, value in settings.items()},
         "MODELYARD_ROLE": role,
         "MODELYARD_PORT": str(port),
@@ -58,15 +64,21 @@ def serving(
 
 
 def environ_of(
-    models: Sequence[EchoModel], folder: Path, *, smollm2: bool, slots: int = SMOLLM2_SLOTS
+    models: Sequence[EchoModel],
+    folder: Path,
+    *,
+    smollm2: bool,
+    slots: int = SMOLLM2_SLOTS,
+    tables: Sequence[Table] = (),
 ) -> dict[str, str]:
     """Return the settings that name ``models``, with the state in ``folder``; their tables are written there."""
     config = folder / "bench.toml"
-    config.write_text(_config(models, smollm2=smollm2, slots=slots))
+    every = _tables(models, smollm2=smollm2, slots=slots) + list(tables)
+    config.write_text("\n".join(map(_table, every)))
     return {
         **ALLOCATOR,  # as modelyard serve sets it
         "MODELYARD_CONFIG": str(config),
-        "MODELYARD_MODELS": ",".join([model.name for model in models] + ([SMOLLM2] if smollm2 else [])),
+        "MODELYARD_MODELS": ",".join(str(table["name"]) for table in every),
         "MODELYARD_MODELS_DIRS": os.environ.get("MODELYARD_MODELS_DIRS", str(ROOT / "models")),
         "MODELYARD_STATE_DIR": str(folder / "state"),
         "MODELYARD_ACCESS_LOG": "false",
@@ -137,8 +149,8 @@ def _await_instances(controller: Server, count: int) -> None:
     raise ServerFailed(f"not all of {count} instances have registered within {JOIN_TIMEOUT:g} s")
 
 
-def _config(models: Sequence[EchoModel], *, smollm2: bool, slots: int) -> str:
-    tables = [
+def _tables(models: Sequence[EchoModel], *, smollm2: bool, slots: int) -> list[Table]:
+    tables: list[Table] = [
         {
             "name": model.name,
             "engine": "echo",
@@ -151,6 +163,8 @@ def _config(models: Sequence[EchoModel], *, smollm2: bool, slots: int) -> str:
     ]
     if smollm2:
         tables.append({"name": SMOLLM2, "limit_model_concurrency": slots})
-    return "\n".join(
-        "[[models]]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in table.items()) for table in tables
-    )
+    return tables
+
+
+def _table(parameters: Table) -> str:
+    return "[[models]]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in parameters.items())

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeAlias
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias
 
 from ..errors import FieldError, InputTooLong, PromptTooLong, Unsupported
 from ..settings.params import param
@@ -20,20 +20,37 @@ Vectors: TypeAlias = Any
 """One row of floats for each text: a list of lists, or a numpy array (float32) of shape (texts, dimensions)."""
 
 
+class TextCount(NamedTuple):
+    """What an engine reports of one text."""
+
+    cut: bool
+    """Whether it was cut because the model takes no longer ones."""
+    tokens: int
+    """The number of tokens that were computed for it."""
+
+
 class OfTexts(list[Any]):
     """Rows, or scores, with what is known of their texts and of the model."""
 
     def __init__(
-        self, values: Iterable[Any], *, cut: int = 0, tokens: int | None = None, model: str | None = None
+        self,
+        values: Iterable[Any],
+        *,
+        cut: int = 0,
+        tokens: int | None = None,
+        model: str | None = None,
+        counts: Sequence[TextCount] | None = None,
     ) -> None:
         """``cut`` is the number of texts that were cut because the model takes no longer ones, the query among them.
 
-        ``tokens`` is the number of tokens that were computed for all of them; None if it is not known. ``model`` has
-        computed them, where that is another model than the one that was asked for.
+        ``tokens`` is the number of tokens that were computed for all of them; None if it is not known. ``counts``, of
+        each text, stand in place of both. ``model`` has computed them, where that is another model than the one that
+        was asked for.
         """
         super().__init__(values)
-        self.cut = cut
-        self.tokens = tokens
+        self.counts = counts
+        self.cut = cut if counts is None else sum(count.cut for count in counts)
+        self.tokens = tokens if counts is None else sum(count.tokens for count in counts)
         self.model = model
 
 
@@ -45,6 +62,16 @@ def cut_texts(values: Vectors) -> int:
 def tokens_of(values: Vectors) -> int | None:
     """Return the tokens of the texts of these rows, or scores; None if the engine has not reported them."""
     return values.tokens if isinstance(values, OfTexts) else None
+
+
+def part_of(values: Vectors, texts: slice) -> Vectors | None:
+    """Return the values of some of the texts, with the counts of these; None if it is not known which were cut."""
+    part = values[texts]
+    if not isinstance(values, OfTexts):
+        return part
+    if values.counts is not None:
+        return OfTexts(part, counts=values.counts[texts])
+    return None if values.cut else part
 
 
 def other_model_of(values: Vectors) -> str | None:
@@ -83,6 +110,13 @@ class ModelParams:
     limit_model_concurrency: int = param(8, help="requests that run at once (slots)", min=1, max=4096)
     max_waiting: int = param(32, help="requests that may wait in line for a slot", min=0, max=10_000)
     queue_timeout: float = param(60.0, help="seconds a request waits in line at most", min=0, max=3600, tags=["shared"])
+    joint_texts: int = param(
+        0, help="texts of waiting requests to embed that are computed together at most; 0: none", min=0, max=4096
+    )
+    joint_letters: int = param(8000, help="letters of these texts at most", min=1, max=10_000_000)
+    joint_delay: float = param(
+        0.0, help="milliseconds that a request to embed waits for others, to be computed with them", min=0, max=1000
+    )
     start_timeout: float = param(300.0, help="seconds the start takes at most", min=0.1, max=86_400, tags=["shared"])
     weight: float = param(
         1.0,
@@ -128,6 +162,9 @@ class Engine:
     default_waiting: ClassVar[dict[WorkerType, int]] = {WorkerType.TEXT2VEC: 1000, WorkerType.RERANKER: 1000}
     """The default of ``max_waiting`` for models of a type: their requests take milliseconds, and clients send many at
     once, each with a few texts."""
+    default_joint_texts: ClassVar[dict[WorkerType, int]] = {}
+    """The default of ``joint_texts`` for models of a type: for engines that compute many texts together faster than one
+    by one. Their `embed` returns `OfTexts` with ``counts``, so that each request keeps its own."""
     passes_on: ClassVar[bool] = False
     """Whether the fields that modelyard does not know are sent on. Then `embed` and `rerank` take the keyword
     ``extra`` too, with the caller's fields by name; those of a generation are `GenerateRequest.extra`."""
@@ -189,10 +226,10 @@ class Engine:
         return Unsupported(f"model {self.params.registered_name!r} ({self.params.worker_type}) does not {what}")
 
 
-def rank_by_cosine(engine: Engine, query: str, texts: Sequence[str], cancel: CancelEvent) -> Sequence[float]:
-    """Return the cosine of the query and each text, as ``engine`` embeds them; raises what it raises."""
+def rank_by_cosine(embed: Callable[[Sequence[str]], Vectors], query: str, texts: Sequence[str]) -> Sequence[float]:
+    """Return the cosine of the query and each text, as ``embed`` returns their rows; raises what it raises."""
     try:
-        rows = engine.embed([query, *texts], cancel)
+        rows = embed([query, *texts])
     except InputTooLong as error:
         raise _of_query_and_texts(error) from error
     scores = [_cosine(rows[0], row) for row in rows[1:]]

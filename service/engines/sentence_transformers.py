@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,8 +14,11 @@ from ..errors import Cancelled, EngineError, MissingLibrary, StartFailed
 from ..models import hf_folder
 from ..settings.params import param
 from ..types import JSONObject, ModelMetadata, WorkerType
-from .base import CancelEvent, Engine, ModelParams, OfTexts, Progress, Vectors
+from .base import CancelEvent, Engine, ModelParams, OfTexts, Progress, TextCount, Vectors
 from .text_limit import TRUNCATE, TextLimit
+
+FEW = 8
+"""Texts that are computed together whatever their lengths: a smaller part costs more than the shorter texts save."""
 
 
 @dataclass
@@ -61,12 +66,15 @@ class SentenceTransformers(Engine):
     Params = SentenceTransformersParams
     default_worker_type: ClassVar[WorkerType] = WorkerType.TEXT2VEC
     worker_types: ClassVar[frozenset[WorkerType]] = frozenset({WorkerType.TEXT2VEC, WorkerType.RERANKER})
+    default_joint_texts: ClassVar[dict[WorkerType, int]] = {WorkerType.TEXT2VEC: 32}
 
     params: SentenceTransformersParams
 
     def __init__(self, params: Any, path: Path | None = None) -> None:
         super().__init__(params, path)
         self._model: Any = None
+        self._counter: Any = None
+        """A copy of the model's tokenizer, to count with: the other one breaks if two threads call it at once."""
         self._tokens = 0
         """The tokens that a text may have."""
         self._computing = threading.Lock()
@@ -105,6 +113,7 @@ class SentenceTransformers(Engine):
         try:
             self._model = kind(source, **given)
             self._tokens = int(self._model.max_seq_length or 512)
+            self._counter = deepcopy(self._model.tokenizer)
             self._check_prompt_name()
             if is_reranker:
                 self._scores("a", ["a"])
@@ -126,7 +135,7 @@ class SentenceTransformers(Engine):
     def stop(self) -> None:
         """Free the weights."""
         was_on_gpu = self._model is not None and str(self._model.device).startswith("cuda")
-        self._model = None
+        self._model = self._counter = None
         if was_on_gpu:
             import torch  # noqa: PLC0415
 
@@ -140,29 +149,38 @@ class SentenceTransformers(Engine):
 
     def embed(self, texts: Sequence[str], cancel: CancelEvent) -> Vectors:
         """Return one row for each text, as numpy float32. Raises InputTooLong, Cancelled."""
-        limit = self._limit()
-        fitting = limit.texts(texts, cancel)
-        rows = [row for part in self._parts(fitting, cancel) for row in self._rows(part)]
-        return OfTexts(rows, cut=limit.cut) if limit.cut else rows
+        fitting = self._limit().texts(texts, cancel)
+        prompt = self._model.prompts[self.params.prompt_name] if self.params.prompt_name else ""
+        tokens = self._lengths([prompt + text for text in fitting])
+        rows = self._in_parts(fitting, self._rows, cancel)
+        cut = [len(short) < len(text) for short, text in zip(fitting, texts, strict=True)]
+        return OfTexts(rows, counts=[TextCount(*count) for count in zip(cut, tokens, strict=True)])
 
     def rerank(self, query: str, texts: Sequence[str], cancel: CancelEvent) -> Sequence[float]:
         """Return the raw score of each text. Raises InputTooLong, Cancelled."""
         limit = self._limit()
         query = limit.query(query)
         fitting = limit.texts(texts, cancel, query)
-        scores = [score for part in self._parts(fitting, cancel) for score in self._scores(query, part)]
-        return OfTexts(scores, cut=limit.cut) if limit.cut else scores
+        tokens = sum(self._lengths([(query, text) for text in fitting]))
+        scores = self._in_parts(fitting, partial(self._scores, query), cancel)
+        return OfTexts(scores, cut=limit.cut, tokens=tokens)
 
-    def _parts(self, texts: Sequence[str], cancel: CancelEvent) -> Iterator[list[str]]:
-        """Yield the texts of one batch after the other, while this thread alone computes."""
-        for first in range(0, len(texts), self.params.batch_size):
+    def _in_parts(
+        self, texts: Sequence[str], compute: Callable[[list[str]], list[Any]], cancel: CancelEvent
+    ) -> list[Any]:
+        """Return the results of ``compute`` for all texts, in parts; meanwhile this thread alone computes."""
+        results: list[Any] = [None] * len(texts)
+        for part in _alike([len(text) for text in texts], self.params.batch_size):
             while not self._computing.acquire(timeout=1.0):
                 _check(cancel)
             try:
                 _check(cancel)
-                yield list(texts[first : first + self.params.batch_size])
+                computed = compute([texts[number] for number in part])
             finally:
                 self._computing.release()
+            for number, result in zip(part, computed, strict=True):
+                results[number] = result
+        return results
 
     def _rows(self, texts: list[str]) -> list[list[float]]:
         rows: list[list[float]] = self._model.encode(
@@ -192,9 +210,30 @@ class SentenceTransformers(Engine):
 
     def count_token(self, prompt: str) -> int:
         """Return the number of tokens of a text, with those that frame it."""
-        if self._model is None:
+        if (counter := self._counter) is None:
             raise EngineError(f"model {self.params.registered_name!r} is not loaded")
-        return len(self._model.tokenizer(prompt, truncation=False, verbose=False)["input_ids"])
+        return len(counter(prompt, truncation=False, verbose=False)["input_ids"])
+
+    def _lengths(self, texts: Sequence[str] | Sequence[tuple[str, str]]) -> list[int]:
+        """Return the tokens that are computed for each text, or pair: all, or as many as the model takes."""
+        ids = self._counter(list(texts), truncation=False, verbose=False)["input_ids"]
+        return [min(len(tokens), self._tokens) for tokens in ids]
+
+
+def _alike(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
+    """Yield the numbers of the texts in parts of ``most``, the shortest first: a part is as long as its longest text.
+
+    A part of `FEW` texts ends before one that is half as long again as its shortest.
+    """
+    part: list[int] = []
+    for number in sorted(range(len(lengths)), key=lengths.__getitem__):
+        too_long = len(part) >= FEW and lengths[number] > 1.5 * lengths[part[0]]
+        if part and (len(part) == most or too_long):
+            yield part
+            part = []
+        part.append(number)
+    if part:
+        yield part
 
 
 def _check(cancel: CancelEvent) -> None:

@@ -125,7 +125,11 @@ class Declarations:
             worker_type = self._type_of_weights(name, engine, layers)
         kind = _worker_type(entry, engine, worker_type)
         identity = {"model_name": name, "engine": engine.name, "worker_type": kind.value}
-        by_type = {"limit_model_concurrency": engine.default_slots, "max_waiting": engine.default_waiting}
+        by_type = {
+            "limit_model_concurrency": engine.default_slots,
+            "max_waiting": engine.default_waiting,
+            "joint_texts": engine.default_joint_texts,
+        }
         defaults = {name: values[kind] for name, values in by_type.items() if kind in values}
         return engine(build(engine.Params, identity, *(layer.values for layer in layers), defaults))
 

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..engines.base import Engine, ModelParams, Vectors, rank_by_cosine
+from ..engines.base import CancelEvent, Engine, ModelParams, Vectors, rank_by_cosine
 from ..engines.tool_calls import ToolCalls
 from ..errors import (
     Cancelled,
@@ -28,6 +28,7 @@ from ..types import Burst, GenerateRequest, JSONObject, ModelMetadata, ModelOutp
 from .admission import Gate, Ticket
 from .counting import CallCounts
 from .health import HealthWatch
+from .joint import JointTexts
 from .spans import CallSpan
 from .start import start_error, start_in_time
 
@@ -80,6 +81,8 @@ class ModelWorker:
         self._lock = threading.Lock()
         self._active: set[Cancel] = set()
         self.gate = self._new_gate()
+        params = self.params
+        self._joint = JointTexts(self._embed, params.joint_texts, params.joint_letters, params.joint_delay / 1000)
 
     def _new_gate(self) -> Gate:
         params = self.params
@@ -273,8 +276,11 @@ class ModelWorker:
             self.check_ready()
             return []
         more = self._keywords(extra)
-        embed = partial(self.engine.embed, texts, cancel, **more)
+        embed = partial(self.engine.embed, texts, cancel, **more) if more else partial(self._joint.embed, texts, cancel)
         return self._computed("embeddings", embed, texts, cancel, wait=wait, batch=batch)
+
+    def _embed(self, texts: Sequence[str], cancel: CancelEvent) -> Vectors:
+        return self.engine.embed(texts, cancel)  # of the engine now: a failed stop renews it
 
     def rerank(
         self,
@@ -291,12 +297,11 @@ class ModelWorker:
             self.check_ready()
             return []
         if self.worker_type is WorkerType.RERANKER:
-            operation, rank, more = "rerank", self.engine.rerank, self._keywords(extra)
+            operation, rank = "rerank", partial(self.engine.rerank, query, texts, cancel, **self._keywords(extra))
         else:
-            operation, rank, more = "embeddings", partial(rank_by_cosine, self.engine), {}
-        scores: Sequence[float] = self._computed(
-            operation, partial(rank, query, texts, cancel, **more), [query, *texts], cancel, wait=wait, batch=batch
-        )
+            embed = partial(self._joint.embed, cancel=cancel)
+            operation, rank = "embeddings", partial(rank_by_cosine, embed, query, texts)
+        scores: Sequence[float] = self._computed(operation, rank, [query, *texts], cancel, wait=wait, batch=batch)
         return scores
 
     def _keywords(self, extra: JSONObject | None) -> JSONObject:

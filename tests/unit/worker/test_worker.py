@@ -224,6 +224,56 @@ def test_a_stop_ends_an_embedding_under_way_with_the_reason(ready):
     assert isinstance(error, NotReady), f"the client is still there, and was told: {error!r}"
 
 
+def test_a_stop_ends_embeddings_that_wait_for_the_texts_of_others_with_the_reason(ready):
+    worker = ready(worker_type="text2vec", joint_texts=8)
+    failures: list[BaseException] = []
+
+    def embed(text: str) -> None:
+        with pytest.raises(NotReady) as caught:
+            worker.embeddings([text], Cancel())
+        failures.append(caught.value)
+
+    threads = [threading.Thread(target=embed, args=(text,)) for text in ("hold", "a", "b")]
+    for number, thread in enumerate(threads):
+        thread.start()
+        wait_until(lambda taken=number + 1: worker.gate.slots - worker.gate.free == taken, "it has a slot")
+    wait_until(lambda: steered(worker).generating == 1, "the first is computed")
+    worker.stop()
+    for thread in threads:
+        thread.join(10)
+    assert [str(failure) for failure in failures] == ["model 'm' was stopped"] * 3
+    assert worker.gate.free == worker.gate.slots
+
+
+def test_embeddings_that_wait_are_computed_in_one_call_of_the_engine(ready, monkeypatch):
+    worker, calls, go = ready(worker_type="text2vec", joint_texts=8), [], threading.Event()
+    embed = steered(worker).embed
+
+    def counted(texts: Any, cancel: Any) -> Any:
+        calls.append(list(texts))
+        if "first" in texts:
+            assert go.wait(10)
+        return embed(texts, cancel)
+
+    monkeypatch.setattr(worker.engine, "embed", counted)
+    found: dict[str, Any] = {}
+
+    def ask(text: str) -> None:
+        rank = worker.rerank("qq", [text], Cancel()) if text == "rank" else None
+        found[text] = rank or worker.embeddings([text], Cancel())[0]
+
+    threads = [threading.Thread(target=ask, args=(text,)) for text in ("first", "a", "rank")]
+    for number, thread in enumerate(threads):
+        thread.start()
+        wait_until(lambda waiting=number: len(calls) == 1 and len(worker._joint._line) == waiting, "it waits")
+    go.set()
+    for thread in threads:
+        thread.join(10)
+    assert calls == [["first"], ["a", "qq", "rank"]]
+    assert found["a"] == [1.0, 1.0]
+    assert found["rank"] == pytest.approx([9 / (5**0.5 * 17**0.5)])
+
+
 def test_an_engine_that_does_not_let_go_is_not_freed_under_its_answers(ready):
     worker = ready()
     stream = ask(worker, "hold")

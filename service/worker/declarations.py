@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from ..engines import ENGINES, engine_class, load_class
 from ..engines.base import Engine, ModelParams
-from ..errors import BadModelFile, ConfigError, FieldError, InvalidRequest, ModelyardError, UnknownModel
+from ..errors import BadModelFile, ConfigError, InvalidRequest, ModelyardError, UnknownModel
 from ..models import weights
 from ..models.catalog import Catalog, CatalogEntry
 from ..sessions.address import URL_VARIABLE
@@ -151,7 +151,7 @@ class Declarations:
             try:
                 self.resolve(name, path)
             except BadModelFile as error:
-                raise InvalidRequest.of_fields([{"field": "params.model_path", "message": str(error)}]) from error
+                raise InvalidRequest.of_field("params.model_path", str(error)) from error
         return self.declaration(name, params).layers[0].values
 
     def declaration(
@@ -206,15 +206,13 @@ class Declarations:
         """Return an entry for a model that only a request names. Raises InvalidRequest."""
         named = engine if isinstance(engine, str) else "llama.cpp" if path.endswith(".gguf") else None
         if named is None:
-            raise InvalidRequest.of_fields(
-                [{"field": "params.engine", "message": f"is not clear from {path!r}: name the engine"}]
-            )
+            raise InvalidRequest.of_field("params.engine", f"is not clear from {path!r}: name the engine")
         _class_of_request(named)
         try:
             refuse_shared_prefixes([*(entry.name for entry in self.catalog.with_files()), name])
             return CatalogEntry(name=name, engine=named, worker_type=None, model_path=path, origin="request")
         except ConfigError as error:
-            raise InvalidRequest.of_fields([{"field": "model", "message": str(error)}]) from error
+            raise InvalidRequest.of_field("model", str(error)) from error
 
     def locate(self, engine: Engine) -> Path | None:
         """Return the weights of an engine, None if it needs none. Raises BadModelFile."""
@@ -272,8 +270,8 @@ def names_to_start(settings: Settings, catalog: Catalog, models: Sequence[str] |
     if not settings.has_backends:
         return []
     # A worker may have the same configuration: what this machine does not know is no fault of a gateway.
-    known = None if models is None else [name for name in models if catalog.get(name) is not None]
-    names = [name for name in catalog.names_to_start(known) if _is_backend(catalog.get(name))]
+    chosen = None if models is None else [name for name in models if catalog.get(name) is not None]
+    names = [name for name in catalog.names_to_start(chosen) if _is_backend(catalog.get(name))]
     if not names and not settings.registry:
         raise ConfigError(
             "this gateway has no --registry, and no model of another server in its configuration: give it one of them"
@@ -309,8 +307,7 @@ def _worker_type(entry: CatalogEntry, engine: type[Engine], requested: WorkerTyp
     kind = requested or (WorkerType(entry.worker_type) if entry.worker_type else engine.default_worker_type)
     if kind not in engine.worker_types:
         types = ", ".join(sorted(engine.worker_types))
-        fault: FieldError = {"field": "worker_type", "message": f"engine {engine.name} can be {types}, not {kind}"}
-        raise InvalidRequest.of_fields([fault])
+        raise InvalidRequest.of_field("worker_type", f"engine {engine.name} can be {types}, not {kind}")
     return kind
 
 
@@ -323,4 +320,4 @@ def _class_of_request(name: object) -> type[Engine]:
     try:
         return engine_class(str(name))
     except ConfigError as error:
-        raise InvalidRequest.of_fields([{"field": "params.engine", "message": str(error)}]) from error
+        raise InvalidRequest.of_field("params.engine", str(error)) from error

@@ -38,7 +38,7 @@ MAX_REFUSAL = 1024 * 1024
 """Bytes of a refusal that are read."""
 
 _SENT = ("Accept", "OpenAI-Beta")
-_RETURNED = ("Content-Length", "Content-Disposition")
+_RETURNED = ("Content-Type", "Content-Length", "Content-Disposition")
 _FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 _SAFE_IN_PATH = "/:@!$&'()*+,;=-._~"
 _SAFE_IN_QUERY = "%?" + _SAFE_IN_PATH
@@ -105,16 +105,21 @@ def _passed_on(service: Service, backends: Sequence[Backend], rest: str = "") ->
             call.close()
             return refused
         call.bound_writes(service.settings.write_timeout)
+        headers = _returned(answer)
     except BaseException as error:
         call.close(error)
         raise
-    kind = answer.headers.get("content-type") or "application/octet-stream"
+    kind = headers.pop("Content-Type", "application/octet-stream")
     g.modelyard_stream = response = StreamResponse(PassedBody(call, answer, line), kind, status=answer.status_code)
-    for header in _RETURNED:
-        if (value := answer.headers.get(header)) is not None:
-            response.headers[header] = value
-    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers.update(headers)
     return response
+
+
+def _returned(answer: Answer) -> dict[str, str]:
+    """Return the headers of an answer that are passed on, without characters that no header may have."""
+    headers = {name: answer.headers[name] for name in _RETURNED if answer.headers.get(name)}
+    cleaned = {name: "".join(c if c.isprintable() else " " for c in value) for name, value in headers.items()}
+    return {**cleaned, "X-Content-Type-Options": "nosniff"}
 
 
 def _check_key(model: str | None) -> None:

@@ -203,6 +203,14 @@ def test_an_answer_comes_as_it_is_with_few_of_its_headers(place):
     assert response.headers["Server"] != "theirs"
 
 
+@pytest.mark.parametrize("name", ["Content-Type", "Content-Disposition"])
+def test_a_header_that_no_answer_may_have_is_cleaned(place, name):
+    answer = f"HTTP/1.1 200 OK\r\n{name}: audio/\0x\r\nContent-Length: 2\r\n\r\nok".encode()
+    response = place.ask("GET", "/v1/files", answer)
+    assert (response.status_code, response.content) == (200, b"ok")
+    assert response.headers[name] == "audio/ x"
+
+
 def test_a_stream_is_passed_on_as_it_comes(place):
     goes_on = threading.Event()
 

@@ -82,8 +82,18 @@ def passthrough_blueprint(
         view = partial(_passed_on, service, of_path)
         for prefix in prefixes:
             for rule in (f"{prefix}{path}", f"{prefix}{path}/<path:rest>"):
-                blueprint.add_url_rule(rule, path.strip("/").replace("/", "-"), view, methods=METHODS)
+                blueprint.add_url_rule(
+                    rule, path.strip("/").replace("/", "-"), view, methods=METHODS, provide_automatic_options=False
+                )
+                blueprint.add_url_rule(rule, "methods", _methods, methods=["OPTIONS"])
     return blueprint
+
+
+def _methods(rest: str = "") -> Response:
+    """Return the methods of the calls: Flask's own answer would find that the rules of `Routes` take every method."""
+    response = Response()
+    response.allow.update([*METHODS, "OPTIONS"])
+    return response
 
 
 def _passed_on(service: Service, backends: Sequence[Backend], rest: str = "") -> Response:

@@ -11,7 +11,6 @@ from collections.abc import Collection
 from flask import Blueprint, Response, request
 
 ANY = "*"
-_METHODS = "GET, POST"
 _REQUESTED = re.compile(r"[A-Za-z0-9-]+(\s*,\s*[A-Za-z0-9-]+)*")
 _EXPOSED = (
     "x-request-id",
@@ -38,7 +37,7 @@ _PREFLIGHT_SECONDS = "600"
 def install(blueprint: Blueprint, origins: Collection[str]) -> None:
     """Answer pages of ``origins`` (``*``: of all) so that their browser lets them read it; without any do nothing.
 
-    Flask itself answers a preflight; that answer gets its headers as every other does.
+    The routes answer a preflight, with the methods that they take; that answer gets its headers as every other does.
     """
     if not origins:
         return
@@ -56,7 +55,7 @@ def install(blueprint: Blueprint, origins: Collection[str]) -> None:
         headers["Access-Control-Expose-Headers"] = ", ".join(_EXPOSED)
         if request.method == "OPTIONS":
             requested = request.headers.get("Access-Control-Request-Headers", "")
-            headers["Access-Control-Allow-Methods"] = _METHODS
+            headers["Access-Control-Allow-Methods"] = response.headers.get("Allow", "")
             headers["Access-Control-Max-Age"] = _PREFLIGHT_SECONDS
             if _REQUESTED.fullmatch(requested):
                 headers["Access-Control-Allow-Headers"] = requested

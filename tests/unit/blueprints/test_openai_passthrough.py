@@ -106,6 +106,12 @@ def test_each_prefix_and_method_goes_through(place, prefix):
         assert "authorization" not in sent.headers
 
 
+@pytest.mark.parametrize("path", ["/v1/files", "/v1/files/f-1"])
+def test_its_methods_are_those_of_the_files(place, path):
+    answer = place.ask("OPTIONS", path)
+    assert (answer.status_code, answer.headers["Allow"]) == (200, "GET, POST, PUT, PATCH, DELETE, OPTIONS")
+
+
 @pytest.mark.parametrize(
     ("options", "server"),
     [

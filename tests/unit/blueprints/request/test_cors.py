@@ -55,7 +55,7 @@ def test_the_pages_of_an_origin_may_call_and_read_everything(tmp_path: Path) -> 
         preflight = client.options("/v1/chat/completions", headers=PREFLIGHT)
         assert preflight.status_code == 200
         assert preflight.headers["Access-Control-Allow-Origin"] == PAGE
-        assert preflight.headers["Access-Control-Allow-Methods"] == "GET, POST"
+        assert preflight.headers["Access-Control-Allow-Methods"] == "POST, OPTIONS"
         assert preflight.headers["Access-Control-Allow-Headers"] == PREFLIGHT["Access-Control-Request-Headers"]
         answers = {
             "whole": chat(client),

@@ -113,7 +113,7 @@ class ModelParams:
     joint_texts: int = param(
         0, help="texts of waiting requests to embed that are computed together at most; 0: none", min=0, max=4096
     )
-    joint_letters: int = param(8000, help="letters of these texts at most", min=1, max=10_000_000)
+    joint_letters: int = param(8000, help="characters of these texts at most", min=1, max=10_000_000)
     joint_delay: float = param(
         0.0, help="milliseconds that a request to embed waits for others, to be computed with them", min=0, max=1000
     )

@@ -21,19 +21,52 @@ from ..worker.local_models import LocalModels
 from ..worker.worker import ModelWorker, State
 
 
-def gauges(settings: Settings, models: LocalModels, budget: Budget, cluster: Cluster | None) -> Counts:
-    """Return the gauges of a process, now."""
+def gauges(models: LocalModels, budget: Budget, cluster: Cluster | None) -> Counts:
+    """Return the gauges of a process now, which add up over the processes of its service."""
     values: Counts = {}
-    _set(values, metrics.INFO, 1, __version__, settings.role)
     _set(values, metrics.PROCESSES, 1)
     _set(values, metrics.THREADS, budget.threads)
     _set(values, metrics.THREADS_RESERVED, budget.reserve)
     _set(values, metrics.THREADS_HELD, budget.held)
     for worker in models.workers():
         _add_model(values, worker)
-    if cluster is not None:
-        _add_cluster(values, cluster)
+    if cluster is not None and cluster.heartbeat is not None and cluster.heartbeat.succeeded_at is not None:
+        _set(values, metrics.LAST_HEARTBEAT, cluster.heartbeat.succeeded_at)
+    if cluster is not None and cluster.manager is not None:
+        for key, requests in cluster.manager.routes.under_way().items():
+            _set(values, metrics.ROUTED_RUNNING, requests, *_labels_of(key))
     return values
+
+
+def common_gauges(settings: Settings, cluster: Cluster | None) -> Counts:
+    """Return the gauges that all processes of a service see alike: its version, and the registry.
+
+    A controller reads its registry for them.
+    """
+    values: Counts = {}
+    _set(values, metrics.INFO, 1, __version__, settings.role)
+    if cluster is None:
+        return values
+    try:
+        rows, is_up = _rows(cluster)
+    except ModelyardError:
+        rows, is_up = [], False
+    _set(values, metrics.REGISTRY_UP, float(is_up))
+    routes = None if cluster.manager is None else cluster.manager.routes
+    for (key, state), number in Counter((row.key, _state(row, routes)) for row in rows).items():
+        if key != MANAGER_KEY:
+            _set(values, metrics.INSTANCES, number, *_labels_of(key), state)
+    return values
+
+
+def _rows(cluster: Cluster) -> tuple[Sequence[Instance], bool]:
+    """Return the instances in the registry, and whether its last call succeeded. Raises RegistryUnavailable."""
+    if cluster.view is not None:
+        view = cluster.view
+        return (view.all(), not view.error) if view.complete else ([], False)
+    if cluster.heartbeat is not None:  # a worker needs to know no others
+        return [], not cluster.heartbeat.error
+    return cluster.registry.instances(), True
 
 
 def _set(values: Counts, family: Family, value: float, *labels: str) -> None:
@@ -54,40 +87,10 @@ def _add_model(values: Counts, worker: ModelWorker) -> None:
         _set(values, metrics.WAITING, waiting, *labels, priority)
 
 
-def _add_cluster(values: Counts, cluster: Cluster) -> None:
-    if cluster.heartbeat is not None and cluster.heartbeat.succeeded_at is not None:
-        _set(values, metrics.LAST_HEARTBEAT, cluster.heartbeat.succeeded_at)
-    routes = None if cluster.manager is None else cluster.manager.routes
-    if routes is not None:
-        for key, requests in routes.under_way().items():
-            _set(values, metrics.ROUTED_RUNNING, requests, *_labels_of(key))
-    rows = _rows(cluster)
-    if rows is None:
-        _set(values, metrics.REGISTRY_UP, 0)
-        return
-    _set(values, metrics.REGISTRY_UP, 0 if cluster.view is not None and cluster.view.error else 1)
-    for (key, state), number in Counter((row.key, _state(row, routes)) for row in rows).items():
-        _set(values, metrics.INSTANCES, number, *_labels_of(key), state)
-
-
 def _labels_of(key: str) -> tuple[str, str]:
     """Return the name and the type in a key; other programs may have registered types that are not ours."""
     name, _, kind = key.rpartition("@")
     return name, kind
-
-
-def _rows(cluster: Cluster) -> Sequence[Instance] | None:
-    """Return the instances of models in the registry, as this process last saw it; None if it never answered."""
-    if cluster.view is not None:
-        rows = cluster.view.all() if cluster.view.complete else None
-    elif cluster.heartbeat is None:
-        try:
-            rows = cluster.registry.instances()
-        except ModelyardError:
-            rows = None
-    else:
-        return []
-    return None if rows is None else [row for row in rows if row.key != MANAGER_KEY]
 
 
 def _state(instance: Instance, routes: Routes | None) -> str:

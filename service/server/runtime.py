@@ -30,7 +30,7 @@ from ..worker.protocol import EVERY_MODEL, ServiceState, StartCallback, WorkerMa
 from ..worker.worker import ModelWorker, State
 from . import logs
 from .disconnect import DisconnectWatcher
-from .gauges import gauges
+from .gauges import common_gauges, gauges
 from .recovery import Recovery
 
 log = logging.getLogger(__name__)
@@ -263,10 +263,11 @@ class Runtime:
 
     def sample(self) -> Sample:
         """Return the metrics of all processes of this service, now. Their models are neither called nor loaded."""
-        return self._sample() if self._shared is None else self._shared.total()
+        sample = self._sample() if self._shared is None else self._shared.total()
+        return Sample(sample.counts, sample.gauges | common_gauges(self.settings, self.cluster))
 
     def _sample(self) -> Sample:
-        return Sample(self.metrics.counts(), gauges(self.settings, self.local.models, self.budget, self.cluster))
+        return Sample(self.metrics.counts(), gauges(self.local.models, self.budget, self.cluster))
 
     def _status_of_models(self) -> JSONObject:
         workers = self.local.models.workers()

@@ -31,8 +31,6 @@ class Family:
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
     """The upper bounds, without infinity."""
-    is_shared: bool = True
-    """Whether the gauges of several processes are added. Otherwise all of them see the same thing."""
 
     @property
     def exposed_name(self) -> str:
@@ -65,8 +63,8 @@ def _counter(name: str, help: str, *labels: str) -> Family:
     return _family(Family(PREFIX + name, "counter", help, labels))
 
 
-def _gauge(name: str, help: str, *labels: str, is_shared: bool = True) -> Family:
-    return _family(Family(PREFIX + name, "gauge", help, labels, is_shared=is_shared))
+def _gauge(name: str, help: str, *labels: str) -> Family:
+    return _family(Family(PREFIX + name, "gauge", help, labels))
 
 
 def _histogram(name: str, help: str, *labels: str, buckets: tuple[float, ...] = _SECONDS) -> Family:
@@ -123,8 +121,8 @@ LOAD_SECONDS = _histogram(
 )
 LOAD_FAILURES = _counter("model_load_failures", "Starts of a model that failed.", *_MODEL, "error")
 ROUTED_RUNNING = _gauge("routed_num_requests_running", "Requests under way at the instances of a model.", *_MODEL)
-INSTANCES = _gauge("instances", "Instances in the registry, by state.", *_MODEL, "state", is_shared=False)
-REGISTRY_UP = _gauge("registry_up", "1 if the last call of the registry succeeded.", is_shared=False)
+INSTANCES = _gauge("instances", "Instances in the registry, by state.", *_MODEL, "state")
+REGISTRY_UP = _gauge("registry_up", "1 if the last call of the registry succeeded.")
 HEARTBEATS = _counter("heartbeats", "Calls of the heartbeat to the registry.", "outcome")
 LAST_HEARTBEAT = _gauge("last_heartbeat_timestamp_seconds", "Time of the last heartbeat that succeeded, since 1970.")
 HTTP_REQUESTS = _counter("http_requests", "HTTP requests that have ended.", "call", "status")
@@ -134,7 +132,7 @@ THREADS = _gauge("threads", "Threads that answer requests.")
 THREADS_RESERVED = _gauge("threads_reserved", "Threads that requests for models do not take (reserve).")
 THREADS_HELD = _gauge("threads_held", "Threads that requests for models hold.")
 PROCESSES = _gauge("processes", "Processes of this service that run, its model host among them.")
-INFO = _gauge("build_info", "1, with the version.", "version", "role", is_shared=False)
+INFO = _gauge("build_info", "1, with the version.", "version", "role")
 
 
 class Metrics:

@@ -13,14 +13,14 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import ConfigError
 from ..files import try_lock, write_atomically
 from ..threads import BackgroundThread
-from .metrics import FAMILIES, Counts, added
+from .metrics import Counts, added
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class SharedMetrics:
         except OSError:
             samples = []
         counts = added([self._earlier, own.counts, *(sample.counts for sample, _ in samples)])
-        return Sample(counts, _gauges([own.gauges, *(sample.gauges for sample, is_held in samples if is_held)]))
+        return Sample(counts, added([own.gauges, *(sample.gauges for sample, is_held in samples if is_held)]))
 
     def _work(self) -> float:
         self._write()
@@ -157,20 +157,6 @@ def _is_held(folder: Path, number: int) -> bool:
     if fd is not None:
         os.close(fd)
     return fd is None
-
-
-def _gauges(parts: Sequence[Counts]) -> Counts:
-    """Return the gauges of several processes: added, or of the first that has them where all see the same thing."""
-    total = added({name: cells for name, cells in part.items() if _is_added(name)} for part in parts)
-    for part in parts:
-        for name, cells in part.items():
-            if not _is_added(name):
-                total.setdefault(name, cells)
-    return total
-
-
-def _is_added(name: str) -> bool:
-    return name in FAMILIES and FAMILIES[name].is_shared
 
 
 def _encoded(sample: Sample) -> bytes:

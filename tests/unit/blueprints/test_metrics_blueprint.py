@@ -19,6 +19,8 @@ import yaml
 from flask import Flask
 from flask.testing import FlaskClient
 from modelyard.access.tokens import Token, digest_of, new_secret
+from modelyard.cluster.registry.base import Instance
+from modelyard.errors import RegistryUnavailable
 from modelyard.server.extension import KEY, Modelyard, create_app
 from modelyard.server.runtime import Runtime
 from modelyard.settings.settings import Settings
@@ -165,6 +167,30 @@ def test_states_and_starts_of_models(client: FlaskClient):
     assert value(client, "model_state", model="absent", state="failed") == 1
     assert value(client, "model_load_seconds_count", model="echo") == 1
     assert value(client, "model_load_failures_total", model="absent") == 1
+
+
+def test_a_controller_shows_its_registry_which_is_read_for_a_scrape_alone(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+):
+    app = build(role="controller", model_tables=())
+    runtime: Runtime = app.extensions[KEY]
+    assert runtime.cluster is not None
+    registry = runtime.cluster.registry
+    registry.beat([Instance("m@llm", f"http://10.0.0.{number}:8000/api") for number in (7, 8)])
+    registry.deregister([Instance("m@llm", "http://10.0.0.8:8000/api")])
+    client = app.test_client()
+    assert value(client, "instances", model="m", worker_type="llm", state="usable") == 1
+    assert value(client, "instances", model="m", worker_type="llm", state="unhealthy") == 1
+    assert value(client, "registry_up") == 1
+    reads: list[None] = []
+
+    def fail(*_: object, **__: object) -> list[Instance]:
+        reads.append(None)
+        raise RegistryUnavailable("away")
+
+    monkeypatch.setattr(registry, "instances", fail)
+    assert value(client, "registry_up") == 0
+    assert len(reads) == 1
 
 
 def test_what_a_client_writes_is_no_label(client: FlaskClient):

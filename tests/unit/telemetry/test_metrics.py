@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from modelyard.telemetry.metrics import ENGINE, FAMILIES, INSTANCES, MANY, REGISTRY_UP, RUNNING, Counts, Metrics, added
+from modelyard.telemetry.metrics import ENGINE, FAMILIES, MANY, RUNNING, Counts, Metrics, added
 from modelyard.telemetry.shared_metrics import Sample, SharedMetrics
 from running import wait_until
 
@@ -164,16 +164,6 @@ def test_gauges_of_a_process_that_has_ended_do_not_count(start: Start):
     assert second.running() == 3
     first.shared.stop()
     assert second.running() == 1
-
-
-def test_what_all_processes_see_is_that_of_the_one_that_is_scraped_or_of_any(start: Start):
-    first, second = start(), start()
-    first.gauges = {INSTANCES.name: {(*LABELS, "usable"): [3.0]}, REGISTRY_UP.name: {(): [1.0]}}
-    first.shared.total()
-    second.gauges = {INSTANCES.name: {(*LABELS, "failing"): [3.0]}}
-    gauges = second.shared.total().gauges
-    assert gauges[INSTANCES.name] == {(*LABELS, "failing"): [3.0]}, "not added: each sees all"
-    assert gauges[REGISTRY_UP.name] == {(): [1.0]}, "the first alone sees it"
 
 
 def test_a_process_that_is_never_scraped_writes_too(start: Start):

@@ -39,7 +39,9 @@ MAX_REFUSAL = 1024 * 1024
 
 _SENT = ("Accept", "OpenAI-Beta")
 _RETURNED = ("Content-Type", "Content-Length", "Content-Disposition")
-_FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
+_FORM = "multipart/form-data"
+_MAX_PARTS = 1000
+"""The most parts of a form: each costs time to read."""
 _SAFE_IN_PATH = "/:@!$&'()*+,;=-._~"
 _SAFE_IN_QUERY = "%?" + _SAFE_IN_PATH
 
@@ -64,7 +66,7 @@ class Backend:
             url += "?" + quote(request.query_string, safe=_SAFE_IN_QUERY)
         headers = {name: request.headers[name] for name in _SENT if name in request.headers}
         if body:
-            headers["Content-Type"] = _content_type()
+            headers["Content-Type"] = _content_type(body)
         return self._session.request(request.method, url, body=body or None, headers=headers, cancel=call.cancel)
 
 
@@ -157,11 +159,13 @@ def _chosen(backends: Sequence[Backend], model: str | None) -> Backend:
     raise UnknownModel(f"there is no model {model!r} at {request.path}; there are {', '.join(models)}")
 
 
-def _content_type() -> str:
-    """Return the type of the body; of a form as it was read, so that the server reads the same fields."""
+def _content_type(body: bytes) -> str:
+    """Return the type of a body as it was read, so that the server reads the same model in it."""
     given = request.headers.get("Content-Type", JSON_TYPE)
     mimetype, options = parse_options_header(given)
-    return dump_options_header(mimetype, options) if mimetype in _FORMS else given
+    if mimetype == _FORM:
+        return dump_options_header(mimetype, options)
+    return JSON_TYPE if mimetype != JSON_TYPE and _in_json(body) else given
 
 
 def _model_in(body: bytes) -> str | None:
@@ -186,11 +190,11 @@ def _in_json(body: bytes) -> list[tuple[str, Any]]:
 
 
 def _in_form(body: bytes) -> list[tuple[str, Any]]:
-    """Return the fields ``model`` of a form."""
+    """Return the fields ``model`` of a form. Raises RequestEntityTooLarge for one with too many parts."""
     mimetype, options = parse_options_header(request.headers.get("Content-Type"))
-    if mimetype not in _FORMS:
+    if mimetype != _FORM:
         return []
-    parser = FormDataParser(stream_factory=_no_file)
+    parser = FormDataParser(stream_factory=_no_file, max_form_parts=_MAX_PARTS)
     fields = parser.parse(io.BytesIO(body), mimetype, len(body), options)[1]
     return [("model", model) for model in fields.getlist("model")]
 

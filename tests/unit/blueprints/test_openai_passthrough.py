@@ -155,7 +155,6 @@ def twice(boundary: str = "xyz") -> bytes:
     [
         ("/v1/audio/speech", b'{"model": "whisper", "model": "tts"}', "application/json"),
         ("/v1/audio/speech", b'{"model": "whisper", "Model": "tts"}', "application/json"),
-        ("/v1/audio/speech", b'{"model": "whisper", "x": "&model=tts&"}', "application/x-www-form-urlencoded"),
         ("/v1/audio/speech?model=tts", b'{"model": "whisper"}', "application/json"),
         ("/v1/audio/speech", twice(), FORM),
     ],
@@ -172,6 +171,20 @@ def test_the_server_reads_the_form_by_the_boundary_that_was_read_before(place):
     headers = {"Content-Type": "multipart/form-data; boundary=abc; boundary=xyz"}
     assert place.ask("POST", "/v1/audio/speech", whole(200, {}), data=form(model="tts"), headers=headers).ok
     assert place.server.requests[-1].headers["content-type"] == FORM
+
+
+def test_what_was_read_as_json_is_sent_as_json(place):
+    body = b'{"model": "whisper", "x": "&model=tts&"}'
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}  # curl's default
+    assert place.ask("POST", "/v1/audio/speech", whole(200, {}), data=body, headers=headers).ok
+    sent = place.server.requests[-1]
+    assert (sent.path, sent.headers["content-type"], sent.body) == ("/their/v1/audio/speech", "application/json", body)
+
+
+def test_a_form_of_too_many_parts_is_refused(place):
+    body = b'--xyz\r\nContent-Disposition: form-data; name="a"\r\n\r\n\r\n' * 1001
+    response = place.ask("POST", "/v1/audio/speech", data=body, headers={"Content-Type": FORM})
+    assert (response.status_code, response.json()["error"]["type"]) == (413, "invalid_request_error")
 
 
 @pytest.mark.parametrize("path", ["/v1/files/%2e%2e/%2e%2e/admin", "/v1/files/a/%2e%2e", "/v1/moderations"])

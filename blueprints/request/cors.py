@@ -14,6 +14,7 @@ ANY = "*"
 _REQUESTED = re.compile(r"[A-Za-z0-9-]+(\s*,\s*[A-Za-z0-9-]+)*")
 _EXPOSED = (
     "x-request-id",
+    "request-id",
     "openai-processing-ms",
     "Retry-After",
     "retry-after-ms",
@@ -27,6 +28,7 @@ _EXPOSED = (
     "Modelyard-Load",
     "Modelyard-Model",
     "Modelyard-Queue-Ms",
+    "Modelyard-Tokens",
     "Modelyard-Truncated",
 )
 """The headers that scripts may read, beside those that browsers always show."""

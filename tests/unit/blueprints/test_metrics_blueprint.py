@@ -210,7 +210,7 @@ def test_the_scraper_chooses_the_format(client: FlaskClient):
     assert plain.content_type.startswith("text/plain; version=0.0.4")
     accept = {"Accept": "application/openmetrics-text; version=1.0.0; charset=utf-8"}
     openmetrics = client.get("/metrics", headers=accept)
-    assert openmetrics.content_type.startswith("application/openmetrics-text; version=1.0.0")
+    assert openmetrics.content_type.startswith("application/openmetrics-text; version=")
     assert openmetrics.text.endswith("# EOF\n")
 
 

@@ -350,7 +350,8 @@ def test_who_was_asked_in_vain_has_a_span_as_well(run: Services) -> None:
     folder = run.folder()
     registry = f"sqlite:///{folder}/registry.db"
     workers = [run.start(TABLES, "worker", registry=registry) for _ in range(2)]
-    gateway = run.start("", "gateway", registry=registry, tracing=f"file:{folder}/gateway.jsonl", registry_refresh=3600)
+    given = {"tracing": f"file:{folder}/gateway.jsonl", "registry_refresh": 3600, "session_affinity": False}
+    gateway = run.start("", "gateway", registry=registry, **given)
     wait_until(lambda: gateway.post("generate", prompt()).json()["error_code"] == 0, "a way to the workers")
     workers[0].kill()
     path = folder / "gateway.jsonl"

@@ -29,6 +29,15 @@ QUOTED = "p%40ss%3Aw%2Frd-%2541"
 HOW_TO_INSTALL = "install it with scripts/test-servers"
 
 
+def _is_stopped(pid: int) -> bool:
+    """Return whether no thread of a process runs any more: one that runs at the signal stops a moment later."""
+    with suppress(OSError):
+        for status in Path(f"/proc/{pid}/task").glob("*/stat"):
+            if status.read_text().rpartition(")")[2].split()[0] not in "TtXZ":
+                return False
+    return True
+
+
 class Server:
     """A server in a process group of its own. `start` it, `close` it in the end."""
 
@@ -109,6 +118,7 @@ class Server:
         """Within: it accepts connections (the kernel does), and never says anything."""
         self.signal(signal.SIGSTOP)
         try:
+            wait_until(lambda: all(map(_is_stopped, self.processes())), "every thread of it has stopped")
             yield
         finally:
             self.signal(signal.SIGCONT)

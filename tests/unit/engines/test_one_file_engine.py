@@ -109,7 +109,7 @@ def test_what_breaks_in_it_is_told_by_its_kind(runtime):
 
 def test_the_page_names_only_what_there_is():
     attributes = re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE)
-    assert len(attributes) == 7
+    assert len(attributes) == 8
     assert all(hasattr(Engine, name) for name in [*attributes, "ticks", "default_worker_type"])
     overridden = set(re.findall(r"^    def (\w+)", block("python"), re.MULTILINE))
     assert overridden <= {name for name, _ in inspect.getmembers(Engine, inspect.isfunction)}

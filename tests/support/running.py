@@ -62,14 +62,14 @@ _reserved: deque[int] = deque()
 
 
 def free_port() -> int:
-    """Return a port of the loopback, and keep a socket bound to it, so that no other program is given it.
+    """Return a port that is free at every address, and keep a socket bound to it, so that no other program is given it.
 
     The socket never listens: a connection to the port is refused until a server listens there. The last
     `RESERVED_PORTS` ports stay reserved.
     """
     holder = socket.socket()
     holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    holder.bind(("127.0.0.1", 0))
+    holder.bind(("0.0.0.0", 0))
     port = int(holder.getsockname()[1])
     _reserved.append(holder.detach())
     if len(_reserved) > RESERVED_PORTS:

@@ -260,6 +260,7 @@ def test_a_store_that_is_restarted_is_not_noticed_either(run: Services, store_se
     cluster.start_workers(2, registry=server.url())
     wait_sees(gateway, 2)
     with Traffic(gateway) as traffic:
+        traffic.wait_more(20)  # the gateway knows that there are no keys
         server.stop()
         for worker in cluster.workers:
             wait_until(lambda worker=worker: worker.status()["cluster"]["error"], "it is missed")

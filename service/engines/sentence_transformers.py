@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..errors import Cancelled, EngineError, MissingLibrary, StartFailed
-from ..models import hf_folder
 from ..settings.params import param
 from ..types import JSONObject, ModelMetadata, WorkerType
-from .base import CancelEvent, Engine, ModelParams, OfTexts, Progress, TextCount, Vectors
+from .base import CancelEvent, OfTexts, Progress, TextCount, Vectors
+from .huggingface import HuggingFaceEngine, HuggingFaceParams, free_gpu_memory
 from .text_limit import TRUNCATE, TextLimit
 
 FEW = 8
@@ -22,16 +22,9 @@ FEW = 8
 
 
 @dataclass
-class SentenceTransformersParams(ModelParams):
+class SentenceTransformersParams(HuggingFaceParams):
     """Parameters of `SentenceTransformers`."""
 
-    hub_model: str | None = param(
-        None,
-        help="model of the Hugging Face hub, fetched at the start, in place of model_path",
-        tags=["fixed", "operator"],
-    )
-    hub_revision: str | None = param(None, help="branch, tag or commit of hub_model", tags=["fixed", "operator"])
-    device: str = param("auto", help="cpu, cuda, cuda:1, mps; auto: the first GPU, else the CPU")
     dtype: str = param("float32", help="numbers to compute with", choices=["auto", "float32", "bfloat16", "float16"])
     batch_size: int = param(32, help="texts that are computed together; a cancel acts between two", min=1, max=4096)
     normalize: bool = param(True, help="whether embeddings have the length 1")
@@ -49,17 +42,9 @@ class SentenceTransformersParams(ModelParams):
         help="what to do with a text that is longer than the model takes: leave out its end, or refuse it",
         choices=TRUNCATE,
     )
-    trust_remote_code: bool = param(
-        False, help="whether Python code that comes with the weights is run", tags=["fixed", "operator"]
-    )
-    allow_pickle: bool = param(
-        False,
-        help="whether weights in pickle files are loaded, which can hold code; else safetensors only",
-        tags=["fixed", "operator"],
-    )
 
 
-class SentenceTransformers(Engine):
+class SentenceTransformers(HuggingFaceEngine):
     """One embedder, or one reranker, behind the library's ``encode`` and ``predict``. One thread computes at a time."""
 
     name = "sentence-transformers"
@@ -79,16 +64,11 @@ class SentenceTransformers(Engine):
         """The tokens that a text may have."""
         self._computing = threading.Lock()
 
-    @classmethod
-    def worker_type_of(cls, path: Path) -> WorkerType | None:
-        """Return the type that the folder shows. Raises BadModelFile."""
-        return hf_folder.read(path).worker_type
-
     # Life
 
     def start(self, progress: Progress) -> None:
         """Load the model and compute one text. Raises MissingLibrary, BadModelFile, StartFailed."""
-        source = hf_folder.source(self.params.registered_name, self.path, self.params.hub_model)
+        source = self.source()
         try:
             import sentence_transformers  # noqa: PLC0415 - only models of this engine need them
             import torch  # noqa: PLC0415
@@ -99,14 +79,9 @@ class SentenceTransformers(Engine):
             ) from error
         progress(f"loading {source}")
         given: JSONObject = {
-            "device": hf_folder.device(torch, self.params.device),
-            "trust_remote_code": self.params.trust_remote_code,
-            "local_files_only": self.path is not None,
-            "revision": None if self.path is not None else self.params.hub_revision,
-            "model_kwargs": {
-                "dtype": self.params.dtype,
-                "use_safetensors": None if self.params.allow_pickle else True,
-            },
+            **self.loading_arguments(),
+            "device": self.device(torch),
+            "model_kwargs": {"dtype": self.params.dtype, "use_safetensors": self.use_safetensors()},
         }
         is_reranker = self.params.worker_type == WorkerType.RERANKER
         kind = sentence_transformers.CrossEncoder if is_reranker else sentence_transformers.SentenceTransformer
@@ -137,9 +112,7 @@ class SentenceTransformers(Engine):
         was_on_gpu = self._model is not None and str(self._model.device).startswith("cuda")
         self._model = self._counter = None
         if was_on_gpu:
-            import torch  # noqa: PLC0415
-
-            torch.cuda.empty_cache()
+            free_gpu_memory()
 
     def metadata(self) -> ModelMetadata:
         """Return the metadata of the model."""

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import EngineError, InvalidRequest, MissingLibrary, PromptTooLong, StartFailed
-from ..models import hf_folder
 from ..settings.params import param
 from ..types import Burst, GenerateRequest, JSONObject, ModelMetadata, WorkerType
 from ..wire.messages import openai_messages
-from .base import CancelEvent, Engine, ModelParams, Progress, room_in_context
+from .base import CancelEvent, Progress, room_in_context
+from .huggingface import HuggingFaceEngine, HuggingFaceParams, free_gpu_memory
 from .token_text import HermesCalls
 from .transformers_answer import Answer, first_line, messages_for_template
 from .transformers_rows import Row, Sampling
@@ -26,16 +26,9 @@ _TICK = 1.0
 
 
 @dataclass
-class TransformersParams(ModelParams):
+class TransformersParams(HuggingFaceParams):
     """Parameters of `Transformers`."""
 
-    hub_model: str | None = param(
-        None,
-        help="model of the Hugging Face hub, fetched at the start, in place of model_path",
-        tags=["fixed", "operator"],
-    )
-    hub_revision: str | None = param(None, help="branch, tag or commit of hub_model", tags=["fixed", "operator"])
-    device: str = param("auto", help="cpu, cuda, cuda:1, mps; auto: the first GPU, else the CPU")
     dtype: str = param(
         "auto",
         help="numbers to compute with; auto: those of the weights, float32 on the CPU",
@@ -47,17 +40,9 @@ class TransformersParams(ModelParams):
     )
     default_max_new_tokens: int = param(1024, help="tokens of an answer without max_new_tokens", min=1, max=1_000_000)
     batch_size: int = param(16, help="requests that are computed together at most", min=1, max=1024)
-    trust_remote_code: bool = param(
-        False, help="whether Python code that comes with the weights is run", tags=["fixed", "operator"]
-    )
-    allow_pickle: bool = param(
-        False,
-        help="whether weights in pickle files are loaded, which can hold code; else safetensors only",
-        tags=["fixed", "operator"],
-    )
 
 
-class Transformers(Engine):
+class Transformers(HuggingFaceEngine):
     """One model, whose requests are computed together, step by step."""
 
     name = "transformers"
@@ -76,16 +61,11 @@ class Transformers(Engine):
         self._stop_ids: frozenset[int] = frozenset()
         self._template = ""
 
-    @classmethod
-    def worker_type_of(cls, path: Path) -> WorkerType | None:
-        """Return the type that the folder's config.json shows. Raises BadModelFile."""
-        return hf_folder.read(path).worker_type
-
     # Life
 
     def start(self, progress: Progress) -> None:
         """Load tokenizer and weights, and compute one token. Raises MissingLibrary, BadModelFile, StartFailed."""
-        source = hf_folder.source(self.params.registered_name, self.path, self.params.hub_model)
+        source = self.source()
         try:
             import torch  # noqa: PLC0415 - only models of this engine need them
             import transformers  # noqa: PLC0415
@@ -97,16 +77,13 @@ class Transformers(Engine):
             ) from error
         progress(f"loading {source}")
         params = self.params
-        device = hf_folder.device(torch, params.device)
-        given: JSONObject = {"trust_remote_code": params.trust_remote_code, "local_files_only": self.path is not None}
-        if params.hub_revision is not None and self.path is None:
-            given["revision"] = params.hub_revision
+        device, given = self.device(torch), self.loading_arguments()
         try:
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(source, **given)
             self._model = transformers.AutoModelForCausalLM.from_pretrained(
                 source,
                 dtype="float32" if params.dtype == "auto" and device == "cpu" else params.dtype,
-                use_safetensors=None if params.allow_pickle else True,
+                use_safetensors=self.use_safetensors(),
                 attn_implementation=params.attention,
                 **given,
             )
@@ -137,9 +114,7 @@ class Transformers(Engine):
         was_on_gpu = self._model is not None and self._model.device.type == "cuda"
         self._batch = self._model = self._tokenizer = None
         if was_on_gpu:
-            import torch  # noqa: PLC0415
-
-            torch.cuda.empty_cache()
+            free_gpu_memory()
 
     def metadata(self) -> ModelMetadata:
         """Return the metadata of the model."""

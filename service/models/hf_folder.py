@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import orjson
 
@@ -77,23 +76,6 @@ def chat_template(path: Path) -> str | None:
     tokenizer = path / "tokenizer_config.json"
     template = _json(tokenizer).get("chat_template") if tokenizer.is_file() else None
     return template if isinstance(template, str) else None
-
-
-def source(name: str, path: Path | None, hub_model: str | None) -> str:
-    """Return what the library loads: a folder, or a name on the hub. Raises BadModelFile without either."""
-    if path is not None:
-        read(path)
-        return str(path)
-    if hub_model:
-        return hub_model
-    raise BadModelFile(f"model {name!r} has neither a model_path (a folder) nor a hub_model")
-
-
-def device(torch: Any, wanted: str) -> str:
-    """Return the device to compute on; ``auto`` is the first GPU, else the CPU."""
-    if wanted != "auto":
-        return wanted
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _json(path: Path) -> JSONObject:

@@ -10,7 +10,8 @@ from ..sessions.session import Session
 from ..types import WorkerType, worker_key
 from ..worker.local_models import LocalModels
 from ..worker.shared_calls import shortest
-from ..worker.worker import ModelWorker, State
+from ..worker.states import State
+from ..worker.worker import ModelWorker
 from .registry.base import MANAGER_KEY, Instance
 from .remote_model import RemoteModelWorker
 from .routing import Routes

@@ -17,7 +17,8 @@ from ..telemetry.tracing import Tracing, outgoing_headers
 from ..types import JSONObject
 from ..worker.manager import LocalWorkerManager
 from ..worker.protocol import ModelEvent
-from ..worker.worker import ModelWorker, State
+from ..worker.states import State
+from ..worker.worker import ModelWorker
 from .addresses import NO_ADDRESS, advertised_url, checked
 from .heartbeat import Heartbeat
 from .manager import RemoteWorkerManager

@@ -18,7 +18,8 @@ from ..telemetry.metrics import Counts, Family
 from ..version import __version__
 from ..worker.admission import Budget
 from ..worker.local_models import LocalModels
-from ..worker.worker import ModelWorker, State
+from ..worker.states import State
+from ..worker.worker import ModelWorker
 
 
 def gauges(models: LocalModels, budget: Budget, cluster: Cluster | None) -> Counts:

@@ -12,7 +12,7 @@ from ..settings.settings import Settings
 from ..types import JSONObject, WorkerType, split_worker_key
 from ..worker.local_models import LocalModels
 from ..worker.protocol import ModelEvent
-from ..worker.worker import State
+from ..worker.states import State
 from .state import OwnerLock, StateFile
 
 log = logging.getLogger(__name__)

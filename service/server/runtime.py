@@ -27,7 +27,8 @@ from ..worker.declarations import Declarations, names_to_start
 from ..worker.manager import LocalWorkerManager
 from ..worker.naming import NamingManager
 from ..worker.protocol import EVERY_MODEL, ServiceState, StartCallback, WorkerManager
-from ..worker.worker import ModelWorker, State
+from ..worker.states import State
+from ..worker.worker import ModelWorker
 from . import logs
 from .disconnect import DisconnectWatcher
 from .gauges import common_gauges, gauges

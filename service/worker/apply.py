@@ -12,7 +12,8 @@ from ..errors import EngineError, ModelyardError
 from ..settings import params as parameters
 from ..types import JSONObject
 from .local_models import LocalModel, LocalModels
-from .worker import ModelWorker, State
+from .states import State
+from .worker import ModelWorker
 
 
 def operation(models: LocalModels, apply_type: str, params: Mapping[str, Any]) -> Callable[[LocalModel], str]:

@@ -16,9 +16,11 @@ from ..telemetry.tracing import Tracing
 from ..types import JSONObject, WorkerType, worker_key
 from .admission import Budget
 from .declarations import Declarations
+from .life import STOP_TIMEOUT, ModelLife
 from .protocol import EventKind, ModelEvent
 from .spans import start_span
-from .worker import STOP_TIMEOUT, ModelWorker, State
+from .states import State
+from .worker import ModelWorker
 
 log = logging.getLogger(__name__)
 
@@ -295,7 +297,7 @@ class LocalModels:
         """Call ``listener`` at every change of a model, in the thread that made it."""
         self._listeners.append(listener)
 
-    def _health_changed(self, worker: ModelWorker) -> None:
+    def _health_changed(self, worker: ModelLife) -> None:
         model = self._models.get(worker.key)
         if model is not None and model.worker is worker:
             self.tell("health", model)

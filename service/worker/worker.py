@@ -1,199 +1,43 @@
-"""ModelWorker: one engine with its state, and the gate in front of it."""
+"""ModelWorker: one model of this process with its calls."""
 
 from __future__ import annotations
 
 import logging
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..engines.base import CancelEvent, Engine, ModelParams, Vectors, rank_by_cosine
+from ..engines.base import CancelEvent, Engine, Vectors, rank_by_cosine
 from ..engines.tool_calls import ToolCalls
-from ..errors import (
-    Cancelled,
-    EngineError,
-    InvalidRequest,
-    ModelyardError,
-    NotReady,
-    StartTimeout,
-)
+from ..errors import Cancelled, EngineError, InvalidRequest, ModelyardError, NotReady
 from ..streams import TICK, Cancel, OutputStream, pumped, whole_answer
-from ..telemetry.metrics import ENGINE, Metrics
-from ..types import Burst, GenerateRequest, JSONObject, ModelMetadata, ModelOutput, WorkerType, worker_key
-from .admission import Gate, Ticket
-from .counting import CallCounts
-from .health import HealthWatch
+from ..telemetry.metrics import Metrics
+from ..types import Burst, GenerateRequest, JSONObject, ModelMetadata, ModelOutput, WorkerType
+from .admission import Ticket
 from .joint import JointTexts
+from .life import ModelLife
 from .spans import CallSpan
-from .start import start_error, start_in_time
+from .states import State
 
 log = logging.getLogger(__name__)
 
-STOP_TIMEOUT = 35.0
-"""Seconds that cancelled answers get to release an engine before it is freed."""
 
-
-class State(str, Enum):
-    """The state of a model."""
-
-    STOPPED = "stopped"
-    STARTING = "starting"
-    READY = "ready"
-    UNHEALTHY = "unhealthy"
-    """It runs and is called, although what computes its answers does not answer: `ModelWorker.shown_state` alone."""
-    FAILED = "failed"
-    STOPPING = "stopping"
-
-
-class ModelWorker:
+class ModelWorker(ModelLife):
     """A model of this process. All calls block; those that compute hold a slot of the gate."""
 
     def __init__(
         self,
         engine: Engine,
         locate: Callable[[], Path | None] = lambda: None,
-        health_changed: Callable[[ModelWorker], None] = lambda worker: None,
+        health_changed: Callable[[ModelLife], None] = lambda worker: None,
         metrics: Metrics | None = None,
     ) -> None:
-        """Hold ``engine``, which is not started yet; ``locate`` finds its weights at the start.
-
-        ``health_changed`` is called in a thread of its own when `is_healthy` changes while the model is ready. Calls
-        are counted in ``metrics``.
-        """
-        self.engine = engine
-        self._locate = locate
-        self._health_changed = health_changed
-        self._watch: HealthWatch | None = None
-        self.params: ModelParams = engine.params
-        self.name = self.params.registered_name
-        self.worker_type = WorkerType(self.params.worker_type)
-        self.key = worker_key(self.name, self.worker_type)
-        self._counts = CallCounts(metrics or Metrics(), ENGINE, self.name, self.worker_type.value)
-        self.state = State.STOPPED
-        self.reason = ""
-        """Why it is in that state: the progress of a start, or the cause of a failure."""
-        self.started_in = 0.0
-        self._lock = threading.Lock()
-        self._active: set[Cancel] = set()
-        self.gate = self._new_gate()
+        """Hold ``engine``, which is not started yet; see `ModelLife`."""
+        super().__init__(engine, locate, health_changed, metrics)
         params = self.params
         self._joint = JointTexts(self._embed, params.joint_texts, params.joint_letters, params.joint_delay / 1000)
-
-    def _new_gate(self) -> Gate:
-        params = self.params
-        return Gate(self.name, params.limit_model_concurrency, params.max_waiting, params.queue_timeout)
-
-    # Life
-
-    def start(self) -> None:
-        """Load the model within ``start_timeout``. Raises StartFailed; then the state is failed, with the reason."""
-        with self._lock:
-            if self.state in (State.STARTING, State.READY, State.STOPPING):
-                raise NotReady(f"model {self.name!r} is {self.state.value}: it can't be started now")
-            self.state, self.reason = State.STARTING, "waiting to load"
-        began = time.monotonic()
-        try:
-            self._start_engine()
-        except BaseException as error:
-            failure = start_error(error, self.name)
-            self.state, self.reason = State.FAILED, str(failure)
-            is_clear = failure is error or failure.code != "start_failed"  # else a traceback helps
-            log.warning("model %s did not start: %s", self.key, failure, exc_info=not is_clear)
-            self._counts.start_failed(failure)
-            raise failure from error
-        self.started_in = time.monotonic() - began
-        self.gate = self._new_gate()
-        self.state, self.reason = State.READY, ""
-        self._watch_health()
-        self._counts.started(self.started_in)
-        log.info("model %s is ready after %.1f s", self.key, self.started_in)
-
-    def _start_engine(self) -> None:
-        engine, limit = self.engine, self.params.start_timeout
-        engine.path = self._locate()
-        if not start_in_time(engine, self._progress, self.name, limit):
-            # The late engine may still start at any time, so the next start uses a new one.
-            self._renew_engine()
-            raise StartTimeout(f"model {self.name!r} did not start within {limit:g} s (start_timeout)")
-
-    def _watch_health(self) -> None:
-        if self.engine.health_interval is not None:
-            self._watch = HealthWatch(self.engine, self.key, lambda: self._health_changed(self))
-            self._watch.start()
-
-    @property
-    def trouble(self) -> str:
-        """Why a model that is ready can't answer now; empty if it can, or the model is not ready."""
-        return self._watch.trouble if self._watch is not None and self.state is State.READY else ""
-
-    @property
-    def is_healthy(self) -> bool:
-        """Whether it is ready, and can answer now."""
-        return self.state is State.READY and not self.trouble
-
-    @property
-    def shown_state(self) -> tuple[State, str]:
-        """The state and reason for people."""
-        trouble = self.trouble
-        return (State.UNHEALTHY, trouble) if trouble else (self.state, self.reason)
-
-    def _renew_engine(self) -> None:
-        self.engine = type(self.engine)(self.engine.params, self.engine.path)
-
-    def _progress(self, sentence: str) -> None:
-        self.reason = sentence
-        log.info("model %s: %s", self.key, sentence)
-
-    def stop(self, timeout: float = STOP_TIMEOUT) -> None:
-        """Refuse new work, cancel running answers, and free the engine. A model that does not run is only marked.
-
-        Raises NotReady while it starts or stops, and EngineError if the engine does not end its answers (the model is
-        ready again) or its stop raises (the model is failed, with the reason; the next start uses a new engine).
-        """
-        with self._lock:
-            if self.state in (State.STOPPED, State.FAILED):
-                self.state, self.reason = State.STOPPED, ""
-                return
-            if self.state is not State.READY:
-                raise NotReady(f"model {self.name!r} is {self.state.value}: it can't be stopped now, try again")
-            self.state, self.reason = State.STOPPING, "stopping"
-            active = list(self._active)
-        if self._watch is not None:
-            self._watch.stop()
-            self._watch = None
-        self.gate.close(lambda: NotReady(f"model {self.name!r} was stopped"))
-        for cancel in active:
-            cancel.set(NotReady(f"model {self.name!r} was stopped"))
-        if not self.gate.wait_idle(timeout):
-            self.state, self.reason = State.READY, ""
-            self.gate = self._new_gate()
-            self._watch_health()
-            raise EngineError(f"model {self.name!r} did not stop: its engine does not end {len(active)} answers")
-        try:
-            self.engine.stop()
-        except BaseException as error:
-            failure = EngineError(f"model {self.name!r} did not stop in order: {type(error).__name__}: {error}")
-            log.warning("%s", failure, exc_info=error)
-            self._renew_engine()
-            self.state, self.reason = State.FAILED, str(failure)
-            raise failure from error
-        self.state, self.reason = State.STOPPED, ""
-        log.info("model %s is stopped", self.key)
-
-    def quarantine(self) -> None:
-        """Mark it as failed, because its process died too often during its load. A start by hand tries again."""
-        self.state = State.FAILED
-        self.reason = (
-            "quarantined: the process died each of the last times that it loaded; "
-            f"see the log, then start it by hand: modelyard models start {self.name}"
-        )
-
-    # Calls
 
     def generate_stream(self, request: GenerateRequest, cancel: Cancel, *, wait: bool = True) -> OutputStream:
         """Admit the request and return its stream, which owns the slot or the place in line. Close it.
@@ -371,13 +215,6 @@ class ModelWorker:
         with self._lock:
             self._active.discard(cancel)
         ticket.release()
-
-    def check_ready(self) -> None:
-        """Raise NotReady, with the reason, unless it is ready."""
-        if self.state is State.READY:
-            return
-        why = f" ({self.reason})" if self.reason else ""
-        raise NotReady(f"model {self.name!r} is {self.state.value}{why}", retry_after=5)
 
     def engine_error(self, error: BaseException) -> BaseException:
         """Return ``error`` if clients may see it, else an EngineError with the name of its class."""

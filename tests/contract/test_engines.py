@@ -27,7 +27,8 @@ from modelyard.errors import (
 )
 from modelyard.streams import Cancel, whole_answer
 from modelyard.types import Burst, GenerateRequest, JSONObject, ModelMetadata, ModelOutput
-from modelyard.worker.worker import ModelWorker, State
+from modelyard.worker.states import State
+from modelyard.worker.worker import ModelWorker
 from running import wait_until
 
 KINDS = {"llm": "llama", "text2vec": "embed", "reranker": "rank"}

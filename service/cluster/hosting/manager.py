@@ -31,7 +31,7 @@ from ...wire.errors import error_of_response
 from ...worker.protocol import ServiceState
 from ...worker.shared_calls import SharedCalls, shortest
 from ...worker.spans import spanned
-from ...worker.worker import State
+from ...worker.states import State
 from ..remote_machine import RemoteMachine
 from ..remote_model import RemoteModelWorker
 

@@ -18,7 +18,7 @@ from modelyard.worker.admission import Budget
 from modelyard.worker.declarations import Declarations
 from modelyard.worker.manager import LocalWorkerManager
 from modelyard.worker.protocol import ModelEvent
-from modelyard.worker.worker import State
+from modelyard.worker.states import State
 from running import wait_until
 from steered import Steered
 

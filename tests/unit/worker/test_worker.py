@@ -30,7 +30,8 @@ from modelyard.errors import (
 from modelyard.streams import Cancel, OutputStream
 from modelyard.types import GenerateRequest
 from modelyard.worker.start import start_error
-from modelyard.worker.worker import ModelWorker, State
+from modelyard.worker.states import State
+from modelyard.worker.worker import ModelWorker
 from running import wait_until
 from steered import Steered, SteeredParams
 

@@ -24,6 +24,7 @@ from ..blueprints.metrics import metrics_blueprint
 from ..blueprints.openai.blueprint import openai_blueprint, paths_of_application
 from ..blueprints.openai.passthrough import passthrough_blueprint
 from ..blueprints.openapi.document import openapi_blueprint
+from ..blueprints.openapi.page import docs_blueprint
 from ..blueprints.request.problems import install_in_app
 from ..blueprints.worker import worker_blueprint
 from ..cluster.addresses import listening_address
@@ -58,22 +59,25 @@ class Modelyard:
         url_prefix: str | None = None,
         worker: bool | None = None,
         openai: bool | None = None,
+        docs: bool | None = None,
         probes_prefix: str | None = None,
         after_start: StartCallback | None = None,
         **options: Any,
     ) -> Runtime:
         """Add the blueprints to ``app`` and return the runtime, which ``app.extensions["modelyard"]`` holds.
 
-        With ``worker`` false the worker API is left out; with ``openai`` OpenAI's API is under ``/v1`` of the prefix.
+        With ``worker`` false the worker API is left out; with ``openai`` OpenAI's API is under ``/v1`` of the prefix,
+        and with ``docs`` a page that shows all calls is at ``/docs`` of it.
         ``/healthz``, ``/readyz`` and, where the setting ``metrics`` allows it, ``/metrics`` are under ``probes_prefix``
         (default: the API's prefix). In each process ``after_start`` is called with the manager after the models were
         started or have failed. Raises ConfigError.
         """
-        named: dict[str, Any] = {"url_prefix": url_prefix, "worker": worker, "openai": openai}
+        named: dict[str, Any] = {"url_prefix": url_prefix, "worker": worker, "openai": openai, "docs": docs}
         named |= {"probes_prefix": probes_prefix, "after_start": after_start}
         given = {**_config_of(app), **self._options, **options, **{k: v for k, v in named.items() if v is not None}}
         blueprints = {"worker": given.pop("worker", True), "probes_prefix": given.pop("probes_prefix", None)}
         with_openai = given.pop("openai", False)
+        blueprints["docs"] = given.pop("docs", False)
         callback = given.pop("after_start", None)
         given["prefix"] = given.pop("url_prefix", given.get("prefix", "/api"))
         given.setdefault("instance", f"{app.import_name}-{zlib.crc32(app.root_path.encode()):08x}")
@@ -98,7 +102,7 @@ def create_app(settings: Settings | None = None, address: Callable[[], str] | No
     install_in_app(app)
     is_router = runtime.settings.role in ROUTERS
     openai_paths = paths_of_application(runtime.settings.prefix) if is_router else []
-    attach(app, runtime, probes_prefix="", openai_paths=openai_paths)
+    attach(app, runtime, docs=True, probes_prefix="", openai_paths=openai_paths)
     return app
 
 
@@ -107,12 +111,13 @@ def attach(
     runtime: Runtime,
     *,
     worker: bool = True,
+    docs: bool = False,
     probes_prefix: str | None = None,
     openai_paths: Sequence[str] = (),
 ) -> Runtime:
     """Register the blueprints of a runtime with ``app``, and keep the runtime there.
 
-    OpenAI's API is under each of ``openai_paths``.
+    OpenAI's API is under each of ``openai_paths``; with ``docs`` the page of all calls is beside the probes.
     """
     prefix = runtime.settings.prefix
     probes_prefix = prefix if probes_prefix is None else probes_prefix
@@ -121,6 +126,8 @@ def attach(
     _start_with_first_request(health, runtime)
     app.register_blueprint(health)
     app.register_blueprint(openapi_blueprint(prefix, probes_prefix))
+    if docs:
+        app.register_blueprint(docs_blueprint(prefix, probes_prefix))
     if runtime.settings.metrics != "off":
         app.register_blueprint(metrics_blueprint(runtime, probes_prefix))
     if worker and runtime.settings.role != "controller":

@@ -46,13 +46,14 @@ def rules(app: Flask) -> set[tuple[str, str]]:
 
 def test_our_application_is_a_flask_application_with_the_extension() -> None:
     theirs = Flask("theirs", static_folder=None)
-    Modelyard(theirs, url_prefix="/api", probes_prefix="", metrics="guarded")
+    Modelyard(theirs, url_prefix="/api", probes_prefix="", docs=True, metrics="guarded")
     assert rules(create_app(Settings(models=[], role="worker"))) == rules(theirs)
 
 
 def test_the_registry_is_in_our_application_and_in_theirs_if_it_is_asked_for() -> None:
     ours, theirs = create_app(Settings(models=[])), Flask("theirs", static_folder=None)
-    Modelyard(theirs, url_prefix="/api", probes_prefix="", role="standalone", openai=True, metrics="guarded")
+    options = {"role": "standalone", "openai": True, "docs": True, "metrics": "guarded"}
+    Modelyard(theirs, url_prefix="/api", probes_prefix="", **options)
     assert ("/api/controller/instances", "DELETE,OPTIONS") in rules(ours)
     assert ("/api/v1/chat/completions", "POST") in rules(theirs)
     assert rules(theirs) <= rules(ours)

@@ -67,6 +67,8 @@ def test_it_has_every_module_of_the_checkout_and_no_other(wheel):
 def test_it_has_the_catalogue_and_says_that_it_is_typed(wheel, site):
     names = zipfile.ZipFile(wheel).namelist()
     assert {"modelyard/models/catalog.toml", "modelyard/py.typed"} <= set(names)
+    shipped = {path for folder in FOLDERS.values() for path in folder.rglob("templates/*") if path.is_file()}
+    assert {path.name for path in shipped} <= {name.rpartition("/")[2] for name in names}
     script = "from modelyard.models.catalog import Catalog; print(*(entry.name for entry in Catalog.load()))"
     assert from_wheel(site, script).split() == ["smollm2-135m", "minilm-l6", "echo", "echo-embed"]
 

@@ -28,7 +28,7 @@ def inspect(path: Path, n_ctx: int, slots: int, json_wanted: bool) -> None:
     tokens = min(n_ctx, inspection.context_length or n_ctx)
     if json_wanted:
         document = {**plain(inspection), "path": str(path), "chat_template": inspection.chat_template is not None}
-        click.echo(as_json({**document, "memory_bytes": _memory(inspection, tokens, slots)}))
+        click.echo(as_json({**document, "memory_bytes": inspection.memory(tokens, slots)}))
     else:
         click.echo(table(("", ""), _rows(inspection, tokens, slots), terminal_width()).lstrip("\n"))
         if inspection.fault is None:
@@ -51,7 +51,7 @@ def _rows(inspection: Inspection, tokens: int, slots: int) -> list[tuple[str, ob
     rows.append(("context", f"{inspection.context_length} tokens" if inspection.context_length else None))
     if inspection.worker_type == "llm":
         rows.append(("chat", _chat(inspection.chat_template)))
-        if (memory := _memory(inspection, tokens, slots)) is not None:
+        if (memory := inspection.memory(tokens, slots)) is not None:
             each = size((inspection.kv_bytes_per_token or 0) * tokens)
             rows.append(
                 ("memory", f"{size(memory)}: the weights, and {each} for each of {slots} slots of {tokens} tokens")
@@ -65,10 +65,6 @@ def _chat(template: str | None) -> str:
     if template is None:
         return "no template"
     return "yes, with tools" if "tools" in template else "yes, without tools"
-
-
-def _memory(inspection: Inspection, tokens: int, slots: int) -> int | None:
-    return inspection.memory(tokens, slots) if inspection.worker_type == "llm" else inspection.weights_bytes
 
 
 def _table_of(inspection: Inspection) -> str:

@@ -182,6 +182,13 @@ class Engine:
         """Return the type of the model in weights; None where they do not tell. Raises BadModelFile."""
         return None
 
+    def memory_needed(self) -> int:
+        """Return the bytes that the model takes while it is loaded, by its ``path`` and ``params``; 0 if unknown.
+
+        It is called before `start`. Raises BadModelFile.
+        """
+        return 0
+
     def start(self, progress: Progress) -> None:
         """Load the model. Raise StartFailed, or any exception: its type decides what the client sees."""
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import BadModelFile
 from ..models import hf_folder
+from ..models.inspection import inspect
 from ..settings.params import param
 from ..types import JSONObject, WorkerType
 from .base import Engine, ModelParams
@@ -55,6 +56,13 @@ class HuggingFaceEngine(Engine):
             return self.params.hub_model
         name = self.params.registered_name
         raise BadModelFile(f"model {name!r} has neither a model_path (a folder) nor a hub_model")
+
+    def memory_needed(self) -> int:
+        """Return the bytes of the weights as they are stored, and of one context; 0 for a model of the hub."""
+        if self.path is None:
+            return 0
+        weights = inspect(self.path)
+        return weights.memory(weights.context_length or 0, 1) or weights.weights_bytes
 
     def loading_arguments(self) -> JSONObject:
         """Return what every loader of the libraries takes: which code may run, and which version is fetched."""

@@ -26,6 +26,7 @@ from ..errors import (
     StartFailed,
 )
 from ..models import gguf_header
+from ..models.inspection import inspect
 from ..settings.params import param
 from ..streams import Cancel, Pump
 from ..types import Burst, GenerateRequest, ModelMetadata, WorkerType
@@ -98,6 +99,14 @@ class LlamaCpp(Engine):
     def worker_type_of(cls, path: Path) -> WorkerType | None:
         """Return the type that the file's header shows. Raises BadModelFile."""
         return gguf_header.worker_type_of(path)
+
+    def memory_needed(self) -> int:
+        """Return the bytes of the weights, and of the context of all slots. Raises BadModelFile."""
+        if self.path is None:
+            return 0
+        weights = inspect(self.path)
+        tokens = min(self.params.n_ctx, weights.context_length or self.params.n_ctx)
+        return weights.memory(tokens, self.params.limit_model_concurrency) or weights.weights_bytes
 
     def start(self, progress: Progress) -> None:
         """Check the file and the memory, then load. Raises MissingLibrary, BadModelFile, StartFailed."""

@@ -11,10 +11,12 @@ from typing import Any
 import orjson
 
 from ..errors import BadModelFile
+from ..types import WorkerType
 from . import gguf_header, hf_folder
 
 KV_BYTES = 2
 """Bytes of one number in the cache of keys and values: 16 bits."""
+_LLM = WorkerType.LLM.value
 LARGEST_HEADER = 256 * 1024 * 1024
 LARGEST_TENSOR = 2**63 - 1
 """The most numbers of a tensor: what its file can address."""
@@ -49,10 +51,28 @@ class Inspection:
     """What the cache of keys and values takes for each token of context of a model of text."""
 
     def memory(self, tokens: int, slots: int) -> int | None:
-        """Return the bytes that weights and cache take, for ``slots`` requests of ``tokens`` each."""
+        """Return the bytes that weights and cache take, for ``slots`` requests of ``tokens`` each; None if unknown.
+
+        This is what `modelyard inspect` shows and a memory budget counts. Only models of text keep a cache.
+        """
+        if self.worker_type != _LLM:
+            return self.weights_bytes
         if self.kv_bytes_per_token is None:
             return None
         return self.weights_bytes + self.kv_bytes_per_token * tokens * slots
+
+    def tokens_within(self, memory: int, slots: int) -> int | None:
+        """Return the most tokens of each of ``slots`` requests for which `memory` is within ``memory`` bytes.
+
+        That is 0 where not even the weights fit, and the model's own context length at most. None if unknown.
+        """
+        if self.context_length is None or self.memory(0, slots) is None:
+            return None
+        room = memory - self.weights_bytes
+        if self.worker_type != _LLM:
+            return self.context_length if room >= 0 else 0
+        assert self.kv_bytes_per_token is not None
+        return max(0, min(self.context_length, room // (self.kv_bytes_per_token * slots)))
 
 
 def inspect(path: Path) -> Inspection:

@@ -120,3 +120,18 @@ def test_what_is_neither_is_refused(tmp_path):
     for path in (tmp_path / "gone", tmp_path / "page.html", tmp_path):
         with pytest.raises(BadModelFile):
             inspect(path)
+
+
+def test_the_tokens_that_fit_into_so_much_memory(models_dir):
+    found = inspect(models_dir / Catalog.load().get("smollm2-135m").model_path)
+    memory = found.memory(2048, 8)
+    assert memory is not None
+    assert (found.tokens_within(memory, 8), found.tokens_within(memory - 1, 8)) == (2048, 2047)
+    assert (found.tokens_within(10**12, 8), found.tokens_within(found.weights_bytes - 1, 8)) == (8192, 0)
+
+
+def test_a_model_without_a_cache_has_its_whole_context_or_none(tmp_path):
+    found = inspect(tiny_gguf.make(tmp_path / "m.gguf", "embed"))
+    assert found.memory(2048, 8) == found.weights_bytes
+    assert found.tokens_within(found.weights_bytes, 8) == found.context_length
+    assert found.tokens_within(found.weights_bytes - 1, 8) == 0

@@ -19,6 +19,7 @@ from .request import guard, problems
 from .request.access_log import log_access
 from .request.bodies import json_response, read_list, read_object
 from .request.fields import load_query
+from .request.mounted import MountedBlueprint
 
 RegistryOf = Callable[[], Registry]
 Check = Callable[[Request, Sequence[str]], None]
@@ -43,7 +44,7 @@ def controller_blueprint(
     They hold no thread of the budget: a registry must answer while every model is busy. ``check_registration`` decides
     what may be registered, by default the guard. ``metrics`` count the requests. Raises ConfigError.
     """
-    blueprint = Blueprint(name, __name__, url_prefix=f"{url_prefix}/controller")
+    blueprint = MountedBlueprint(name, __name__, url_prefix=f"{url_prefix}/controller")
     problems.install(blueprint)
     log_access(blueprint, enabled=settings.access_log, routine=ROUTINE, metrics=metrics)
     check = check_registration or _guarded(blueprint, settings, keys)

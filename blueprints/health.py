@@ -6,13 +6,14 @@ from flask import Blueprint, Response
 
 from ..worker.protocol import Service
 from .request.bodies import json_response
+from .request.mounted import MountedBlueprint
 
 
 def health_blueprint(
     service: Service, url_prefix: str, probes_prefix: str, name: str = "modelyard_health"
 ) -> Blueprint:
     """Return ``/healthz`` and ``/readyz`` under ``probes_prefix``, and DB-GPT's ``/health`` under the API's prefix."""
-    blueprint = Blueprint(name, __name__)
+    blueprint = MountedBlueprint(name, __name__)
 
     @blueprint.get(f"{probes_prefix}/healthz")
     def healthz() -> Response:

@@ -15,6 +15,7 @@ from ..access.tokens import METRICS
 from ..telemetry.metrics import FAMILIES, Counts, Family
 from ..worker.protocol import Service
 from .request import guard, problems
+from .request.mounted import MountedBlueprint
 
 
 def metrics_blueprint(service: Service, path_prefix: str, name: str = "modelyard_metrics") -> Blueprint:
@@ -23,7 +24,7 @@ def metrics_blueprint(service: Service, path_prefix: str, name: str = "modelyard
     A scrape takes no thread of the budget, and is answered while the service drains. Nothing is registered in the
     registry that an application uses.
     """
-    blueprint = Blueprint(name, __name__)
+    blueprint = MountedBlueprint(name, __name__)
     problems.install(blueprint)
     if service.settings.metrics != "open":
         guard.install(blueprint, service.settings, service.keys, needs=(METRICS,))

@@ -22,13 +22,14 @@ from .request.access_log import log_access, naming, read_call, vectors_response
 from .request.bodies import json_response, wants_delta
 from .request.fields import load, load_query
 from .request.keys import characters_of, check_model, total_tokens
+from .request.mounted import MountedBlueprint
 from .request.streaming import Call, StreamResponse, called, stream_response
 from .request.terms import batch_of, set_terms
 
 
 def worker_blueprint(service: Service, url_prefix: str, name: str = "modelyard_worker") -> Blueprint:
     """Return the ten calls under ``url_prefix``; the manager is looked up at each request, so it may be swapped."""
-    blueprint = Blueprint(name, __name__, url_prefix=f"{url_prefix}/worker")
+    blueprint = MountedBlueprint(name, __name__, url_prefix=f"{url_prefix}/worker")
     problems.install(blueprint)
     log_access(blueprint, enabled=service.settings.access_log, tracing=service.tracing, metrics=service.metrics)
     guard.install(blueprint, service.settings, service.keys, requires_keys=service.settings.requires_keys)

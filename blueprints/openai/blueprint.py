@@ -21,6 +21,7 @@ from ..request.access_log import log_access, naming, read_call, vectors_response
 from ..request.bodies import json_response
 from ..request.fields import fault, load
 from ..request.keys import check_model, total_tokens, visible
+from ..request.mounted import MountedBlueprint
 from ..request.streaming import Call, Encoder, called, stream_response
 from ..request.terms import batch_of, set_terms
 from . import anthropic, errors, response_events, responses, schemas
@@ -75,7 +76,7 @@ def guarded_blueprint(service: Service, name: str) -> Blueprint:
 
     Raises ConfigError.
     """
-    blueprint = Blueprint(name, __name__)
+    blueprint = MountedBlueprint(name, __name__)
     errors.install(blueprint)
     log_access(blueprint, enabled=service.settings.access_log, tracing=service.tracing, metrics=service.metrics)
     _name_answers(blueprint)

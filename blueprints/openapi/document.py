@@ -17,6 +17,7 @@ from ...types import JSONObject
 from ...version import __version__
 from ..request.bodies import JSON_TYPE
 from ..request.guard import needs_of
+from ..request.mounted import MountedBlueprint
 from . import cluster_calls, openai_answers, openai_calls
 from .calls import Body, Call, ErrorShape
 from .descriptions import DESCRIPTIONS
@@ -71,7 +72,7 @@ _HEADERS_OF_STATUS: Mapping[int, JSONObject] = {
 
 def openapi_blueprint(prefix: str, path_prefix: str, name: str = "modelyard_openapi") -> Blueprint:
     """Return the blueprint of the document, below ``path_prefix``; ``prefix`` is that of the cluster's calls."""
-    blueprint = Blueprint(name, __name__)
+    blueprint = MountedBlueprint(name, __name__)
 
     @functools.cache
     def rendered() -> tuple[bytes, str]:

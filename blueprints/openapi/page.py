@@ -16,6 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ...types import JSONObject
+from ..request.mounted import MountedBlueprint
 from .document import OTHER_PATHS, document
 from .notation import limits_of, name_of, prose, type_of
 
@@ -81,7 +82,7 @@ def docs_blueprint(prefix: str, path_prefix: str, name: str = "modelyard_docs") 
 
     The page shows what ``openapi.json`` beside it has, and needs no rights as that needs none.
     """
-    blueprint = Blueprint(name, __name__)
+    blueprint = MountedBlueprint(name, __name__)
 
     @functools.cache
     def rendered() -> tuple[str, str]:

@@ -221,4 +221,4 @@ def log_access(
                 line.write()
         elif not response.taken:
             # An after_request of the application failed, or replaced the response.
-            response.response.close()
+            response.close()

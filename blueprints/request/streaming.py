@@ -295,12 +295,28 @@ class StreamBody:
             self._line.write()
 
 
-class StreamResponse(Response):
-    """A response that knows whether the server has taken its body: then the server closes it."""
+class Body(Protocol):
+    """What a streamed response sends."""
 
-    def __init__(self, body: Iterable[bytes], content_type: str, load: str | None = None, status: int = 200) -> None:
-        """Send ``body``, whose ``close`` ends its request and writes its access line."""
-        super().__init__(body, status, content_type=content_type, direct_passthrough=True)
+    def __iter__(self) -> Iterator[bytes]: ...
+
+    def __next__(self) -> bytes: ...
+
+    def close(self) -> None:
+        """End the request and write its access line; a second call does nothing."""
+
+
+class StreamResponse(Response):
+    """A response that knows whether the server has taken it: then the server closes it.
+
+    An application may read it as a whole, wrap or replace what it iterates over, and call functions at its end.
+    """
+
+    def __init__(self, body: Body, content_type: str, load: str | None = None, status: int = 200) -> None:
+        """Send ``body``, and close it once."""
+        super().__init__(body, status, content_type=content_type)
+        self._body = body
+        self.call_on_close(body.close)
         self.headers["X-Accel-Buffering"] = "no"
         self.headers["Cache-Control"] = "no-cache"
         if load:
@@ -312,6 +328,10 @@ class StreamResponse(Response):
         body = super().__call__(environ, start_response)
         self.taken = True
         return body
+
+    def iter_encoded(self) -> Iterator[bytes]:
+        """Return the body as it is: it yields bytes."""
+        return self._body if self.response is self._body else super().iter_encoded()
 
 
 def stream_response(

@@ -10,6 +10,7 @@ first request, or an explicit `Runtime.start`.
 from __future__ import annotations
 
 import atexit
+import functools
 import logging
 import os
 import zlib
@@ -61,21 +62,23 @@ class Modelyard:
         openai: bool | None = None,
         docs: bool | None = None,
         probes_prefix: str | None = None,
+        subdomain: str | None = None,
         after_start: StartCallback | None = None,
         **options: Any,
     ) -> Runtime:
         """Add the blueprints to ``app`` and return the runtime, which ``app.extensions["modelyard"]`` holds.
 
         With ``worker`` false the worker API is left out; with ``openai`` OpenAI's API is under ``/v1`` of the prefix,
-        and with ``docs`` a page that shows all calls is at ``/docs`` of it.
-        ``/healthz``, ``/readyz`` and, where the setting ``metrics`` allows it, ``/metrics`` are under ``probes_prefix``
-        (default: the API's prefix). In each process ``after_start`` is called with the manager after the models were
-        started or have failed. Raises ConfigError.
+        and with ``docs`` a page that shows all calls is at ``/docs`` of it. ``/healthz``, ``/readyz`` and, where the
+        setting ``metrics`` allows it, ``/metrics`` are under ``probes_prefix`` (default: the API's prefix).
+        ``subdomain`` is that of all calls, where the application matches subdomains. In each process ``after_start`` is
+        called with the manager after the models were started or have failed. Raises ConfigError.
         """
         named: dict[str, Any] = {"url_prefix": url_prefix, "worker": worker, "openai": openai, "docs": docs}
-        named |= {"probes_prefix": probes_prefix, "after_start": after_start}
+        named |= {"probes_prefix": probes_prefix, "subdomain": subdomain, "after_start": after_start}
         given = {**_config_of(app), **self._options, **options, **{k: v for k, v in named.items() if v is not None}}
-        blueprints = {"worker": given.pop("worker", True), "probes_prefix": given.pop("probes_prefix", None)}
+        blueprints = {name: given.pop(name, None) for name in ("probes_prefix", "subdomain")}
+        blueprints["worker"] = given.pop("worker", True)
         with_openai = given.pop("openai", False)
         blueprints["docs"] = given.pop("docs", False)
         callback = given.pop("after_start", None)
@@ -113,6 +116,7 @@ def attach(
     worker: bool = True,
     docs: bool = False,
     probes_prefix: str | None = None,
+    subdomain: str | None = None,
     openai_paths: Sequence[str] = (),
 ) -> Runtime:
     """Register the blueprints of a runtime with ``app``, and keep the runtime there.
@@ -121,27 +125,26 @@ def attach(
     """
     prefix = runtime.settings.prefix
     probes_prefix = prefix if probes_prefix is None else probes_prefix
+    register = functools.partial(app.register_blueprint, subdomain=subdomain)
     app.extensions[KEY] = runtime
     health = health_blueprint(runtime, prefix, probes_prefix)
     _start_with_first_request(health, runtime)
-    app.register_blueprint(health)
-    app.register_blueprint(openapi_blueprint(prefix, probes_prefix))
+    register(health)
+    register(openapi_blueprint(prefix, probes_prefix))
     if docs:
-        app.register_blueprint(docs_blueprint(prefix, probes_prefix))
+        register(docs_blueprint(prefix, probes_prefix))
     if runtime.settings.metrics != "off":
-        app.register_blueprint(metrics_blueprint(runtime, probes_prefix))
+        register(metrics_blueprint(runtime, probes_prefix))
     if worker and runtime.settings.role != "controller":
-        app.register_blueprint(worker_blueprint(runtime, prefix))
+        register(worker_blueprint(runtime, prefix))
     if openai_paths:
-        app.register_blueprint(openai_blueprint(runtime, openai_paths))
+        register(openai_blueprint(runtime, openai_paths))
         if runtime.settings.passthrough:
-            app.register_blueprint(passthrough_blueprint(runtime, openai_paths))
+            register(passthrough_blueprint(runtime, openai_paths))
     if runtime.cluster is not None and runtime.settings.role in CONTROLLERS:
         registry = runtime.cluster.registry
         metrics = runtime.metrics
-        app.register_blueprint(
-            controller_blueprint(lambda: registry, runtime.settings, prefix, keys=runtime.keys, metrics=metrics)
-        )
+        register(controller_blueprint(lambda: registry, runtime.settings, prefix, keys=runtime.keys, metrics=metrics))
     return runtime
 
 

@@ -258,9 +258,11 @@ def test_a_host_that_is_started_before_the_port_is_known_says_so_and_is_register
     with serving(app, port):
         assert requests.get(f"http://127.0.0.1:{port}/", timeout=10).status_code == 404
         url = f"http://127.0.0.1:{port}/api"
-        wait_until(lambda: registered(path) == {"WorkerManager@service": url, "echo@llm": url}, "it has the port")
+        cluster = {"url": url, "registered": ["WorkerManager@service", "echo@llm"], "error": None}
+        # The host notes it after the registry has the rows.
+        wait_until(lambda: runtime.status()["cluster"] == cluster, "it has the port")
+        assert registered(path) == {"WorkerManager@service": url, "echo@llm": url}
         status = runtime.status()
-    assert status["cluster"] == {"url": url, "registered": ["WorkerManager@service", "echo@llm"], "error": None}
     assert status["host"]["pid"] == pid, "the models are not started twice"
 
 

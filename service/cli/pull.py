@@ -9,7 +9,7 @@ import click
 
 from ..errors import ConfigError, ModelyardError, PullFailed
 from ..models.catalog import Catalog, CatalogEntry, Source
-from ..models.checksums import is_verified
+from ..models.pull import is_there
 from ..models.pull import pull as pull_weights
 from ..models.pull import remove as remove_weights
 from ..settings.layers import from_text
@@ -65,7 +65,7 @@ def remove(names: tuple[str, ...], json_wanted: bool, **options: Any) -> None:
     outcomes: list[JSONObject] = []
     for entry in _chosen(catalog, settings, names):
         sizes = {path: path.stat().st_size for path in _places(entry, settings) if path.is_file()}
-        removed = [path for folder in settings.models_paths if (path := remove_weights(entry, folder)) is not None]
+        removed = [path for folder in settings.models_paths for path in remove_weights(entry, folder)]
         outcomes.append({"name": entry.name, "removed": [str(path) for path in removed]})
         for path in removed if not json_wanted else ():
             click.echo(f"{entry.name}: removed {path} ({size(sizes.get(path, 0))})")
@@ -76,7 +76,9 @@ def remove(names: tuple[str, ...], json_wanted: bool, **options: Any) -> None:
 
 
 def _places(entry: CatalogEntry, settings: Settings) -> list[Path]:
-    return [folder.absolute() / str(entry.model_path) for folder in settings.models_paths]
+    """Return the places of all files of a model, in each of the models folders."""
+    targets = [folder.absolute() / str(entry.model_path) for folder in settings.models_paths]
+    return [path for target in targets for path, _ in _source(entry).parts(target)]
 
 
 def _chosen(catalog: Catalog, settings: Settings, names: tuple[str, ...]) -> list[CatalogEntry]:
@@ -108,7 +110,7 @@ def _pull_one(entry: CatalogEntry, settings: Settings, *, quiet: bool) -> JSONOb
         progress.close()
     if path is not None and not quiet:
         result = "pulled into" if progress.fetched else "is there already:"
-        click.echo(f"{entry.name}: {result} {path} ({size(path.stat().st_size)})")
+        click.echo(f"{entry.name}: {result} {path} ({size(_source(entry).total_size)})")
     elif fault is not None:
         complain(f"{entry.name}: {fault}")
     return {"name": entry.name, "path": str(path) if path else None, "fetched": progress.fetched, "error": fault}
@@ -116,11 +118,9 @@ def _pull_one(entry: CatalogEntry, settings: Settings, *, quiet: bool) -> JSONOb
 
 def _in_other_folder(entry: CatalogEntry, settings: Settings, progress: PullProgress) -> Path | None:
     """Return the path of the weights if a models folder other than the first has them."""
-    source = _source(entry)
     for folder in settings.models_paths[1:]:
-        path = folder / str(entry.model_path)
-        if is_verified(path, source.size, source.sha256, progress):
-            return path
+        if is_there(entry, folder, progress):
+            return folder / str(entry.model_path)
     return None
 
 
@@ -130,18 +130,22 @@ def _source(entry: CatalogEntry) -> Source:
     return entry.source
 
 
+def _has_sizes(source: Source, path: Path) -> bool:
+    return all(part.is_file() and part.stat().st_size == of_part.size for part, of_part in source.parts(path))
+
+
 def _list(entries: list[CatalogEntry], settings: Settings, json_wanted: bool) -> None:
     listed: list[JSONObject] = []
     for entry in entries:
         source = _source(entry)
         paths = [folder / str(entry.model_path) for folder in settings.models_paths]
-        present = next((path for path in paths if path.is_file() and path.stat().st_size == source.size), None)
+        present = next((path for path in paths if _has_sizes(source, path)), None)
         listed.append(
             {
                 "name": entry.name,
                 "there": present is not None,
                 "path": str(present or paths[0]),
-                "size": source.size,
+                "size": source.total_size,
                 "download_size": source.download_size,
                 "license": source.license,
                 "source": source.place,

@@ -9,17 +9,18 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from ..errors import BadModelFile, ConfigError
 from ..settings.layers import Faults, build, environment_prefix, from_plain, refuse_shared_prefixes
 from ..settings.params import param, params_of
 from ..types import JSONObject, WorkerType
-from . import gguf_header, hf_folder, weights
+from . import gguf_header, gguf_parts, hf_folder, weights
 
 CONVERSIONS = ("minilm",)
 ENGINE_OF_GGUF = "llama.cpp"
@@ -28,7 +29,7 @@ _PACKAGE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9.!+_-]*")
 _HUB_MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_PART = re.compile(r"-00001-of-\d{5}$")
+_PART = re.compile(r"[0-9a-f]{64}:[1-9]\d{0,14}", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,9 @@ class Source:
     hub_revision: str = param("main", help="branch, tag or commit of that model")
     sha256: str = param(help="SHA-256 of the file in the models folder")
     size: int = param(help="size of the file in the models folder", min=1)
+    later_parts: list[str] = param(
+        [], help="SHA256:SIZE of each file after the first, in order, of a model in several GGUF files"
+    )
     license: str = param(help="license of the weights")
     convert: str | None = param(None, help="conversion of the member", choices=CONVERSIONS)
     member_sha256: str | None = param(None, help="SHA-256 of the member, if it is converted")
@@ -63,6 +67,17 @@ class Source:
         for key, checksum in (("sha256", self.sha256), ("member_sha256", self.member_sha256)):
             if checksum is not None and not _SHA256.fullmatch(checksum):
                 raise ConfigError(f"{key}: {checksum!r} is not a SHA-256 (64 digits of 0-9, a-f)")
+        if self.later_parts:
+            self._check_parts(len(self.later_parts) + 1)
+
+    def _check_parts(self, count: int) -> None:
+        if self.package is not None:
+            raise ConfigError("later_parts: only a url or a hub_model may have several files")
+        for part in self.later_parts:
+            if not _PART.fullmatch(part):
+                raise ConfigError(f"later_parts: {part!r} is not like SHA256:SIZE")
+        key, place = ("url", urlsplit(self.url).path) if self.url else ("hub_file", str(self.hub_file))
+        _check_first(key, place, count)
 
     def _check_package(self, package: str) -> None:
         if not _PACKAGE.fullmatch(package):
@@ -73,11 +88,42 @@ class Source:
             raise ConfigError(f"version: {self.version!r} is not a valid version")
 
     @property
+    def total_size(self) -> int:
+        """Bytes of all files in the models folder."""
+        return self.size + sum(int(part.partition(":")[2]) for part in self.later_parts)
+
+    def parts(self, target: Path) -> list[tuple[Path, Source]]:
+        """Return each file of a model whose first lies at ``target``, with a source of its own."""
+        sources = [replace(self, later_parts=[])]
+        for number, part in enumerate(self.later_parts, 1):
+            checksum, _, size = part.partition(":")
+            source = replace(sources[0], sha256=checksum, size=int(size))
+            if self.url is not None:
+                place = urlsplit(self.url)
+                source = replace(source, url=place._replace(path=_part_of(place.path, number)).geturl())
+            else:
+                source = replace(source, hub_file=_part_of(str(self.hub_file), number))
+            sources.append(source)
+        return list(zip(gguf_parts.paths_of(target) if self.later_parts else [target], sources, strict=True))
+
+    @property
     def place(self) -> str:
         """Where the weights come from, for people."""
         if self.package is not None:
             return f"{self.package}=={self.version}"
         return self.url or f"{self.hub_model}/{self.hub_file}@{self.hub_revision}"
+
+
+def _check_first(key: str, place: str, count: int) -> None:
+    """Raise ConfigError unless the file at ``place``, which ``key`` names, is the first of so many."""
+    if len(gguf_parts.paths_of(Path(place))) != count:
+        raise ConfigError(f"{key}: with {count - 1} later_parts, must be like NAME-00001-of-{count:05}.gguf")
+
+
+def _part_of(place: str, number: int) -> str:
+    """Return the place of a part, counted from 0, for that of the first."""
+    folder, slash, name = place.rpartition("/")
+    return f"{folder}{slash}{gguf_parts.paths_of(Path(name))[number]}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +148,8 @@ class CatalogEntry:
             raise ConfigError(f"name: {self.name!r} is not a valid name of a model")
         if self.source is not None and (self.model_path is None or Path(self.model_path).is_absolute()):
             raise ConfigError("model_path: a model with a source needs one, relative to the models folder")
+        if self.source is not None and self.source.later_parts:
+            _check_first("model_path", str(self.model_path), len(self.source.later_parts) + 1)
 
     @property
     def declared(self) -> JSONObject:
@@ -196,7 +244,7 @@ class Catalog:
         """
         entries = list(self)
         paths = [entry.model_path for entry in entries if entry.model_path]
-        named = {(folder / path).resolve() for folder in self._models_dirs for path in paths}
+        named = {weights.settled(folder / path) for folder in self._models_dirs for path in paths}
         taken = {environment_prefix(entry.name) for entry in entries}
         for path in weights.scan(self._models_dirs):
             if path in named:
@@ -261,9 +309,9 @@ def _engine(model_path: str | None, worker_class: object, where: str) -> str:
 
 def _entry_of_file(path: Path, taken: set[str]) -> CatalogEntry:
     """Return the entry of a GGUF file, or of a folder of Hugging Face."""
-    stem = path.name if path.is_dir() else _PART.sub("", path.stem)
+    stem = path.name if path.is_dir() else gguf_parts.stem_of(path.name)
     name = stem.lower() or path.name
-    shown = _read_folder(path) if path.is_dir() else _read(path, path.stat().st_size, path.stat().st_mtime_ns)
+    shown = _read_folder(path) if path.is_dir() else _read(path, gguf_parts.versions_of(path))
     fault = shown.fault
     if environment_prefix(name) in taken:
         fault = fault or f"another model has the name {name!r} (or its environment prefix)"
@@ -299,12 +347,12 @@ def _read_folder(path: Path) -> _Shown:
 
 
 @lru_cache(maxsize=2048)
-def _read(path: Path, size: int, mtime_ns: int) -> _Shown:
+def _read(path: Path, versions: object) -> _Shown:
     """Return what a GGUF file shows; cached for each of its versions."""
-    del size, mtime_ns  # They are the cache's key of a version.
+    del versions  # They are the cache's key.
     try:
         header = gguf_header.read(path)
     except BadModelFile as error:
         return _Shown(ENGINE_OF_GGUF, None, "", str(error))
     kind = header.guess_worker_type().value
-    return _Shown(ENGINE_OF_GGUF, kind, header.name or path.stem, header.unusable_because)
+    return _Shown(ENGINE_OF_GGUF, kind, header.name or gguf_parts.stem_of(path.name), header.unusable_because)

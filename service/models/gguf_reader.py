@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, TypeAlias
 
@@ -60,6 +61,8 @@ class RawHeader(NamedTuple):
     version: int
     tensor_count: int
     metadata: dict[str, Value]
+    shapes: dict[str, tuple[int, ...]]
+    """The lengths of each tensor, by its name; the fastest running one first."""
 
 
 def read_raw(path: Path) -> RawHeader:
@@ -90,8 +93,8 @@ class _Reader:
         tensors = self._entries("tensors")
         keys = self._entries("keys")
         metadata = dict(self._pair() for _ in range(keys))
-        self._check_tensors(tensors, metadata.get("general.alignment", 32))
-        return RawHeader(self._size, version, tensors, metadata)
+        shapes = self._tensors(tensors, metadata.get("general.alignment", 32))
+        return RawHeader(self._size, version, tensors, metadata, shapes)
 
     def _version(self) -> int:
         start = self._file.read(4)
@@ -170,10 +173,12 @@ class _Reader:
                 self._file.seek(length, 1)
         self._left = left
 
-    def _check_tensors(self, count: int, alignment: Value) -> None:
+    def _tensors(self, count: int, alignment: Value) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the tensors, whose weights are within the file."""
         if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
             raise self._damaged(f"its weights are aligned to {alignment!r} bytes")
-        end = max((self._tensor() for _ in range(count)), default=0)
+        shapes: dict[str, tuple[int, ...]] = {}
+        end = max((self._tensor(shapes) for _ in range(count)), default=0)
         start = self._size - self._left
         end += start + -start % alignment
         if count and end > self._size:
@@ -181,16 +186,18 @@ class _Reader:
                 f"{self._path} is truncated: its header has {count} tensors that end at byte {end}, "
                 f"the file has {self._size} bytes: fetch it again"
             )
+        return shapes
 
-    def _tensor(self) -> int:
-        """Return the end of the next tensor's weights, in bytes from the start of the first."""
-        self._string()
+    def _tensor(self, shapes: dict[str, tuple[int, ...]]) -> int:
+        """Note the shape of the next tensor; return the end of its weights, in bytes from the start of the first."""
+        name = self._string()
         dimensions = self._number("<I")
         if dimensions > MAX_DIMENSIONS:
             raise self._damaged(f"a tensor has {dimensions} dimensions")
-        weights = 1
-        for _ in range(dimensions):
-            weights *= self._number("<Q")
+        shape = tuple(self._number("<Q") for _ in range(dimensions))
+        if isinstance(name, str):
+            shapes[name] = shape
+        weights = prod(shape)
         block, size = _TENSOR_TYPES.get(self._number("<I"), (1, 0))
         return self._number("<Q") + weights // block * size
 

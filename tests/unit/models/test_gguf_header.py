@@ -64,7 +64,7 @@ def test_it_tells_what_a_model_is(
     found = gguf_header.read(path)
     assert (found.architecture, found.name, found.pooling_type) == told
     assert (found.context_length, found.embedding_length) == (256, tiny_gguf.WIDTH)
-    assert found.file_size == path.stat().st_size
+    assert found.size == path.stat().st_size
     assert found.guess_worker_type() is worker_type
     assert found.unusable_because is None
 

@@ -24,7 +24,7 @@ from .request.fields import load, load_query
 from .request.keys import characters_of, check_model, total_tokens
 from .request.mounted import MountedBlueprint
 from .request.streaming import Call, StreamResponse, called, stream_response
-from .request.terms import batch_of, set_terms
+from .request.terms import terms_of
 
 
 def worker_blueprint(service: Service, url_prefix: str, name: str = "modelyard_worker") -> Blueprint:
@@ -46,12 +46,6 @@ def _loaded(service: Service, schema: Schema) -> JSONObject:
     return load(schema, read_call(service))
 
 
-def _may_wait() -> bool:
-    """Return whether the request may wait for a slot."""
-    prefer = request.headers.get("Prefer")
-    return prefer is None or "wait=0" not in prefer.replace(" ", "").split(",")
-
-
 def _manager(service: Service) -> WorkerManager:
     """Return the manager for this request: only the models of this process, where another process has routed it."""
     if request.headers.get(ROUTE_HEADER) == ROUTE_LOCAL:
@@ -62,7 +56,7 @@ def _manager(service: Service) -> WorkerManager:
 def _prompt(service: Service, body: JSONObject) -> GenerateRequest:
     """Return the request of a prompt body, with its terms. Raises InvalidRequest."""
     prompt = schemas.generate_request(body)
-    set_terms([prompt], request, body, service.settings, batch=batch_of(service, request))
+    prompt.terms = terms_of(service, body, prompt)
     return prompt
 
 
@@ -104,7 +98,7 @@ def _begin_stream(service: Service) -> StreamResponse:
         prompt = _prompt(service, read_call(service))
         encoder = _Chunks(delta=wants_delta(request))
         call.admit(characters_of(prompt), [prompt.max_new_tokens], used=lambda: encoder.tokens)
-        stream = _manager(service).generate_stream(prompt, call.cancel, wait=_may_wait())
+        stream = _manager(service).generate_stream(prompt, call.cancel)
         return stream_response(service, call, stream, g.modelyard_line, encoder)
     except BaseException as error:
         call.close(error)
@@ -124,7 +118,7 @@ def _add_generation(blueprint: Blueprint, service: Service) -> None:
             g.modelyard_has_span_id = isinstance(body.get("span_id"), str)  # all calls of DB-GPT's clients have one
             prompt = _prompt(service, body)
             call.admit(characters_of(prompt), [prompt.max_new_tokens])
-            with _manager(service).generate_stream(prompt, call.cancel, wait=_may_wait()) as stream:
+            with _manager(service).generate_stream(prompt, call.cancel) as stream:
                 output = whole_answer(stream)
             g.modelyard_line.note_answer(stream)
             call.count(total_tokens(output.usage))
@@ -147,13 +141,12 @@ def _add_vectors(blueprint: Blueprint, service: Service) -> None:
             body = read_call(service)
             fields = load(schemas.EMBEDDINGS, body)
             texts, model, query = schemas.texts(body), fields["model"], fields.get("query")
-            batch = batch_of(service, request)
+            terms, extra = terms_of(service, body), fields.get("extra")
             call.admit(sum(map(len, texts)))
-            manager, wait, extra = _manager(service), _may_wait(), fields.get("extra")
             if query:
-                vectors = manager.rerank(model, query, texts, call.cancel, wait=wait, extra=extra, batch=batch)
+                vectors = _manager(service).rerank(model, query, texts, call.cancel, terms, extra=extra)
             else:
-                vectors = manager.embeddings(model, texts, call.cancel, wait=wait, extra=extra, batch=batch)
+                vectors = _manager(service).embeddings(model, texts, call.cancel, terms, extra=extra)
             call.count(tokens_of(vectors))
         response = vectors_response([vectors] if query else vectors, vectors)
         return _with_load(response, service, model, WorkerType.TEXT2VEC, WorkerType.RERANKER)

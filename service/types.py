@@ -87,6 +87,24 @@ class ModelOutput:
         return plain(self)
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How a request is served, apart from what it asks for. Between processes its values are headers."""
+
+    wait: bool = True
+    """Whether it may stand in line: else a model without a free slot refuses it."""
+    batch: bool = False
+    """Whether it stands in line behind interactive ones."""
+    session: str = ""
+    """The key of the session that it belongs to: requests of one key go to one server, while it has room. Empty: to
+    any."""
+    request_id: str = ""
+    """The id of the client's request, for the access lines of all processes that it passes; may be empty."""
+
+
+DEFAULT_TERMS = Terms()
+
+
 @dataclass(slots=True)
 class GenerateRequest:
     """A request for an answer. The code that makes it validates it: for HTTP, the worker blueprint."""
@@ -117,11 +135,7 @@ class GenerateRequest:
     ``messages`` in it, these are what the engine reads: they hold more than texts."""
     extra: JSONObject = field(default_factory=dict)
     """Fields of the caller that modelyard does not know: an engine whose `passes_on` is true sends them on."""
-    session: str = ""
-    """The key of the session that the request belongs to: requests of one key go to one server, while it has room.
-    Empty: to any. Between processes it is a header, as is ``batch``."""
-    batch: bool = False
-    """Whether the request stands in line behind interactive ones."""
+    terms: Terms = DEFAULT_TERMS
     whole: bool = False
     """Whether the caller reads the answer at its end only: an engine may give it in one burst. Between processes it
     does not travel."""

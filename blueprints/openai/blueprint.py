@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ from ...access.tokens import INFER
 from ...engines.base import Vectors, other_model_of, tokens_of
 from ...errors import ModelyardError
 from ...types import JSONObject, WorkerType, worker_key
+from ...wire.terms import ID_HEADER
 from ...worker.protocol import Service
 from ..request import cors, guard
 from ..request.access_log import log_access, naming, read_call, vectors_response
@@ -23,7 +23,7 @@ from ..request.fields import fault, load
 from ..request.keys import check_model, total_tokens, visible
 from ..request.mounted import MountedBlueprint
 from ..request.streaming import Call, Encoder, called, stream_response
-from ..request.terms import batch_of, set_terms
+from ..request.terms import terms_of
 from . import anthropic, errors, response_events, responses, schemas
 from .answers import Choice, Header, Usage, chat_answer, completion_answer, whole_choices
 from .chat_fields import text_to_count
@@ -33,8 +33,6 @@ from .events import ChatEvents, CompletionEvents
 from .models import anthropic_entry, anthropic_list, model_entries, model_of, unknown_model
 from .routes import Routes
 from .vectors import COHERE, JINA, TEI, as_probabilities, embeddings_answer, relevance_answer, rerank_answer
-
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 class _TextCall(NamedTuple):
@@ -90,14 +88,13 @@ def _name_answers(blueprint: Blueprint) -> None:
 
     @blueprint.before_request
     def name_request() -> None:
-        given = request.headers.get("x-request-id", "")
-        g.modelyard_line.request_id = given if _REQUEST_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
+        g.modelyard_line.request_id = g.modelyard_line.request_id or f"req_{uuid.uuid4().hex}"
 
     @blueprint.after_request
     def name_response(response: Response) -> Response:
         line = g.get("modelyard_line")
-        if line is not None and line.request_id is not None:
-            response.headers["x-request-id"] = line.request_id
+        if line is not None and line.request_id:
+            response.headers[ID_HEADER] = line.request_id
             if errors.is_anthropic():
                 response.headers["request-id"] = line.request_id
             response.headers["openai-processing-ms"] = str(line.milliseconds())
@@ -156,7 +153,9 @@ def _generate(service: Service, text_call: _TextCall) -> Response:
         body = read_call(service)
         generation = text_call.read(body, model_of(service, body, WorkerType.LLM))
         g.modelyard_line.model = generation.model
-        set_terms(generation.requests, request, body, service.settings, batch=batch_of(service, request, body))
+        terms = terms_of(service, body, generation.requests[0])
+        for prompt in generation.requests:
+            prompt.terms = terms
         header, usage = Header.new(text_call.id_prefix, generation.model), Usage(generation.copies)
         check_copies(service.manager, generation.model, generation.copies)
         limits = [prompt.max_new_tokens for prompt in generation.requests]
@@ -196,8 +195,8 @@ def _add_vectors(routes: Routes, service: Service) -> None:
             texts, model = schemas.inputs(body), model_of(service, body, WorkerType.TEXT2VEC)
             g.modelyard_line.model = model
             call.admit(sum(map(len, texts)))
-            extra, batch = schemas.embeddings_extra(loaded, body), batch_of(service, request, body)
-            rows = service.manager.embeddings(model, texts, call.cancel, extra=extra, batch=batch)
+            extra = schemas.embeddings_extra(loaded, body)
+            rows = service.manager.embeddings(model, texts, call.cancel, terms_of(service, body), extra=extra)
             size = len(rows[0])
             if loaded.get("dimensions", size) != size:
                 raise fault("dimensions", f"must be {size}: model {model!r} has vectors of that size alone")
@@ -217,7 +216,7 @@ def _add_vectors(routes: Routes, service: Service) -> None:
             model = model_of(service, body, WorkerType.RERANKER, WorkerType.TEXT2VEC)
             g.modelyard_line.model = model
             call.admit(len(query) + sum(map(len, texts)))
-            scores = service.manager.rerank(model, query, texts, call.cancel, batch=batch_of(service, request, body))
+            scores = service.manager.rerank(model, query, texts, call.cancel, terms_of(service, body))
             tokens = _counted(service, call, other_model_of(scores) or model, scores, [query, *texts])
             return vectors_response(relevance_answer(scores, model, tokens), scores)
 
@@ -237,8 +236,8 @@ def _rerank(service: Service) -> Response:
         model = model_of(service, body, WorkerType.RERANKER, WorkerType.TEXT2VEC)
         g.modelyard_line.model = model
         call.admit(len(query) + sum(map(len, texts)))
-        extra, batch = schemas.rerank_extra(body), batch_of(service, request, body)
-        scores = ranked = service.manager.rerank(model, query, texts, call.cancel, extra=extra, batch=batch)
+        extra, terms = schemas.rerank_extra(body), terms_of(service, body)
+        scores = ranked = service.manager.rerank(model, query, texts, call.cancel, terms, extra=extra)
         ranker = other_model_of(ranked) or model
         if not (shape == TEI and loaded.get("raw_scores")) and _is_reranker(service, ranker):
             scores = as_probabilities(scores)

@@ -12,6 +12,7 @@ import time
 from bisect import insort
 from collections.abc import Callable, Sequence
 from contextvars import copy_context
+from dataclasses import replace
 from typing import NamedTuple
 
 from ...cluster.routing import SLOTS, Load
@@ -144,7 +145,10 @@ class _Choices:
         running = _Running(Cancel(), waits)
         stream: OutputStream | None = None
         try:
-            stream = self._context.run(self._manager.generate_stream, self._requests[index], running.cancel, wait=waits)
+            request = self._requests[index]
+            if not waits:
+                request = replace(request, terms=replace(request.terms, wait=False))
+            stream = self._context.run(self._manager.generate_stream, request, running.cancel)
             thread = threading.Thread(target=self._run, args=(index, stream, put), name=f"choice-{index}", daemon=False)
             start_thread(thread)
         except BaseException:

@@ -21,7 +21,7 @@ from ...telemetry.tracing import Tracing
 from ...types import JSONObject
 from ...wire.chunks import CUT_HEADER, MODEL_HEADER, TOKENS_HEADER
 from ...wire.errors import BY_CODE
-from ...wire.terms import QUEUE_HEADER
+from ...wire.terms import ID_HEADER, QUEUE_HEADER, checked_id
 from ...worker.protocol import Service
 from .bodies import json_response, read_object
 from .keys import check_model
@@ -84,8 +84,8 @@ class AccessLine:
         """The name of the request's token or API key."""
         self.key: str | None = None
         """The id of its API key."""
-        self.request_id: str | None = None
-        """The id that its answer has; None without one."""
+        self.request_id = checked_id(request.headers.get(ID_HEADER, ""))
+        """The id of the request; empty without one."""
 
     def milliseconds(self) -> float:
         """Return the milliseconds since the request began."""
@@ -128,7 +128,7 @@ class AccessLine:
             line["queue_ms"] = round(self.queued * 1000, 1)
         for name in ("model", "answered_by", "instance", "pieces", "prompt_tokens", "finish_reason", *_OF_CALLER):
             value = getattr(self, name)
-            if value is not None:
+            if value not in (None, ""):
                 line[name] = value
         if usage := self.usage():
             line |= {name: usage[name] for name in ("prompt_tokens", "completion_tokens") if name in usage}

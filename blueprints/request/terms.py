@@ -1,19 +1,17 @@
-"""The terms of a request that computes: the session that it belongs to, and whether it is interactive or batch."""
+"""The terms of a request that computes: whether it waits in line, and before whom; its session; its id."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import orjson
-from flask import Request
+from flask import g, request
 
-from ...settings.settings import Settings
-from ...types import GenerateRequest, JSONObject
+from ...types import GenerateRequest, JSONObject, Terms
 from ...wire.chunks import ROUTE_HEADER, ROUTE_LOCAL
-from ...wire.terms import BATCH, INTERACTIVE, PRIORITY_HEADER, SESSION_HEADER
+from ...wire.terms import BATCH, INTERACTIVE, PRIORITY_HEADER, SESSION_HEADER, may_wait
 from ...worker.protocol import Service
 from .fields import fault
 
@@ -22,43 +20,33 @@ _USERS = ("user", "human")
 """The role of a person's messages: OpenAI's, and DB-GPT's."""
 
 
-def set_terms(
-    prompts: Sequence[GenerateRequest], request: Request, body: Mapping[str, Any], settings: Settings, *, batch: bool
-) -> None:
-    """Give the ``prompts`` of one request its priority, and the key of its session."""
-    session = _session_of(request, body, prompts[0]) if settings.session_affinity else ""
-    for prompt in prompts:
-        prompt.batch, prompt.session = batch, session
+def terms_of(service: Service, body: Mapping[str, Any], prompt: GenerateRequest | None = None) -> Terms:
+    """Return the terms of the current request, which has a thread of the budget, by its headers and OpenAI's ``body``.
+
+    It belongs to a session if it has a ``prompt``. Raises InvalidRequest, and Overloaded for a batch request if the
+    threads that are left are for interactive ones.
+    """
+    batch = _is_batch(body)
+    if batch:
+        service.budget.check_batch()
+    session = _session_of(body, prompt) if prompt is not None and service.settings.session_affinity else ""
+    return Terms(may_wait(request.headers.get("Prefer")), batch, session, g.modelyard_line.request_id)
 
 
 # Priority
 
 
-def batch_of(service: Service, request: Request, body: Mapping[str, Any] = MappingProxyType({})) -> bool:
-    """Return whether a request, which has a thread of the budget, is batch, as `is_batch` does.
-
-    Raises Overloaded for a batch request if the threads that are left are for interactive ones.
-    """
-    batch = is_batch(request, body)
-    if batch:
-        service.budget.check_batch()
-    return batch
-
-
-def is_batch(request: Request, body: Mapping[str, Any] = MappingProxyType({})) -> bool:
-    """Return whether a request stands in line behind interactive ones. Raises InvalidRequest.
-
-    The header has precedence over the fields ``priority`` and ``service_tier`` of OpenAI's ``body``.
-    """
+def _is_batch(body: Mapping[str, Any]) -> bool:
+    """Return whether a request stands in line behind interactive ones. The header has precedence over the ``body``."""
     header = request.headers.get(PRIORITY_HEADER)
     if header is not None:
-        return _is_batch(PRIORITY_HEADER, header)
+        return _means_batch(PRIORITY_HEADER, header)
     if (priority := body.get("priority")) is not None:
-        return _is_batch("priority", priority)
+        return _means_batch("priority", priority)
     return body.get("service_tier") == "flex"
 
 
-def _is_batch(field: str, value: Any) -> bool:
+def _means_batch(field: str, value: Any) -> bool:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return value > 0  # vLLM's: the lower runs first, and 0 is the default
     if value not in (INTERACTIVE, BATCH):
@@ -69,7 +57,7 @@ def _is_batch(field: str, value: Any) -> bool:
 # The session
 
 
-def _session_of(request: Request, body: Mapping[str, Any], prompt: GenerateRequest) -> str:
+def _session_of(body: Mapping[str, Any], prompt: GenerateRequest) -> str:
     """Return the key of a request's session: a hash of the first name that it has, or of its first messages.
 
     Empty without both: a raw prompt does not show which part of it stays the same. A router has sent the key with the
@@ -78,11 +66,11 @@ def _session_of(request: Request, body: Mapping[str, Any], prompt: GenerateReque
     if request.headers.get(ROUTE_HEADER) == ROUTE_LOCAL:
         name = request.headers.get(SESSION_HEADER, "")
     else:
-        name = next(_names(request, body), "") or _beginning(prompt)
+        name = next(_names(body), "") or _beginning(prompt)
     return hashlib.blake2b(name.encode(), digest_size=8).hexdigest() if name else ""
 
 
-def _names(request: Request, body: Mapping[str, Any]) -> Iterator[str]:
+def _names(body: Mapping[str, Any]) -> Iterator[str]:
     """Yield the names of a session, the most exact first: those of OpenAI's clients, Anthropic's and DB-GPT's."""
     metadata, context = _object(body, "metadata"), _object(body, "context")
     for name in (

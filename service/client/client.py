@@ -19,7 +19,7 @@ from urllib.parse import urlencode
 
 from ..errors import ConfigError, EngineError, InvalidRequest, ModelyardError, StartFailed, UnknownModel
 from ..sessions.address import DEFAULT_URL, URL_VARIABLE
-from ..types import ApplyOutcome, GenerateRequest, HostModels, JSONObject, ModelOutput
+from ..types import ApplyOutcome, GenerateRequest, HostModels, JSONObject, ModelOutput, Terms
 from ..wire.messages import DELTA_TYPE, dbgpt_messages
 from ..wire.terms import headers_of_terms
 from ..wire.unsaved import unsaved_in, with_note
@@ -33,7 +33,8 @@ T = TypeVar("T")
 CHANGE_TIMEOUT = 330.0
 """Seconds that a start, stop or apply may take: the default ``start_timeout`` of a model, and 30 seconds."""
 
-_OPTIONS = frozenset(field.name for field in fields(GenerateRequest)) - {"model", "messages", "prompt", "whole"}
+_NOT_OPTIONS = {"model", "messages", "prompt", "terms", "whole"}
+_OPTIONS = {field.name for field in fields(GenerateRequest)} - _NOT_OPTIONS | {"session", "batch"}
 
 
 class Client:
@@ -135,7 +136,7 @@ class Client:
         if unknown := set(options) - _OPTIONS:
             raise TypeError(f"unknown option {', '.join(sorted(unknown))}: there are {', '.join(sorted(_OPTIONS))}")
         given = {name: value for name, value in options.items() if value is not None}
-        terms = headers_of_terms(session=given.pop("session", ""), batch=given.pop("batch", False))
+        terms = headers_of_terms(Terms(session=given.pop("session", ""), batch=given.pop("batch", False)))
         with self._model(model, "llm") as name:
             body = {"model": name, "echo": False, **_prompt_fields(messages, prompt), **given}
             response = self._calls.send("POST", "worker/generate_stream", body, headers={"Accept": DELTA_TYPE, **terms})
@@ -177,7 +178,7 @@ class Client:
     def _vectors(
         self, body: JSONObject, read: Callable[[Any], list[list[float]]], timeout: float | None, *, batch: bool
     ) -> list[list[float]]:
-        headers = headers_of_terms(batch=batch)
+        headers = headers_of_terms(Terms(batch=batch))
         return self._calls.value("POST", "worker/embeddings", read, body, headers=headers, timeout=timeout)
 
     def count_token(self, prompt: str, *, model: str | None = None) -> int:

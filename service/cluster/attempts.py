@@ -8,7 +8,7 @@ After the first piece of an answer, the request is not sent again.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..errors import (
     Forbidden,
@@ -22,6 +22,7 @@ from ..errors import (
     WorkerUnreachable,
 )
 from ..streams import Cancel, OutputStream
+from ..types import Terms
 from .registry.base import Instance
 from .routing import Routes
 
@@ -45,12 +46,10 @@ class Attempts:
     look_again: Callable[[], Sequence[Instance]]
     """Returns the same after the registry was read once more."""
     routes: Routes
-    wait: bool
-    """Whether the request may stand in a line."""
+    terms: Terms
+    """Of the request. Its session prefers some instances."""
     failed: Callable[[], None] = lambda: None
     """Called when an instance is not in the state that the registry shows."""
-    session: str = ""
-    """The key of the session that the request belongs to, which prefers some instances; empty for none."""
     _instances: Sequence[Instance] = ()
     _tried: set[str] = field(default_factory=set)
     _errors: dict[str, ModelyardError] = field(default_factory=dict)
@@ -60,13 +59,13 @@ class Attempts:
     _current: Instance | None = None
     _waits: bool = True
 
-    def next(self) -> tuple[Instance, bool]:
-        """Return the instance to call now, and whether the request may wait there. Raises the error of all refusals."""
+    def next(self) -> tuple[Instance, Terms]:
+        """Return the instance to call now, and the terms to call it with. Raises the error of all refusals."""
         taken = self._untried() or self._in_line()
         if taken is None:
             raise self._refusal()
         self._current = taken
-        return taken, self._waits
+        return taken, self.terms if self._waits == self.terms.wait else replace(self.terms, wait=self._waits)
 
     def _untried(self) -> Instance | None:
         """Return an instance that was not called yet."""
@@ -74,21 +73,21 @@ class Attempts:
             return None
         if not self._instances:
             self._instances = self.look()
-        taken = self.routes.take(self._instances, self._tried, self.session)
+        taken = self.routes.take(self._instances, self._tried, self.terms.session)
         if taken.instance is None and not self._looked_again:
             self._looked_again = True
             self._instances = self.look_again()
-            taken = self.routes.take(self._instances, self._tried, self.session)
+            taken = self.routes.take(self._instances, self._tried, self.terms.session)
         if taken.instance is not None:
             # With a single instance a first call without waiting would only cost time.
-            self._waits = self.wait and taken.among == 1 and not self._tried
+            self._waits = self.terms.wait and taken.among == 1 and not self._tried
             self._tried.add(taken.instance.url)
         return taken.instance
 
     def _in_line(self) -> Instance | None:
         """Return an instance that was full, for the request to wait in its line."""
         if self._lines is None:
-            self._lines = iter(self.routes.by_load(self._full, self.session) if self.wait else ())
+            self._lines = iter(self.routes.by_load(self._full, self.terms.session) if self.terms.wait else ())
         taken = next(self._lines, None)
         if taken is not None:
             self._waits = True
@@ -159,15 +158,15 @@ class Attempts:
 class RoutedStreams:
     """The streams of one request at the instances of a model: the `Source` of its relay."""
 
-    def __init__(self, attempts: Attempts, ask: Callable[[Instance, Cancel, bool], OutputStream]) -> None:
-        """Open a stream at an instance by ``ask(instance, cancel, wait)``."""
+    def __init__(self, attempts: Attempts, ask: Callable[[Instance, Cancel, Terms], OutputStream]) -> None:
+        """Open a stream at an instance by ``ask(instance, cancel, terms)``."""
         self._attempts = attempts
         self._ask = ask
 
     def open(self, cancel: Cancel) -> OutputStream:
         """Return a stream of the next instance. Raises one error for all refusals if no instance is left."""
-        instance, wait = self._attempts.next()
-        return self._ask(instance, cancel, wait)
+        instance, terms = self._attempts.next()
+        return self._ask(instance, cancel, terms)
 
     def begun(self, stream: OutputStream) -> None:
         """Note that the instance answers."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -18,12 +19,14 @@ from ..telemetry.metrics import ROUTED, Metrics
 from ..telemetry.tracing import Tracing
 from ..threads import BackgroundThread
 from ..types import (
+    DEFAULT_TERMS,
     ApplyOutcome,
     GenerateRequest,
     HostModels,
     JSONObject,
     ModelInstance,
     ModelMetadata,
+    Terms,
     WorkerType,
     split_worker_key,
     worker_key,
@@ -88,10 +91,10 @@ class RemoteWorkerManager(SharedCalls):
 
     # Instances
 
-    def _attempts(self, key: str, wait: bool, session: str = "") -> Attempts:
+    def _attempts(self, key: str, terms: Terms = DEFAULT_TERMS) -> Attempts:
         directory = self._directory
         look, look_again = lambda: directory.all_of(key), lambda: directory.refreshed(key)
-        return Attempts(key, look, look_again, self.routes, wait, self._failed, session)
+        return Attempts(key, look, look_again, self.routes, terms, self._failed)
 
     def _counts(self, key: str) -> CallCounts:
         name, worker_type = split_worker_key(key)
@@ -104,9 +107,7 @@ class RemoteWorkerManager(SharedCalls):
     # Calls
 
     @spanned
-    def generate_stream(
-        self, request: GenerateRequest, cancel: Cancel | None = None, *, wait: bool = True
-    ) -> OutputStream:
+    def generate_stream(self, request: GenerateRequest, cancel: Cancel | None = None) -> OutputStream:
         """Return the stream of an answer; close it. An instance is called, and may refuse, at its first burst.
 
         Raises UnknownModel, Unsupported, NotReady. The stream raises Overloaded, NotReady or WorkerUnreachable if no
@@ -116,22 +117,23 @@ class RemoteWorkerManager(SharedCalls):
         key = self._directory.key_of(request.model, WorkerType.LLM)
         counts = self._counts(key)
         try:
-            stream = self._stream(key, request, cancel, wait)
+            stream = self._stream(key, request, cancel)
         except BaseException as error:
             counts.failed(error)
             raise
         stream.when_closed(partial(counts.answered, stream))
         return stream
 
-    def _stream(self, key: str, request: GenerateRequest, cancel: Cancel, wait: bool) -> OutputStream:
+    def _stream(self, key: str, request: GenerateRequest, cancel: Cancel) -> OutputStream:
         if (alone := self._directory.alone(key)) is not None:
-            return alone.generate_stream(request, cancel, wait=wait)
+            return alone.generate_stream(request, cancel)
 
-        def ask(instance: Instance, cancel: Cancel, wait: bool) -> OutputStream:
+        def ask(instance: Instance, cancel: Cancel, terms: Terms) -> OutputStream:
             cancel.instance = instance.url
-            return self._directory.worker_at(instance).generate_stream(request, cancel, wait=wait)
+            changed = request if terms is request.terms else replace(request, terms=terms)
+            return self._directory.worker_at(instance).generate_stream(changed, cancel)
 
-        return Relay(RoutedStreams(self._attempts(key, wait, request.session), ask), cancel)
+        return Relay(RoutedStreams(self._attempts(key, request.terms), ask), cancel)
 
     @spanned
     def embeddings(
@@ -139,19 +141,18 @@ class RemoteWorkerManager(SharedCalls):
         model: str,
         texts: Sequence[str],
         cancel: Cancel | None = None,
+        terms: Terms = DEFAULT_TERMS,
         *,
-        wait: bool = True,
         extra: JSONObject | None = None,
-        batch: bool = False,
     ) -> Vectors:
         """Return one row of floats for each text."""
         cancel = cancel or Cancel()
         key = self._directory.key_of(model, WorkerType.TEXT2VEC)
 
-        def embed(worker: Worker, waits: bool) -> Vectors:
-            return worker.embeddings(texts, cancel, wait=waits, extra=extra, batch=batch)
+        def embed(worker: Worker, terms: Terms) -> Vectors:
+            return worker.embeddings(texts, cancel, terms, extra=extra)
 
-        return self._counts(key).computed(texts, cancel, lambda: self._called(key, embed, wait, cancel))
+        return self._counts(key).computed(texts, cancel, lambda: self._called(key, embed, terms, cancel))
 
     @spanned
     def rerank(
@@ -160,20 +161,19 @@ class RemoteWorkerManager(SharedCalls):
         query: str,
         texts: Sequence[str],
         cancel: Cancel | None = None,
+        terms: Terms = DEFAULT_TERMS,
         *,
-        wait: bool = True,
         extra: JSONObject | None = None,
-        batch: bool = False,
     ) -> Sequence[float]:
         """Return a score for each text, by a reranker, or by the cosine of an embedder of that name."""
         cancel = cancel or Cancel()
         key = self._directory.key_of(model, WorkerType.RERANKER, WorkerType.TEXT2VEC)
 
-        def rank(worker: Worker, waits: bool) -> Sequence[float]:
-            return worker.rerank(query, texts, cancel, wait=waits, extra=extra, batch=batch)
+        def rank(worker: Worker, terms: Terms) -> Sequence[float]:
+            return worker.rerank(query, texts, cancel, terms, extra=extra)
 
         every = [query, *texts]
-        return self._counts(key).computed(every, cancel, lambda: self._called(key, rank, wait, cancel))
+        return self._counts(key).computed(every, cancel, lambda: self._called(key, rank, terms, cancel))
 
     @spanned
     def count_token(self, model: str | None, prompt: str) -> int:
@@ -191,22 +191,22 @@ class RemoteWorkerManager(SharedCalls):
         return self._called(key, lambda worker, _: worker.metadata())
 
     def _called(
-        self, key: str, call: Callable[[Worker, bool], T], wait: bool = True, cancel: Cancel | None = None
+        self, key: str, call: Callable[[Worker, Terms], T], terms: Terms = DEFAULT_TERMS, cancel: Cancel | None = None
     ) -> T:
-        """Return the result of ``call(worker, wait)`` at the first instance that does not refuse.
+        """Return the result of ``call(worker, terms)`` at the first instance that does not refuse.
 
         The ``cancel`` gets the address of that instance.
         """
         if (alone := self._directory.alone(key)) is not None:
-            return call(alone, wait)
-        attempts = self._attempts(key, wait)
+            return call(alone, terms)
+        attempts = self._attempts(key, terms)
         while True:
-            instance, waits = attempts.next()
+            instance, terms = attempts.next()
             if cancel is not None:
                 cancel.instance = instance.url
             try:
                 worker = self._directory.worker_at(instance)
-                result = call(worker, waits)
+                result = call(worker, terms)
             except BaseException as error:
                 if not attempts.over(error):
                     raise
@@ -226,7 +226,7 @@ class RemoteWorkerManager(SharedCalls):
 
     def select_one_instance(self, key: str) -> ModelInstance:
         """Return an instance that the next request would go to. Raises UnknownModel, NotReady."""
-        attempts = self._attempts(key, True)
+        attempts = self._attempts(key)
         instance, _ = attempts.next()
         self.routes.ended(instance)
         return _model_instance(instance)

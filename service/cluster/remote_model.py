@@ -13,7 +13,17 @@ from ..sessions.session import Session
 from ..streams import Cancel, OutputStream, whole_answer
 from ..telemetry import dbgpt
 from ..telemetry.tracing import attached, current_tracing, end
-from ..types import GenerateRequest, JSONObject, ModelMetadata, ModelOutput, known, plain, split_worker_key
+from ..types import (
+    DEFAULT_TERMS,
+    GenerateRequest,
+    JSONObject,
+    ModelMetadata,
+    ModelOutput,
+    Terms,
+    known,
+    plain,
+    split_worker_key,
+)
 from ..wire.chunks import CUT_HEADER, TOKENS_HEADER
 from ..wire.messages import DELTA_TYPE, dbgpt_messages
 from ..wire.terms import headers_of_terms, queued_in
@@ -23,8 +33,8 @@ from .remote_calls import LOCAL, RemoteCalls, encoded
 _ALSO_FALSE = ("echo", "chat_model")
 """Fields that are sent when they are false too: some workers take an absent field for true."""
 
-_NOT_IN_BODY = ("session", "batch", "whole")
-"""Fields of a request that DB-GPT's wire does not have: the first two are headers, and answers between processes are
+_NOT_IN_BODY = ("terms", "whole")
+"""Fields of a request that DB-GPT's wire does not have: the terms are headers, and answers between processes are
 streams, whatever the third says."""
 
 _COUNT = re.compile(r"\d{1,12}", re.ASCII)
@@ -54,13 +64,13 @@ class RemoteModelWorker:
         """The state of its gate in its last answer: the value of ``Modelyard-Load``."""
         return self._calls.load
 
-    def generate_stream(self, request: GenerateRequest, cancel: Cancel, *, wait: bool = True) -> OutputStream:
+    def generate_stream(self, request: GenerateRequest, cancel: Cancel) -> OutputStream:
         """Return the stream of an answer; close it. The request is sent when its first burst is read.
 
         The stream raises WorkerUnreachable, WorkerLost, Cancelled, and the errors of the worker.
         """
         calls = self._calls
-        headers = _headers(wait=wait, session=request.session, batch=request.batch) | {"Accept": DELTA_TYPE}
+        headers = _headers(request.terms) | {"Accept": DELTA_TYPE}
         span = calls.span("POST", "generate_stream")
         context = current_tracing().context_of(span)
 
@@ -80,29 +90,28 @@ class RemoteModelWorker:
             stream.when_closed(partial(end, span))
         return stream
 
-    def generate(self, request: GenerateRequest, cancel: Cancel, *, wait: bool = True) -> ModelOutput:
+    def generate(self, request: GenerateRequest, cancel: Cancel) -> ModelOutput:
         """Return the whole answer; raises like the stream.
 
         It is requested as a stream, so that it can be cancelled at any time.
         """
-        with self.generate_stream(request, cancel, wait=wait) as stream:
+        with self.generate_stream(request, cancel) as stream:
             return whole_answer(stream)
 
     def embeddings(
         self,
         texts: Sequence[str],
         cancel: Cancel,
+        terms: Terms = DEFAULT_TERMS,
         *,
-        wait: bool = True,
         extra: JSONObject | None = None,
-        batch: bool = False,
     ) -> Vectors:
         """Return one row for each text; ``extra`` has the caller's other fields.
 
         The worker sends nothing until all rows are computed, so the session's read timeout must be longer than that.
         """
         body = {"model": self.name, "input": list(texts)}
-        rows = self._vectors(body, cancel, extra, _headers(wait=wait, batch=batch))
+        rows = self._vectors(body, cancel, extra, _headers(terms))
         if len(rows) != len(texts):
             raise self._calls.invalid(f"{len(rows)} rows for {len(texts)} texts")
         return rows
@@ -112,16 +121,15 @@ class RemoteModelWorker:
         query: str,
         texts: Sequence[str],
         cancel: Cancel,
+        terms: Terms = DEFAULT_TERMS,
         *,
-        wait: bool = True,
         extra: JSONObject | None = None,
-        batch: bool = False,
     ) -> Sequence[float]:
         """Return a score for each text; like `embeddings`."""
         # A worker of DB-GPT looks for an embedder of that name unless the body has the type.
         kind = self.key.rpartition("@")[2]
         body = {"model": self.name, "input": list(texts), "query": query, "worker_type": kind}
-        rows = self._vectors(body, cancel, extra, _headers(wait=wait, batch=batch))
+        rows = self._vectors(body, cancel, extra, _headers(terms))
         if len(rows) != 1 or len(rows[0]) != len(texts):
             raise self._calls.invalid(f"not a score for each of {len(texts)} texts")
         return OfTexts(rows[0], cut=cut_texts(rows), tokens=tokens_of(rows))
@@ -165,9 +173,9 @@ def _count(text: str | None) -> int | None:
     return int(text) if text and _COUNT.fullmatch(text) else None
 
 
-def _headers(*, wait: bool, session: str = "", batch: bool) -> dict[str, str]:
+def _headers(terms: Terms) -> dict[str, str]:
     """Return the headers of a call that computes."""
-    return {**LOCAL, **({} if wait else {"Prefer": "wait=0"}), **headers_of_terms(session=session, batch=batch)}
+    return {**LOCAL, **headers_of_terms(terms)}
 
 
 def _prompt(request: GenerateRequest) -> bytes:

@@ -181,7 +181,8 @@ class OpenAI(Engine):
             fields |= {"stream": True, "stream_options": {"include_usage": True}}
         body = self._fields.body(fields, request.extra)
         answered = self._streamed if is_streamed else self._whole
-        return self._backends.results(lambda backend: answered(backend, path, body, cancel), cancel, request.session)
+        session = request.terms.session
+        return self._backends.results(lambda backend: answered(backend, path, body, cancel), cancel, session)
 
     def _whole(self, backend: Backend, path: str, body: bytes, cancel: Cancel) -> Bursts:
         answer = openai_answers.BackendAnswer(backend.where)

@@ -15,7 +15,17 @@ from ..settings import params as parameters
 from ..streams import Cancel, OutputStream
 from ..telemetry.metrics import Metrics
 from ..telemetry.tracing import Tracing
-from ..types import ApplyOutcome, GenerateRequest, HostModels, JSONObject, ModelInstance, ModelMetadata, WorkerType
+from ..types import (
+    DEFAULT_TERMS,
+    ApplyOutcome,
+    GenerateRequest,
+    HostModels,
+    JSONObject,
+    ModelInstance,
+    ModelMetadata,
+    Terms,
+    WorkerType,
+)
 from ..types import worker_key as key_of
 from ..wire.unsaved import with_note
 from .admission import Budget
@@ -60,12 +70,10 @@ class LocalWorkerManager(SharedCalls):
     # Calls
 
     @spanned
-    def generate_stream(
-        self, request: GenerateRequest, cancel: Cancel | None = None, *, wait: bool = True
-    ) -> OutputStream:
+    def generate_stream(self, request: GenerateRequest, cancel: Cancel | None = None) -> OutputStream:
         """Return the stream of an answer; close it. Raises UnknownModel, Unsupported, Overloaded, NotReady."""
         worker = self.models.worker(request.model, WorkerType.LLM)
-        return worker.generate_stream(request, cancel or Cancel(), wait=wait)
+        return worker.generate_stream(request, cancel or Cancel())
 
     @spanned
     def embeddings(
@@ -73,14 +81,13 @@ class LocalWorkerManager(SharedCalls):
         model: str,
         texts: Sequence[str],
         cancel: Cancel | None = None,
+        terms: Terms = DEFAULT_TERMS,
         *,
-        wait: bool = True,
         extra: JSONObject | None = None,
-        batch: bool = False,
     ) -> Vectors:
         """Return one row of floats for each text."""
         worker = self.models.worker(model, WorkerType.TEXT2VEC)
-        return worker.embeddings(texts, cancel or Cancel(), wait=wait, extra=extra, batch=batch)
+        return worker.embeddings(texts, cancel or Cancel(), terms, extra=extra)
 
     @spanned
     def rerank(
@@ -89,14 +96,13 @@ class LocalWorkerManager(SharedCalls):
         query: str,
         texts: Sequence[str],
         cancel: Cancel | None = None,
+        terms: Terms = DEFAULT_TERMS,
         *,
-        wait: bool = True,
         extra: JSONObject | None = None,
-        batch: bool = False,
     ) -> Sequence[float]:
         """Return a score for each text, by a reranker, or by the cosine of an embedder of that name."""
         worker = self.models.worker(model, WorkerType.RERANKER, WorkerType.TEXT2VEC)
-        return worker.rerank(query, texts, cancel or Cancel(), wait=wait, extra=extra, batch=batch)
+        return worker.rerank(query, texts, cancel or Cancel(), terms, extra=extra)
 
     @spanned
     def count_token(self, model: str | None, prompt: str) -> int:

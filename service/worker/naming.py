@@ -25,12 +25,14 @@ from ..settings.names import Names
 from ..streams import Cancel, OutputStream, Relay
 from ..telemetry.tracing import Tracing
 from ..types import (
+    DEFAULT_TERMS,
     ApplyOutcome,
     GenerateRequest,
     HostModels,
     JSONObject,
     ModelInstance,
     ModelMetadata,
+    Terms,
     WorkerType,
 )
 from .protocol import WorkerManager
@@ -133,9 +135,7 @@ class NamingManager(SharedCalls):
     # Calls
 
     @spanned
-    def generate_stream(
-        self, request: GenerateRequest, cancel: Cancel | None = None, *, wait: bool = True
-    ) -> OutputStream:
+    def generate_stream(self, request: GenerateRequest, cancel: Cancel | None = None) -> OutputStream:
         """Return the stream of an answer, with the ``model`` that gives it; close it.
 
         A fallback answers if there is one and the model refuses before the first burst.
@@ -143,13 +143,13 @@ class NamingManager(SharedCalls):
 
         def ask(model: str, cancel: Cancel) -> OutputStream:
             if model == request.model:
-                return self._manager.generate_stream(request, cancel, wait=wait)
-            stream = self._manager.generate_stream(replace(request, model=model), cancel, wait=wait)
+                return self._manager.generate_stream(request, cancel)
+            stream = self._manager.generate_stream(replace(request, model=model), cancel)
             stream.model = model
             return stream
 
         cancel = cancel or Cancel()
-        candidates = Candidates(self._names, request.model, [WorkerType.LLM], wait=wait)
+        candidates = Candidates(self._names, request.model, [WorkerType.LLM], wait=request.terms.wait)
         if candidates.is_alone:
             return ask(candidates.next(), cancel)
         return Relay(CandidateStreams(candidates, ask), cancel)
@@ -160,10 +160,9 @@ class NamingManager(SharedCalls):
         model: str,
         texts: Sequence[str],
         cancel: Cancel | None = None,
+        terms: Terms = DEFAULT_TERMS,
         *,
-        wait: bool = True,
         extra: JSONObject | None = None,
-        batch: bool = False,
     ) -> Vectors:
         """Return one row of floats for each text.
 
@@ -171,7 +170,7 @@ class NamingManager(SharedCalls):
         computes them, and never what is running.
         """
         target = self._names.model_of(model)
-        rows = self._manager.embeddings(target, texts, cancel, wait=wait, extra=extra, batch=batch)
+        rows = self._manager.embeddings(target, texts, cancel, terms, extra=extra)
         return _named(rows, target, model)
 
     @spanned
@@ -181,18 +180,17 @@ class NamingManager(SharedCalls):
         query: str,
         texts: Sequence[str],
         cancel: Cancel | None = None,
+        terms: Terms = DEFAULT_TERMS,
         *,
-        wait: bool = True,
         extra: JSONObject | None = None,
-        batch: bool = False,
     ) -> Sequence[float]:
         """Return a score for each text, all by one model, which may be a fallback."""
 
         def ask(target: str) -> Vectors:
-            scores = self._manager.rerank(target, query, texts, cancel, wait=wait, extra=extra, batch=batch)
+            scores = self._manager.rerank(target, query, texts, cancel, terms, extra=extra)
             return _named(scores, target, model)
 
-        scores: Sequence[float] = self._called(model, ask, WorkerType.RERANKER, wait=wait)
+        scores: Sequence[float] = self._called(model, ask, WorkerType.RERANKER, wait=terms.wait)
         return scores
 
     @spanned

@@ -15,6 +15,7 @@ from ..telemetry.metrics import Metrics
 from ..telemetry.shared_metrics import Sample
 from ..telemetry.tracing import Tracing
 from ..types import (
+    DEFAULT_TERMS,
     ApplyOutcome,
     GenerateRequest,
     HostModels,
@@ -22,6 +23,7 @@ from ..types import (
     ModelInstance,
     ModelMetadata,
     ModelOutput,
+    Terms,
     WorkerType,
 )
 from .admission import Budget
@@ -138,15 +140,13 @@ class Service(Protocol):
 class WorkerManager(Protocol):
     """A manager of models: of one process, of a model host, or of a whole cluster."""
 
-    def generate_stream(
-        self, request: GenerateRequest, cancel: Cancel | None = None, *, wait: bool = True
-    ) -> OutputStream:
-        """Return the stream of an answer, which the caller closes; without ``wait`` a full model refuses at once.
+    def generate_stream(self, request: GenerateRequest, cancel: Cancel | None = None) -> OutputStream:
+        """Return the stream of an answer, which the caller closes.
 
         Raises UnknownModel, Unsupported, Overloaded, NotReady; the stream also raises the errors of the engine.
         """
 
-    def generate(self, request: GenerateRequest, cancel: Cancel | None = None, *, wait: bool = True) -> ModelOutput:
+    def generate(self, request: GenerateRequest, cancel: Cancel | None = None) -> ModelOutput:
         """Return a whole answer; raises like the stream."""
 
     def embeddings(
@@ -154,15 +154,13 @@ class WorkerManager(Protocol):
         model: str,
         texts: Sequence[str],
         cancel: Cancel | None = None,
+        terms: Terms = DEFAULT_TERMS,
         *,
-        wait: bool = True,
         extra: JSONObject | None = None,
-        batch: bool = False,
     ) -> Vectors:
         """Return one row of floats for each text; raises like `generate_stream`, and InputTooLong.
 
-        ``extra`` has fields of the caller that only the server behind an engine knows. A ``batch`` call stands in line
-        behind interactive ones.
+        ``extra`` has fields of the caller that only the server behind an engine knows.
         """
 
     def rerank(
@@ -171,10 +169,9 @@ class WorkerManager(Protocol):
         query: str,
         texts: Sequence[str],
         cancel: Cancel | None = None,
+        terms: Terms = DEFAULT_TERMS,
         *,
-        wait: bool = True,
         extra: JSONObject | None = None,
-        batch: bool = False,
     ) -> Sequence[float]:
         """Return a score for each text; takes and raises like `embeddings`."""
 

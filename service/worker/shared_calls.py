@@ -40,9 +40,9 @@ class SharedCalls(WorkerManager):
     def _instances(self, key: str | None = None) -> list[ModelInstance]:
         """Return the instances of a worker key, or all, in whatever state."""
 
-    def generate(self, request: GenerateRequest, cancel: Cancel | None = None, *, wait: bool = True) -> ModelOutput:
+    def generate(self, request: GenerateRequest, cancel: Cancel | None = None) -> ModelOutput:
         """Return a whole answer; raises like the stream."""
-        with self.generate_stream(request, cancel, wait=wait) as stream:
+        with self.generate_stream(request, cancel) as stream:
             return whole_answer(stream)
 
     def get_model_instances(self, key: str, *, healthy_only: bool = True) -> list[ModelInstance]:

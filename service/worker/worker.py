@@ -14,7 +14,7 @@ from ..engines.tool_calls import ToolCalls
 from ..errors import Cancelled, EngineError, InvalidRequest, ModelyardError, NotReady
 from ..streams import TICK, Cancel, OutputStream, pumped, whole_answer
 from ..telemetry.metrics import Metrics
-from ..types import Burst, GenerateRequest, JSONObject, ModelMetadata, ModelOutput, WorkerType
+from ..types import DEFAULT_TERMS, Burst, GenerateRequest, JSONObject, ModelMetadata, ModelOutput, Terms, WorkerType
 from .admission import Ticket
 from .joint import JointTexts
 from .life import ModelLife
@@ -39,7 +39,7 @@ class ModelWorker(ModelLife):
         params = self.params
         self._joint = JointTexts(self._embed, params.joint_texts, params.joint_letters, params.joint_delay / 1000)
 
-    def generate_stream(self, request: GenerateRequest, cancel: Cancel, *, wait: bool = True) -> OutputStream:
+    def generate_stream(self, request: GenerateRequest, cancel: Cancel) -> OutputStream:
         """Admit the request and return its stream, which owns the slot or the place in line. Close it.
 
         Raises InvalidRequest for options that the engine does not take, Overloaded if the line is full, and NotReady.
@@ -49,7 +49,7 @@ class ModelWorker(ModelLife):
             self._check_options(request.options)
         span = CallSpan("generate", self.params)
         try:
-            ticket = self._admit(cancel, wait=wait, batch=request.batch)
+            ticket = self._admit(cancel, request.terms)
         except BaseException as error:
             span.end(error)
             self._counts.failed(error)
@@ -98,19 +98,18 @@ class ModelWorker(ModelLife):
             if (close := getattr(bursts, "close", None)) is not None:
                 close()
 
-    def generate(self, request: GenerateRequest, cancel: Cancel, *, wait: bool = True) -> ModelOutput:
+    def generate(self, request: GenerateRequest, cancel: Cancel) -> ModelOutput:
         """Return the whole answer; raises like `generate_stream`."""
-        with self.generate_stream(replace(request, whole=True), cancel, wait=wait) as stream:
+        with self.generate_stream(replace(request, whole=True), cancel) as stream:
             return whole_answer(stream)
 
     def embeddings(
         self,
         texts: Sequence[str],
         cancel: Cancel,
+        terms: Terms = DEFAULT_TERMS,
         *,
-        wait: bool = True,
         extra: JSONObject | None = None,
-        batch: bool = False,
     ) -> Vectors:
         """Return one row for each text; ``extra`` has the caller's other fields, for an engine that passes them on.
 
@@ -121,7 +120,7 @@ class ModelWorker(ModelLife):
             return []
         more = self._keywords(extra)
         embed = partial(self.engine.embed, texts, cancel, **more) if more else partial(self._joint.embed, texts, cancel)
-        return self._computed("embeddings", embed, texts, cancel, wait=wait, batch=batch)
+        return self._computed("embeddings", embed, texts, cancel, terms)
 
     def _embed(self, texts: Sequence[str], cancel: CancelEvent) -> Vectors:
         return self.engine.embed(texts, cancel)  # of the engine now: a failed stop renews it
@@ -131,10 +130,9 @@ class ModelWorker(ModelLife):
         query: str,
         texts: Sequence[str],
         cancel: Cancel,
+        terms: Terms = DEFAULT_TERMS,
         *,
-        wait: bool = True,
         extra: JSONObject | None = None,
-        batch: bool = False,
     ) -> Sequence[float]:
         """Return a score for each text; an embedding model scores by cosine. Takes and raises like `embeddings`."""
         if not texts:
@@ -145,7 +143,7 @@ class ModelWorker(ModelLife):
         else:
             embed = partial(self._joint.embed, cancel=cancel)
             operation, rank = "embeddings", partial(rank_by_cosine, embed, query, texts)
-        scores: Sequence[float] = self._computed(operation, rank, [query, *texts], cancel, wait=wait, batch=batch)
+        scores: Sequence[float] = self._computed(operation, rank, [query, *texts], cancel, terms)
         return scores
 
     def _keywords(self, extra: JSONObject | None) -> JSONObject:
@@ -176,16 +174,16 @@ class ModelWorker(ModelLife):
         return self.engine.metadata()
 
     def _computed(
-        self, operation: str, call: Callable[[], Any], texts: Sequence[str], cancel: Cancel, *, wait: bool, batch: bool
+        self, operation: str, call: Callable[[], Any], texts: Sequence[str], cancel: Cancel, terms: Terms
     ) -> Any:
-        in_slot = partial(self._computed_in_slot, operation, call, texts, cancel, wait=wait, batch=batch)
+        in_slot = partial(self._computed_in_slot, operation, call, texts, cancel, terms)
         return self._counts.computed(texts, cancel, in_slot)
 
     def _computed_in_slot(
-        self, operation: str, call: Callable[[], Any], texts: Sequence[str], cancel: Cancel, *, wait: bool, batch: bool
+        self, operation: str, call: Callable[[], Any], texts: Sequence[str], cancel: Cancel, terms: Terms
     ) -> Any:
         with CallSpan(operation, self.params) as span:
-            ticket = self._admit(cancel, wait=wait, batch=batch)
+            ticket = self._admit(cancel, terms)
             try:
                 ticket.wait()
                 if not span.recording:
@@ -200,9 +198,9 @@ class ModelWorker(ModelLife):
             finally:
                 self._let_go(cancel, ticket)
 
-    def _admit(self, cancel: Cancel, *, wait: bool, batch: bool) -> Ticket:
+    def _admit(self, cancel: Cancel, terms: Terms) -> Ticket:
         self.check_ready()
-        ticket = self.gate.request(cancel, wait=wait, batch=batch)
+        ticket = self.gate.request(cancel, wait=terms.wait, batch=terms.batch)
         with self._lock:
             self._active.add(cancel)
             ready = self.state is State.READY

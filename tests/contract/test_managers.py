@@ -31,7 +31,7 @@ from modelyard.server.runtime import Runtime
 from modelyard.settings import params as parameters
 from modelyard.settings.settings import Settings
 from modelyard.streams import Cancel
-from modelyard.types import ApplyOutcome, GenerateRequest, JSONObject, WorkerType
+from modelyard.types import ApplyOutcome, GenerateRequest, JSONObject, Terms, WorkerType
 from modelyard.worker.protocol import APPLY_TYPES, EVERY_MODEL, WorkerManager
 from running import wait_until
 from steered import Steered
@@ -211,7 +211,7 @@ def test_over_slots_and_line_it_is_refused_and_who_does_not_wait_before_that(man
         for stream in held:
             next(burst for burst in stream if burst)
         with pytest.raises(Overloaded, match="'a'"):
-            manager.generate(prompt("x"), Cancel(), wait=False)
+            manager.generate(prompt("x", terms=Terms(wait=False)), Cancel())
         in_line = Cancel()
         waiting = threading.Thread(target=lambda: list(manager.generate_stream(prompt("x"), in_line)))
         waiting.start()
@@ -223,7 +223,7 @@ def test_over_slots_and_line_it_is_refused_and_who_does_not_wait_before_that(man
             stream.close()
     waiting.join(30)
     wait_until(lambda: manager.load_of("a", LLM) == "slots=2;free=2;waiting=0", "all is over")
-    assert manager.generate(prompt("x"), Cancel(), wait=False).text == " x"
+    assert manager.generate(prompt("x", terms=Terms(wait=False)), Cancel()).text == " x"
 
 
 def test_an_interactive_request_takes_the_place_of_a_batch_one_in_a_full_line(manager):
@@ -231,7 +231,7 @@ def test_an_interactive_request_takes_the_place_of_a_batch_one_in_a_full_line(ma
 
     def ask(text: str, *, batch: bool) -> None:
         try:
-            outcomes.append((text, manager.generate(prompt(text, batch=batch)).text))
+            outcomes.append((text, manager.generate(prompt(text, terms=Terms(batch=batch))).text))
         except Overloaded as error:
             outcomes.append((text, error))
 

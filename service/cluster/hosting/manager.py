@@ -18,12 +18,14 @@ from ...sessions.session import Session
 from ...streams import Cancel, OutputStream, Relay
 from ...telemetry.tracing import Tracing
 from ...types import (
+    DEFAULT_TERMS,
     ApplyOutcome,
     GenerateRequest,
     HostModels,
     JSONObject,
     ModelInstance,
     ModelMetadata,
+    Terms,
     WorkerType,
     worker_key,
 )
@@ -161,9 +163,7 @@ class HostedWorkerManager(SharedCalls):
     # Calls
 
     @spanned
-    def generate_stream(
-        self, request: GenerateRequest, cancel: Cancel | None = None, *, wait: bool = True
-    ) -> OutputStream:
+    def generate_stream(self, request: GenerateRequest, cancel: Cancel | None = None) -> OutputStream:
         """Return the stream of an answer; close it. The host checks the request when its first burst is read.
 
         Raises UnknownModel, Unsupported, NotReady at once, if the host answers.
@@ -171,8 +171,8 @@ class HostedWorkerManager(SharedCalls):
         cancel = cancel or Cancel()
         self._check_known(request.model, WorkerType.LLM)
         streams = _HostStreams(
-            lambda cancel: self._worker(request.model, WorkerType.LLM).generate_stream(request, cancel, wait=wait),
-            self._patience(request.model, cancel, wait=wait),
+            lambda cancel: self._worker(request.model, WorkerType.LLM).generate_stream(request, cancel),
+            self._patience(request.model, cancel, wait=request.terms.wait),
         )
         return Relay(streams, cancel)
 
@@ -182,20 +182,17 @@ class HostedWorkerManager(SharedCalls):
         model: str,
         texts: Sequence[str],
         cancel: Cancel | None = None,
+        terms: Terms = DEFAULT_TERMS,
         *,
-        wait: bool = True,
         extra: JSONObject | None = None,
-        batch: bool = False,
     ) -> Vectors:
         """Return one row of floats for each text."""
         cancel = cancel or Cancel()
 
         def ask() -> Vectors:
-            return self._worker(model, WorkerType.TEXT2VEC).embeddings(
-                texts, cancel, wait=wait, extra=extra, batch=batch
-            )
+            return self._worker(model, WorkerType.TEXT2VEC).embeddings(texts, cancel, terms, extra=extra)
 
-        return self._called(ask, model, cancel, wait=wait)
+        return self._called(ask, model, cancel, wait=terms.wait)
 
     @spanned
     def rerank(
@@ -204,10 +201,9 @@ class HostedWorkerManager(SharedCalls):
         query: str,
         texts: Sequence[str],
         cancel: Cancel | None = None,
+        terms: Terms = DEFAULT_TERMS,
         *,
-        wait: bool = True,
         extra: JSONObject | None = None,
-        batch: bool = False,
     ) -> Sequence[float]:
         """Return a score for each text."""
         cancel = cancel or Cancel()
@@ -215,9 +211,9 @@ class HostedWorkerManager(SharedCalls):
         def ask() -> Sequence[float]:
             # Looked up at each try: the type of the model is in the status of a host that answers.
             worker = self._worker(model, WorkerType.RERANKER, WorkerType.TEXT2VEC)
-            return worker.rerank(query, texts, cancel, wait=wait, extra=extra, batch=batch)
+            return worker.rerank(query, texts, cancel, terms, extra=extra)
 
-        return self._called(ask, model, cancel, wait=wait)
+        return self._called(ask, model, cancel, wait=terms.wait)
 
     @spanned
     def count_token(self, model: str | None, prompt: str) -> int:

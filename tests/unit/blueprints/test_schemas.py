@@ -64,11 +64,7 @@ def test_what_the_peers_send_is_taken():
 
 
 def test_every_field_of_a_request_can_be_sent_and_null_means_absent():
-    names = {f.name for f in dataclasses.fields(GenerateRequest)} - {
-        "session",
-        "batch",
-        "whole",
-    }  # of headers and callers
+    names = {f.name for f in dataclasses.fields(GenerateRequest)} - {"terms", "whole"}  # of headers and callers
     assert names - set(schemas.PromptSchema().fields) == {"messages", "stop"}
     assert request(**dict.fromkeys(names - {"model", "prompt"})) == GenerateRequest("m", prompt="p")
 

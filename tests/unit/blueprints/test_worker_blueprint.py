@@ -848,7 +848,7 @@ def test_a_view_of_the_host_keeps_its_own_errors(host, runtime):
 
 def test_the_manager_may_be_swapped(client, runtime):
     class Other:
-        def generate_stream(self, request: Any, cancel: Cancel, *, wait: bool) -> OutputStream:
+        def generate_stream(self, request: Any, cancel: Cancel) -> OutputStream:
             return OutputStream(iter([Burst([f"other: {request.prompt}"])]), cancel, lambda: None)
 
         def load_of(self, model: str, kind: WorkerType) -> None:

@@ -24,7 +24,7 @@ from modelyard.errors import (
     WorkerUnreachable,
 )
 from modelyard.streams import Cancel, OutputStream, Relay
-from modelyard.types import Burst
+from modelyard.types import Burst, Terms
 
 KEY = "a@llm"
 Answer = Callable[[bool, Cancel], Iterator[Burst | None]]
@@ -53,16 +53,18 @@ class Cluster:
         def again() -> list[Instance]:
             return self.known if self.later is None else self.later
 
-        return Attempts(KEY, lambda: self.known, again, self.routes, wait, self._failed, session)
+        return Attempts(KEY, lambda: self.known, again, self.routes, Terms(wait, session=session), self._failed)
 
     def stream(self, wait: bool = True, cancel: Cancel | None = None, session: str = "") -> OutputStream:
         cancel = cancel or Cancel()
         return Relay(RoutedStreams(self.attempts(wait, session), self._ask), cancel)
 
-    def _ask(self, one: Instance, cancel: Cancel, wait: bool) -> OutputStream:
+    def _ask(self, one: Instance, cancel: Cancel, terms: Terms) -> OutputStream:
         name = one.url.removeprefix("http://").removesuffix("/api")
-        self.asked.append((name, wait))
-        stream = OutputStream(self.answers[name](wait, cancel), cancel, lambda: None, load="slots=4;free=3;waiting=0")
+        self.asked.append((name, terms.wait))
+        stream = OutputStream(
+            self.answers[name](terms.wait, cancel), cancel, lambda: None, load="slots=4;free=3;waiting=0"
+        )
         self.open.append(stream)
         return stream
 

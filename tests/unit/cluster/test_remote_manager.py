@@ -34,7 +34,7 @@ from modelyard.server.runtime import Runtime
 from modelyard.sessions.response import Response
 from modelyard.sessions.session import Session
 from modelyard.streams import Cancel
-from modelyard.types import GenerateRequest, WorkerType
+from modelyard.types import DEFAULT_TERMS, GenerateRequest, Terms, WorkerType
 from modelyard.worker.protocol import EVERY_MODEL
 from running import free_port, wait_until
 from steered import Steered
@@ -84,8 +84,8 @@ class Yard:
         return held
 
 
-def prompt(text: str, model: str = "a") -> GenerateRequest:
-    return GenerateRequest(model, prompt=text)
+def prompt(text: str, model: str = "a", terms: Terms = DEFAULT_TERMS) -> GenerateRequest:
+    return GenerateRequest(model, prompt=text, terms=terms)
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_the_work_goes_to_both(yard):
 def test_where_all_are_full_it_says_so_with_the_load_of_all(yard):
     held = yard.hold_both()
     with pytest.raises(Overloaded, match="no instance of a@llm has room") as refused:
-        yard.manager.generate(prompt("x"), wait=False)
+        yard.manager.generate(prompt("x", terms=Terms(wait=False)))
     assert refused.value.load == "slots=2;free=0;waiting=0"
     assert all(url_of(one) in str(refused.value) for one in (yard.one, yard.two))
     answer = yard.asked("POST", "generate", b'{"model": "a", "prompt": "x"}', {"Prefer": "wait=0"})

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -35,7 +36,7 @@ from modelyard.cluster.remote_model import RemoteModelWorker
 from modelyard.engines.base import cut_texts, tokens_of
 from modelyard.sessions.session import Session
 from modelyard.streams import Cancel, OutputStream
-from modelyard.types import Burst, GenerateRequest, HostModels, ModelMetadata, SupportedModel, WorkerType
+from modelyard.types import Burst, GenerateRequest, HostModels, ModelMetadata, SupportedModel, Terms, WorkerType
 from modelyard.wire.chunks import PieceDecoder
 from modelyard.wire.errors import BY_CODE
 from running import wait_until
@@ -86,7 +87,7 @@ def test_a_stream_asks_for_pieces_of_the_workers_own_process(session: Session):
     request = GenerateRequest("m", messages, temperature=0.0, max_new_tokens=5, chat_model=False, stop=["."])
     with faulty(says(streamed(ENDING))) as server:
         worker_at(server, session).generate(request, Cancel())
-        worker_at(server, session).generate(request, Cancel(), wait=False)
+        worker_at(server, session).generate(replace(request, terms=Terms(wait=False)), Cancel())
     patient, at_once = server.requests
     assert (patient.method, patient.path) == ("POST", "/api/worker/generate_stream")
     assert patient.headers["accept"] == "application/x-model-output-delta"
@@ -248,11 +249,14 @@ def test_the_load_is_known_as_soon_as_the_headers_are_there(session: Session):
 @pytest.mark.parametrize("batch", [False, True])
 def test_priority_and_session_cross_as_headers(session: Session, batch: bool):
     with faulty(says(streamed(output("a"), ENDING))) as server:
-        request = GenerateRequest("m", prompt="x", batch=batch, session="0123" if batch else "")
+        request = GenerateRequest(
+            "m", prompt="x", terms=Terms(batch=batch, session="0123" if batch else "", request_id="r1")
+        )
         list(worker_at(server, session).generate_stream(request, Cancel()))
         (sent,) = server.requests
     assert sent.headers.get("modelyard-priority") == ("batch" if batch else None)
     assert sent.headers.get("x-session-id") == ("0123" if batch else None)
+    assert sent.headers["x-request-id"] == "r1"
     assert set(json.loads(sent.body)) == {"model", "messages", "prompt", "echo"}
 
 
@@ -261,8 +265,8 @@ def test_the_priority_of_vectors_crosses_too(session: Session, batch: bool):
     cancel = Cancel()
     with faulty(says(whole(200, [[1.0]], "Modelyard-Queue-Ms: 1500"))) as server:
         worker = worker_at(server, session, "m@text2vec")
-        assert worker.embeddings(["x"], cancel, batch=batch) == [[1.0]]
-        assert worker.rerank("q", ["x"], Cancel(), batch=batch) == [1.0]
+        assert worker.embeddings(["x"], cancel, Terms(batch=batch)) == [[1.0]]
+        assert worker.rerank("q", ["x"], Cancel(), Terms(batch=batch)) == [1.0]
         sent = server.requests
     assert [one.headers.get("modelyard-priority") for one in sent] == ["batch" if batch else None] * 2
     assert cancel.queued == 1.5
@@ -594,7 +598,7 @@ def test_embeddings_are_one_row_a_text(session: Session):
         worker = worker_at(server, session, "e@text2vec")
         assert worker.embeddings(["a", "ü"], Cancel()) == [[1.5, -2.0], [0.0, 1e-3]]
         assert worker.load == "slots=64;free=64;waiting=0"
-        worker.embeddings(["a", "b"], Cancel(), wait=False)
+        worker.embeddings(["a", "b"], Cancel(), Terms(wait=False))
     assert server.requests[0].path == "/api/worker/embeddings"
     assert server.requests[0].json() == {"model": "e", "input": ["a", "ü"]}
     assert [request.headers.get("prefer") for request in server.requests] == [None, "wait=0"]

@@ -173,7 +173,7 @@ def test_off_a_callers_span_is_told_to_the_next_hop(folder, monkeypatch, headers
     traced = Traced(folder, tracing=None)
     heard: list[dict[str, str]] = []
 
-    def generate_stream(request: GenerateRequest, cancel: Cancel, *, wait: bool) -> OutputStream:
+    def generate_stream(request: GenerateRequest, cancel: Cancel) -> OutputStream:
         heard.append(dict(outgoing_headers()))
         return OutputStream(iter(()), cancel, lambda: None)
 
@@ -348,7 +348,7 @@ def test_the_next_hop_is_told_of_the_span_that_asks_it(traced, monkeypatch):
     heard: list[dict[str, str]] = []
     manager = traced.runtime.local
 
-    def generate_stream(self: Any, request: GenerateRequest, cancel: Cancel, *, wait: bool) -> OutputStream:
+    def generate_stream(self: Any, request: GenerateRequest, cancel: Cancel) -> OutputStream:
         heard.append({**outgoing_headers(), "span_id": dbgpt.span_id() or ""})
         return OutputStream(iter(()), cancel, lambda: None)
 

@@ -23,7 +23,7 @@ from modelyard.errors import (
 )
 from modelyard.settings.names import Names
 from modelyard.streams import Cancel, OutputStream
-from modelyard.types import Burst, GenerateRequest, ModelInstance, ModelMetadata, WorkerType
+from modelyard.types import Burst, GenerateRequest, ModelInstance, ModelMetadata, Terms, WorkerType
 from modelyard.worker.naming import NamingManager
 from modelyard.worker.shared_calls import SharedCalls
 
@@ -47,10 +47,8 @@ class Models(SharedCalls):  # type: ignore[misc] - changes of models are never c
             raise self.errors[model]
         return model
 
-    def generate_stream(
-        self, request: GenerateRequest, cancel: Cancel | None = None, *, wait: bool = True
-    ) -> OutputStream:
-        self.waits.append(wait)
+    def generate_stream(self, request: GenerateRequest, cancel: Cancel | None = None) -> OutputStream:
+        self.waits.append(request.terms.wait)
 
         def bursts() -> Any:
             yield None
@@ -64,12 +62,14 @@ class Models(SharedCalls):  # type: ignore[misc] - changes of models are never c
 
         return OutputStream(bursts(), cancel or Cancel(), close, "slots=1;free=0;waiting=0")
 
-    def embeddings(self, model: str, texts: Sequence[str], cancel: Cancel | None = None, **terms: Any) -> Vectors:
+    def embeddings(
+        self, model: str, texts: Sequence[str], cancel: Cancel | None = None, *terms: Any, **fields: Any
+    ) -> Vectors:
         self._call(model)
         return OfTexts([[1.0]] * len(texts), cut=1, tokens=3)
 
     def rerank(
-        self, model: str, query: str, texts: Sequence[str], cancel: Cancel | None = None, **terms: Any
+        self, model: str, query: str, texts: Sequence[str], cancel: Cancel | None = None, *terms: Any, **fields: Any
     ) -> Sequence[float]:
         self._call(model)
         return [1.0] * len(texts)
@@ -121,7 +121,7 @@ def test_an_alias_stands_for_its_model(models):
 
 
 def test_a_model_by_its_own_name_answers_without_a_remark(models):
-    with naming(models).generate_stream(GenerateRequest("large", prompt="hi"), wait=False) as stream:
+    with naming(models).generate_stream(GenerateRequest("large", prompt="hi", terms=Terms(wait=False))) as stream:
         assert next(burst for burst in stream if burst) == Burst(["large"])
         assert (stream.model, stream.load) == (None, "slots=1;free=0;waiting=0")
     assert (models.waits, models.closed) == ([False], 1)
@@ -228,7 +228,7 @@ def test_an_overload_leads_on_where_the_operator_says_so(models):
     manager = naming(models, spills=True)
     assert ask(manager, "large") == "small hi"
     with pytest.raises(Overloaded):
-        manager.generate(GenerateRequest("large", prompt="hi"), wait=False)
+        manager.generate(GenerateRequest("large", prompt="hi", terms=Terms(wait=False)))
 
 
 def test_a_cancel_ends_the_search(models):

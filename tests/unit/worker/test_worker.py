@@ -28,7 +28,7 @@ from modelyard.errors import (
     Unsupported,
 )
 from modelyard.streams import Cancel, OutputStream
-from modelyard.types import GenerateRequest
+from modelyard.types import GenerateRequest, Terms
 from modelyard.worker.start import start_error
 from modelyard.worker.states import State
 from modelyard.worker.worker import ModelWorker
@@ -66,8 +66,8 @@ def ready(make) -> Make:
     return worker
 
 
-def ask(worker: ModelWorker, prompt: str, cancel: Cancel | None = None, **options: Any) -> OutputStream:
-    return worker.generate_stream(GenerateRequest("m", prompt=prompt), cancel or Cancel(), **options)
+def ask(worker: ModelWorker, prompt: str, cancel: Cancel | None = None, **terms: Any) -> OutputStream:
+    return worker.generate_stream(GenerateRequest("m", prompt=prompt, terms=Terms(**terms)), cancel or Cancel())
 
 
 def steered(worker: ModelWorker) -> Steered:

@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from flask import Request
+from flask import Flask, g, request
 from modelyard.blueprints.openai import schemas
-from modelyard.blueprints.request.terms import is_batch, set_terms
+from modelyard.blueprints.request.access_log import AccessLine
+from modelyard.blueprints.request.terms import terms_of
 from modelyard.errors import InvalidRequest
 from modelyard.settings.settings import Settings
-from modelyard.types import GenerateRequest
-from werkzeug.test import EnvironBuilder
+from modelyard.types import GenerateRequest, Terms
 
 GATEWAY = Settings(role="standalone")
 
 
-def request(**headers: str) -> Request:
+class Roomy:
+    """A budget with room for batch requests."""
+
+    def check_batch(self) -> None:
+        pass
+
+
+def terms(
+    body: dict[str, Any] | None = None,
+    prompt: GenerateRequest | None = None,
+    settings: Settings = GATEWAY,
+    **headers: str,
+) -> Terms:
+    service: Any = SimpleNamespace(settings=settings, budget=Roomy())
     names = {name.replace("_", "-"): value for name, value in headers.items()}
-    return Request(EnvironBuilder(headers=names).get_environ())
+    with Flask(__name__).test_request_context(headers=names):
+        g.modelyard_line = AccessLine(request, enabled=False)
+        return terms_of(service, body or {}, prompt)
 
 
 def session(
@@ -27,10 +43,7 @@ def session(
     settings: Settings = GATEWAY,
     **headers: str,
 ) -> str:
-    prompts = [prompt or GenerateRequest("m", prompt="x"), GenerateRequest("m", prompt="y")]
-    set_terms(prompts, request(**headers), body or {}, settings, batch=False)
-    assert prompts[0].session == prompts[1].session
-    return prompts[0].session
+    return terms(body, prompt or GenerateRequest("m", prompt="x"), settings, **headers).session
 
 
 def turns(*texts: str, user: str = "user", system: str = "You help.") -> GenerateRequest:
@@ -136,21 +149,35 @@ def test_what_a_router_has_sent_has_the_session_that_the_router_made_out():
     ],
 )
 def test_the_priority_is_that_of_the_header_or_else_of_the_body(headers, body, batch):
-    assert is_batch(request(**headers), body) is batch
+    assert terms(body, **headers).batch is batch
 
 
 @pytest.mark.parametrize("value", ["urgent", "", True, [], {}])
 def test_another_priority_is_refused_with_what_it_must_be(value):
     with pytest.raises(InvalidRequest, match="priority: must be interactive or batch, or a number"):
-        is_batch(request(), {"priority": value})
+        terms({"priority": value})
 
 
 def test_another_priority_in_the_header_is_refused_too():
     with pytest.raises(InvalidRequest, match="Modelyard-Priority: must be interactive or batch"):
-        is_batch(request(Modelyard_Priority="low"))
+        terms(Modelyard_Priority="low")
 
 
 @pytest.mark.parametrize(("priority", "extra"), [("batch", {}), (3, {"priority": 3}), (None, {})])
 def test_a_backend_is_sent_the_numbers_that_it_knows_and_not_our_words(priority, extra):
     body = {"messages": [{"role": "user", "content": "x"}], "priority": priority}
     assert schemas.chat(body, "m").requests[0].extra == extra
+
+
+# The line, and the id
+
+
+@pytest.mark.parametrize(("header", "wait"), [("wait=0", False), ("respond-async, wait = 0", False), ("wait=5", True)])
+def test_who_prefers_to_wait_no_second_does_not_stand_in_line(header: str, wait: bool):
+    assert terms(Prefer=header).wait is wait
+    assert terms().wait
+
+
+@pytest.mark.parametrize(("given", "request_id"), [("a-1.B_2", "a-1.B_2"), ("a b", ""), ("x" * 129, ""), ('a"', "")])
+def test_an_id_that_could_spoil_a_log_is_not_kept(given: str, request_id: str):
+    assert terms(X_Request_Id=given).request_id == request_id

@@ -6,6 +6,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from modelyard.errors import (
 from modelyard.server.runtime import Runtime
 from modelyard.sessions.session import Session
 from modelyard.streams import Cancel
-from modelyard.types import GenerateRequest, WorkerType
+from modelyard.types import GenerateRequest, Terms, WorkerType
 from running import free_port, wait_until
 from steered import Steered
 
@@ -94,9 +95,9 @@ class Later:
 
 
 CALLS: dict[str, Callable[[HostedWorkerManager, Cancel, bool], Any]] = {
-    "generate": lambda manager, cancel, wait: manager.generate(HELLO, cancel, wait=wait).text,
-    "embeddings": lambda manager, cancel, wait: manager.embeddings("vec", ["xyz"], cancel, wait=wait),
-    "rerank": lambda manager, cancel, wait: manager.rerank("vec", "x", ["xyz"], cancel, wait=wait),
+    "generate": lambda manager, cancel, wait: manager.generate(replace(HELLO, terms=Terms(wait=wait)), cancel).text,
+    "embeddings": lambda manager, cancel, wait: manager.embeddings("vec", ["xyz"], cancel, Terms(wait=wait)),
+    "rerank": lambda manager, cancel, wait: manager.rerank("vec", "x", ["xyz"], cancel, Terms(wait=wait)),
 }
 OTHERS: dict[str, Callable[[HostedWorkerManager], Any]] = {
     "count_token": lambda manager: manager.count_token("a", "one two"),

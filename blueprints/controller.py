@@ -19,6 +19,7 @@ from .request import guard, problems
 from .request.access_log import log_access
 from .request.bodies import json_response, read_list, read_object
 from .request.fields import load_query
+from .request.keys import may_see
 from .request.mounted import MountedBlueprint
 
 RegistryOf = Callable[[], Registry]
@@ -81,7 +82,7 @@ def _add_instances(blueprint: Blueprint, registry_of: RegistryOf, limit: int, ch
         rows = registry_of().instances(query.get("key"), healthy_only=healthy is True)
         if healthy is False:
             rows = [row for row in rows if not row.healthy]
-        return json_response([row_json.whole(row) for row in rows])
+        return json_response([row_json.whole(row) for row in rows if may_see(row.key)])
 
 
 def _answer(receipts: list[Receipt]) -> list[JSONObject]:
@@ -123,4 +124,4 @@ def _add_dbgpt_list(blueprint: Blueprint, registry_of: RegistryOf) -> None:
         """Return the rows that have a host and a port: DB-GPT's clients can't reach others."""
         query = load_query(schemas.DBGPT_QUERY, request.args)
         rows = listed(registry_of(), query.get("model_name"), healthy_only=query.get("healthy_only", False))
-        return json_response([plain(row) for row in rows])
+        return json_response([plain(row) for row in rows if may_see(row.model_name)])

@@ -21,7 +21,7 @@ from .request import guard, problems
 from .request.access_log import log_access, naming, read_call, vectors_response
 from .request.bodies import json_response, wants_delta
 from .request.fields import load, load_query
-from .request.keys import characters_of, check_model, total_tokens
+from .request.keys import characters_of, check_model, total_tokens, visible
 from .request.mounted import MountedBlueprint
 from .request.streaming import Call, StreamResponse, called, stream_response
 from .request.terms import terms_of
@@ -191,7 +191,10 @@ def _add_administration(blueprint: Blueprint, service: Service) -> None:
         service.check_open()
         machines = _manager(service).supported_models()
         response = json_response(
-            [{"host": at.host, "port": at.port, "models": [m.to_dict() for m in at.models]} for at in machines]
+            [
+                {"host": at.host, "port": at.port, "models": [m.to_dict() for m in at.models if visible([m.model])]}
+                for at in machines
+            ]
         )
         for at in machines:
             if at.error:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from flask import Response, g
 
 from ...access.keys import Key
+from ...cluster.registry.base import MANAGER_KEY
 from ...errors import Forbidden
 from ...types import GenerateRequest, JSONObject
 from ...worker.protocol import Keys
@@ -27,6 +28,11 @@ def visible(models: Iterable[str]) -> list[str]:
     """Return those of ``models`` that the key of the request may use; without a key all."""
     key = key_of_request()
     return [model for model in models if key is None or key.allows(model)]
+
+
+def may_see(key: str) -> bool:
+    """Return whether the key of the request may use the model of a worker key; services themselves are no models."""
+    return key == MANAGER_KEY or bool(visible([key.rpartition("@")[0]]))
 
 
 def check_model(model: str) -> None:

@@ -14,6 +14,7 @@ from flask.testing import FlaskClient
 from in_process import service
 from modelyard.access.keys import Key, Limits, new_key
 from modelyard.access.tokens import Token, digest_of, parse_scopes
+from modelyard.cluster.registry.base import MANAGER_KEY, Instance
 from modelyard.server.extension import KEY, Modelyard, create_app
 from modelyard.server.runtime import Runtime
 from modelyard.settings.passthrough import PassThrough
@@ -133,6 +134,18 @@ def test_a_key_may_use_its_models_and_sees_no_others(served):
         assert message == "the key ci may not use the model 'echo-2': it may use echo"
     refused = served.post("/api/worker/generate", model="echo-2", prompt="x")
     assert (refused.status_code, refused.json["error_code"]) == (403, 403)
+    (machine,) = served.get("/api/worker/models/supports").json
+    assert [model["model"] for model in machine["models"]] == ["echo"]
+
+
+def test_a_key_sees_the_instances_of_its_models_and_the_services_that_have_them(served):
+    served.key("echo")
+    keys = ["echo@llm", "echo-2@llm", MANAGER_KEY]
+    served.runtime.cluster.registry.beat([Instance(key, "http://10.0.0.1:8000/api", generation=1) for key in keys])
+    rows = served.get("/api/controller/instances").json
+    assert [row["key"] for row in rows if "10.0.0.1" in row["url"]] == [MANAGER_KEY, "echo@llm"]
+    rows = served.get("/api/controller/models").json
+    assert sorted(row["model_name"] for row in rows if row["host"] == "10.0.0.1") == [MANAGER_KEY, "echo@llm"]
 
 
 def test_without_a_name_the_key_must_allow_the_default(served):

@@ -122,10 +122,24 @@ class Guard:
         secret = _secret_in(request.environ)
         if not needed.isdisjoint(by_address):
             return self._voluntary_key(secret) if is_closed else None
-        token = self._find(secret)
+        token = self.find(secret)
         if token is not None and not needed.isdisjoint(token.scopes):
             return token
         raise self._refusal(needed, token, secret is not None, by_address, request)
+
+    def scopes_by_address(self, request: Request) -> frozenset[str]:
+        """Return the scopes that a request has without a token or key."""
+        return self._by_address(request.environ, self._is_closed())
+
+    def holder_of(self, request: Request) -> Token | Key | None:
+        """Return the token or the key that a request sends. Raises Unauthorized and NotReady, like `Keys.find`."""
+        return self.find(_secret_in(request.environ))
+
+    def named(self, kind: str, name: str) -> Token | Key | None:
+        """Return the ``token`` of a name, or the ``key`` of an id; None if there is none. Raises like `Keys.find`."""
+        if kind == "token":
+            return self._tokens.named(name)
+        return self._keys.with_id(name) if self._keys is not None else None
 
     def _is_closed(self) -> bool:
         """Return whether a token or a key is required; True also while the keys can't be read."""
@@ -138,7 +152,7 @@ class Guard:
         """Return whether a token or a key is required. Raises NotReady while the keys can't be read."""
         return self._tokens.configured or (self._requires_keys and self._keys is not None and self._keys.is_required())
 
-    def _find(self, secret: str | None) -> Token | Key | None:
+    def find(self, secret: str | None) -> Token | Key | None:
         """Return the token or the key of a secret, None for an unknown one, or without one."""
         if secret is None:
             return None
@@ -221,7 +235,7 @@ class Guard:
         token: only the address that the request comes from; from this machine, all of its addresses.
         """
         environ = request.environ
-        token = self._find(_secret_in(environ))
+        token = self.find(_secret_in(environ))
         has_token = token is not None and WORKER in token.scopes
         caller = _address_of_peer(environ.get("REMOTE_ADDR")) if not detour(environ) else None
         for url in dict.fromkeys(urls):

@@ -67,12 +67,20 @@ class TokenStore:
 
     def find(self, secret: str) -> Token | None:
         """Return the token of a secret, or None."""
-        if self._file is not None and self._file.is_due():
-            self._refresh(self._file)
+        self._refresh_if_due()
         digest = digest_of(secret)
         # The time of a lookup by hash only tells about the hash of the caller's own guess.
         token = self._by_digest.get(digest)
         return token if token is not None and hmac.compare_digest(token.digest, digest) else None
+
+    def named(self, name: str) -> Token | None:
+        """Return the token of a name, or None."""
+        self._refresh_if_due()
+        return next((token for token in self._by_digest.values() if token.name == name), None)
+
+    def _refresh_if_due(self) -> None:
+        if self._file is not None and self._file.is_due():
+            self._refresh(self._file)
 
     def _refresh(self, file: WatchedFile) -> None:
         """Read the file again if it has changed; if it is invalid or missing, keep the tokens."""

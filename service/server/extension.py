@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from flask import Blueprint, Flask, current_app, request
+from flask import Blueprint, Flask, current_app, redirect, request
 
 from ..blueprints.controller import controller_blueprint
 from ..blueprints.health import health_blueprint
@@ -26,6 +26,7 @@ from ..blueprints.openai.blueprint import openai_blueprint, paths_of_application
 from ..blueprints.openai.passthrough import passthrough_blueprint
 from ..blueprints.openapi.document import openapi_blueprint
 from ..blueprints.openapi.page import docs_blueprint
+from ..blueprints.pages.blueprint import pages_blueprint
 from ..blueprints.request.problems import install_in_app
 from ..blueprints.worker import worker_blueprint
 from ..cluster.addresses import listening_address
@@ -69,10 +70,11 @@ class Modelyard:
         """Add the blueprints to ``app`` and return the runtime, which ``app.extensions["modelyard"]`` holds.
 
         With ``worker`` false the worker API is left out; with ``openai`` OpenAI's API is under ``/v1`` of the prefix,
-        and with ``docs`` a page that shows all calls is at ``/docs`` of it. ``/healthz``, ``/readyz`` and, where the
-        setting ``metrics`` allows it, ``/metrics`` are under ``probes_prefix`` (default: the API's prefix).
-        ``subdomain`` is that of all calls, where the application matches subdomains. In each process ``after_start`` is
-        called with the manager after the models were started or have failed. Raises ConfigError.
+        with ``docs`` a page of all calls is at ``/docs`` of it, and with ``pages`` the web pages are at ``/ui``.
+        ``/healthz``, ``/readyz`` and, where the setting ``metrics`` allows it, ``/metrics`` are under ``probes_prefix``
+        (default: the API's prefix). ``subdomain`` is that of all calls, where the application matches subdomains. In
+        each process ``after_start`` is called with the manager after the models were started or have failed. Raises
+        ConfigError.
         """
         named: dict[str, Any] = {"url_prefix": url_prefix, "worker": worker, "openai": openai, "docs": docs}
         named |= {"probes_prefix": probes_prefix, "subdomain": subdomain, "after_start": after_start}
@@ -85,12 +87,15 @@ class Modelyard:
         given["prefix"] = given.pop("url_prefix", given.get("prefix", "/api"))
         given.setdefault("instance", f"{app.import_name}-{zlib.crc32(app.root_path.encode()):08x}")
         # An application is a worker by default: it offers no registry to others unless its role says so.
-        loaded = loading.load(given, defaults={"role": "worker", "port": UNKNOWN_PORT, "metrics": "off"})
+        defaults = {"role": "worker", "port": UNKNOWN_PORT, "metrics": "off", "pages": False}
+        loaded = loading.load(given, defaults=defaults)
         if loaded.models is None and not loaded.model_tables:
             loaded.models = []
         loaded.place(REMOTE if loaded.registry and loaded.models == [] else HOSTED)
         openai_paths = [f"{loaded.prefix}/v1"] if with_openai else []
-        return attach(app, Runtime(loaded, after_start=callback), openai_paths=openai_paths, **blueprints)
+        pages_path = f"{loaded.prefix}/ui" if loaded.pages else None
+        runtime = Runtime(loaded, after_start=callback)
+        return attach(app, runtime, openai_paths=openai_paths, pages_path=pages_path, **blueprints)
 
 
 def create_app(settings: Settings | None = None, address: Callable[[], str] | None = None) -> Flask:
@@ -105,7 +110,10 @@ def create_app(settings: Settings | None = None, address: Callable[[], str] | No
     install_in_app(app)
     is_router = runtime.settings.role in ROUTERS
     openai_paths = paths_of_application(runtime.settings.prefix) if is_router else []
-    attach(app, runtime, docs=True, probes_prefix="", openai_paths=openai_paths)
+    pages_path = "/ui" if is_router and runtime.settings.pages else None
+    attach(app, runtime, docs=True, probes_prefix="", openai_paths=openai_paths, pages_path=pages_path)
+    if pages_path is not None:
+        app.add_url_rule("/", "modelyard_pages_home", lambda: redirect(f"{request.script_root}{pages_path}/"))
     return app
 
 
@@ -118,10 +126,12 @@ def attach(
     probes_prefix: str | None = None,
     subdomain: str | None = None,
     openai_paths: Sequence[str] = (),
+    pages_path: str | None = None,
 ) -> Runtime:
     """Register the blueprints of a runtime with ``app``, and keep the runtime there.
 
-    OpenAI's API is under each of ``openai_paths``; with ``docs`` the page of all calls is beside the probes.
+    OpenAI's API is under each of ``openai_paths``, and the web pages are below ``pages_path``; with ``docs`` the page
+    of all calls is beside the probes.
     """
     prefix = runtime.settings.prefix
     probes_prefix = prefix if probes_prefix is None else probes_prefix
@@ -141,6 +151,8 @@ def attach(
         register(openai_blueprint(runtime, openai_paths))
         if runtime.settings.passthrough:
             register(passthrough_blueprint(runtime, openai_paths))
+    if pages_path is not None:
+        register(pages_blueprint(runtime, pages_path))
     if runtime.cluster is not None and runtime.settings.role in CONTROLLERS:
         registry = runtime.cluster.registry
         metrics = runtime.metrics

@@ -183,6 +183,17 @@ class Settings:
         "off (nobody, which is the default in a Flask application)",
         choices=("guarded", "open", "off"),
     )
+    pages: bool = param(
+        True,
+        help="web pages at /ui of a gateway or standalone service; in a Flask application, where they are off unless "
+        "set, at /ui below its prefix",
+    )
+    pages_secret: str | None = param(
+        None,
+        help="what signs the cookie of a sign-in, 32 characters at least; services behind one balancer need the same; "
+        "default: a file in the folder of this service; not on the command line",
+        tags=["privacy", "secret"],
+    )
     access_log: bool = param(True, help="log one JSON line a request, without prompts and answers")
     tracing: str | None = param(
         None,

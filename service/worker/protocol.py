@@ -95,6 +95,9 @@ class Keys(Protocol):
     def find(self, secret: str) -> Key | None:
         """Return the key of a secret, None for an unknown one. Raises Unauthorized for an expired or revoked one."""
 
+    def with_id(self, number: str) -> Key | None:
+        """Return the key of an id; the rest is as with `find`."""
+
     def admit(self, key: Key, tokens: int) -> Permit:
         """Take one request, of ``tokens`` at most, from the limits of a key. Raises RateLimited."""
 

@@ -76,7 +76,7 @@ def test_every_setting_stands_in_one_group():
 
 
 def test_a_secret_is_no_option_which_other_users_of_the_machine_could_read():
-    assert set(params.params_of(Settings)) - set(SERVE_SETTINGS) == {"role", "token"}
+    assert set(params.params_of(Settings)) - set(SERVE_SETTINGS) == {"role", "token", "pages_secret"}
     ran = modelyard("serve", "--token", "hunter2")
     assert (ran.status, "hunter2" in ran.err) == (2, False)
 

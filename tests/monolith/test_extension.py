@@ -51,7 +51,7 @@ def test_our_application_is_a_flask_application_with_the_extension() -> None:
 
 
 def test_the_registry_is_in_our_application_and_in_theirs_if_it_is_asked_for() -> None:
-    ours, theirs = create_app(Settings(models=[])), Flask("theirs", static_folder=None)
+    ours, theirs = create_app(Settings(models=[], pages=False)), Flask("theirs", static_folder=None)
     options = {"role": "standalone", "openai": True, "docs": True, "metrics": "guarded"}
     Modelyard(theirs, url_prefix="/api", probes_prefix="", **options)
     assert ("/api/controller/instances", "DELETE,OPTIONS") in rules(ours)

@@ -73,6 +73,14 @@ def test_it_has_the_catalogue_and_says_that_it_is_typed(wheel, site):
     assert from_wheel(site, script).split() == ["smollm2-135m", "minilm-l6", "echo", "echo-embed"]
 
 
+def test_it_has_the_templates_and_the_files_of_the_pages(wheel):
+    folder = FOLDERS["modelyard.blueprints"] / "pages"
+    expected = {f"modelyard/blueprints/{path.relative_to(folder.parent)}" for path in folder.rglob("*.*")}
+    expected = {name for name in expected if not name.endswith((".py", ".pyc"))}
+    assert len(expected) > 5
+    assert expected <= set(zipfile.ZipFile(wheel).namelist())
+
+
 def test_its_metadata_names_licence_command_and_extras(wheel):
     archive = zipfile.ZipFile(wheel)
     (metadata,) = (archive.read(name).decode() for name in archive.namelist() if name.endswith("/METADATA"))

@@ -106,11 +106,21 @@ class KeyRing:
         if key is None and self._clock() - (self._looked_at or 0.0) >= LOOK_AGAIN:
             self._refresh()
             key = self._keys.get(digest)
-        if self._read_at is None or self._clock() - self._read_at > KEPT_FOR:
-            raise NotReady(f"the keys can't be checked: {self.error}", retry_after=5)
+        self._check_age()
         # The time of a lookup by hash only tells about the hash of the caller's own guess.
         if key is None or not hmac.compare_digest(key.digest, digest):
             return None
+        return self._valid(key)
+
+    def with_id(self, number: str) -> Key | None:
+        """Return the key of an id, None if there is none. Raises like `find`."""
+        self._check_read()
+        self._check_age()
+        key = next((key for key in self._keys.values() if key.id == number), None)
+        return None if key is None else self._valid(key)
+
+    def _valid(self, key: Key) -> Key:
+        """Return a key that is neither revoked nor expired. Raises Unauthorized."""
         if key.revoked is not None:
             raise Unauthorized(f"the key {key.name} was revoked at {shown_time(key.revoked)}")
         if key.has_expired(self._wall_clock()):
@@ -132,6 +142,10 @@ class KeyRing:
                     self._read()
         if self._read_at is None:
             raise NotReady(f"whether keys are needed is not known: {self.error}", retry_after=2)
+
+    def _check_age(self) -> None:
+        if self._read_at is None or self._clock() - self._read_at > KEPT_FOR:
+            raise NotReady(f"the keys can't be checked: {self.error}", retry_after=5)
 
     def _refresh(self) -> None:
         """Read the keys if they have changed, unless another thread does."""

@@ -6,11 +6,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-from blueprints.pages import pages
 from flask import Flask, Response, abort, jsonify, request
 from flask.json.provider import DefaultJSONProvider
 from modelyard.server.extension import Modelyard
 from service.prices import Price
+
+from blueprints.pages import pages
 
 
 def note_start(manager: Any) -> None:

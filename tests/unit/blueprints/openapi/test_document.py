@@ -27,8 +27,8 @@ from werkzeug.routing import Rule
 ROLES = {"standalone": "memory:", "worker": None, "controller": "memory:", "gateway": "memory:"}
 
 
-PAGES = {"modelyard_docs"}
-"""The blueprints of pages for people: no calls."""
+PAGES = {"modelyard_docs", "modelyard_pages", ""}
+"""The blueprints of pages for people: no calls. Without one is the redirect of the service's first address."""
 
 
 def blueprint_of(rule: Rule) -> str:

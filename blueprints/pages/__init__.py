@@ -1,0 +1,1 @@
+"""The web pages: the cluster, its models, and who is signed in."""

@@ -1,0 +1,61 @@
+"""The web pages of a service as one blueprint, and those that sign a visitor in and out."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from flask import Blueprint, redirect, request
+from werkzeug.wrappers import Response as AnyResponse
+
+from ...errors import Unauthorized
+from ...worker.protocol import Service
+from .site import EVERYONE, Site
+
+LONGEST_NEXT = 2000
+
+
+def pages_blueprint(service: Service, path: str) -> Blueprint:
+    """Return the pages below ``path``; the order is that of the navigation. Raises ConfigError."""
+    site = Site(service, path)
+    _add_cluster(site)
+    _add_sign_in(site)
+    return site.blueprint
+
+
+def _add_cluster(site: Site) -> None:
+    def home() -> AnyResponse:
+        return site.render("cluster.html", status=site.service.status())
+
+    site.add("", home, label="Cluster")
+
+
+def _add_sign_in(site: Site) -> None:
+
+    def form() -> AnyResponse:
+        return site.render("sign_in.html", next=request.args.get("next", ""), refusal="")
+
+    def sign_in() -> AnyResponse:
+        wanted = request.form.get("next", "")
+        try:
+            holder = site.sign_ins.find(request.form.get("key", "").strip())
+        except Unauthorized as error:
+            status = HTTPStatus.UNAUTHORIZED
+            return site.render("sign_in.html", status, next=wanted, refusal=str(error))
+        response = redirect(site.link_to() + _below(wanted), HTTPStatus.SEE_OTHER)
+        site.sign_ins.begin(response, request, holder)
+        return response
+
+    def sign_out() -> AnyResponse:
+        response = site.go_to("sign-in")
+        site.sign_ins.end(response, request)
+        return response
+
+    site.add("sign-in", form, needs=EVERYONE)
+    site.add("sign-in/send", sign_in, needs=EVERYONE, methods=("POST",))
+    site.add("sign-out", sign_out, needs=EVERYONE, methods=("POST",))
+
+
+def _below(wanted: str) -> str:
+    """Return the page to go to after a sign-in, below the address of the site: nothing leads to another site."""
+    is_page = wanted.startswith("/") and len(wanted) <= LONGEST_NEXT and not any(c in wanted for c in "\\\r\n\t")
+    return wanted[1:].lstrip("/") if is_page else ""

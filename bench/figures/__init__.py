@@ -20,6 +20,7 @@ from . import (
     joint,
     keys,
     memory,
+    metrics,
     overload,
     paced,
     recovery,
@@ -69,5 +70,6 @@ FIGURES: tuple[Figure, ...] = (
     copies,
     saturated,
     tracing,
+    metrics,
     *GATEWAYS,
 )

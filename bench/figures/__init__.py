@@ -12,6 +12,7 @@ from . import (
     busy,
     copies,
     detection,
+    faces,
     gateway,
     gateway_added,
     gateway_streams,
@@ -71,5 +72,6 @@ FIGURES: tuple[Figure, ...] = (
     saturated,
     tracing,
     metrics,
+    faces,
     *GATEWAYS,
 )

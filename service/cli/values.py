@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..settings.params import Param
@@ -61,6 +62,7 @@ def param_of(description: JSONObject) -> Param:
         choices=tuple(choices) if choices else None,
         min=ext.get("min"),
         max=ext.get("max"),
+        words=ext.get("words") or {},
         tags=frozenset(tags_of(description)),
     )
 
@@ -75,6 +77,8 @@ def allowed(declared: Param) -> str | None:
     """Return the values that a parameter takes, as text for people; None if it takes any."""
     if declared.choices:
         return " | ".join(declared.choices)
+    if declared.words and (rest := allowed(replace(declared, words={}))):
+        return ", ".join([rest, *declared.words])
     if declared.min is not None and declared.max is not None:
         return f"{declared.min:.15g} .. {declared.max:.15g}"
     if declared.min is not None:

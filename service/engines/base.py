@@ -7,7 +7,7 @@ engine could run in another process without a change.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias
@@ -176,6 +176,13 @@ class Engine:
         """Keep ``params``, an instance of `Params`, and ``path``, the resolved path of the weights."""
         self.params = params
         self.path = path
+        self.files: Mapping[str, Path] = {}
+        """The resolved path of each of `file_names`. As ``path``, it is set before `start`."""
+
+    @property
+    def file_names(self) -> Sequence[str]:
+        """The files that parameters name beside ``model_path``, within the models folders too. Raises StartFailed."""
+        return ()
 
     @classmethod
     def worker_type_of(cls, path: Path) -> WorkerType | None:

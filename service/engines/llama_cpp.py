@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,14 +26,26 @@ from ..errors import (
 )
 from ..models import gguf_header
 from ..models.inspection import inspect
-from ..settings.params import param
+from ..models.memory import free_memory
 from ..streams import Cancel, Pump
 from ..types import Burst, GenerateRequest, ModelMetadata, WorkerType
 from ..wire.messages import openai_messages
 from . import llama_requests
-from .base import CancelEvent, Engine, ModelParams, OfTexts, Progress, Vectors
+from .base import CancelEvent, Engine, OfTexts, Progress, Vectors
+from .llama_files import checked_adapters, checked_model, checked_projector
 from .llama_http import LlamaHttp, PrivateFolder, encoded
-from .text_limit import TRUNCATE, TextLimit
+from .llama_server import Setup, server_params
+from .llama_settings import (
+    AUTO,
+    GPU,
+    LlamaCppParams,
+    check_gpus,
+    context_of,
+    gpus_of,
+    memory_for,
+    with_cache_type,
+)
+from .text_limit import TextLimit
 
 log = logging.getLogger(__name__)
 
@@ -45,34 +56,6 @@ calls."""
 
 _OPTIONS = frozenset({"response_format", "json_schema", "grammar", "logprobs", "top_logprobs", "logit_bias", "prompt"})
 _TOOL_OPTIONS = frozenset({"messages", "tools", "tool_choice", "parallel_tool_calls"})
-
-
-@dataclass
-class LlamaCppParams(ModelParams):
-    """Parameters of `LlamaCpp`."""
-
-    n_ctx: int = param(
-        2048, help="tokens of context of one request; each slot takes memory for them", min=64, max=1_048_576
-    )
-    n_batch: int = param(
-        64,
-        help="tokens computed at once; larger values suit GPUs, and delay streams and cancels",
-        min=16,
-        max=16_384,
-    )
-    n_threads: int = param(0, help="threads that compute; 0: all cores but one", min=0, max=1024, tags=["shared"])
-    n_gpu_layers: int = param(
-        -1, help="layers on the GPU, if the machine has one; -1: as many as fit", min=-1, max=10_000
-    )
-    default_max_new_tokens: int = param(1024, help="tokens of an answer without max_new_tokens", min=1, max=1_000_000)
-    cache_ram_mib: int = param(
-        0, help="MiB of memory to keep prompts of earlier requests; 0: none", min=0, max=1_048_576
-    )
-    truncate: str = param(
-        "end",
-        help="what to do with a text to embed or rank that is longer than n_ctx: leave out its end, or refuse it",
-        choices=TRUNCATE,
-    )
 
 
 class LlamaCpp(Engine):
@@ -100,53 +83,91 @@ class LlamaCpp(Engine):
         """Return the type that the file's header shows. Raises BadModelFile."""
         return gguf_header.worker_type_of(path)
 
+    @property
+    def file_names(self) -> Sequence[str]:
+        """The adapters and the projector. Raises StartFailed."""
+        projector = self.params.mmproj
+        return [*(adapter.name for adapter in self.params.adapters), *([projector] if projector else [])]
+
     def memory_needed(self) -> int:
-        """Return the bytes of the weights, and of the context of all slots. Raises BadModelFile."""
+        """Return the bytes of all files, and of the context of all slots. Raises BadModelFile, StartFailed."""
         if self.path is None:
             return 0
-        weights = inspect(self.path)
-        tokens = min(self.params.n_ctx, weights.context_length or self.params.n_ctx)
-        return weights.memory(tokens, self.params.limit_model_concurrency) or weights.weights_bytes
+        weights, params = inspect(self.path), self.params
+        tokens = context_of(params, weights, free_memory(), is_on_gpus=False)
+        needed = with_cache_type(weights, params.cache_type).memory(tokens, params.slots) or weights.weights_bytes
+        return needed + sum(path.stat().st_size for path in self.files.values())
 
     def start(self, progress: Progress) -> None:
-        """Check the file and the memory, then load. Raises MissingLibrary, BadModelFile, StartFailed."""
+        """Check files, GPUs and memory, then load. Raises MissingLibrary, BadModelFile, StartFailed."""
         if self.path is None:
             raise BadModelFile(f"model {self.params.registered_name!r} has no model_path")
         progress(f"checking {self.path.name}")
-        header = gguf_header.read(self.path)
-        if header.unusable_because:
-            raise BadModelFile(f"{self.path} can't run by itself: {header.unusable_because}")
-        self._n_ctx = min(self.params.n_ctx, header.context_length or self.params.n_ctx)
-        _check_memory(self.path)
-        try:
-            import xllamacpp  # noqa: PLC0415 - only models of this engine need it
-        except ImportError as error:
-            raise MissingLibrary(
-                f"the engine llama.cpp needs xllamacpp ({error}): pip install 'modelyard[llama]'"
-            ) from error
+        header = checked_model(self.path)
+        setup = Setup(
+            params=self.params,
+            weights=self.path,
+            adapters=checked_adapters(self.params.adapters, self.files, header),
+            projector=self._projector(),
+            n_ctx=0,
+        )
+        xllamacpp = _library()
+        setup = replace(setup, n_ctx=self._chosen_context(gpus_of(xllamacpp), self.path))
+        self._n_ctx = setup.n_ctx
         progress(f"loading {self.path.name}")
         self._folder = PrivateFolder()
         try:
-            self._server = self._load(xllamacpp, header)
+            self._server = self._load(xllamacpp, setup, header)
         except Exception as error:
             self.stop()
-            raise StartFailed(f"llama.cpp refuses {self.path}: {error}; see the log above for its reason") from error
+            beside = ", ".join(self.files)
+            loaded = f"{self.path}{f' with {beside}' if beside else ''}"
+            raise StartFailed(f"llama.cpp refuses {loaded}: {error}; see the log above for its reason") from error
         self._http = LlamaHttp(self._folder.socket)
         self._metadata = self._describe(header)
         self._try_out()
 
-    def _load(self, xllamacpp: Any, header: gguf_header.Header) -> Any:
+    def _projector(self) -> Path | None:
+        if self.params.mmproj is None:
+            return None
+        if self.params.worker_type != WorkerType.LLM:
+            raise StartFailed(f"mmproj: a {self.params.worker_type} takes no images: leave it out")
+        return checked_projector(self.files[self.params.mmproj])
+
+    def _chosen_context(self, gpus: Sequence[GPU], path: Path) -> int:
+        """Return the tokens of context of one request, on ``gpus`` or in the host's memory. Raises StartFailed."""
+        params, weights = self.params, inspect(path)
+        if warning := check_gpus(params, gpus):
+            log.warning("model %s: %s", params.registered_name, warning)
+        needed = weights.weights_bytes + sum(file.stat().st_size for file in self.files.values())
+        free, is_on_gpus = memory_for(needed, free_memory(), params, gpus)
+        if needed > free:
+            raise StartFailed(
+                f"{path.name} needs at least {math.ceil(needed / 1e6)} MB of memory, {math.floor(free / 1e6)} MB are "
+                "free: stop another model, or choose smaller weights"
+            )
+        tokens = context_of(params, weights, free, is_on_gpus=is_on_gpus)
+        if params.n_ctx == AUTO:
+            place = "memory of GPUs" if is_on_gpus else "memory"
+            log.info(
+                "model %s: n_ctx = %d (auto): %d slots, %.0f MB of %s are free, trained with %s",
+                *(params.registered_name, tokens, params.slots, free / 1e6, place, weights.context_length),
+            )
+        return tokens
+
+    def _load(self, xllamacpp: Any, setup: Setup, header: gguf_header.Header) -> Any:
         """Return the library's server. An LLM whose chat template it refuses is loaded for raw prompts."""
         assert self._folder is not None
+        socket = self._folder.socket
         has_template = self.params.worker_type == WorkerType.LLM and header.has_chat_template
         try:
-            return xllamacpp.Server(self._server_params(xllamacpp, own_template=has_template))
+            return xllamacpp.Server(server_params(xllamacpp, setup, socket, own_template=has_template))
         except Exception:
             if not has_template:
                 raise
-            self._folder.socket.unlink(missing_ok=True)
+            socket.unlink(missing_ok=True)
             try:
-                server = xllamacpp.Server(self._server_params(xllamacpp, own_template=False))
+                server = xllamacpp.Server(server_params(xllamacpp, setup, socket, own_template=False))
             except Exception:  # noqa: BLE001 - not the template but the file is at fault: the first error is raised
                 server = None
             if server is None:
@@ -176,40 +197,6 @@ class LlamaCpp(Engine):
             self.stop()
             raise StartFailed(f"{self.path} was loaded, but does not work as {kind}: {error}") from error
 
-    def _server_params(self, xllamacpp: Any, *, own_template: bool) -> Any:
-        assert self._folder is not None
-        params = self.params
-        given = xllamacpp.CommonParams()
-        given.model.path = str(self.path)
-        given.model_alias = {params.registered_name}
-        given.n_gpu_layers = params.n_gpu_layers
-        given.n_parallel = params.limit_model_concurrency
-        given.n_batch = given.n_ubatch = params.n_batch
-        given.cpuparams.n_threads = params.n_threads or max(1, (os.cpu_count() or 2) - 1)
-        given.cpuparams_batch.n_threads = given.cpuparams.n_threads
-        given.cache_ram_mib = params.cache_ram_mib
-        if not params.cache_ram_mib:
-            # The library puts a prompt into the slot whose last one begins in the same way, and that one is lost then:
-            # worth it where at least half of the new prompt need not be computed.
-            given.slot_prompt_similarity = 0.5
-        given.kv_unified = False
-        given.verbosity = 1
-        given.ui = given.endpoint_slots = False
-        given.n_threads_http = 1
-        given.hostnames = [str(self._folder.socket)]
-        if not own_template:
-            given.use_jinja = False
-            given.chat_template = "chatml"
-        if params.worker_type != WorkerType.LLM:
-            given.embedding = True
-            # The library computes a text in one batch, and a few slots are enough to fill a batch.
-            given.n_parallel = min(params.limit_model_concurrency, 8)
-            given.n_batch = given.n_ubatch = max(self._n_ctx, params.n_batch)
-        if params.worker_type == WorkerType.RERANKER:
-            given.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_RANK
-        given.n_ctx = self._n_ctx * given.n_parallel
-        return given
-
     def _describe(self, header: gguf_header.Header) -> ModelMetadata:
         is_chat = self.params.worker_type == WorkerType.LLM and not self._template_fault
         template = header.chat_template if is_chat else None
@@ -221,6 +208,7 @@ class LlamaCpp(Engine):
                 "architecture": header.architecture,
                 "context_length_trained": header.context_length,
                 "embedding_length": header.embedding_length,
+                **({"n_ctx": "auto"} if self.params.n_ctx == AUTO else {}),
             },
             prompt_chat_template=template,
         )
@@ -358,21 +346,12 @@ def _check(cancel: CancelEvent) -> None:
         raise Cancelled("the client has gone")
 
 
-def _check_memory(path: Path) -> None:
-    needed = path.stat().st_size
-    free = _available_memory()
-    if needed > free:
-        raise StartFailed(
-            f"{path.name} needs at least {math.ceil(needed / 1e6)} MB of memory, {math.floor(free / 1e6)} MB are free: "
-            "stop another model, or choose smaller weights"
-        )
-
-
-def _available_memory() -> float:
+def _library() -> Any:
+    """Return the library. Raises MissingLibrary."""
     try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return math.inf
+        import xllamacpp  # noqa: PLC0415 - only models of this engine need it
+    except ImportError as error:
+        raise MissingLibrary(
+            f"the engine llama.cpp needs xllamacpp ({error}): pip install 'modelyard[llama]'"
+        ) from error
+    return xllamacpp

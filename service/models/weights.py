@@ -18,11 +18,12 @@ MAX_ENTRIES = 20_000
 """Directory entries that a search reads: a models folder may be a whole home folder."""
 
 
-def resolve(path: str, models_dirs: Sequence[Path], hint: str | None = None) -> Path:
+def resolve(path: str, models_dirs: Sequence[Path], hint: str | None = None, named_by: str = "model_path") -> Path:
     """Return the file, or the folder of Hugging Face, at ``path``, absolute and with its links resolved.
 
     A relative path is looked up in each of ``models_dirs``, in order. Files outside of them are never opened. Of a
     model in several files ``path`` is the first; that the others are there is for `gguf_header.read` to check.
+    ``named_by`` is the parameter that has the path, for messages.
 
     Raises BadModelFile if there is no such file (the message has ``hint``, a command that fetches it), if it is outside
     of the folders or a link leads out of them, and if it is not a regular file or unreadable.
@@ -45,10 +46,10 @@ def resolve(path: str, models_dirs: Sequence[Path], hint: str | None = None) -> 
     folders = ", ".join(str(folder) for folder in models_dirs) or "none is set"
     if outside is not None:
         raise BadModelFile(
-            f"model_path {path} is outside of the models folders ({folders}), at {outside}: "
+            f"{named_by} {path} is outside of the models folders ({folders}), at {outside}: "
             "move the file into one of them, or add its folder to models_dirs"
         )
-    step = f"fetch it with: {hint}" if hint else "add it, or correct model_path"
+    step = f"fetch it with: {hint}" if hint else f"add it, or correct {named_by}"
     where = "" if Path(path).is_absolute() else f"; looked in {folders}"
     raise BadModelFile(f"there is no model file {path}{where}: {step}")
 

@@ -38,11 +38,13 @@ def param(
     retired: Mapping[str, str] | None = None,
     min: float | None = None,
     max: float | None = None,
+    words: Mapping[str, int] | None = None,
     tags: Iterable[str] = (),
 ) -> Any:
     """Return a dataclass field that is a parameter; without a default it is required.
 
-    ``retired`` maps each former choice to a sentence that names the replacement.
+    ``retired`` maps each former choice to a sentence that names the replacement. ``words`` maps words that may stand in
+    place of a number to their numbers, which may be out of its range.
     """
     metadata = {
         "help": help,
@@ -50,6 +52,7 @@ def param(
         "retired": retired or {},
         "min": min,
         "max": max,
+        "words": words or {},
         "tags": frozenset(tags),
     }
     if isinstance(default, list | dict):
@@ -72,6 +75,7 @@ class Param:
     max: float | None
     tags: frozenset[str]
     retired: Mapping[str, str] = field(default_factory=dict)
+    words: Mapping[str, int] = field(default_factory=dict)
     of_lists: bool = False
     """Whether the values of a dict are lists of strings, and not strings."""
 
@@ -90,10 +94,12 @@ class Param:
             return None
         if self.type is str:
             return self.check(text)
+        if stripped in self.words:
+            return self.words[stripped]
         try:
             number = self.type(stripped)
         except ValueError:
-            raise ValueError(f"{text!r} is not {_an(self.type)}") from None
+            raise ValueError(f"{text!r} is not {self._kind}") from None
         return self.check(number)
 
     def check(self, value: Any) -> Any:
@@ -106,6 +112,8 @@ class Param:
             raise ValueError("must fit into 64 bits")
         if self.type is float and type(value) is int:
             value = float(value)
+        if isinstance(value, str) and value in self.words:
+            return self.words[value]
         if self.type is list:
             if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
                 raise ValueError("must be a list of strings")
@@ -113,12 +121,16 @@ class Param:
         if self.type is dict:
             return self._checked_entries(value)
         if type(value) is not self.type:
-            raise ValueError(f"must be {_an(self.type)}, not {_an(type(value))}")
+            raise ValueError(f"must be {self._kind}, not {_an(type(value))}")
         if self.choices and value not in self.choices:
             raise ValueError(self.retired.get(str(value), f"{value!r} is not one of {', '.join(self.choices)}"))
-        if isinstance(value, int | float):
+        if isinstance(value, int | float) and value not in self.words.values():
             self._check_range(value)
         return value
+
+    @property
+    def _kind(self) -> str:
+        return " or ".join([_an(self.type), *self.words])
 
     def _entries(self, text: str) -> JSONObject:
         """Return the entries of ``NAME=VALUE,NAME=VALUE``."""
@@ -158,6 +170,8 @@ class Param:
         for bound in ("min", "max"):
             if getattr(self, bound) is not None:
                 ext[bound] = getattr(self, bound)
+        if self.words:
+            ext["words"] = dict(self.words)
         if not self.required and value != self.default:
             ext["default"] = self.shown(self.default)
         return {
@@ -239,7 +253,8 @@ def from_json(cls: type[Any], values: Mapping[str, Any], current: Mapping[str, A
     """Return the checked values of a JSON object that are parameters of ``cls``.
 
     Null means absent, unknown keys are ignored. A mask that is sent back means unchanged, and so does the ``current``
-    value of a parameter that is never set over HTTP. Raises InvalidRequest with every field at fault.
+    value of a parameter that is never set over HTTP. Lists and tables may be the text that their descriptions have.
+    Raises InvalidRequest with every field at fault.
     """
     declared = params_of(cls)
     checked: JSONObject = {}
@@ -250,13 +265,14 @@ def from_json(cls: type[Any], values: Mapping[str, Any], current: Mapping[str, A
         if value == MASK and "privacy" in declared[name].tags:
             continue
         if "operator" in declared[name].tags:
-            if name in current and current[name] == value:
+            if name in current and value in (current[name], declared[name].shown(current[name])):
                 continue
             message = "can't be set over HTTP: only the configuration of the service sets it"
             faults.append({"field": f"params.{name}", "message": message})
             continue
         try:
-            checked[name] = declared[name].check(value)
+            is_text = declared[name].type in (list, dict) and isinstance(value, str)
+            checked[name] = declared[name].parse(value) if is_text else declared[name].check(value)
         except ValueError as error:
             faults.append({"field": f"params.{name}", "message": str(error)})
     if faults:

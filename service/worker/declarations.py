@@ -219,6 +219,11 @@ class Declarations:
         path = engine.params.model_path
         return self.resolve(engine.params.model_name, path) if path else None
 
+    def locate_files(self, engine: Engine) -> dict[str, Path]:
+        """Return the path of each of `Engine.file_names`. Raises BadModelFile, StartFailed."""
+        folders = self.settings.models_paths
+        return {name: weights.resolve(name, folders, named_by="the parameter") for name in engine.file_names}
+
     def resolve(self, name: str, path: str) -> Path:
         """Return the weights of a model within the models folders.
 

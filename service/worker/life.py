@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ..engines.base import Engine, ModelParams
@@ -34,14 +34,18 @@ class ModelLife:
         locate: Callable[[], Path | None] = lambda: None,
         health_changed: Callable[[ModelLife], None] = lambda worker: None,
         metrics: Metrics | None = None,
+        locate_files: Callable[[], Mapping[str, Path]] = dict,
     ) -> None:
         """Hold ``engine``, which is not started yet; ``locate`` finds its weights at the start.
+
+        ``locate_files`` finds the files of `Engine.file_names`.
 
         ``health_changed`` is called in a thread of its own when `is_healthy` changes while the model is ready. Calls
         are counted in ``metrics``.
         """
         self.engine = engine
         self._locate = locate
+        self._locate_files = locate_files
         self._health_changed = health_changed
         self._watch: HealthWatch | None = None
         self.params: ModelParams = engine.params
@@ -86,7 +90,7 @@ class ModelLife:
 
     def _start_engine(self) -> None:
         engine, limit = self.engine, self.params.start_timeout
-        engine.path = self._locate()
+        engine.path, engine.files = self._locate(), self._locate_files()
         if not start_in_time(engine, self._progress, self.name, limit):
             # The late engine may still start at any time, so the next start uses a new one.
             self._renew_engine()

@@ -160,7 +160,13 @@ class LocalModels:
     def new_worker(self, name: str, worker_type: WorkerType | None, over_http: JSONObject) -> ModelWorker:
         """Return a worker of the declared model, not started. Raises the errors of `Declarations.engine`."""
         engine = self.declarations.engine(name, worker_type, over_http)
-        return ModelWorker(engine, lambda: self.declarations.locate(engine), self._health_changed, self._metrics)
+        return ModelWorker(
+            engine,
+            lambda: self.declarations.locate(engine),
+            self._health_changed,
+            self._metrics,
+            lambda: self.declarations.locate_files(engine),
+        )
 
     def _check_room(self, worker: ModelWorker) -> None:
         """Raise Conflict if its slots, with those of the other models, exceed the budget."""

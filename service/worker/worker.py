@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -33,9 +33,10 @@ class ModelWorker(ModelLife):
         locate: Callable[[], Path | None] = lambda: None,
         health_changed: Callable[[ModelLife], None] = lambda worker: None,
         metrics: Metrics | None = None,
+        locate_files: Callable[[], Mapping[str, Path]] = dict,
     ) -> None:
         """Hold ``engine``, which is not started yet; see `ModelLife`."""
-        super().__init__(engine, locate, health_changed, metrics)
+        super().__init__(engine, locate, health_changed, metrics, locate_files)
         params = self.params
         self._joint = JointTexts(self._embed, params.joint_texts, params.joint_letters, params.joint_delay / 1000)
 

@@ -82,14 +82,17 @@ def test_a_description_tells_the_whole_declaration(cls: type[Any]):
     declared = params.params_of(cls)
     for description in params.describe(cls):
         told, own = param_of(description), declared[description["param_name"]]
-        assert (told.type, told.choices, told.min, told.max, told.tags) == (
-            own.type,
+        is_text = own.type in (list, dict)
+        assert (told.type, told.choices, told.min, told.max, told.tags, told.words) == (
+            str if is_text else own.type,
             own.choices,
             own.min,
             own.max,
             own.tags,
+            own.words,
         )
-        assert (told.required, told.default, told.help) == (own.required, own.default, own.help)
+        default = own.shown(own.default) if is_text else own.default
+        assert (told.required, told.default, told.help) == (own.required, default, own.help)
 
 
 def test_a_default_is_told_where_the_value_is_another():

@@ -177,6 +177,12 @@ def test_json_ignores_null_and_unknown_keys():
     assert params.from_json(Sample, {"count": 3, "note": None, "unknown": object(), "share": None}) == {"count": 3}
 
 
+def test_json_takes_a_list_as_its_description_shows_it():
+    shown = declared("words").shown(["x", "y=1"])
+    assert params.from_json(Sample, {"words": shown}) == {"words": ["x", "y=1"]}
+    assert params.from_json(Sample, {"words": ""}) == {"words": []}
+
+
 def test_json_names_every_field_at_fault():
     with pytest.raises(InvalidRequest) as caught:
         params.from_json(Sample, {"count": "x", "share": 2, "mood": "good"})

@@ -1,0 +1,141 @@
+"""How a model of llama.cpp starts: with adapters, a projector, parts, a chosen context; and what it is refused for."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_gguf
+from modelyard.engines import llama_cpp
+from modelyard.engines.llama_cpp import LlamaCpp
+from modelyard.errors import BadModelFile, StartFailed
+from modelyard.models.inspection import inspect
+from modelyard.streams import Cancel, whole_answer
+from modelyard.types import GenerateRequest
+from modelyard.worker.worker import ModelWorker
+
+pytest.importorskip("xllamacpp")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("weights")
+    tiny_gguf.split(tiny_gguf.make(made / "m.gguf"), 3)
+    tiny_gguf.make(made / "embed.gguf", "embed")
+    tiny_gguf.make_adapter(made / "lora.gguf")
+    tiny_gguf.make_adapter(made / "wide.gguf", width=96)
+    tiny_gguf.make_adapter(made / "qwen.gguf", architecture="qwen2")
+    tiny_gguf.make_projector(made / "mmproj.gguf")
+    tiny_gguf.make_projector(made / "narrow.gguf", width=32)
+    return made
+
+
+@pytest.fixture
+def start(folder: Path) -> Iterator[Callable[..., ModelWorker]]:
+    started: list[ModelWorker] = []
+
+    def start(path: str = "m.gguf", **params: Any) -> ModelWorker:
+        given = {"n_ctx": 512, "n_threads": 1, "limit_model_concurrency": 2, **params}
+        engine = LlamaCpp(LlamaCpp.Params(model_name="m", engine="llama.cpp", **given))
+        worker = ModelWorker(
+            engine,
+            lambda: folder / path,
+            locate_files=lambda: {name: folder / name for name in engine.file_names},
+        )
+        started.append(worker)
+        worker.start()
+        return worker
+
+    yield start
+    for worker in started:
+        worker.stop()
+
+
+def answered(worker: ModelWorker, prompt: str = "hello there") -> str:
+    request = GenerateRequest("m", prompt=prompt, max_new_tokens=8, temperature=0.0)
+    return whole_answer(worker.generate_stream(request, Cancel())).text
+
+
+def test_an_adapter_counts_by_its_scale(start):
+    plain = answered(start())
+    assert answered(start(lora=["lora.gguf=0"])) == plain
+    texts = {answered(start(lora=lora)) for lora in (["lora.gguf"], ["lora.gguf=-1"])}
+    assert len(texts | {plain}) == 3
+    assert answered(start(lora=["lora.gguf", "lora.gguf=-1"])) == plain, "two that cancel each other out"
+
+
+@pytest.mark.parametrize(
+    ("lora", "message"),
+    [
+        ("m.gguf", r"lora: .*/m\.gguf holds a model, not a LoRA adapter"),
+        ("mmproj.gguf", r"lora: .*/mmproj\.gguf holds a projector, not a LoRA adapter"),
+        ("qwen.gguf", r"qwen\.gguf is for models of the architecture 'qwen2', and m\.gguf is of 'llama'"),
+        ("wide.gguf", r"attn_q\.weight\.lora_a is for a length of 96, m\.gguf has 64"),
+    ],
+)
+def test_a_file_that_is_not_an_adapter_of_this_model_is_refused(start, lora, message):
+    with pytest.raises(BadModelFile, match=message):
+        start(lora=[lora])
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"mmproj": "lora.gguf"}, r"mmproj: .*/lora\.gguf holds an adapter, not a projector of images"),
+        ({"mmproj": "narrow.gguf"}, r"llama\.cpp refuses .*/m\.gguf with narrow\.gguf: .* see the log above"),
+        ({"path": "embed.gguf", "worker_type": "text2vec", "mmproj": "mmproj.gguf"}, "a text2vec takes no images"),
+        ({"lora": ["lora.gguf=big"]}, "lora: 'big' is not a number"),
+    ],
+)
+def test_other_files_that_do_not_fit_are_refused(start, params, message):
+    with pytest.raises(StartFailed, match=message):
+        start(**params)
+
+
+def test_a_model_in_several_files_answers_as_the_whole_one(start):
+    assert answered(start("m-00001-of-00003.gguf")) == answered(start())
+
+
+def test_the_chosen_context_is_logged_and_in_the_metadata(start, monkeypatch, caplog, folder):
+    weights = inspect(folder / "m.gguf")
+    free = weights.weights_bytes + 2 * 1024 * 2 * (weights.kv_bytes_per_token or 0)
+    monkeypatch.setattr(llama_cpp, "free_memory", lambda: free)
+    with caplog.at_level(logging.INFO):
+        worker = start(n_ctx=0)
+    assert (worker.context_length, worker.metadata().metadata["n_ctx"]) == (1024, "auto")
+    assert "n_ctx = 1024 (auto): 2 slots" in caplog.text
+    assert worker.engine.memory_needed() == weights.memory(1024, 2)
+    answered(worker, "a" * 1000)
+
+
+def test_a_cache_of_fewer_bits_is_taken(start, folder, monkeypatch):
+    assert answered(start(cache_type="f16"))
+    needed = [_engine(folder, cache_type=kind).memory_needed() for kind in ("f16", "q8_0")]
+    assert needed[0] - needed[1] == round(512 * 2 * 512 * (1 - 17 / 32))
+
+
+def _engine(folder: Path, **params: Any) -> LlamaCpp:
+    given = {"n_ctx": 512, "limit_model_concurrency": 2, **params}
+    return LlamaCpp(LlamaCpp.Params(model_name="m", engine="llama.cpp", **given), folder / "m.gguf")
+
+
+def test_adapters_and_projectors_count_in_what_a_model_needs(folder):
+    engine = _engine(folder, lora=["lora.gguf"], mmproj="mmproj.gguf")
+    alone = engine.memory_needed()
+    engine.files = {name: folder / name for name in engine.file_names}
+    assert engine.memory_needed() - alone == sum((folder / name).stat().st_size for name in engine.file_names)
+
+
+def test_settings_of_gpus_do_not_stop_a_build_without_them(start, caplog):
+    worker = start(n_gpu_layers=99, split_mode="row", tensor_split=["1", "1"])
+    assert answered(worker)
+    assert "n_gpu_layers, split_mode, tensor_split: without effect" in caplog.text
+
+
+def test_a_model_that_does_not_fit_into_memory_is_refused_before_it_is_loaded(start, monkeypatch):
+    monkeypatch.setattr(llama_cpp, "free_memory", lambda: 1000.0)
+    with pytest.raises(StartFailed, match=r"needs at least 1 MB of memory, 0 MB are free: stop another model"):
+        start(mmproj="mmproj.gguf")

@@ -9,6 +9,8 @@ import orjson
 
 from ...errors import ModelyardError
 from ...types import JSONObject
+from ...wire.images import KIND as IMAGE
+from ...wire.images import image_part
 from ..request.fields import fault, renamed_faults
 from . import schemas
 from .answers import Choice, Header, Usage, finish_reason
@@ -95,17 +97,32 @@ def _blocks(field: str, content: Any) -> list[tuple[str, JSONObject]]:
 
 
 def _user(field: str, content: Any) -> Iterable[JSONObject]:
-    """Yield the results of tools, each a message of its own, and then the text."""
-    texts: list[str] = []
+    """Yield the results of tools, each a message of its own, and then the text, with the images among it."""
+    parts: list[JSONObject] = []
     for place, block in _blocks(field, content):
         if block["type"] == "tool_result":
             result = block.get("content") or ""
             text = result if isinstance(result, str) else "\n".join(_texts(f"{place}.content", result))
             yield {"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": text}
+        elif block["type"] == "image":
+            parts.append(_image(place, block))
         else:
-            texts += _texts(place, [block])
-    if texts:
-        yield {"role": "user", "content": "\n".join(texts)}
+            parts += [{"type": "text", "text": text} for text in _texts(place, [block])]
+    if any(part["type"] == IMAGE for part in parts):
+        yield {"role": "user", "content": parts}
+    elif parts:
+        yield {"role": "user", "content": "\n".join(part["text"] for part in parts)}
+
+
+def _image(field: str, block: JSONObject) -> JSONObject:
+    """Return an image as a part of a chat's content."""
+    source = block.get("source")
+    if not isinstance(source, dict) or source.get("type") not in ("base64", "url"):
+        raise fault(f"{field}.source", "must be an object of type base64, with media_type and data")
+    url = source.get("url")
+    if source["type"] == "base64":
+        url = f"data:{source.get('media_type')};base64,{source.get('data')}"
+    return image_part(field, {IMAGE: {"url": url}})
 
 
 def _assistant(field: str, content: Any) -> JSONObject:

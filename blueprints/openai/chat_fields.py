@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...types import GenerateRequest, JSONObject
+from ...wire.images import KIND as IMAGE
+from ...wire.images import image_part, text_of_parts
 from ...wire.messages import text_of_content
 from ..request.fields import fault
 
@@ -58,19 +60,21 @@ def _content(field: str, message: JSONObject) -> Any:
         return content
     if not isinstance(content, list):
         raise fault(field, "must be a string or a list of parts")
-    for index, part in enumerate(content):
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind not in (None, *_TEXT_PARTS):
-            raise fault(f"{field}[{index}]", f"is of type {kind!r}: no model here takes anything but text")
-    parts = [part.get("refusal") if _is_refusal(part) else part for part in content]
+    parts = [_part(f"{field}[{index}]", part) for index, part in enumerate(content)]
+    return parts if any(part["type"] == IMAGE for part in parts) else text_of_parts(parts)
+
+
+def _part(field: str, part: Any) -> JSONObject:
+    """Return a part of a content: a text or an image."""
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind == IMAGE:
+        return image_part(field, part)
+    if kind not in (None, *_TEXT_PARTS):
+        raise fault(field, f"is of type {kind!r}: models here take text, and some of them {IMAGE}")
     try:
-        return text_of_content(parts)
-    except ValueError as error:
+        return {"type": "text", "text": text_of_content([part["refusal"] if kind == "refusal" else part])}
+    except (ValueError, KeyError) as error:
         raise fault(field, str(error)) from None
-
-
-def _is_refusal(part: Any) -> bool:
-    return isinstance(part, dict) and part.get("type") == "refusal"
 
 
 def _tool_calls(field: str, calls: Any) -> list[JSONObject]:
@@ -87,20 +91,20 @@ def _tool_calls(field: str, calls: Any) -> list[JSONObject]:
 
 def holds_more(message: Mapping[str, Any]) -> bool:
     """Return whether a message has more than a text of a role that every model knows."""
-    return message["role"] == "tool" or "tool_calls" in message
+    return message["role"] == "tool" or "tool_calls" in message or not isinstance(message["content"], str)
 
 
 def as_text(message: Mapping[str, Any]) -> JSONObject:
-    """Return a message as a text, which is all that engines without tools read."""
+    """Return a message as a text, which is all that engines without tools and images read."""
     role = message["role"]
-    return {"role": "user" if role == "tool" else role, "content": message["content"]}
+    return {"role": "user" if role == "tool" else role, "content": text_of_parts(message["content"])}
 
 
 def text_to_count(request: GenerateRequest) -> str:
-    """Return what a model reads of a request as one text: messages, reasoning, calls and tools."""
+    """Return what a model reads of a request as one text: messages, reasoning, calls and tools; no images."""
     texts: list[str] = []
     for message in request.options.get("messages") or request.messages:
-        texts += [message.get("reasoning_content", ""), message["content"]]
+        texts += [message.get("reasoning_content", ""), text_of_parts(message["content"])]
         texts += [_json(call["function"]) for call in message.get("tool_calls") or ()]
     texts += [_json(tool["function"]) for tool in request.options.get("tools") or ()]
     return "\n".join(text for text in texts if text)

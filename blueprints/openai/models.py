@@ -28,14 +28,17 @@ def model_entries(service: Service, created: int) -> dict[str, JSONObject]:
         kinds.setdefault(name, set()).add(kind)
         if instance.healthy:
             ready.add(name)
-    lengths = service.manager.context_lengths()
+    lengths, with_images = service.manager.context_lengths(), service.manager.models_with_images()
     entries = {
         name: {
             "id": name,
             "object": "model",
             "created": created,
             "owned_by": "modelyard",
-            "capabilities": sorted(_CAPABILITIES[kind] for kind in kinds[name]),
+            "capabilities": [
+                *sorted(_CAPABILITIES[kind] for kind in kinds[name]),
+                *(["vision"] if name in with_images else []),
+            ],
             "status": {"value": "loaded" if name in ready else "unloaded"},
             **({"max_model_len": lengths[name]} if name in lengths else {}),
         }

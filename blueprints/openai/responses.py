@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...types import JSONObject
+from ...wire.images import KIND as IMAGE
+from ...wire.images import image_part, text_of_parts
 from ..request.fields import fault, renamed_faults
 from . import schemas
 
@@ -96,11 +98,11 @@ def _add_message(messages: list[JSONObject], field: str, item: JSONObject) -> No
     if item.get("role") not in _ROLES:
         raise fault(f"{field}.role", f"must be one of {', '.join(_ROLES)}")
     content = item.get("content")
-    text = content if isinstance(content, str) else _text(f"{field}.content", content)
+    read = content if isinstance(content, str) else _content(f"{field}.content", content)
     if item["role"] == "assistant" and messages and messages[-1].keys() == _REASONING:
-        messages[-1]["content"] = text
+        messages[-1]["content"] = read
     else:
-        messages.append({"role": item["role"], "content": text})
+        messages.append({"role": item["role"], "content": read})
 
 
 def _add_reasoning(messages: list[JSONObject], item: JSONObject) -> None:
@@ -112,16 +114,28 @@ def _add_reasoning(messages: list[JSONObject], item: JSONObject) -> None:
 
 
 def _text(field: str, parts: Any) -> str:
+    content = _content(field, parts)
+    if not isinstance(content, str):
+        raise fault(field, "has an image: what a function returns is text")
+    return content
+
+
+def _content(field: str, parts: Any) -> Any:
+    """Return parts as the content of a chat's message: a text, or texts with images among them."""
     if not isinstance(parts, list):
         raise fault(field, "must be a string or a list of parts")
-    texts: list[str] = []
-    for index, part in enumerate(parts):
-        kind = part.get("type") if isinstance(part, dict) else None
-        text = part.get("refusal" if kind == "refusal" else "text") if isinstance(part, dict) else None
-        if kind not in ("input_text", "output_text", "text", "refusal") or not isinstance(text, str):
-            raise fault(f"{field}[{index}]", f"is of type {kind!r}: no model here takes anything but text")
-        texts.append(text)
-    return "".join(texts)
+    read = [_part(f"{field}[{index}]", part) for index, part in enumerate(parts)]
+    return read if any(part["type"] == IMAGE for part in read) else text_of_parts(read)
+
+
+def _part(field: str, part: Any) -> JSONObject:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind == "input_image":
+        return image_part(field, {IMAGE: part.get(IMAGE)})
+    text = part.get("refusal" if kind == "refusal" else "text") if isinstance(part, dict) else None
+    if kind not in ("input_text", "output_text", "text", "refusal") or not isinstance(text, str):
+        raise fault(field, f"is of type {kind!r}: models here take text, and some of them input_image")
+    return {"type": "text", "text": text}
 
 
 def _tools(tools: Any) -> list[JSONObject]:

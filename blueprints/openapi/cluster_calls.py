@@ -49,7 +49,12 @@ _PROMPT = Body(
 )
 _MODEL_STATE = record(
     {"model": STRING, "state": STRING, "reason": nullable(STRING)},
-    {"context_length": INTEGER, "running": INTEGER, "waiting": record({"interactive": INTEGER, "batch": INTEGER})},
+    {
+        "context_length": INTEGER,
+        "takes_images": BOOLEAN,
+        "running": INTEGER,
+        "waiting": record({"interactive": INTEGER, "batch": INTEGER}),
+    },
 )
 _STATUS = record(
     {

@@ -65,7 +65,7 @@ _MODEL = record(
         "object": one_of("model"),
         "created": INTEGER,
         "owned_by": STRING,
-        "capabilities": array(one_of("completion", "embedding", "rerank")),
+        "capabilities": array(one_of("completion", "embedding", "rerank", "vision")),
         "status": record({"value": one_of("loaded", "unloaded")}),
     },
     {"max_model_len": INTEGER, "alias_of": STRING},

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from ...errors import UnknownModel
 from ...types import JSONObject
+from ...wire import images
 from ...wire.terms import BATCH, INTERACTIVE
 from ..openai import anthropic, chat_fields, errors, responses, schemas
 from ..openai.events import EVENTS_TYPE
@@ -49,6 +50,7 @@ _PART = either(
     STRING,
     record({"type": one_of("text"), "text": STRING}),
     record({"type": one_of("refusal"), "refusal": STRING}),
+    record({"type": one_of(images.KIND), images.KIND: record({"url": STRING}, {"detail": STRING})}),
 )
 _CONTENT = either(STRING, array(_PART))
 _CALLS = array(record({"function": record({"name": STRING}, {"arguments": STRING})}))

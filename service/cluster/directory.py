@@ -9,10 +9,10 @@ from ..errors import NotReady, UnknownModel, not_callable
 from ..sessions.session import Session
 from ..types import WorkerType, worker_key
 from ..worker.local_models import LocalModels
-from ..worker.shared_calls import shortest
+from ..worker.shared_calls import all_of, shortest
 from ..worker.states import State
 from ..worker.worker import ModelWorker
-from .registry.base import MANAGER_KEY, Instance
+from .registry.base import IMAGES, MANAGER_KEY, Instance
 from .remote_model import RemoteModelWorker
 from .routing import Routes
 from .view import RegistryView
@@ -116,6 +116,13 @@ class Directory:
         rows = [row for row in self._view.all() if row.healthy and row.url != self._own_url()]
         lengths = [(worker.name, worker.context_length) for worker in local]
         return shortest([*lengths, *((row.key.rpartition("@")[0], row.context_length) for row in rows)])
+
+    def models_with_images(self) -> set[str]:
+        """Return the names of the models that take images, in this process and at every healthy instance in view."""
+        local = [] if self._models is None else self._models.workers()
+        rows = [row for row in self._view.all() if row.healthy and row.url != self._own_url()]
+        images = [(worker.name, worker.takes_images) for worker in local]
+        return all_of([*images, *((row.key.rpartition("@")[0], IMAGES in row.capabilities) for row in rows)])
 
     def key_of(self, model: str, *types: WorkerType) -> str:
         """Return the key of a model that is called as one of ``types``. Raises UnknownModel, Unsupported, NotReady."""

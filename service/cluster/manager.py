@@ -224,6 +224,10 @@ class RemoteWorkerManager(SharedCalls):
         """Return the context length of each model whose instances have registered one, by its name."""
         return self._directory.context_lengths()
 
+    def models_with_images(self) -> set[str]:
+        """Return the names of the models whose instances have all registered that they take images."""
+        return self._directory.models_with_images()
+
     def select_one_instance(self, key: str) -> ModelInstance:
         """Return an instance that the next request would go to. Raises UnknownModel, NotReady."""
         attempts = self._attempts(key)

@@ -24,7 +24,7 @@ from .heartbeat import Heartbeat
 from .manager import RemoteWorkerManager
 from .registry import open_registry
 from .registry.address import sqlite_path
-from .registry.base import CONTEXT_LENGTH, MANAGER_KEY, Instance, Registry
+from .registry.base import CONTEXT_LENGTH, IMAGES, MANAGER_KEY, Instance, Registry
 from .view import RegistryView
 
 log = logging.getLogger(__name__)
@@ -229,7 +229,8 @@ class Cluster:
 
 def _capabilities(worker: ModelWorker) -> list[str]:
     length = worker.context_length
-    return CAPABILITIES if length is None else [*CAPABILITIES, f"{CONTEXT_LENGTH}{length}"]
+    lengths = [] if length is None else [f"{CONTEXT_LENGTH}{length}"]
+    return [*CAPABILITIES, *lengths, *([IMAGES] if worker.takes_images else [])]
 
 
 def _refuse_itself(settings: Settings) -> None:

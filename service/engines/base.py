@@ -216,6 +216,11 @@ class Engine:
         """The names of `GenerateRequest.options` that this model takes; a request with others is refused before it."""
         return frozenset()
 
+    @property
+    def takes_images(self) -> bool | None:
+        """Whether messages may have images; None where another server knows. False: it is never given any."""
+        return False
+
     def metadata(self) -> ModelMetadata:
         """Return the metadata of the model."""
         return ModelMetadata(self.params.registered_name)

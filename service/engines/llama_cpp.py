@@ -230,7 +230,13 @@ class LlamaCpp(Engine):
     def options(self) -> frozenset[str]:
         """JSON and probabilities for all models, tools for those whose chat template has them."""
         template = self._metadata.prompt_chat_template or ""
-        return _OPTIONS | _TOOL_OPTIONS if "tools" in template else _OPTIONS
+        options = _OPTIONS | {"messages"} if self.takes_images else _OPTIONS
+        return options | _TOOL_OPTIONS if "tools" in template else options
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether the model has a projector, and a chat template to put images into."""
+        return self.params.mmproj is not None and self._metadata.chat_model
 
     def generate_stream(self, request: GenerateRequest, cancel: CancelEvent) -> Iterator[Burst | None]:
         """Yield bursts as the library decodes them; a thread waits in the library.

@@ -86,6 +86,7 @@ class LlamaAnswer:
         self._stop_ids = frozenset(request.stop_token_ids)
         self._wants_metrics = request.metrics
         self._options = request.options
+        self._has_images = any(isinstance(m.get("content"), list) for m in request.options.get("messages") or ())
         self._error: Exception | None = None
         self._finish: str | None = None
         self._usage: JSONObject | None = None
@@ -166,6 +167,8 @@ class LlamaAnswer:
         if type(refused) is InvalidRequest and "grammar" in self._options:
             # It is read when the answer begins: of what is wrong with a request, this is found last.
             return InvalidRequest.of_field("grammar", f"is refused: {refused}")
+        if type(refused) is InvalidRequest and self._has_images:
+            return InvalidRequest.of_field("messages", f"have an image that can't be read: {refused}")
         return refused
 
     def _field_at_fault(self) -> str | None:

@@ -42,6 +42,8 @@ def server_params(xllamacpp: Any, setup: Setup, socket: Path, *, own_template: b
     given.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(path), scale) for path, scale in setup.adapters]
     if setup.projector is not None:
         given.mmproj.path = str(setup.projector)
+        # What is not an image the library gives to ffprobe, which may open addresses: here it finds none.
+        given.video_ffmpeg_bin_dir = str(socket.parent)
     _use_gpus(xllamacpp, given, params)
     given.verbosity = 1
     given.ui = given.endpoint_slots = False

@@ -160,6 +160,11 @@ class OpenAI(Engine):
             self._session.close()
             self._session = None
 
+    @property
+    def takes_images(self) -> bool | None:
+        """Not known: the server refuses them where its model takes none."""
+        return None
+
     def metadata(self) -> ModelMetadata:
         """Return the metadata of the model."""
         return ModelMetadata(self.params.registered_name, self._context_length, metadata={"proxy": True})

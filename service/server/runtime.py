@@ -366,4 +366,6 @@ def _entry(worker: ModelWorker) -> JSONObject:
     entry: JSONObject = {"model": worker.key, "state": state.value, "reason": reason or None}
     if (length := worker.context_length) is not None:
         entry["context_length"] = length
+    if worker.takes_images:
+        entry["takes_images"] = True
     return entry | worker.gate.status() if worker.state is State.READY else entry

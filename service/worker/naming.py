@@ -239,6 +239,10 @@ class NamingManager(SharedCalls):
         """Return the context length of each model that has one, by its own name."""
         return self._manager.context_lengths()
 
+    def models_with_images(self) -> set[str]:
+        """Return the names of the models that take images, their own."""
+        return self._manager.models_with_images()
+
     def default_models(self, *types: WorkerType) -> list[str]:
         """Return the default of the first of ``types`` that has one; without it all models of the first type."""
         default = self._names.default(types)

@@ -233,6 +233,9 @@ class WorkerManager(Protocol):
         It is read from what this process knows already: no other process is called.
         """
 
+    def models_with_images(self) -> set[str]:
+        """Return the names of the models that take images, in each of their instances; read like `context_lengths`."""
+
     def default_models(self, *types: WorkerType) -> list[str]:
         """Return the models that may be meant by a request that names none: those of the first type that has any."""
 

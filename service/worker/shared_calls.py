@@ -26,6 +26,14 @@ def shortest(lengths: Iterable[tuple[str, int | None]]) -> dict[str, int]:
     return by_name
 
 
+def all_of(instances: Iterable[tuple[str, bool]]) -> set[str]:
+    """Return the names of which every instance can do something."""
+    able, unable = set[str](), set[str]()
+    for name, can in instances:
+        (able if can else unable).add(name)
+    return able - unable
+
+
 class SharedCalls(WorkerManager):
     """The base of managers. It has no models, and reaches them by `_instances` and `generate_stream` alone."""
 

@@ -15,6 +15,7 @@ from ..errors import Cancelled, EngineError, InvalidRequest, ModelyardError, Not
 from ..streams import TICK, Cancel, OutputStream, pumped, whole_answer
 from ..telemetry.metrics import Metrics
 from ..types import DEFAULT_TERMS, Burst, GenerateRequest, JSONObject, ModelMetadata, ModelOutput, Terms, WorkerType
+from ..wire.images import check_images
 from .admission import Ticket
 from .joint import JointTexts
 from .life import ModelLife
@@ -64,6 +65,8 @@ class ModelWorker(ModelLife):
 
     def _check_options(self, options: JSONObject) -> None:
         message = f"is not supported by model {self.name!r}: leave it out"
+        if "messages" in options:
+            check_images(options["messages"], self.name, takes_images=self.engine.takes_images is not False)
         fields = sorted(options.keys() - self.engine.options)
         if fields:
             raise InvalidRequest.of_fields([{"field": field, "message": message} for field in fields])
@@ -168,6 +171,11 @@ class ModelWorker(ModelLife):
         except Exception as error:  # noqa: BLE001 - the engine's: a list of models, or a heartbeat, goes on without it
             log.warning("model %s: its metadata can't be read: %s", self.key, error)
             return None
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether it is ready, and known to take images."""
+        return self.state is State.READY and self.engine.takes_images is True
 
     def metadata(self) -> ModelMetadata:
         """Return the metadata of the model; never waits in line."""

@@ -396,6 +396,16 @@ def test_the_context_length_of_a_model_is_known_while_it_runs(manager):
     assert "a" not in manager.context_lengths()
 
 
+def test_a_model_that_takes_images_is_known_while_it_runs(manager):
+    assert manager.models_with_images() == set()
+    assert apply(manager, "b", "update_params", images=True).success
+    assert len(keys(manager)) == len(STARTED)
+    wait_until(lambda: manager.models_with_images() == {"b"}, "it is registered with its images")
+    assert apply(manager, "b", "stop").success
+    assert "b@llm" not in keys(manager)
+    assert manager.models_with_images() == set()
+
+
 def test_a_request_without_a_model_may_mean_those_of_its_type(manager):
     assert manager.default_models(LLM) == ["a", "b"]
     assert manager.default_models(RERANKER, TEXT2VEC) == ["rank"]

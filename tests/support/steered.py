@@ -39,6 +39,7 @@ class SteeredParams(ModelParams):
     hold_start: bool = param(False, help="whether the start waits for `Steered.go`")
     token: str | None = param(None, help="a secret", tags=["privacy"])
     serial: str = param("s1", help="never changed", tags=["fixed"])
+    images: bool = param(False, help="whether it takes images")
 
 
 class Steered(Engine):
@@ -91,6 +92,10 @@ class Steered(Engine):
     def stop(self) -> None:
         assert self.generating == 0, "stopped while it answers"
         self.stops += 1
+
+    @property
+    def takes_images(self) -> bool:
+        return self.params.images
 
     def metadata(self) -> ModelMetadata:
         return ModelMetadata(

@@ -31,7 +31,7 @@ from ...types import (
 )
 from ...wire.errors import error_of_response
 from ...worker.protocol import ServiceState
-from ...worker.shared_calls import SharedCalls, shortest
+from ...worker.shared_calls import SharedCalls, all_of, shortest
 from ...worker.spans import spanned
 from ...worker.states import State
 from ..remote_machine import RemoteMachine
@@ -79,6 +79,7 @@ class HostedWorkerManager(SharedCalls):
         self._keys: set[str] = set()
         """The worker keys of the host's models, by its last status."""
         self._context_lengths: Mapping[str, int] = {}
+        self._with_images: set[str] = set()
 
     def _worker(self, model: str, *types: WorkerType) -> RemoteModelWorker:
         """Return the model to call as one of ``types``. If the host has no such model, the call itself fails."""
@@ -138,6 +139,8 @@ class HostedWorkerManager(SharedCalls):
         self._keys = {str(model["model"]) for model in status["models"]}
         lengths = ((str(m["model"]).rpartition("@")[0], m.get("context_length")) for m in status["models"])
         self._context_lengths = shortest((name, length) for name, length in lengths if isinstance(length, int))
+        images = ((str(m["model"]).rpartition("@")[0], bool(m.get("takes_images"))) for m in status["models"])
+        self._with_images = all_of(images)
         names = ["ready", "state", "reason", "models", "unsaved", *({"cluster"} & status.keys())]
         return {name: status.get(name) for name in names}
 
@@ -239,6 +242,10 @@ class HostedWorkerManager(SharedCalls):
     def context_lengths(self) -> Mapping[str, int]:
         """Return the context length of each model, by its name, as it is in the host's last status."""
         return self._context_lengths
+
+    def models_with_images(self) -> set[str]:
+        """Return the names of the models that take images, as in the host's last status."""
+        return self._with_images
 
     def load_of(self, model: str, worker_type: WorkerType) -> str | None:
         """Return the load of a model in the host's last answer to this process."""

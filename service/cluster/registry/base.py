@@ -25,6 +25,8 @@ ANY_GENERATION = 0
 
 CONTEXT_LENGTH = "context_length="
 """The beginning of the capability that has the context length of a model, in tokens."""
+IMAGES = "images"
+"""The capability of an instance whose model takes images."""
 _TOKENS = re.compile(r"[1-9]\d{0,8}", re.ASCII)
 
 
@@ -46,7 +48,8 @@ class Instance:
     check_healthy: bool = True
     """Whether it needs heartbeats to count as healthy."""
     capabilities: list[str] = field(default_factory=list)
-    """What its server can do beyond DB-GPT's contract, ``delta``, and what its model is: ``context_length=TOKENS``."""
+    """What its server can do beyond DB-GPT's contract, ``delta``, and what its model is: ``context_length=TOKENS``,
+    ``images``."""
     load: str | None = None
     """The value of ``Modelyard-Load`` at its last heartbeat."""
     prompt_template: str | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ import pytest
 import tiny_gguf
 from modelyard.engines import llama_cpp
 from modelyard.engines.llama_cpp import LlamaCpp
-from modelyard.errors import BadModelFile, StartFailed
+from modelyard.errors import BadModelFile, InvalidRequest, StartFailed
 from modelyard.models.inspection import inspect
 from modelyard.streams import Cancel, whole_answer
 from modelyard.types import GenerateRequest
 from modelyard.worker.worker import ModelWorker
+from pictures import BLUE, RED, data_url, png, question
 
 pytest.importorskip("xllamacpp")
 
@@ -139,3 +141,57 @@ def test_a_model_that_does_not_fit_into_memory_is_refused_before_it_is_loaded(st
     monkeypatch.setattr(llama_cpp, "free_memory", lambda: 1000.0)
     with pytest.raises(StartFailed, match=r"needs at least 1 MB of memory, 0 MB are free: stop another model"):
         start(mmproj="mmproj.gguf")
+
+
+# Images
+
+
+def described(worker: ModelWorker, *urls: str, **fields: Any) -> tuple[str, dict[str, Any]]:
+    """Return the answer to a question about images, and its usage."""
+    options = {"messages": [question(*urls)]}
+    messages = [{"role": "user", "content": "what is this"}]
+    request = GenerateRequest("m", messages=messages, options=options, max_new_tokens=8, temperature=0.0, **fields)
+    output = whole_answer(worker.generate_stream(request, Cancel()))
+    return output.text, output.usage or {}
+
+
+def test_a_model_with_a_projector_sees_images(start):
+    worker = start(mmproj="mmproj.gguf")
+    assert worker.takes_images
+    red, usage = described(worker, data_url(png(RED)))
+    blue, _ = described(worker, data_url(png(BLUE)))
+    none, usage_of_text = described(worker)
+    assert len({red, blue, none}) == 3
+    assert usage["prompt_tokens"] - usage_of_text["prompt_tokens"] >= 16, "one for each patch"
+    assert described(worker, data_url(png(RED)))[0] == red
+    two, _ = described(worker, data_url(png(RED)), data_url(png(BLUE)))
+    assert two not in (red, blue)
+
+
+def test_a_text_that_looks_like_the_place_of_an_image_is_a_text(start):
+    worker = start(mmproj="mmproj.gguf")
+    messages = [question(data_url(png()), text="<__media__> <image>")]
+    request = GenerateRequest("m", messages=[{"role": "user", "content": "a"}], options={"messages": messages})
+    request.max_new_tokens = 2
+    assert whole_answer(worker.generate_stream(request, Cancel())).usage is not None
+
+
+def test_an_image_that_the_library_can_not_read_is_refused_and_no_program_is_run(start, tmp_path, monkeypatch):
+    worker = start(mmproj="mmproj.gguf")
+    program = tmp_path / "ffprobe"
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path / 'was-run'}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(InvalidRequest, match="messages: have an image that can't be read"):
+        described(worker, data_url(png(data=b"too short")))
+    assert not (tmp_path / "was-run").exists()
+    assert described(worker, data_url(png()))[0]
+
+
+def test_images_are_refused_before_the_engine_by_a_model_without_a_projector(start):
+    worker = start()
+    assert not worker.takes_images
+    with pytest.raises(InvalidRequest, match=r"content\[1\]: is an image, and model 'm' takes text alone"):
+        described(worker, data_url(png()))
+    with pytest.raises(InvalidRequest, match="images are never fetched"):
+        described(start(mmproj="mmproj.gguf"), "http://127.0.0.1:1/a.png")

@@ -13,6 +13,7 @@ import click
 from ..client.client import Client
 from ..errors import ModelyardError
 from ..types import JSONObject, plain
+from .completion import model_of_service
 from .connected import with_client
 from .failures import Misuse, complain
 from .tables import as_json, safe_text
@@ -93,9 +94,11 @@ temperature_option = click.option(
 )
 
 
-@click.command(short_help="Talk to a model.")
+@click.command()
 @click.argument("words", nargs=-1, metavar="[MESSAGE]...")
-@click.option("-m", "--model", metavar="NAME", help="the model  [default: the only one]")
+@click.option(
+    "-m", "--model", metavar="NAME", help="the model  [default: the only one]", shell_complete=model_of_service
+)
 @click.option("--system", metavar="TEXT", help="what the model is told first")
 @max_tokens_option
 @temperature_option

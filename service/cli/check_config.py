@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import click
 
 from ..errors import ConfigError
 from ..settings.settings import ROLES
-from ..types import JSONObject
-from .examine import examine
+from .application import application_here
+from .examine import Effective, Examination, ExaminedModel, documents, examine
 from .failures import Failure, complain
 from .options import SettingCommand, given_settings, service_options
 from .tables import as_json, print_table
 
 
-@click.command("check-config", cls=SettingCommand, short_help="Show the configuration of a service, and its faults.")
+@click.command("check-config", cls=SettingCommand)
 @click.argument("role", required=False, type=click.Choice(ROLES))
 @service_options
 @click.option("--json", "json_wanted", is_flag=True, help="print one JSON object, and nothing else")
@@ -28,7 +29,8 @@ def check_config(
     Takes the options of modelyard serve, and starts nothing. Exit status 1 if something is wrong: a value that does
     not fit, an unknown name, missing weights.
     """
-    report = examine(given_settings(options, model, role), overrides, os.environ)
+    given = given_settings(options, model, role)
+    report = examine(given, overrides, os.environ, application=application_here())
     faults = [*report.faults]
     try:
         report.settings.refuse_open_door()
@@ -37,13 +39,14 @@ def check_config(
     faults += report.missing
     warnings = [f"{override}: model {override.model!r} is not started" for override in report.unused_overrides]
     warnings += report.unusable
-    document = {"ok": not faults, "settings": report.values, "models": report.models}
     if json_wanted:
+        models = [model.document() for model in report.models]
+        document = {"ok": not faults, "settings": documents(report.values), "models": models}
         click.echo(as_json({**document, "faults": faults, "warnings": warnings}))
         if faults:
             raise click.exceptions.Exit(1)
         return
-    _print(document)
+    print_values(report)
     for warning in warnings:
         complain(f"warning: {warning}")
     for fault in faults[:-1]:
@@ -52,26 +55,28 @@ def check_config(
         raise Failure(faults[-1])
 
 
-def _print(document: JSONObject) -> None:
-    print_table(("SETTING", "VALUE", "FROM"), _rows(document["settings"]))
-    for model in document["models"]:
-        click.echo(f"\n{_heading(model)}")
-        if model["params"]:
-            print_table(("PARAMETER", "VALUE", "FROM"), _rows(model["params"]))
-    if not document["models"]:
+def print_values(report: Examination) -> None:
+    """Print the settings and the parameters of each model as tables, with where each value comes from."""
+    print_table(("SETTING", "VALUE", "FROM"), _rows(report.values))
+    for model in report.models:
+        click.echo(f"\n{heading(model)}")
+        if model.params:
+            print_table(("PARAMETER", "VALUE", "FROM"), _rows(model.params))
+    if not report.models:
         click.echo("\nno model would be started")
 
 
-def _rows(values: JSONObject) -> list[tuple[str, Any, str]]:
-    return [(name, it["value"], f"{it['from']} {it['where'] or ''}".strip()) for name, it in values.items()]
-
-
-def _heading(model: JSONObject) -> str:
-    parts = [model["key"] or model["name"]]
-    if model["engine"]:
-        parts.append(f"engine {model['engine']}")
-    if model["weights"] is not None:
-        parts.append(f"weights {model['weights']}{'' if model['weights_exist'] else ' (not there)'}")
-    if model["note"]:
-        parts.append(model["note"])
+def heading(model: ExaminedModel) -> str:
+    """Return one line on a model: its key, engine, weights, and what was done to it over HTTP."""
+    parts = [model.key or model.name]
+    if model.engine:
+        parts.append(f"engine {model.engine}")
+    if model.weights is not None:
+        parts.append(f"weights {model.weights}{'' if model.weights_exist else ' (not there)'}")
+    if model.note:
+        parts.append(model.note)
     return ", ".join(parts)
+
+
+def _rows(values: Mapping[str, Effective]) -> list[tuple[str, Any, str]]:
+    return [(name, value.declared.shown(value.value), value.place) for name, value in values.items()]

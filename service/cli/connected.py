@@ -14,10 +14,15 @@ from ..access.token_store import OutgoingToken
 from ..client.client import Client
 from ..errors import ConfigError, ModelyardError, Unauthorized, WorkerSilent, WorkerUnreachable
 from ..sessions.address import DEFAULT_URL, TOKEN_FILE_VARIABLE, TOKEN_VARIABLE, URL_VARIABLE
+from .application import application_here
 from .failures import Failure, Misuse
 
 READ_TIMEOUT = 15.0
 """Seconds to wait for an answer that needs no loading."""
+CONNECT_TIMEOUT = 5.0
+"""Seconds to wait for a connection."""
+COMPLETION_TIMEOUT = 1.0
+"""Seconds to wait for an answer while a shell completes."""
 
 
 def with_client(timeout: float) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -30,7 +35,7 @@ def with_client(timeout: float) -> Callable[[Callable[..., None]], Callable[...,
         @click.option(
             "--url",
             envvar=URL_VARIABLE,
-            default=DEFAULT_URL,
+            default=_default_url,
             metavar="URL",
             help=f"address of the service's API  [default: {DEFAULT_URL}]",
         )
@@ -51,7 +56,7 @@ def with_client(timeout: float) -> Callable[[Callable[..., None]], Callable[...,
         @click.option("--json", "json_wanted", is_flag=True, help="print the answer as JSON, and nothing else")
         @functools.wraps(command)
         def run(url: str, timeout: float, token_file: Path | None, json_wanted: bool, **words: Any) -> None:
-            with _client(url, timeout, token_file) as client:
+            with client_for(url, timeout, token_file) as client:
                 try:
                     command(client=client, json_wanted=json_wanted, **words)
                 except ModelyardError as error:
@@ -62,11 +67,27 @@ def with_client(timeout: float) -> Callable[[Callable[..., None]], Callable[...,
     return decorate
 
 
-def _client(url: str, timeout: float, token_file: Path | None) -> Client:
-    """Return a client that sends every request once, and waits ``timeout`` seconds for each answer."""
+def _default_url() -> str:
+    application = application_here()
+    return DEFAULT_URL if application is None else application.url
+
+
+def client_for(url: str, timeout: float, token_file: Path | None) -> Client:
+    """Return a client that sends every request once, and waits ``timeout`` seconds for each answer.
+
+    Raises Misuse for an address that is not valid, and ConfigError for a token that can't be read.
+    """
     token = OutgoingToken(os.environ.get(TOKEN_VARIABLE), token_file)()
     try:
-        return Client(url, token=token or "", read_timeout=timeout, change_timeout=timeout, retries=0)
+        connect_timeout = min(timeout, CONNECT_TIMEOUT)
+        return Client(
+            url,
+            token=token or "",
+            connect_timeout=connect_timeout,
+            read_timeout=timeout,
+            change_timeout=timeout,
+            retries=0,
+        )
     except ConfigError as error:
         raise Misuse(str(error)) from error
 

@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,48 +20,99 @@ from ..errors import BadModelFile, ConfigError
 from ..models.catalog import Catalog
 from ..server.state import StateFile
 from ..settings.layers import Faults, Layer, LayerName, Origin, from_text, merge
-from ..settings.loading import Loaded, Override, load_layers
-from ..settings.params import params_of
+from ..settings.loading import Override, load_layers
+from ..settings.params import Param, params_of
 from ..settings.settings import Settings
 from ..telemetry.tracing import Tracing
 from ..types import JSONObject, split_worker_key
 from ..worker.admission import Budget
 from ..worker.declarations import Declarations, names_to_start
 from ..worker.local_models import LocalModels
+from .application import Application
 
 _IN_HEADING = ("model_name", "engine", "worker_type")
 
 
 @dataclass(frozen=True)
+class Effective:
+    """The value of a parameter, its declaration, and where the value comes from."""
+
+    declared: Param
+    value: Any
+    origin: Origin
+
+    @property
+    def place(self) -> str:
+        """The layer of the value, and the variable or the file."""
+        return f"{self.origin.layer} {self.origin.place}".strip()
+
+    def document(self) -> JSONObject:
+        """Return the value as people may see it, with its layer and place."""
+        shown = self.declared.shown(self.value)
+        return {"value": shown, "from": self.origin.layer, "where": self.origin.place or None}
+
+
+@dataclass
+class ExaminedModel:
+    """A model of the configuration; without a ``key`` its declaration has a fault."""
+
+    name: str
+    note: str | None
+    key: str | None = None
+    engine: str | None = None
+    weights: str | None = None
+    weights_exist: bool = True
+    params: Mapping[str, Effective] = field(default_factory=dict)
+
+    def document(self) -> JSONObject:
+        """Return the model as JSON."""
+        return {**vars(self), "params": documents(self.params)}
+
+
+@dataclass(frozen=True)
 class Examination:
-    """The settings and models of a service, each value as ``{value, from, where}``, and what is wrong.
+    """The settings and models of a service, each value with its origin, and what is wrong.
 
     With ``faults`` a service does not start; with ``missing`` weights it starts without these models; with ``unusable``
     state it starts, and forgets.
     """
 
     settings: Settings
-    values: JSONObject
-    models: list[JSONObject]
+    values: Mapping[str, Effective]
+    models: list[ExaminedModel]
+    declarations: Declarations
     unused_overrides: list[Override]
     faults: list[str]
     missing: list[str]
     unusable: list[str]
 
 
+def documents(values: Mapping[str, Effective]) -> JSONObject:
+    """Return each value as people may see it, with its layer and place."""
+    return {name: value.document() for name, value in values.items()}
+
+
 def examine(
-    options: Mapping[str, str], overrides: Sequence[str], environ: Mapping[str, str], *, kept: bool = True
+    options: Mapping[str, str],
+    overrides: Sequence[str],
+    environ: Mapping[str, str],
+    *,
+    kept: bool = True,
+    application: Application | None = None,
 ) -> Examination:
     """Return what the ``options`` of a command line, its ``--set``, the environment and the files come to.
 
-    Nothing is started. With ``kept``, parameters set over HTTP in the last run count as well.
+    Nothing is started. With ``kept``, parameters set over HTTP in the last run count as well. In an ``application`` its
+    own settings count in place of those of the environment and of a file.
     """
     if (folder := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, folder)  # As gunicorn does: an engine of the operator may be in it.
     faults = Faults(collect=True)
-    given = Layer.of(from_text(Settings, options, "command line", faults), LayerName.COMMAND_LINE)
-    loaded = load_layers(given, environ, faults, overrides=overrides)
-    settings = loaded.settings
+    if application is not None:
+        settings = application.with_options(options, overrides)
+    else:
+        given = Layer.of(from_text(Settings, options, "command line", faults), LayerName.COMMAND_LINE)
+        settings = load_layers(given, environ, faults, overrides=overrides)
     _check_parts(settings, faults)
     catalog = Catalog.load(settings.model_tables, settings.models_paths, faults=faults)
     names = _names_to_start(settings, catalog, faults)
@@ -70,8 +121,9 @@ def examine(
     models.add_all(names)
     return Examination(
         settings,
-        values=_effective(loaded, catalog, names),
-        models=models.documents,
+        values=_effective(settings, catalog, names),
+        models=models.models,
+        declarations=declarations,
         unused_overrides=[override for override in declarations.overrides if override.model not in names],
         faults=faults.messages,
         missing=models.missing,
@@ -123,29 +175,28 @@ def _unusable_state(settings: Settings) -> list[str]:
     return faults
 
 
-def _effective(loaded: Loaded, catalog: Catalog, names: Sequence[str]) -> JSONObject:
+def _effective(settings: Settings, catalog: Catalog, names: Sequence[str]) -> dict[str, Effective]:
     """Return the settings, those that are relative or derived as what they come to."""
-    settings = loaded.settings
-    values = _shown(settings, loaded.origins)
-    values["models_dirs"]["value"] = ",".join(str(path) for path in settings.models_paths)
-    values["state_dir"]["value"] = str(settings.state_path)
-    values["instance"]["value"] = settings.instance_name
+    values = _values_of(settings, settings.origins)
+    derived: JSONObject = {
+        "models_dirs": [str(path) for path in settings.models_paths],
+        "state_dir": str(settings.state_path),
+        "instance": settings.instance_name,
+    }
+    for name, value in derived.items():
+        values[name] = replace(values[name], value=value)
     if settings.models is None:
         origin = Origin(LayerName.FILE, settings.config or "") if catalog.configured else Origin(LayerName.CATALOGUE)
-        values["models"] = _document(",".join(names), origin)
+        values["models"] = replace(values["models"], value=[*names], origin=origin)
     return values
 
 
-def _shown(values: Any, origins: Mapping[str, Origin]) -> JSONObject:
+def _values_of(values: Any, origins: Mapping[str, Origin]) -> dict[str, Effective]:
     default = Origin(LayerName.DEFAULT)
     return {
-        name: _document(declared.shown(getattr(values, name)), origins.get(name, default))
+        name: Effective(declared, getattr(values, name), origins.get(name, default))
         for name, declared in params_of(type(values)).items()
     }
-
-
-def _document(value: Any, origin: Origin) -> JSONObject:
-    return {"value": value, "from": origin.layer, "where": origin.place or None}
 
 
 class _Models:
@@ -154,7 +205,7 @@ class _Models:
     def __init__(self, declarations: Declarations, state: Mapping[str, JSONObject], faults: Faults) -> None:
         """Take ``state``: the entries of `StateFile` by worker key."""
         settings = declarations.settings
-        self.documents: list[JSONObject] = []
+        self.models: list[ExaminedModel] = []
         self.missing: list[str] = []
         self._declarations = declarations
         self._local = LocalModels(declarations, Budget(settings.threads, settings.reserve), Tracing())
@@ -166,15 +217,14 @@ class _Models:
         for name in names:
             kept = [entry for entry in self._state.values() if entry.get("model") == name]
             self._add(name, None, kept[-1] if kept else {})
-        keys = {document["key"] for document in self.documents}
+        keys = {model.key for model in self.models}
         for key, entry in self._state.items():
             if entry.get("added") and key not in keys:
                 self._add(str(entry.get("model")), key, entry)
 
     def _add(self, name: str, key: str | None, kept: JSONObject) -> None:
-        document: JSONObject = dict.fromkeys(("name", "key", "engine", "weights"))
-        document |= {"name": name, "weights_exist": True, "note": _note(kept), "params": {}}
-        self.documents.append(document)
+        model = ExaminedModel(name, _note(kept))
+        self.models.append(model)
         params: JSONObject = kept.get("params", {})
         earlier = len(self._faults.messages)
         path: object = params.get("model_path")
@@ -183,18 +233,18 @@ class _Models:
             path = merge(layer.values for layer in layers).get("model_path")
             if len(self._faults.messages) == earlier:
                 worker = self._local.add(name, split_worker_key(key)[1] if key else None, params)
-                values = _shown(worker.params, merge(layer.origins for layer in layers))
-                document |= {"key": worker.key, "engine": worker.params.engine}
-                document["params"] = {n: value for n, value in values.items() if n not in _IN_HEADING}
+                values = _values_of(worker.params, merge(layer.origins for layer in layers))
+                model.key, model.engine = worker.key, worker.params.engine
+                model.params = {n: value for n, value in values.items() if n not in _IN_HEADING}
         if isinstance(path, str) and path:
-            self._locate(document, path)
+            self._locate(model, path)
 
-    def _locate(self, document: JSONObject, path: str) -> None:
+    def _locate(self, model: ExaminedModel, path: str) -> None:
         try:
-            document["weights"] = str(self._declarations.resolve(document["name"], path))
+            model.weights = str(self._declarations.resolve(model.name, path))
         except BadModelFile as error:
-            document |= {"weights": path, "weights_exist": False}
-            self.missing.append(f"model {document['name']!r}: {error}")
+            model.weights, model.weights_exist = path, False
+            self.missing.append(f"model {model.name!r}: {error}")
 
 
 def _note(kept: JSONObject) -> str | None:

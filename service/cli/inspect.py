@@ -15,7 +15,7 @@ from .options import json_option
 from .tables import as_json, size, table, terminal_width
 
 
-@click.command(short_help="Show what weights hold and need.")
+@click.command()
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--n-ctx", type=click.IntRange(1), default=2048, metavar="N", help="tokens of a request  [default: 2048]")
 @click.option("--slots", type=click.IntRange(1), default=8, metavar="N", help="requests at once  [default: 8]")

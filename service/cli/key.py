@@ -16,10 +16,9 @@ from ..cluster.keys import NO_STORE, key_store_url, open_key_store
 from ..cluster.keys.base import KeyStore
 from ..errors import ConfigError
 from ..files import state_folder
-from ..settings.layers import from_text
-from ..settings.loading import load
 from ..settings.settings import Settings
 from ..types import JSONObject
+from .application import settings_with
 from .failures import Misuse
 from .options import given_settings, json_option, setting_options
 from .tables import as_json, print_table
@@ -34,7 +33,7 @@ def _with_store(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(**words: Any) -> None:
         options = {name: words.pop(name) for name in _STORE_SETTINGS}
-        with _store(load(from_text(Settings, given_settings(options), "command line"))) as store:
+        with _store(settings_with(given_settings(options))) as store:
             command(store=store, **words)
 
     return run
@@ -59,7 +58,7 @@ def _store(settings: Settings) -> Iterator[KeyStore]:
         store.close()
 
 
-@click.group("key", short_help="Make and revoke API keys.")
+@click.group("key")
 def key() -> None:
     """Make, list and revoke API keys: for people and applications, with models, an expiry and limits.
 

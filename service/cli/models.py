@@ -11,6 +11,7 @@ import click
 from ..client.answers import ModelState
 from ..client.client import Client
 from ..types import ApplyOutcome, JSONObject, WorkerType, plain
+from .completion import model_of_service
 from .connected import READ_TIMEOUT, with_client
 from .failures import Failure, Misuse
 from .hosted import load_of, rows, supported_models
@@ -26,7 +27,7 @@ SLOW = 0.05
 """Seconds: the duration of a change is printed if it is longer."""
 
 
-@click.group(short_help="See and change the models of a running service.")
+@click.group()
 def models() -> None:
     """See and change the models of a running service, over HTTP.
 
@@ -35,8 +36,8 @@ def models() -> None:
     """
 
 
-_name = click.argument("name")
-_name_or_all = click.argument("name", required=False)
+_name = click.argument("name", shell_complete=model_of_service)
+_name_or_all = click.argument("name", required=False, shell_complete=model_of_service)
 _pairs = click.argument("pairs", nargs=-1, metavar="[PARAM=VALUE]...")
 _all = click.option("--all", "every", is_flag=True, help="every model that the service hosts")
 _at = click.option(
@@ -226,8 +227,8 @@ def _print_outcome(outcome: ApplyOutcome, json_wanted: bool) -> None:
         raise Failure(outcome.message)
 
 
-@click.command(short_help="List what is registered at a controller.")
-@click.argument("name", required=False)
+@click.command()
+@click.argument("name", required=False, shell_complete=model_of_service)
 @click.option("--healthy", is_flag=True, help="only those that are healthy")
 @_watch
 @with_client(READ_TIMEOUT)

@@ -7,11 +7,10 @@ from typing import Any
 
 import click
 
-from ..errors import ConfigError
-from ..models.catalog import Catalog
 from ..settings import params
 from ..settings.params import Param
 from ..settings.settings import Settings
+from .completion import model_of_catalogue
 from .tables import shown
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
@@ -120,7 +119,7 @@ def service_options(command: Callable[..., Any]) -> Callable[..., Any]:
     command = click.option("--set", "overrides", multiple=True, metavar="MODEL.PARAM=VALUE", help=override)(command)
     command = setting_options(*SERVE_SETTINGS)(command)
     return click.option(
-        "-m", "--model", "model", multiple=True, metavar="NAME", help=single, shell_complete=complete_model
+        "-m", "--model", "model", multiple=True, metavar="NAME", help=single, shell_complete=model_of_catalogue
     )(command)
 
 
@@ -196,11 +195,3 @@ def given_settings(options: Mapping[str, Any], models: tuple[str, ...] = (), rol
     if role is not None:
         given["role"] = role
     return given
-
-
-def complete_model(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Complete the name of a model: return those of the catalogue that begin with ``incomplete``."""
-    try:
-        return [entry.name for entry in Catalog.load() if entry.name.startswith(incomplete)]
-    except ConfigError:
-        return []

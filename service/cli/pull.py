@@ -12,18 +12,18 @@ from ..models.catalog import Catalog, CatalogEntry, Source
 from ..models.pull import is_there
 from ..models.pull import pull as pull_weights
 from ..models.pull import remove as remove_weights
-from ..settings.layers import from_text
-from ..settings.loading import load
 from ..settings.settings import Settings
 from ..types import JSONObject
+from .application import settings_with
+from .completion import model_of_catalogue
 from .failures import complain
-from .options import complete_model, given_settings, json_option, setting_options
+from .options import given_settings, json_option, setting_options
 from .progress import PullProgress
 from .tables import as_json, print_table, size
 
 
-@click.command(short_help="Fetch the weights of models.")
-@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=complete_model)
+@click.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=model_of_catalogue)
 @click.option(
     "--list", "list_wanted", is_flag=True, help="list the models that can be pulled, and which are there; fetch nothing"
 )
@@ -36,7 +36,7 @@ def pull(names: tuple[str, ...], list_wanted: bool, json_wanted: bool, **options
     Face hub, into the first of the models folders. Each file is checked; one that is there already is not fetched
     again. Exit status 1 if one could not be fetched.
     """
-    settings = load(from_text(Settings, given_settings(options), "command line"))
+    settings = settings_with(given_settings(options))
     catalog = Catalog.load(settings.model_tables, settings.models_paths)
     if list_wanted:
         _list([e for e in catalog if e.source is not None and (not names or e.name in names)], settings, json_wanted)
@@ -51,8 +51,8 @@ def pull(names: tuple[str, ...], list_wanted: bool, json_wanted: bool, **options
         raise click.exceptions.Exit(1)
 
 
-@click.command(short_help="Remove weights that were pulled.")
-@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=complete_model)
+@click.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=model_of_catalogue)
 @setting_options("models_dirs", "config")
 @json_option
 def remove(names: tuple[str, ...], json_wanted: bool, **options: Any) -> None:
@@ -60,7 +60,7 @@ def remove(names: tuple[str, ...], json_wanted: bool, **options: Any) -> None:
 
     A service that runs the model keeps it until it is stopped.
     """
-    settings = load(from_text(Settings, given_settings(options), "command line"))
+    settings = settings_with(given_settings(options))
     catalog = Catalog.load(settings.model_tables, settings.models_paths)
     outcomes: list[JSONObject] = []
     for entry in _chosen(catalog, settings, names):

@@ -21,7 +21,7 @@ from .examine import examine
 from .options import SettingCommand, given_settings, service_options
 
 
-@click.command(cls=SettingCommand, short_help="Run a service.")
+@click.command(cls=SettingCommand)
 @click.argument("role", required=False, type=click.Choice(ROLES))
 @service_options
 def serve(role: str | None, model: tuple[str, ...], overrides: tuple[str, ...], **options: Any) -> None:

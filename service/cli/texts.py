@@ -7,6 +7,7 @@ import click
 from ..client.client import Client
 from ..types import JSONObject, plain
 from .chat import ANSWER_TIMEOUT, max_tokens_option, read_pipe, temperature_option, text_of, write
+from .completion import model_of_service
 from .connected import READ_TIMEOUT, with_client
 from .failures import Misuse
 from .tables import as_json, print_table
@@ -14,10 +15,16 @@ from .tables import as_json, print_table
 SHOWN_NUMBERS = 4
 """Numbers of a vector that are shown to people."""
 
-_model = click.option("-m", "--model", metavar="NAME", help="the model  [default: the only one of its kind]")
+_model = click.option(
+    "-m",
+    "--model",
+    metavar="NAME",
+    help="the model  [default: the only one of its kind]",
+    shell_complete=model_of_service,
+)
 
 
-@click.command(short_help="Continue a text.")
+@click.command()
 @click.argument("words", nargs=-1, metavar="[PROMPT]...")
 @_model
 @max_tokens_option
@@ -44,7 +51,7 @@ def complete(
         click.echo(as_json(plain(stream.output)) if json_wanted else "")
 
 
-@click.command(short_help="Show the embeddings of texts.")
+@click.command()
 @click.argument("texts", nargs=-1, metavar="[TEXT]...")
 @_model
 @with_client(ANSWER_TIMEOUT)
@@ -62,7 +69,7 @@ def embed(client: Client, *, texts: tuple[str, ...], model: str | None, json_wan
     print_table(("TEXT", "NUMBERS", "THE FIRST"), lines)
 
 
-@click.command(short_help="Rank texts by a query.")
+@click.command()
 @click.argument("query")
 @click.argument("texts", nargs=-1, metavar="[TEXT]...")
 @_model
@@ -80,7 +87,7 @@ def rerank(client: Client, *, query: str, texts: tuple[str, ...], model: str | N
     print_table(("SCORE", "TEXT"), lines)
 
 
-@click.command(short_help="Count the tokens of a text.")
+@click.command()
 @click.argument("words", nargs=-1, metavar="[TEXT]...")
 @_model
 @with_client(READ_TIMEOUT)

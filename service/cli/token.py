@@ -36,7 +36,7 @@ _file = click.option(
 )
 
 
-@click.group("token", short_help="Make and revoke tokens.")
+@click.group("token")
 def token() -> None:
     """Make, list and revoke tokens, which say what a caller of a service may do.
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
+from http import HTTPStatus
 from types import TracebackType
 from typing import Any, TypeVar
 from urllib.parse import urlencode
@@ -204,6 +205,18 @@ class Client:
             if status is not None:
                 return status
         raise ConfigError(f"no /readyz of modelyard answers at {self.url} or above it")
+
+    def metrics(self) -> str:
+        """Return the metrics of the service in the text format of Prometheus: the answer of its ``/metrics``.
+
+        Raises ConfigError if no ``/metrics`` answers, as where they are off, and Unauthorized or Forbidden for a token
+        without the scope ``metrics``.
+        """
+        for base in self._calls.bases():
+            with self._calls.send("GET", "metrics", base=base, accepted=(200, 404)) as response:
+                if response.status_code == HTTPStatus.OK:
+                    return response.content.decode()
+        raise ConfigError(f"no /metrics answers at {self.url} or above it: they may be off")
 
     def supported_models(self) -> list[HostModels]:
         """Return the models that the service can start, by host, running or not; a gateway answers for several hosts.

@@ -32,7 +32,7 @@ from ..blueprints.worker import worker_blueprint
 from ..cluster.addresses import listening_address
 from ..errors import ConfigError, Overloaded
 from ..settings import loading, params
-from ..settings.layers import nearest
+from ..settings.layers import LayerName, nearest
 from ..settings.settings import CONTROLLERS, HOSTED, REMOTE, ROUTERS, UNKNOWN_PORT, Settings
 from ..worker.protocol import StartCallback
 from .runtime import Runtime
@@ -88,7 +88,7 @@ class Modelyard:
         given.setdefault("instance", f"{app.import_name}-{zlib.crc32(app.root_path.encode()):08x}")
         # An application is a worker by default: it offers no registry to others unless its role says so.
         defaults = {"role": "worker", "port": UNKNOWN_PORT, "metrics": "off", "pages": False}
-        loaded = loading.load(given, defaults=defaults)
+        loaded = loading.load(given, defaults=defaults, layer=LayerName.APPLICATION)
         if loaded.models is None and not loaded.model_tables:
             loaded.models = []
         loaded.place(REMOTE if loaded.registry and loaded.models == [] else HOSTED)

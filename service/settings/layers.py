@@ -52,6 +52,7 @@ class LayerName(StrEnum):
 
     OVER_HTTP = "over HTTP"
     COMMAND_LINE = "command line"
+    APPLICATION = "application"
     ENVIRONMENT = "environment"
     FILE = "file"
     CATALOGUE = "catalogue"

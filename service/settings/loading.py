@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from ..errors import ConfigError
 from ..types import JSONObject
-from .layers import Faults, Layer, LayerName, Origin, build, from_environ, from_plain, merge
+from .layers import Faults, Layer, LayerName, build, from_environ, from_plain, merge
 from .params import params_of
 from .passthrough import PassThrough
 from .settings import Settings
@@ -47,27 +47,23 @@ class Override(NamedTuple):
         return f"--set {self.model}.{self.parameter}={self.value}"
 
 
-class Loaded(NamedTuple):
-    """Settings, and the origin of each that is not the default."""
-
-    settings: Settings
-    origins: Mapping[str, Origin]
-
-
 def load(
     options: Mapping[str, Any] | None = None,
     environ: Mapping[str, str] | None = None,
     defaults: Mapping[str, Any] | None = None,
+    *,
+    layer: LayerName = LayerName.COMMAND_LINE,
 ) -> Settings:
     """Return the settings from typed ``options``, the environment, the configuration file and ``defaults``.
 
-    Raises ConfigError with the place and every fault of the first source that has one.
+    ``layer`` is what gives the options. Raises ConfigError with the place and every fault of the first source that has
+    one.
     """
     environ = os.environ if environ is None else environ
     if HANDED_VARIABLE in environ:
         return deserialize(environ[HANDED_VARIABLE])
-    given = Layer.of(from_plain(Settings, options or {}, "options"), LayerName.COMMAND_LINE)
-    return load_layers(given, environ, Faults(), defaults=defaults).settings
+    given = Layer.of(from_plain(Settings, options or {}, "options"), layer)
+    return load_layers(given, environ, Faults(), defaults=defaults)
 
 
 def load_layers(
@@ -77,7 +73,7 @@ def load_layers(
     *,
     overrides: Sequence[str] = (),
     defaults: Mapping[str, Any] | None = None,
-) -> Loaded:
+) -> Settings:
     """Return the settings with their origins; ``overrides`` replace those of the environment.
 
     Raises ConfigError, unless ``faults`` collects: then a value that does not fit is left out.
@@ -96,7 +92,8 @@ def load_layers(
         "passthrough": tuple(_passed_through(table.get("passthrough", ()), f"{path} [[passthrough]]", faults)),
     }
     settings = _settings(merge([*(layer.values for layer in layers), defaults or {}]), models, faults)
-    return Loaded(settings, merge(layer.origins for layer in layers))
+    settings.origins = merge(layer.origins for layer in layers)
+    return settings
 
 
 def _settings(values: JSONObject, models: JSONObject, faults: Faults) -> Settings:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from ..errors import ConfigError
 from ..types import JSONObject
 from .folders import expanded, home_folder
+from .layers import Origin
 from .loopback import is_loopback_host, loopback_address
 from .names import Names
 from .params import param
@@ -211,6 +212,9 @@ class Settings:
 
     passthrough: tuple[PassThrough, ...] = field(default=(), kw_only=True)
     """``[[passthrough]]`` of the configuration file."""
+
+    origins: Mapping[str, Origin] = field(default_factory=dict, kw_only=True, compare=False, repr=False)
+    """Where each value comes from that is not the default."""
 
     def __post_init__(self) -> None:
         if self.reserve >= self.threads:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -124,5 +123,5 @@ def test_check_config_shows_the_models_of_a_gateway(tmp_path: Path) -> None:
     options = {"role": "gateway", "config": str(path), "state_dir": str(tmp_path), "models_dirs": str(tmp_path)}
     report = examine(options, (), {})
     assert report.faults == []
-    assert [document["key"] for document in report.models] == ["large@llm"]
-    assert json.dumps(report.values["models"]["value"]) == '"large"'
+    assert [model.key for model in report.models] == ["large@llm"]
+    assert report.values["models"].value == ["large"]

@@ -103,9 +103,10 @@ def test_faults_of_all_sources_are_collected_and_their_values_left_out(file):
     faults = Faults(collect=True)
     options = Layer.of({"config": str(file), "threads": 100}, LayerName.COMMAND_LINE)
     environ = {"MODELYARD_PORT": "http", "MODELYARD_RESERVE": "9", SET_VARIABLE: '["a.b", "a.b=1"]'}
-    settings, origins = load_layers(options, environ, faults)
+    settings = load_layers(options, environ, faults)
     assert [message.partition(": ")[0] for message in faults.messages] == ["environment, MODELYARD_PORT", "--set a.b"]
     assert (settings.port, settings.threads, settings.reserve, settings.overrides) == (7001, 100, 9, ("a.b=1",))
+    origins = settings.origins
     assert origins["port"] == origins["log_level"] == Origin(LayerName.FILE, str(file))
     assert origins["reserve"] == Origin(LayerName.ENVIRONMENT, "MODELYARD_RESERVE")
     assert origins["threads"] == Origin(LayerName.COMMAND_LINE)
@@ -128,7 +129,7 @@ def test_faults_of_all_sources_are_collected_and_their_values_left_out(file):
 )
 def test_of_values_that_contradict_each_other_only_those_are_left_out(values, faults, kept):
     collected = Faults(collect=True)
-    settings = load_layers(Layer.of(values, LayerName.COMMAND_LINE), {}, collected).settings
+    settings = load_layers(Layer.of(values, LayerName.COMMAND_LINE), {}, collected)
     assert {name: getattr(settings, name) for name in kept} == kept
     assert len(collected.messages) == len(faults)
     for fault in faults:

@@ -104,12 +104,12 @@ def test_check_config_shows_them_and_all_of_their_faults(tmp_path):
     path = tmp_path / "modelyard.toml"
     path.write_text(FILE)
     report = examine({"config": str(path), "default_models": "llm=gpt-4o", "state_dir": str(tmp_path)}, [], {})
-    assert report.values["aliases"] == {
+    assert report.values["aliases"].document() == {
         "value": "gpt-4o=large,text-embedding-3-small=minilm",
         "from": "file",
         "where": str(path),
     }
-    assert report.values["fallbacks"]["value"] == "large=small+tiny,small=large"
+    assert report.values["fallbacks"].document()["value"] == "large=small+tiny,small=large"
     assert [fault for fault in report.faults if "alias" in fault] == [
         "default_models: 'llm': 'gpt-4o' is an alias: name its model, 'large'"
     ]

@@ -1,0 +1,268 @@
+"""The checks of `modelyard doctor` on a running service, and on the instances that it knows. Nothing is changed."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from itertools import pairwise
+
+from ..client.client import Client
+from ..errors import Forbidden, ModelyardError, Unauthorized, WorkerUnreachable
+from ..sessions.session import Session
+from ..telemetry import metrics
+from ..types import JSONObject
+from ..version import __version__
+from .findings import Finding
+from .readings import Reading, read
+
+PROBE_TIMEOUT = 3.0
+"""Seconds in which an address has to answer."""
+CLOCK_LIMIT = 5.0
+"""Seconds by which clocks may differ; the header Date has whole seconds."""
+STREAM_TOKENS = 48
+"""Tokens of the answer by which buffering is looked for."""
+MEASURABLE = 0.3
+"""Seconds that this answer has to take: what comes faster tells nothing."""
+HELD = 0.8
+"""The part of an answer's time after which its pieces come late, if all came after it."""
+LUMP = 0.001
+"""Seconds within which pieces come together."""
+IN_LUMPS = 0.9
+"""The part of the pieces that come together with the one before where a buffer is passed on when it is full."""
+
+
+@dataclass(frozen=True)
+class Visit:
+    """A running service, as this machine sees it."""
+
+    client: Client
+    reading: Reading
+    probes: Mapping[str, Probe]
+    """The answers of the addresses that are registered there."""
+
+    @classmethod
+    def to(cls, client: Client) -> Visit:
+        """Read the service, and call each address that is registered there. Raises the errors of `Client.status`."""
+        reading = read(client)
+        urls = {str(row["url"]) for row in reading.instances or () if row["healthy"]}
+        with closing(Session(PROBE_TIMEOUT, PROBE_TIMEOUT)) as session:
+            probes = {url: _probe(session, url) for url in sorted({client.url, *urls})}
+        return cls(client, reading, probes)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The answer of one address to DB-GPT's call for its health."""
+
+    error: str | None
+    clock: float | None
+    """Seconds by which its clock is ahead of this machine's; None where it has not said its time."""
+
+
+def _probe(session: Session, url: str) -> Probe:
+    before = time.time()
+    try:
+        with session.request("GET", f"{url}/health", reuse=False) as response:
+            status, date = response.status_code, response.headers.get("Date")
+    except (WorkerUnreachable, ValueError) as error:
+        return Probe(str(error), None)
+    after = time.time()
+    if status != 200:
+        return Probe(f"it answers with status {status}", None)
+    try:
+        told = parsedate_to_datetime(date or "").timestamp()
+    except ValueError:
+        return Probe(None, None)
+    # A Date is cut to whole seconds, and was made at some time of the call.
+    ahead = told - after if told > after else min(0.0, told + 1 - before)
+    return Probe(None, ahead)
+
+
+def check_service(visit: Visit) -> Iterator[Finding]:
+    """Report a service that is not ready, models that failed, and changes that it does not remember."""
+    status, url = visit.reading.status, visit.client.url
+    if status["ready"]:
+        yield Finding.ok("service", f"{url} is ready, with {len(status['models'])} models")
+    else:
+        advice = "wait while models start; else see its log, and modelyard models list"
+        yield Finding.warning("service", f"{url} is not ready ({status.get('state')}): {status.get('reason')}", advice)
+    for model in status["models"]:
+        if model["state"] == "failed":
+            advice = "see the log of the service: modelyard models start starts it again"
+            yield Finding.failure("service", f"model {model['model']}: {model.get('reason')}", advice)
+    if status.get("unsaved"):
+        result = f"changes are not remembered: {status['unsaved']}"
+        yield Finding.warning("service", result, "let its user write the state folder")
+
+
+def check_token(visit: Visit) -> Iterator[Finding]:
+    """Report calls that the token, or this address, may not make."""
+    refused = []
+    for call, ask in (("models", visit.client.supported_models), ("instances", visit.client.instances)):
+        try:
+            ask()
+        except (Unauthorized, Forbidden) as error:
+            refused.append(f"{call}: {error}")
+        except ModelyardError:
+            continue  # it has no such call, or another check has it
+    if refused:
+        advice = "give a token or key: MODELYARD_TOKEN, or --token-file FILE (modelyard token new, modelyard key new)"
+        yield Finding.failure("token", "; ".join(refused), advice)
+    elif visit.reading.trouble:
+        advice = "for rates and versions, give a token with the scope metrics; see the setting metrics"
+        yield Finding.warning("token", f"metrics: {visit.reading.trouble}", advice)
+    else:
+        yield Finding.ok("token", "models, instances and metrics can be read")
+
+
+def check_versions(visit: Visit, token: str | None) -> Iterator[Finding]:
+    """Report other versions of modelyard, at the service and at its instances."""
+    versions = {visit.client.url: visit.reading.labels.get("version")}
+    for url, probe in visit.probes.items():
+        if url not in versions and probe.error is None:
+            versions[url] = _version_of(url, token)
+    others = {url: version for url, version in versions.items() if version not in (None, __version__)}
+    if others:
+        each = ", ".join(f"{version} at {url}" for url, version in others.items())
+        advice = "bring all to one version: the controller first, then workers, then gateways"
+        yield Finding.warning("versions", f"{__version__} here, {each}", advice)
+    elif any(versions.values()):
+        yield Finding.ok(
+            "versions", f"{__version__} here and at {sum(map(bool, versions.values()))} of {len(versions)}"
+        )
+
+
+def _version_of(url: str, token: str | None) -> str | None:
+    try:
+        with Client(url, token=token or "", read_timeout=PROBE_TIMEOUT, retries=0) as client:
+            return read(client).labels.get("version")
+    except ModelyardError:
+        return None  # of DB-GPT, or it refuses the token
+
+
+def check_clocks(visit: Visit) -> Iterator[Finding]:
+    """Report clocks that differ from this machine's: keys end by them, and logs are put in order by them."""
+    clocks = {url: probe.clock for url, probe in visit.probes.items() if probe.clock is not None}
+    wrong = {url: ahead for url, ahead in clocks.items() if abs(ahead) > CLOCK_LIMIT}
+    for url, ahead in wrong.items():
+        way = "ahead of" if ahead > 0 else "behind"
+        yield Finding.warning("clocks", f"{url} is {abs(ahead):.0f} s {way} this machine", "let both follow NTP")
+    if clocks and not wrong:
+        yield Finding.ok("clocks", f"{len(clocks)} addresses agree with this machine")
+
+
+def check_registry_of_service(visit: Visit) -> Iterator[Finding]:
+    """Report a registry that the service does not reach, and instances that have gone silent."""
+    cluster = visit.reading.status.get("cluster")
+    if cluster is None:
+        return
+    if cluster.get("error"):
+        advice = "start the registry, or correct registry and the token of the service"
+        yield Finding.failure("its registry", str(cluster["error"]), advice)
+    rows = visit.reading.instances or ()
+    silent = [row for row in rows if not row["healthy"] and row.get("enabled", True)]
+    for row in silent:
+        advice = "start it, or forget it: it is removed after a day"
+        yield Finding.warning("its registry", f"{row['key']} at {row['url']}: {_last_seen(row)}", advice)
+    if not cluster.get("error") and not silent:
+        yield Finding.ok("its registry", f"reached; {len(rows)} instances are registered" if rows else "reached")
+
+
+def _last_seen(row: JSONObject) -> str:
+    if not row.get("last_heartbeat"):
+        return "no heartbeat"
+    seconds = (datetime.now(UTC) - datetime.fromisoformat(str(row["last_heartbeat"]))).total_seconds()
+    return f"deregistered, or no heartbeat for {seconds:.0f} s"
+
+
+def check_addresses(visit: Visit) -> Iterator[Finding]:
+    """Report registered addresses that do not answer here, and instances that the service itself does not reach."""
+    registered = {url: probe for url, probe in visit.probes.items() if url != visit.client.url}
+    errors = {url: probe.error for url, probe in registered.items() if probe.error is not None}
+    keys = Counter(str(row["url"]) for row in visit.reading.instances or ())
+    for url, error in errors.items():
+        result = f"{url} (of {keys[url]} instances) does not answer here: {error}"
+        advice = "set advertise there to an address that other machines reach, or open its port"
+        yield Finding.failure("addresses", result, advice)
+    failing = visit.reading.sums.get(f"{metrics.INSTANCES.name} failing", {})
+    for (model, kind), number in failing.items():
+        advice = "see the log of the service; it tries them again by itself"
+        yield Finding.failure("addresses", f"the service reaches {number:.0f} instances of {model}@{kind} not", advice)
+    if registered and not errors and not any(failing.values()):
+        yield Finding.ok("addresses", f"{len(registered)} registered addresses answer here")
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """When the pieces of a streamed answer came, in seconds after the request."""
+
+    pieces: list[float]
+    """Of each piece; those that came in one go have nearly the same."""
+    end: float
+    first_at_engine: float | None = None
+    """When the first piece was there in the engine; None where the engine does not measure it."""
+
+    @property
+    def is_held(self) -> bool:
+        """Whether something has kept the pieces together, until the end or until a buffer was full."""
+        first = self.first_at_engine or 0.0
+        if self.end - first < MEASURABLE or len(self.pieces) < 2:
+            return False
+        joined = sum(later - earlier < LUMP for earlier, later in pairwise(self.pieces))
+        is_late = self.pieces[0] - first > HELD * (self.end - first)
+        return is_late or joined > IN_LUMPS * len(self.pieces)
+
+
+def check_stream(visit: Visit) -> Iterator[Finding]:
+    """Report a proxy that buffers: a real answer is streamed through the address, and its pieces are timed."""
+    ready = [model["model"] for model in visit.reading.status["models"] if model["state"] == "ready"]
+    names = sorted(key.removesuffix("@llm") for key in ready if key.endswith("@llm"))
+    if not names:
+        return
+    try:
+        arrival = measure(visit.client, names[0])
+    except (Unauthorized, Forbidden) as error:
+        yield Finding.failure("stream", str(error), "give a token or key with the scope infer")
+        return
+    except ModelyardError as error:
+        advice = "see the logs of the proxy and of the service; in nginx, proxy_read_timeout cuts silent answers off"
+        yield Finding.failure("stream", f"an answer of {names[0]} broke off: {error}", advice)
+        return
+    yield _judged(arrival, names[0])
+
+
+def _judged(arrival: Arrival, model: str) -> Finding:
+    if not arrival.pieces:
+        return Finding.ok("stream", f"{model} has nothing to say: nothing can be timed")
+    times = f"the first after {arrival.pieces[0]:.2f} s, the last after {arrival.end:.2f} s"
+    result = f"{len(arrival.pieces)} pieces of {model}, {times}"
+    advice = "in nginx, set proxy_http_version 1.1 and remove proxy_ignore_headers X-Accel-Buffering; see deploy/nginx"
+    if arrival.is_held and arrival.first_at_engine is None:
+        return Finding.warning("stream", f"{result}: something buffers, or the model is slow to begin", advice)
+    if arrival.is_held:
+        made = f"the engine had it after {arrival.first_at_engine:.2f} s"
+        return Finding.failure("stream", f"{result}: something on the way buffers, as {made}", advice)
+    if arrival.end < MEASURABLE:
+        return Finding.ok("stream", f"{result}: too fast to see whether something buffers")
+    return Finding.ok("stream", f"{result}: nothing buffers")
+
+
+def measure(client: Client, model: str) -> Arrival:
+    """Stream a short answer of ``model``, and time its pieces. Raises the errors of `Client.stream`."""
+    began = time.monotonic()
+    pieces = []
+    with client.stream("Count from one to twenty.", model=model, max_new_tokens=STREAM_TOKENS, metrics=True) as stream:
+        for _ in stream:
+            pieces.append(time.monotonic() - began)
+        told = stream.output.metrics or {}
+    end = time.monotonic() - began
+    first, last = told.get("first_token_time_ms"), told.get("end_time_ms")
+    if not first or not last:
+        return Arrival(pieces, end)
+    # By the engine's own clock, which need not be that of this machine: its end is the end here.
+    return Arrival(pieces, end, max(0.0, end - (last - first) / 1000))

@@ -1,0 +1,219 @@
+"""``modelyard doctor``: each check of a configuration and of this machine, and the command."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from commands import modelyard
+from in_process import service, url_of
+from modelyard.cli import config_checks, machine
+from modelyard.cli.examine import Examination, examine
+from modelyard.cli.findings import Finding, Level
+from modelyard.cli.machine import Machine
+from tiny_gguf import make
+
+ROOMY = Machine({}, 20_000, 10**12, 10**12, lambda count: count)
+
+
+@pytest.fixture(autouse=True)
+def at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def report(toml: str = '[[models]]\nname = "echo"\n', **options: object) -> Examination:
+    Path("c.toml").write_text(toml)
+    given = {"config": "c.toml", "state_dir": "state", **{name: str(value) for name, value in options.items()}}
+    return examine(given, (), {})
+
+
+def only(findings: Iterable[Finding]) -> Finding:
+    (finding,) = findings
+    assert (finding.advice is None) == (finding.level is Level.OK)
+    return finding
+
+
+def test_faults_and_missing_weights_are_failures_with_what_to_do():
+    findings = [*config_checks.check_configuration(report('[[models]]\nname = "smollm2-135m"\n', port=0))]
+    assert [(it.check, it.level) for it in findings] == [("configuration", "failure"), ("weights", "failure")]
+    assert "0 is less than 1" in findings[0].result
+    assert "modelyard pull smollm2-135m" in findings[1].result
+    assert only(config_checks.check_configuration(report())).result == "standalone with echo@llm"
+
+
+def test_a_set_of_a_model_that_is_not_started_is_a_warning():
+    Path("c.toml").write_text('[[models]]\nname = "echo"\n')
+    made = examine({"config": "c.toml"}, ["echo-embed.delay=1"], {})
+    warning, _ = config_checks.check_configuration(made)
+    assert (warning.level, "echo-embed" in warning.result) == (Level.WARNING, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "level"),
+    [
+        ({}, "ok"),
+        ({"host": "0.0.0.0"}, "failure"),
+        ({"host": "0.0.0.0", "insecure": "yes"}, "warning"),
+        ({"host": "0.0.0.0", "trusted_networks": "10.0.0.0/8=infer"}, "ok"),
+    ],
+)
+def test_a_service_that_everybody_may_use_is_named(options: dict[str, str], level: str):
+    assert only(config_checks.check_access(report(**options))).level == level
+
+
+@pytest.mark.parametrize(("slots", "level"), [(8, "ok"), (200, "warning")])
+def test_threads_leave_room_for_a_line(slots: int, level: str):
+    toml = f'[[models]]\nname = "echo"\nlimit_model_concurrency = {slots}\n'
+    finding = only(config_checks.check_threads(report(toml)))
+    assert (finding.level, f"{slots} slots of models, 248 threads" in finding.result) == (level, True)
+    assert level == "ok" or "raise threads, to 408" in str(finding.advice)
+
+
+def test_fewer_threads_than_slots_are_refused_by_the_configuration_itself():
+    made = report('[[models]]\nname = "echo"\nlimit_model_concurrency = 300\n')
+    assert any("raise --threads" in it.result for it in config_checks.check_configuration(made))
+
+
+def test_a_limit_of_tasks_below_the_threads_is_a_failure():
+    assert only(config_checks.check_tasks(report(), ROOMY)).level == "ok"
+    finding = only(config_checks.check_tasks(report(), replace(ROOMY, startable=lambda count: 100)))
+    assert (finding.level, finding.result) == ("failure", "only 100 of 256 threads can be started")
+
+
+@pytest.mark.parametrize(("files", "level"), [(896, "ok"), (-1, "ok"), (895, "warning")])
+def test_a_limit_of_open_files_below_what_the_threads_need_is_a_warning(files: int, level: str):
+    assert only(config_checks.check_files(report(), replace(ROOMY, files=files))).level == level
+
+
+def test_folders_that_can_not_be_used_are_failures(at: Path):
+    assert only(config_checks.check_folders(report())).level == "ok"
+    findings = [*config_checks.check_folders(report(token_file="absent", log_file="/absent/log", models_dirs="absent"))]
+    assert [it.level for it in findings] == ["failure", "failure", "warning"]
+    assert [it.result.partition(" ")[0] for it in findings] == ["token_file", "log_file", "models_dirs:"]
+    (at / "state").touch()
+    finding = only(config_checks.check_folders(report()))
+    assert "can't be written" in finding.result
+
+
+def test_memory_that_is_less_than_the_models_take_is_named(at: Path):
+    (at / "models").mkdir()
+    make(at / "models" / "mine.gguf")
+    made = report('[[models]]\nname = "mine"\nmodel_path = "mine.gguf"\n', models_dirs="models")
+    need = (at / "models" / "mine.gguf").stat().st_size
+    levels = {}
+    for memory in (10**12, need // 2):
+        for total in (10**12, need // 2):
+            here = replace(ROOMY, memory=memory, memory_total=total)
+            levels[memory == 10**12, total == 10**12] = only(config_checks.check_memory(made, here)).level
+    assert levels == {(True, True): "ok", (False, True): "warning", (True, False): "failure", (False, False): "failure"}
+    assert [*config_checks.check_memory(made, replace(ROOMY, memory=None))] == []
+    assert [*config_checks.check_memory(report(), ROOMY)] == [], "an engine without weights"
+
+
+def test_the_memory_of_a_container_counts_where_it_is_less(at: Path):
+    (at / "meminfo").write_text("MemTotal:  1000 kB\nMemAvailable:  600 kB\n")
+    read = machine._memory
+    assert read(at / "meminfo", at) == (600 * 1024, 1000 * 1024)
+    (at / "memory.current").write_text("100000\n")
+    (at / "memory.max").write_text("max\n")
+    assert read(at / "meminfo", at) == (600 * 1024, 1000 * 1024)
+    (at / "memory.max").write_text("300000\n")
+    assert read(at / "meminfo", at) == (200000, 300000)
+    assert read(at / "absent", at) == (None, None)
+
+
+def test_an_engine_without_its_library_is_a_failure_with_the_extra(monkeypatch: pytest.MonkeyPatch):
+    assert only(config_checks.check_libraries(report())).level == "ok"
+    monkeypatch.setitem(config_checks.LIBRARIES, "echo", ("llama", ("no_such_library",)))
+    finding = only(config_checks.check_libraries(report()))
+    assert (finding.result, finding.advice) == ("model echo needs no_such_library", "pip install 'modelyard[llama]'")
+
+
+@pytest.mark.parametrize(
+    ("environ", "level"),
+    [
+        ({}, "ok"),
+        ({"NO_PROXY": "*"}, "ok"),
+        ({"HTTP_PROXY": "http://p:3128"}, "warning"),
+        ({"https_proxy": "http://p:3128", "no_proxy": "localhost"}, "warning"),
+        ({"HTTP_PROXY": "http://p:3128", "NO_PROXY": "localhost,10.0.0.0/8"}, "ok"),
+    ],
+)
+def test_proxies_that_catch_calls_of_the_cluster_are_named(environ: dict[str, str], level: str):
+    made = report(role="worker", registry="http://10.0.0.7:8000/api")
+    finding = only(config_checks.check_proxies(made, replace(ROOMY, environ=environ)))
+    assert finding.level == level
+    assert level == "ok" or str(finding.advice).endswith("10.0.0.7")
+
+
+@pytest.mark.parametrize(
+    ("options", "level"),
+    [
+        ({}, "failure"),
+        ({"advertise": "http://10.0.0.9:8001"}, "ok"),
+        ({"advertise": "10.0.0.9"}, "failure"),
+        ({"host": "10.0.0.9"}, "ok"),
+        ({"registry": "http://127.0.0.1:8000/api"}, "ok"),
+    ],
+)
+def test_an_address_that_the_registry_would_take_for_itself_is_a_failure(options: dict[str, str], level: str):
+    made = report(**{"role": "worker", "registry": "http://10.0.0.7:8000/api", **options})
+    assert only(config_checks.check_address(made)).level == level
+
+
+def test_a_service_without_a_registry_has_no_address_to_check():
+    assert [*config_checks.check_address(report(role="worker"))] == []
+    assert [*config_checks.check_registry(report())] == []
+
+
+def test_a_registry_that_does_not_answer_is_a_failure(at: Path):
+    made = report(role="worker", registry="http://127.0.0.1:1/api")
+    assert only(config_checks.check_registry(made)).level == "failure"
+    made = report(role="worker", registry=f"sqlite:///{at}/registry.db")
+    assert only(config_checks.check_registry(made)).result == "answers: 0 of 0 instances are healthy"
+
+
+# The command
+
+
+def test_without_a_service_the_configuration_is_checked(at: Path):
+    report()
+    ran = modelyard("doctor", "--config", "c.toml", "--state-dir", "state", "--port", "1")
+    assert ran.status in (0, 3), ran.out
+    assert ran.table[0]["CHECK"] == "configuration"
+    assert "only the configuration was checked" in ran.out
+    assert not (at / "state").exists(), "it only looks"
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [(["--url", "http://127.0.0.1:1/api"], 1), (["--host", "0.0.0.0", "--insecure"], 3), (["--url", "nonsense"], 1)],
+)
+def test_the_status_is_that_of_the_worst_finding(words: list[str], status: int):
+    report()
+    ran = modelyard("doctor", "--config", "c.toml", "--state-dir", "state", "--port", "1", *words, "--json")
+    assert ran.status == status, ran.out
+    assert ran.json["worst"] == {1: "failure", 3: "warning"}[status]
+
+
+def test_a_running_service_is_checked_with_its_own_configuration(at: Path):
+    with service(at / "s", [{"name": "echo", "delay": 0.01}], registry="memory:") as running:
+        Path("c.toml").write_text('[[models]]\nname = "echo"\n')
+        ran = modelyard("doctor", "--config", "c.toml", "--state-dir", "state", "--url", url_of(running), "--json")
+    findings = {finding["check"]: finding for finding in ran.json["findings"]}
+    service_checks = {"service", "token", "versions", "its registry", "clocks", "stream"}
+    assert {findings[name]["level"] for name in service_checks} == {"ok"}, ran.out
+    assert findings["stream"]["result"].endswith("nothing buffers")
+
+
+def test_private_values_are_never_shown(at: Path):
+    (at / "token").write_text("hunter2hunter2")
+    (at / "token").chmod(stat.S_IRUSR)
+    report(role="worker")
+    registry = "http://user:hunter2@127.0.0.1:1/api"
+    ran = modelyard("doctor", "worker", "--registry", registry, "--token-file", "token", "-m", "echo")
+    assert "hunter2" not in ran.out + ran.err

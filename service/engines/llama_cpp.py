@@ -45,6 +45,7 @@ from .llama_settings import (
     memory_for,
     with_cache_type,
 )
+from .llama_slots import PromptSlots, prompt_of
 from .text_limit import TextLimit
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ class LlamaCpp(Engine):
         self._template_fault = ""
         """Why the model's chat template can't be read; empty where it can."""
         self._n_ctx = self.params.n_ctx
+        self._slots = PromptSlots(0)
         self._metadata = ModelMetadata(self.params.registered_name)
 
     @classmethod
@@ -124,6 +126,8 @@ class LlamaCpp(Engine):
             loaded = f"{self.path}{f' with {beside}' if beside else ''}"
             raise StartFailed(f"llama.cpp refuses {loaded}: {error}; see the log above for its reason") from error
         self._http = LlamaHttp(self._folder.socket)
+        # With prompts kept in memory the library chooses: it saves and restores them only then.
+        self._slots = PromptSlots(0 if self.params.cache_ram_mib else self.params.slots)
         self._metadata = self._describe(header)
         self._try_out()
 
@@ -259,7 +263,9 @@ class LlamaCpp(Engine):
         def produce(put: Callable[[Burst], bool]) -> None:
             if request.echo:
                 put(Burst([self._echoed(request)]))
-            answer.run(handle, body, put, cancel)
+            with self._slots.holding(prompt_of(request)) as slot:
+                given = body if slot is None else {**body, "id_slot": slot}
+                answer.run(handle, given, put, cancel)
 
         return Pump(produce, cancel, f"generate-{self.params.registered_name}")
 

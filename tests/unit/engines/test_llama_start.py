@@ -143,6 +143,29 @@ def test_a_model_that_does_not_fit_into_memory_is_refused_before_it_is_loaded(st
         start(mmproj="mmproj.gguf")
 
 
+# Prompts of conversations
+
+
+def test_conversations_with_one_system_prompt_each_find_their_own_again(start):
+    worker = start(n_ctx=2048)
+    chats = {name: [{"role": "system", "content": "S" * 300}, user(f"{name} " * 40)] for name in "ab"}
+    shares = []
+    for name in "ababab":
+        request = GenerateRequest("m", messages=list(chats[name]), max_new_tokens=8, temperature=0.0)
+        bursts = [burst for burst in worker.generate_stream(request, Cancel()) if burst is not None]
+        usage = bursts[-1].usage or {}
+        shares.append((usage["prompt_tokens"], usage["prompt_tokens_details"]["cached_tokens"]))
+        text = "".join(piece for burst in bursts for piece in burst.pieces)
+        chats[name] += [{"role": "ai", "content": text}, user("more " * 10)]
+    prompts, cached = zip(*shares, strict=True)
+    assert cached[:2] == (0, 0)
+    assert all(cached[turn] >= prompts[turn - 2] for turn in range(2, 6)), "all of the turn before"
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "human", "content": text}
+
+
 # Images
 
 

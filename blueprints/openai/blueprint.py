@@ -11,9 +11,8 @@ from typing import NamedTuple
 from flask import Blueprint, Response, g, request
 
 from ...access.tokens import INFER
-from ...engines.base import Vectors, other_model_of, tokens_of
-from ...errors import ModelyardError
-from ...types import JSONObject, WorkerType, worker_key
+from ...engines.base import other_model_of
+from ...types import JSONObject, WorkerType
 from ...wire.terms import ID_HEADER
 from ...worker.protocol import Service
 from ..request import cors, guard
@@ -32,7 +31,17 @@ from .errors import is_anthropic
 from .events import ChatEvents, CompletionEvents
 from .models import anthropic_entry, anthropic_list, model_entries, model_of, unknown_model
 from .routes import Routes
-from .vectors import COHERE, JINA, TEI, as_probabilities, embeddings_answer, relevance_answer, rerank_answer
+from .vectors import (
+    COHERE,
+    JINA,
+    TEI,
+    as_probabilities,
+    counted,
+    embeddings_answer,
+    is_reranker,
+    relevance_answer,
+    rerank_answer,
+)
 
 
 class _TextCall(NamedTuple):
@@ -147,6 +156,11 @@ def _add_generation(routes: Routes, service: Service) -> None:
     routes.add("POST", "/responses/input_tokens", count_input_tokens)
 
 
+def answer_chat(service: Service) -> Response:
+    """Return the answer to a chat, the body of the current request, for views of others than OpenAI's API."""
+    return _generate(service, _TEXT_CALLS["/chat/completions"])
+
+
 def _generate(service: Service, text_call: _TextCall) -> Response:
     call = Call(service, request)
     try:
@@ -201,7 +215,7 @@ def _add_vectors(routes: Routes, service: Service) -> None:
             if loaded.get("dimensions", size) != size:
                 raise fault("dimensions", f"must be {size}: model {model!r} has vectors of that size alone")
             as_base64 = loaded.get("encoding_format") == "base64"
-            tokens = _counted(service, call, model, rows, texts)
+            tokens = counted(service, call, model, rows, texts)
             answer = embeddings_answer(rows, model, tokens, as_base64=as_base64)
             return vectors_response(answer, rows)
 
@@ -217,7 +231,7 @@ def _add_vectors(routes: Routes, service: Service) -> None:
             g.modelyard_line.model = model
             call.admit(len(query) + sum(map(len, texts)))
             scores = service.manager.rerank(model, query, texts, call.cancel, terms_of(service, body))
-            tokens = _counted(service, call, other_model_of(scores) or model, scores, [query, *texts])
+            tokens = counted(service, call, other_model_of(scores) or model, scores, [query, *texts])
             return vectors_response(relevance_answer(scores, model, tokens), scores)
 
     routes.add("POST", "/embeddings", embeddings)
@@ -239,9 +253,9 @@ def _rerank(service: Service) -> Response:
         extra, terms = schemas.rerank_extra(body), terms_of(service, body)
         scores = ranked = service.manager.rerank(model, query, texts, call.cancel, terms, extra=extra)
         ranker = other_model_of(ranked) or model
-        if not (shape == TEI and loaded.get("raw_scores")) and _is_reranker(service, ranker):
+        if not (shape == TEI and loaded.get("raw_scores")) and is_reranker(service, ranker):
             scores = as_probabilities(scores)
-        tokens = 0 if shape == TEI else _counted(service, call, ranker, ranked, [query, *texts])
+        tokens = 0 if shape == TEI else counted(service, call, ranker, ranked, [query, *texts])
         answer = rerank_answer(
             shape,
             scores,
@@ -255,30 +269,10 @@ def _rerank(service: Service) -> Response:
         return vectors_response(answer, ranked)
 
 
-def _is_reranker(service: Service, model: str) -> bool:
-    """Return whether a model ranks by itself, and not by the cosine of its embeddings."""
-    return bool(service.manager.get_model_instances(worker_key(model, WorkerType.RERANKER), healthy_only=False))
-
-
 def _rerank_shape(body: JSONObject) -> str:
     if body.get("texts") is not None:
         return TEI
     return COHERE if request.path.endswith("/v2/rerank") else JINA
-
-
-def _counted(service: Service, call: Call, model: str, results: Vectors, texts: Sequence[str]) -> int:
-    """Return the tokens of texts, which count for the limits of the key; 0 if the engine can't count.
-
-    They are those that the engine reports, or else all texts counted together.
-    """
-    tokens = tokens_of(results)
-    if tokens is None:
-        try:
-            tokens = service.manager.count_token(model, "\n".join(texts))
-        except ModelyardError:
-            tokens = 0
-    call.count(tokens or None)
-    return tokens
 
 
 def paths_of_application(prefix: str) -> list[str]:

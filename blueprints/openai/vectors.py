@@ -8,8 +8,11 @@ import struct
 from collections.abc import Sequence
 from typing import Any
 
-from ...engines.base import Vectors
-from ...types import JSONObject
+from ...engines.base import Vectors, tokens_of
+from ...errors import ModelyardError
+from ...types import JSONObject, WorkerType, worker_key
+from ...worker.protocol import Service
+from ..request.streaming import Call
 
 JINA, COHERE, TEI = "jina", "cohere", "tei"
 """The shapes of a rerank: Jina's (also of vLLM and llama-server), Cohere's second version, and that of Hugging Face's
@@ -31,6 +34,26 @@ def _usage(tokens: int) -> JSONObject:
 
 def _packed(row: Sequence[float]) -> str:
     return base64.b64encode(struct.pack(f"<{len(row)}f", *row)).decode("ascii")
+
+
+def counted(service: Service, call: Call, model: str, results: Vectors, texts: Sequence[str]) -> int:
+    """Return the tokens of texts, which count for the limits of the key; 0 if the engine can't count.
+
+    They are those that the engine reports, or else all texts counted together.
+    """
+    tokens = tokens_of(results)
+    if tokens is None:
+        try:
+            tokens = service.manager.count_token(model, "\n".join(texts))
+        except ModelyardError:
+            tokens = 0
+    call.count(tokens or None)
+    return tokens
+
+
+def is_reranker(service: Service, model: str) -> bool:
+    """Return whether a model ranks by itself, and not by the cosine of its embeddings."""
+    return bool(service.manager.get_model_instances(worker_key(model, WorkerType.RERANKER), healthy_only=False))
 
 
 def as_probabilities(scores: Sequence[float]) -> Sequence[float]:

@@ -9,6 +9,7 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from ...errors import Unauthorized
 from ...worker.protocol import Service
+from . import api_keys, playground, similarity
 from .site import EVERYONE, Site
 
 LONGEST_NEXT = 2000
@@ -18,6 +19,9 @@ def pages_blueprint(service: Service, path: str) -> Blueprint:
     """Return the pages below ``path``; the order is that of the navigation. Raises ConfigError."""
     site = Site(service, path)
     _add_cluster(site)
+    playground.add(site)
+    similarity.add(site)
+    api_keys.add(site)
     _add_sign_in(site)
     return site.blueprint
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal, Protocol, TypeAlias
 
-from ..access.keys import Key
+from ..access.keys import Key, Limits
 from ..engines.base import Vectors
 from ..settings.settings import Settings
 from ..streams import Cancel, OutputStream
@@ -103,6 +103,24 @@ class Keys(Protocol):
 
     def headers(self, key: Key) -> Sequence[tuple[str, str]]:
         """Return the headers that tell a client what is left of the limits of its key."""
+
+    def left(self, key: Key) -> Limits:
+        """Return what all processes have left of the limits of a valid key now; None: no limit.
+
+        Like the three below it calls the store, and raises RegistryUnavailable.
+        """
+
+    def all(self) -> list[Key]:
+        """Return all keys of the store, revoked ones too, in the order of their making."""
+
+    def add(self, key: Key) -> None:
+        """Keep a new key, which this process accepts at once. Raises ConfigError for a name that is taken."""
+
+    def revoke(self, name: str, *, forget: bool = False) -> Key:
+        """Revoke the key of an id or name, for this process at once; ``forget`` keeps nothing of it.
+
+        Raises ConfigError if there is none.
+        """
 
 
 class Service(Protocol):

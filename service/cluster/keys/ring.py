@@ -12,14 +12,15 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import astuple
 
-from ...access.keys import Key, shown_time
+from ...access.keys import Key, Limits, shown_time
 from ...access.tokens import digest_of
 from ...errors import ModelyardError, NotReady, Unauthorized
 from ...threads import BackgroundThread
 from ...types import JSONObject
 from .allowance import Allowance, Lender, Permit
-from .base import KeyStore
+from .base import NOTHING, KeyStore
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,9 @@ KEPT_FOR = 600.0
 """Seconds for which the keys stay in force while the store does not answer."""
 TICK = 0.5
 """Seconds between two returns of what is idle."""
+
+_LOOKER = "looker"
+"""The process that holds no places, by whose name the store is asked what is left."""
 
 
 class KeyRing:
@@ -172,6 +176,23 @@ class KeyRing:
             self._read_at = self._clock()
         self._looked_at = self._clock()
 
+    # Changes
+
+    def all(self) -> list[Key]:
+        """Return all keys of the store. Raises RegistryUnavailable."""
+        return self.store.all()
+
+    def add(self, key: Key) -> None:
+        """Keep a new key. Raises ConfigError for a name that is taken, and RegistryUnavailable."""
+        self.store.add(key)
+        self._refresh()
+
+    def revoke(self, name: str, *, forget: bool = False) -> Key:
+        """Revoke the key of an id or name. Raises ConfigError if there is none, and RegistryUnavailable."""
+        gone = self.store.revoke(name, forget=forget)
+        self._refresh()
+        return gone
+
     # Limits
 
     def admit(self, key: Key, tokens: int) -> Permit:
@@ -181,6 +202,15 @@ class KeyRing:
     def headers(self, key: Key) -> list[tuple[str, str]]:
         """Return the ``x-ratelimit`` headers of a key."""
         return self._allowance(key).headers()
+
+    def left(self, key: Key) -> Limits:
+        """Return what all processes have left of the limits of a key now; None: no limit.
+
+        Raises RegistryUnavailable, and Unauthorized if the key has gone.
+        """
+        rest = self.store.take(key, _LOOKER, 0, NOTHING, NOTHING).left
+        limits = astuple(key.limits)
+        return Limits(*(None if limit is None else amount for limit, amount in zip(limits, rest, strict=True)))
 
     def _allowance(self, key: Key) -> Allowance:
         allowance = self._allowances.get(key.id)

@@ -181,3 +181,30 @@ def test_a_file_that_can_not_be_looked_at_is_not_one_without_keys(tmp_path: Path
     assert not KeyRing(SqliteKeyStore(tmp_path / "none.db")).is_required()
     with pytest.raises(NotReady, match=r"whether keys are needed is not known: the store of keys in "):
         KeyRing(SqliteKeyStore(tmp_path / ("long" * 100))).is_required()
+
+
+# Changes, and what is left
+
+
+def test_a_change_of_this_process_holds_in_it_at_once(ring: KeyRing, store: Store, times: Times):
+    key = new_key("ci", digest_of("secret"), parse_scopes("infer"))
+    assert ring.find("secret") is None
+    ring.add(key)
+    assert ring.find("secret") == key
+    assert ring.all() == [key]
+    assert ring.revoke("ci").id == key.id
+    with pytest.raises(Unauthorized):
+        ring.find("secret")
+    ring.revoke(key.id, forget=True)
+    assert ring.find("secret") is None
+
+
+def test_what_is_left_is_that_of_all_processes_and_to_look_takes_nothing(ring: KeyRing, store: Store, times: Times):
+    key = add(store, "secret", limits=Limits(requests=5, parallel=3))
+    other = KeyRing(store, lambda: times.now, lambda: times.now)
+    other.admit(key, 7)
+    assert [ring.left(key), ring.left(key)] == [Limits(4, None, 2)] * 2
+    assert ring.left(add(store, "free")) == Limits()
+    store.revoke("secret", forget=True)
+    with pytest.raises(Unauthorized):
+        ring.left(key)

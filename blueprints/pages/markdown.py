@@ -1,0 +1,62 @@
+"""A model's words as safe HTML: markdown without HTML, without pictures, and with links to the web alone.
+
+What a model writes may come from a document that an attacker wrote. So HTML is text, and nothing is loaded: a picture's
+address could carry the conversation away. Needs markdown-it-py.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import MutableMapping, Sequence
+from typing import Any
+
+from markdown_it import MarkdownIt
+from markdown_it.renderer import RendererProtocol
+from markdown_it.token import Token
+from markdown_it.utils import OptionsDict
+from markupsafe import Markup
+
+LARGEST = 64 * 1024
+"""The most bytes of a text: the slowest one takes about half a second."""
+_SCHEMES = ("http://", "https://")
+_REL = "noopener noreferrer nofollow"
+
+_Environment = MutableMapping[str, Any]
+
+
+class _Markdown(MarkdownIt):
+    """CommonMark with tables and strikethrough."""
+
+    def validateLink(self, url: str) -> bool:
+        return url.lower().startswith(_SCHEMES)
+
+
+def html_of(text: str) -> str:
+    """Return the HTML of a model's words."""
+    rendered: str = _markdown().render(text)
+    return rendered
+
+
+@functools.cache
+def _markdown() -> _Markdown:
+    markdown = _Markdown("commonmark", {"html": False})
+    markdown.enable(["table", "strikethrough"])
+    markdown.add_render_rule("link_open", _link)
+    markdown.add_render_rule("image", _picture)
+    return markdown
+
+
+def _link(
+    renderer: RendererProtocol, tokens: Sequence[Token], index: int, options: OptionsDict, env: _Environment
+) -> str:
+    """Return the start of a link: the page that it leads to learns nothing of the one that it is on."""
+    return Markup('<a href="{}" rel="{}" target="_blank">').format(tokens[index].attrs.get("href", ""), _REL)
+
+
+def _picture(
+    renderer: RendererProtocol, tokens: Sequence[Token], index: int, options: OptionsDict, env: _Environment
+) -> str:
+    """Return a picture as a link to it."""
+    address = tokens[index].attrs.get("src", "")
+    text = tokens[index].content or address
+    return Markup('<a href="{}" rel="{}" target="_blank">{}</a>').format(address, _REL, text)

@@ -12,7 +12,7 @@ import stat
 import struct
 import sys
 import termios
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,13 +36,6 @@ def is_patched() -> bool:
     return monkey is not None and bool(monkey.is_module_patched("select"))
 
 
-@cache
-def _wait_of_gevent() -> Callable[[int, float], object]:
-    from gevent.socket import wait_read  # noqa: PLC0415 - only where gevent has patched this process
-
-    return wait_read  # type: ignore[no-any-return]
-
-
 def has_gone(fileno: int) -> bool:
     """Return whether the client at the other end of a socket has closed or shut down its side."""
     poll = original("poll")()
@@ -55,22 +48,6 @@ def is_quiet(fileno: int) -> bool:
     poll = original("poll")()
     poll.register(fileno, select.POLLIN | select.POLLRDHUP)
     return not poll.poll(0)
-
-
-def wait_readable(fileno: int, seconds: float) -> bool:
-    """Return whether a socket has something to read, or has ended; wait ``seconds`` at most until it has."""
-    poll = original("poll")()
-    poll.register(fileno, select.POLLIN)
-    if not is_patched():
-        return bool(poll.poll(seconds * 1000))
-    if poll.poll(0):
-        return True
-    # gevent's own wait costs six times as much as a look, and its poll ten times.
-    try:
-        _wait_of_gevent()(fileno, seconds)
-    except TimeoutError:
-        return False
-    return True
 
 
 class TCPInfo(NamedTuple):

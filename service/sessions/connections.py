@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from urllib3.connection import HTTPConnection
 
 from ..errors import NotConnected
-from ..sockets import is_quiet, wait_readable
+from ..sockets import is_quiet
 from .address import Origin
 from .calls import Call, Ended, current_call
 from .faults import why_not_connected
@@ -177,13 +177,16 @@ class _Source(io.RawIOBase):
 
     def __init__(self, sock: Any, call: Call) -> None:
         self._socket = sock
-        # This file keeps the socket open until the response has come, also after `http.client` has closed the socket.
-        self._raw = sock.makefile("rb", buffering=0)
+        # It keeps the socket open until the response has come, also after `http.client` has closed the socket.
+        self._file = sock.makefile("rb", buffering=0)
         self._read_timeout, self._until = call.read_timeout, call.until
         self.received = 0
         self.is_in_head = True
+        self.has_ended = False
         self.is_held = False
         """Whether reads return None for now: so a buffered reader shows only the bytes that it has."""
+        self.patience: float | None = None
+        """Seconds after which a read returns None for now; None: it raises TimeoutError after ``read_timeout``."""
 
     def readable(self) -> bool:
         return True
@@ -193,23 +196,27 @@ class _Source(io.RawIOBase):
             return None
         if self.is_in_head and self.received > MAX_HEAD:
             raise HeadTooLong(f"its headers are over {MAX_HEAD} bytes")
+        timeout = self._read_timeout if self.patience is None else self.patience
         if self._until is not None:
-            left = self._until - time.monotonic()
-            if left <= 0:
+            timeout = min(timeout, self._until - time.monotonic())
+            if timeout <= 0:
                 raise TimeoutError("timed out")
-            self._socket.settimeout(min(left, self._read_timeout))
-        count: int = self._raw.readinto(buffer)
-        if not count and self.is_in_head and self.received:
-            raise HeadBrokenOff("it ends within its headers")
+        self._socket.settimeout(timeout)
+        try:
+            count: int = self._socket.recv_into(buffer)
+        except TimeoutError:
+            if self.patience is None:
+                raise
+            return None
+        if not count:
+            self.has_ended = True
+            if self.is_in_head and self.received:
+                raise HeadBrokenOff("it ends within its headers")
         self.received += count
         return count
 
-    def wait(self, seconds: float) -> bool:
-        pending = getattr(self._socket, "pending", None)
-        return bool(pending is not None and pending()) or wait_readable(self._socket.fileno(), seconds)
-
     def close(self) -> None:
-        self._raw.close()
+        self._file.close()
         super().close()
 
 
@@ -229,24 +236,37 @@ class Incoming(io.BufferedReader):
         finally:
             self.source.is_held = False
 
-    def whole_chunks(self) -> int:
-        """Return how many chunks of HTTP have come whole; the last chunk, which is empty, does not count."""
-        ahead = b"" if self.closed else self._buffered()
-        count = first = 0
-        while (end := ahead.find(b"\r\n", first)) >= 0:
-            try:
-                size = int(ahead[first:end].partition(b";")[0], 16)
-            except ValueError:
-                break  # its reader raises the error
-            first = end + 2 + size + 2
-            if size <= 0 or first > len(ahead):
-                break
-            count += 1
-        return count
-
     def wait(self, seconds: float) -> bool:
         """Wait until bytes or the end have come, ``seconds`` at most; return whether they have."""
-        return self.closed or self._buffered() != b"" or self.source.wait(seconds)
+        if self.closed:
+            return True
+        self.source.patience = seconds
+        try:
+            return self.peek(1) != b"" or self.source.has_ended
+        finally:
+            self.source.patience = None
+
+    def read_chunks(self) -> bytes:
+        """Return the content of the chunks of HTTP that have come whole.
+
+        It ends before the last chunk, one that has not come whole, and one that is at fault: their reader is urllib3.
+        """
+        ahead = b"" if self.closed else self._buffered()
+        contents: list[bytes] = []
+        first = 0
+        while (end := ahead.find(b"\r\n", first)) >= 0:
+            try:
+                size = int(ahead[first:end], 16)
+            except ValueError:  # not a number, or one with an extension
+                break
+            content = ahead[end + 2 : end + 2 + size]
+            after = end + 2 + size + 2
+            if size <= 0 or ahead[after - 2 : after] != b"\r\n":
+                break
+            contents.append(content)
+            first = after
+        self.read(first)
+        return b"".join(contents)
 
     def close(self) -> None:
         """Close it, and discard the bytes that were not read."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Mapping
-from itertools import islice
+from collections.abc import Generator, Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -13,7 +12,6 @@ import requests
 from ..errors import ModelyardError, WorkerSilent, WorkerUnreachable
 from ..streams import TICK, Cancel
 from .calls import Call
-from .connections import Incoming
 from .faults import FOREIGN, fault_of
 
 RECEIVE_SIZE = 64 * 1024
@@ -34,8 +32,9 @@ class Response:
         self.headers: Mapping[str, str] = response.headers
         """The headers; upper and lower case make no difference in their names."""
         self._raw = response.raw
-        # It reads a chunk of HTTP in half the time that `read1` takes for one.
         self._chunks: Generator[bytes] | None = self._raw.read_chunked(RECEIVE_SIZE) if self._raw.chunked else None
+        self._is_in_chunk = False
+        """Whether urllib3 has given a part of a chunk, and the rest may follow."""
         self._call = call
         self._cancel = cancel
         self._content: bytes | None = None
@@ -89,47 +88,46 @@ class Response:
 
     def read1(self) -> bytes | None:
         """Return the bytes of the body that have come: b"" at its end, None if none came for about a second."""
-        incoming = self._call.incoming
-        if incoming is None or self._failure is not None or self._raw.length_remaining == 0:
+        if self._call.incoming is None or self._raw.length_remaining == 0:
             return self._read()
         tick = min(TICK, self._call.read_timeout)
-        if incoming.wait(tick):
+        data = self._read(tick)
+        if data is not None:
             self._silence = 0.0
-            data = self._read()
-            return self._joined(data, incoming) if data else data
+            return data
         self._silence += tick
         if self._silence >= self._call.read_timeout:
             raise self._failed(WorkerSilent(f"{self._call.origin} was silent for {self._call.read_timeout:g} s"))
-        if self._cancel is not None and self._cancel.is_set():
-            raise self._failed(self._cancel.error)
         return None
 
-    def _joined(self, data: bytes, incoming: Incoming) -> bytes:
-        """Return ``data`` with the chunks of HTTP that have come after it: each read gives one, however short.
+    def _read(self, patience: float | None = None) -> bytes | None:
+        """Return the bytes of the body that have come: b"" at its end, None if none came for ``patience`` seconds."""
+        if self._failure is not None:
+            raise self._failure
+        incoming = self._call.incoming
+        data: bytes | None = None
+        try:
+            if patience is None or incoming is None or incoming.wait(patience):
+                data = self._raw.read1(RECEIVE_SIZE) if self._chunks is None else self._read_chunks(self._chunks)
+        except (*FOREIGN, ValueError) as error:
+            raise self._failed(fault_of(error, self._call)) from error
+        if data == b"":
+            self.close()
+        if self._cancel is not None and self._cancel.is_set():
+            raise self._failed(self._cancel.error)
+        return data
+
+    def _read_chunks(self, chunks: Iterator[bytes]) -> bytes:
+        """Return the content of all chunks of HTTP that have come whole, or of the next; b"" at the end.
 
         The end is left for the next call. So a reader that stops at the last chunk closes the connection, and a server
         that is about to stop does not wait for it.
         """
-        if self._chunks is None or len(data) == RECEIVE_SIZE:  # else it has its chunk to the end
+        incoming = self._call.incoming
+        if incoming is not None and not self._is_in_chunk and (data := incoming.read_chunks()):
             return data
-        parts = [data]
-        try:
-            parts += islice(self._chunks, incoming.whole_chunks())
-        except FOREIGN as error:
-            self._failed(fault_of(error, self._call))  # the next call raises it
-        return b"".join(parts)
-
-    def _read(self) -> bytes:
-        if self._failure is not None:
-            raise self._failure
-        try:
-            data: bytes = self._raw.read1(RECEIVE_SIZE) if self._chunks is None else next(self._chunks, b"")
-        except (*FOREIGN, ValueError) as error:
-            raise self._failed(fault_of(error, self._call)) from error
-        if not data:
-            self.close()
-        if self._cancel is not None and self._cancel.is_set():
-            raise self._failed(self._cancel.error)
+        data = next(chunks, b"")
+        self._is_in_chunk = len(data) == RECEIVE_SIZE
         return data
 
     def _failed(self, error: ModelyardError) -> ModelyardError:

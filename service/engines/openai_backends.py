@@ -121,7 +121,7 @@ class Backends:
             return taken
 
     def _preferred(self, session: str, usable: Sequence[Backend]) -> Backend | None:
-        if not session:
+        if not session or len(usable) == 1:
             return None
         backends = {Candidate(backend.url, backend.requests, self._slots): backend for backend in usable}
         order = preferred(session, list(backends))

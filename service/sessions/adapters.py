@@ -111,6 +111,10 @@ class _Adapter(HTTPAdapter):
     def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
         """Do nothing: the pool has its certificates."""
 
+    def request_url(self, request: requests.PreparedRequest, proxies: Any) -> str:
+        """Return the path and query: no request is sent through a proxy."""
+        return request.path_url
+
     def close(self) -> None:
         """Close the idle connections; those in use are closed when their responses are."""
         for pool in list(self._pools.values()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 from collections.abc import Iterator
 from contextlib import closing
@@ -15,8 +16,7 @@ from ..cluster.addresses import advertised_url
 from ..cluster.keys import keys_exist
 from ..cluster.membership import session_options
 from ..cluster.registry import open_registry
-from ..errors import BadModelFile, ConfigError, ModelyardError
-from ..models.inspection import inspect
+from ..errors import ConfigError, ModelyardError
 from ..server.clients import OTHER_FILES
 from ..sessions.session import Session
 from ..settings.loopback import is_loopback_host
@@ -132,17 +132,15 @@ def check_folders(report: Examination) -> Iterator[Finding]:
 
 
 def check_memory(report: Examination, machine: Machine) -> Iterator[Finding]:
-    """Report less memory than the weights and the cache of the models take."""
-    needs = {model.name: need for model in report.models if (need := _memory_of(model))}
-    if not needs or machine.memory is None or machine.memory_total is None:
+    """Report less memory than the models of this process take."""
+    needs = {model.name: model.memory for model in report.models if model.memory}
+    if not needs or machine.memory == math.inf:
         return
     whole = sum(needs.values())
     each = ", ".join(f"{name} {size(need)}" for name, need in needs.items())
-    result = f"models take {size(whole)} ({each}); {size(machine.memory)} of {size(machine.memory_total)} are free"
-    if whole > machine.memory_total:
-        yield Finding.failure("memory", result, "leave a model out, or lower its n_ctx or limit_model_concurrency")
-    elif whole > SHARE_OF_MEMORY * machine.memory:
-        advice = "if the models do not run yet: end other programs, leave a model out, or lower its n_ctx or slots"
+    result = f"models take {size(whole)} ({each}); {size(int(machine.memory))} are free"
+    if whole > SHARE_OF_MEMORY * machine.memory:
+        advice = "if they do not run yet: end other programs, leave a model out, or lower its n_ctx or slots"
         yield Finding.warning("memory", result, advice)
     else:
         yield Finding.ok("memory", result)
@@ -219,21 +217,6 @@ def check_registry(report: Examination) -> Iterator[Finding]:
 
 def _int(model: ExaminedModel, name: str) -> int:
     return int(model.params[name].value) if name in model.params else 0
-
-
-def _memory_of(model: ExaminedModel) -> int | None:
-    """Return the bytes that a model takes; None where its weights do not tell."""
-    if model.weights is None or not model.weights_exist:
-        return None
-    try:
-        inspection = inspect(Path(model.weights))
-    except (BadModelFile, OSError):
-        return None
-    tokens = min(_int(model, "n_ctx") or 0, inspection.context_length or 0)
-    kept = (
-        inspection.memory(tokens, _int(model, "limit_model_concurrency")) if inspection.worker_type == "llm" else None
-    )
-    return kept or inspection.weights_bytes
 
 
 def _is_writable(path: Path) -> bool:

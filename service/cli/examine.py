@@ -16,7 +16,8 @@ from ..cluster.keys import check_key_store
 from ..cluster.membership import check_registry, registry_url
 from ..cluster.registry.address import sqlite_path
 from ..cluster.registry.sqlite_file import fault_of
-from ..errors import BadModelFile, ConfigError
+from ..engines.base import Engine
+from ..errors import BadModelFile, ConfigError, ModelyardError
 from ..models.catalog import Catalog
 from ..server.state import StateFile
 from ..settings.layers import Faults, Layer, LayerName, Origin, from_text, merge
@@ -62,6 +63,8 @@ class ExaminedModel:
     engine: str | None = None
     weights: str | None = None
     weights_exist: bool = True
+    memory: int = 0
+    """Bytes that it takes while it is loaded; 0 if unknown."""
     params: Mapping[str, Effective] = field(default_factory=dict)
 
     def document(self) -> JSONObject:
@@ -228,23 +231,30 @@ class _Models:
         params: JSONObject = kept.get("params", {})
         earlier = len(self._faults.messages)
         path: object = params.get("model_path")
+        engine: Engine | None = None
         with self._faults.caught():
             layers = self._declarations.declaration(name, params, self._faults).layers
             path = merge(layer.values for layer in layers).get("model_path")
             if len(self._faults.messages) == earlier:
                 worker = self._local.add(name, split_worker_key(key)[1] if key else None, params)
                 values = _values_of(worker.params, merge(layer.origins for layer in layers))
-                model.key, model.engine = worker.key, worker.params.engine
+                model.key, model.engine, engine = worker.key, worker.params.engine, worker.engine
                 model.params = {n: value for n, value in values.items() if n not in _IN_HEADING}
         if isinstance(path, str) and path:
-            self._locate(model, path)
+            self._locate(model, path, engine)
 
-    def _locate(self, model: ExaminedModel, path: str) -> None:
+    def _locate(self, model: ExaminedModel, path: str, engine: Engine | None) -> None:
         try:
-            model.weights = str(self._declarations.resolve(model.name, path))
+            located = self._declarations.resolve(model.name, path)
+            model.weights = str(located)
         except BadModelFile as error:
             model.weights, model.weights_exist = path, False
             self.missing.append(f"model {model.name!r}: {error}")
+            return
+        if engine is not None:
+            engine.path = located
+            with contextlib.suppress(ModelyardError, OSError):  # the start reports it
+                model.memory = engine.memory_needed()
 
 
 def _note(kept: JSONObject) -> str | None:

@@ -8,10 +8,24 @@ from datetime import UTC, datetime
 from ...errors import NotReady, UnknownModel
 from ...types import JSONObject, WorkerType, split_worker_key
 from ...worker.protocol import Service, ServiceState
+from ...worker.states import State, best_states
 from ..request.fields import fault
 from ..request.keys import check_model, visible
 
 _CAPABILITIES = {WorkerType.LLM: "completion", WorkerType.TEXT2VEC: "embedding", WorkerType.RERANKER: "rerank"}
+
+_STATUS = {
+    State.READY: "loaded",
+    State.UNHEALTHY: "loaded",
+    State.STARTING: "loading",
+    State.LOADING: "loading",
+    State.UNLOADED: "unloaded",
+    State.UNLOADING: "unloaded",
+    State.STOPPING: "stopped",
+    State.STOPPED: "stopped",
+    State.FAILED: "failed",
+}
+"""The words of llama-server for the state of a model, and ``stopped`` for one that no request loads."""
 
 _NOT_YET = (ServiceState.STARTING.value, ServiceState.WAITING.value, ServiceState.DISCONNECTED.value)
 
@@ -22,12 +36,11 @@ def model_entries(service: Service, created: int) -> dict[str, JSONObject]:
     An alias has the entry of its model, with ``alias_of``. It is left out while there is no such model.
     """
     kinds: dict[str, set[WorkerType]] = {}
-    ready: set[str] = set()
     for instance in service.manager.get_all_model_instances(healthy_only=False):
         name, kind = split_worker_key(instance.model_name)
         kinds.setdefault(name, set()).add(kind)
-        if instance.healthy:
-            ready.add(name)
+    by_key = service.manager.model_states().items()
+    states = best_states((key.rpartition("@")[0], state) for key, state in by_key)
     lengths, with_images = service.manager.context_lengths(), service.manager.models_with_images()
     entries = {
         name: {
@@ -39,7 +52,7 @@ def model_entries(service: Service, created: int) -> dict[str, JSONObject]:
                 *sorted(_CAPABILITIES[kind] for kind in kinds[name]),
                 *(["vision"] if name in with_images else []),
             ],
-            "status": {"value": "loaded" if name in ready else "unloaded"},
+            "status": {"value": _STATUS[states.get(name, State.FAILED)]},
             **({"max_model_len": lengths[name]} if name in lengths else {}),
         }
         for name in kinds

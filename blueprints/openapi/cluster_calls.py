@@ -52,6 +52,7 @@ _MODEL_STATE = record(
     {
         "context_length": INTEGER,
         "takes_images": BOOLEAN,
+        "memory_bytes": INTEGER,
         "running": INTEGER,
         "waiting": record({"interactive": INTEGER, "batch": INTEGER}),
     },

@@ -66,7 +66,7 @@ _MODEL = record(
         "created": INTEGER,
         "owned_by": STRING,
         "capabilities": array(one_of("completion", "embedding", "rerank", "vision")),
-        "status": record({"value": one_of("loaded", "unloaded")}),
+        "status": record({"value": one_of("loaded", "loading", "unloaded", "stopped", "failed")}),
     },
     {"max_model_len": INTEGER, "alias_of": STRING},
 )

@@ -88,7 +88,7 @@ def tone(state: str) -> str:
 
 _TONES: Mapping[str, str] = {
     **dict.fromkeys(("ready", "usable"), "good"),
-    **dict.fromkeys(("starting", "stopping", "waiting", "draining"), "busy"),
+    **dict.fromkeys(("starting", "stopping", "loading", "unloading", "waiting", "draining"), "busy"),
     **dict.fromkeys(("failed", "failing", "unhealthy", "disconnected"), "bad"),
 }
 

@@ -21,10 +21,10 @@ from ..server.clients import OTHER_FILES
 from ..sessions.session import Session
 from ..settings.loopback import is_loopback_host
 from ..settings.settings import OWNERS
+from ..settings.sizes import size
 from .examine import Examination, ExaminedModel
 from .findings import Finding
 from .machine import Machine
-from .tables import size
 
 LIBRARIES = {
     "llama.cpp": ("llama", ("xllamacpp",)),

@@ -10,9 +10,10 @@ import click
 from ..models.gguf_parts import stem_of
 from ..models.inspection import Inspection
 from ..models.inspection import inspect as inspect_weights
+from ..settings.sizes import size
 from ..types import plain
 from .options import json_option
-from .tables import as_json, size, table, terminal_width
+from .tables import as_json, table, terminal_width
 
 
 @click.command()

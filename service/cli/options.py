@@ -35,7 +35,17 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "remote_headers",
         "remote_ca",
     ),
-    "Models": ("model", "models", "overrides", "models_dirs", "on_load_failure", "placement", "host_timeout"),
+    "Models": (
+        "model",
+        "models",
+        "overrides",
+        "models_dirs",
+        "memory_budget",
+        "memory_turn",
+        "on_load_failure",
+        "placement",
+        "host_timeout",
+    ),
     "Names of models": ("aliases", "default_models", "unknown_models", "fallbacks", "fallback_overloaded"),
     "Configuration and state": ("config", "state_dir", "instance", "fresh"),
     "Limits": (
@@ -182,6 +192,8 @@ def _metavar(declared: Param) -> str:
         return f"[{'|'.join(declared.choices)}]"
     if declared.name in _METAVARS:
         return _METAVARS[declared.name]
+    if "size" in declared.tags:
+        return "SIZE"
     if declared.name.endswith("_timeout"):
         return "SECONDS"
     return {int: "N", float: "NUMBER"}.get(declared.type, declared.type.__name__.upper())

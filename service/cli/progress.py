@@ -8,7 +8,7 @@ import time
 from typing import TextIO
 
 from ..models.progress import Stage
-from .tables import size
+from ..settings.sizes import size
 
 REDRAW = 0.1
 """Seconds between two redraws."""

@@ -13,13 +13,14 @@ from ..models.pull import is_there
 from ..models.pull import pull as pull_weights
 from ..models.pull import remove as remove_weights
 from ..settings.settings import Settings
+from ..settings.sizes import size
 from ..types import JSONObject
 from .application import settings_with
 from .completion import model_of_catalogue
 from .failures import complain
 from .options import given_settings, json_option, setting_options
 from .progress import PullProgress
-from .tables import as_json, print_table, size
+from .tables import as_json, print_table
 
 
 @click.command()

@@ -70,16 +70,6 @@ def safe_text(text: str) -> str:
     return "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in text)
 
 
-def size(count: int) -> str:
-    """Return a number of bytes as text for people, as in 98.4 MB."""
-    value, unit = float(count), "B"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if value < 1000:
-            break
-        value, unit = value / 1000, larger
-    return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
-
-
 def _width(text: str) -> int:
     return sum(_cells(char) for char in text)
 

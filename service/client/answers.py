@@ -16,7 +16,7 @@ class ModelState(NamedTuple):
     worker_type: str | None
     """``llm``, ``text2vec`` or ``reranker``; None for a model whose declaration failed."""
     state: str
-    """``ready``, ``starting``, ``stopping``, ``stopped`` or ``failed``."""
+    """One of those of ``/readyz``: ``ready``, ``unloaded``, ``loading``, ``stopped``, ``failed`` and others."""
     reason: str | None
     """Why the model is in this state; None without a reason."""
 

@@ -10,11 +10,11 @@ from ..sessions.session import Session
 from ..types import WorkerType, worker_key
 from ..worker.local_models import LocalModels
 from ..worker.shared_calls import all_of, shortest
-from ..worker.states import State
+from ..worker.states import State, best_states
 from ..worker.worker import ModelWorker
 from .registry.base import IMAGES, MANAGER_KEY, Instance
 from .remote_model import RemoteModelWorker
-from .routing import Routes
+from .routing import Routes, state_of
 from .view import RegistryView
 
 Worker: TypeAlias = ModelWorker | RemoteModelWorker
@@ -73,23 +73,23 @@ class Directory:
     # Instances
 
     def usable(self, key: str) -> list[Instance]:
-        """Return the instances of a key: that of this process, if it is ready, and those of other processes."""
+        """Return the instances of a key: that of this process, if it is available, and those of other processes."""
         remote, worker = self._remote(key), self._find(key)
-        if worker is None or worker.state is not State.READY:
+        if worker is None or not worker.is_available:
             return remote
         local = Instance(key, self._own_url(), load=worker.load, healthy=worker.is_healthy, weight=worker.params.weight)
         self._routes.answered(local, local.load)
         return [local, *remote]
 
     def _remote(self, key: str) -> list[Instance]:
-        """Return the instances of a key in other processes; a model that is ready here does not wait for a read."""
+        """Return the instances of a key in other processes; a model that is available here does not wait for a read."""
         own_url = self._own_url()
-        rows = self._view.last_instances(key) if self._is_ready(key) else self._view.instances(key)
+        rows = self._view.last_instances(key) if self._is_available(key) else self._view.instances(key)
         return [row for row in rows if row.url != own_url]
 
-    def _is_ready(self, key: str) -> bool:
+    def _is_available(self, key: str) -> bool:
         worker = self._find(key)
-        return worker is not None and worker.state is State.READY
+        return worker is not None and worker.is_available
 
     def all_of(self, key: str) -> list[Instance]:
         """Return the instances of a key, in whatever state."""
@@ -109,6 +109,13 @@ class Directory:
         """Return the keys of all models, sorted."""
         local = set() if self._models is None else set(self._models.keys())
         return sorted((local | {row.key for row in self._view.all() if row.url != self._own_url()}) - {MANAGER_KEY})
+
+    def states(self) -> dict[str, State]:
+        """Return the state of each model, that of its most usable instance, by its key."""
+        local = [] if self._models is None else self._models.workers()
+        rows = [row for row in self._view.all() if row.key != MANAGER_KEY and row.url != self._own_url()]
+        states = [(worker.key, worker.shown_state[0]) for worker in local]
+        return best_states([*states, *((row.key, state_of(row)) for row in rows)])
 
     def context_lengths(self) -> dict[str, int]:
         """Return the context length of each model, by its name: of this process, or of healthy instances in view."""
@@ -132,7 +139,7 @@ class Directory:
             return key
         if self._models is not None and self._models.has(model, None):
             # It is starting, has failed, or is of another type: this process has the more exact error.
-            self._models.worker(model, *types).check_ready()
+            self._models.worker(model, *types).check_available()
         try:
             self.check_complete()
         except NotReady:
@@ -149,4 +156,4 @@ class Directory:
         return next((key for key in keys if self._is_usable(key)), None)
 
     def _is_usable(self, key: str) -> bool:
-        return self._is_ready(key) or bool(self._remote(key))
+        return self._is_available(key) or bool(self._remote(key))

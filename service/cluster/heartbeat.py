@@ -74,6 +74,13 @@ class Heartbeat:
             self._members[key] = _Member(describe, interval, beats)
         self._wake()
 
+    def refresh(self, key: str) -> bool:
+        """Beat now, with the present state of a key; return False if it was not added."""
+        with self._changed:
+            is_member = key in self._members
+        self._wake()
+        return is_member
+
     def remove(self, key: str, *, forget: bool = False) -> None:
         """Deregister a key: it is unhealthy until it is added again; with ``forget`` its row is removed."""
         with self._changed:

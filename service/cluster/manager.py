@@ -36,6 +36,7 @@ from ..worker.local_models import LocalModels
 from ..worker.manager import LocalWorkerManager
 from ..worker.shared_calls import SharedCalls
 from ..worker.spans import spanned
+from ..worker.states import State
 from .attempts import Attempts, RoutedStreams
 from .directory import Directory, Worker
 from .machines import Machines
@@ -227,6 +228,10 @@ class RemoteWorkerManager(SharedCalls):
     def models_with_images(self) -> set[str]:
         """Return the names of the models whose instances have all registered that they take images."""
         return self._directory.models_with_images()
+
+    def model_states(self) -> Mapping[str, State]:
+        """Return the state of each model, that of its most usable instance, by its worker key."""
+        return self._directory.states()
 
     def select_one_instance(self, key: str) -> ModelInstance:
         """Return an instance that the next request would go to. Raises UnknownModel, NotReady."""

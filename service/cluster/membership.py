@@ -17,7 +17,7 @@ from ..telemetry.tracing import Tracing, outgoing_headers
 from ..types import JSONObject
 from ..worker.manager import LocalWorkerManager
 from ..worker.protocol import ModelEvent
-from ..worker.states import State
+from ..worker.states import State, best_states
 from ..worker.worker import ModelWorker
 from .addresses import NO_ADDRESS, advertised_url, checked
 from .heartbeat import Heartbeat
@@ -25,6 +25,7 @@ from .manager import RemoteWorkerManager
 from .registry import open_registry
 from .registry.address import sqlite_path
 from .registry.base import CONTEXT_LENGTH, IMAGES, MANAGER_KEY, Instance, Registry
+from .routing import state_of
 from .view import RegistryView
 
 log = logging.getLogger(__name__)
@@ -154,7 +155,7 @@ class Cluster:
         return Instance(MANAGER_KEY, self.url, capabilities=CAPABILITIES)
 
     def _follow(self, event: ModelEvent) -> None:
-        """Register a model when it is ready, deregister it when it is not.
+        """Register a model when it is available, deregister it when it is not.
 
         The start of a model ends after that, so that its caller can reach the model through any gateway.
         """
@@ -164,6 +165,9 @@ class Cluster:
             self._announce(worker, self.heartbeat)
             if event.kind == "started" and self.url:
                 self.heartbeat.wait_settled(STARTED_TIMEOUT)
+        elif event.kind in ("loaded", "unloaded"):
+            if not self.heartbeat.refresh(worker.key):
+                self._announce(worker, self.heartbeat)
         elif event.kind in ("starting", "failed", "stopped"):
             self.heartbeat.remove(worker.key)
         elif event.kind == "forgotten":
@@ -213,7 +217,7 @@ class Cluster:
         models: list[JSONObject] = []
         for key, instances in sorted(by_key.items()):
             healthy = sum(instance.healthy for instance in instances)
-            state = State.READY if healthy else State.FAILED
+            state = best_states((key, state_of(row)) for row in instances)[key] if healthy else State.FAILED
             reason = f"{healthy} of {len(instances)} instances healthy"
             models.append({"model": key, "state": state.value, "reason": reason})
         return models

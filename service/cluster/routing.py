@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ..affinity import Candidate, preferred
+from ..worker.states import State
 from .registry.base import Instance
 
 COOL_DOWN = 0.25
@@ -41,6 +42,8 @@ class Load:
     slots: int
     free: int
     waiting: int
+    loaded: bool = True
+    """Whether the model is in memory: else a request loads it."""
 
     @property
     def busy(self) -> int:
@@ -48,7 +51,7 @@ class Load:
         return self.slots - self.free + self.waiting
 
     def __str__(self) -> str:
-        return f"slots={self.slots};free={self.free};waiting={self.waiting}"
+        return f"slots={self.slots};free={self.free};waiting={self.waiting}{'' if self.loaded else ';loaded=0'}"
 
     @staticmethod
     @functools.lru_cache(maxsize=256)
@@ -56,10 +59,19 @@ class Load:
         """Return the load of ``text``; None if it is not valid. Few texts differ, so the last ones are kept."""
         try:
             numbers = dict(item.split("=", 1) for item in (text or "").split(";"))
-            load = Load(int(numbers["slots"]), int(numbers["free"]), int(numbers["waiting"]))
+            slots, free, waiting = (int(numbers[name]) for name in ("slots", "free", "waiting"))
+            load = Load(slots, free, waiting, numbers.get("loaded") != "0")
         except (ValueError, KeyError):
             return None
         return load if load.slots >= load.free >= 0 and load.waiting >= 0 else None
+
+
+def state_of(instance: Instance) -> State:
+    """Return the state of the model of an instance, by its last heartbeat."""
+    if not instance.healthy:
+        return State.STOPPED
+    load = Load.parse(instance.load)
+    return State.READY if load is None or load.loaded else State.UNLOADED
 
 
 def _weight(instance: Instance) -> float:
@@ -116,17 +128,19 @@ class Routes:
         """Return the usable instance for a request, and the number of usable ones.
 
         It is the first with room in the order of the ``session``; without one the less loaded of two random instances.
-        Addresses in ``tried`` are left out. The caller must call `ended` after the request, as after `began`.
+        Instances whose model is loaded come before others; addresses in ``tried`` are left out. The caller must call
+        `ended` after the request, as after `began`.
         """
         with self._lock:
             usable = [row for row in instances if row.url not in tried and not self._why_not(row)]
             if not usable:
                 return Taken(None, 0)
-            if session and len(usable) > 1:
-                taken = self._in_order(usable, session)[0]
+            first = [row for row in usable if self._is_loaded(row)] or usable
+            if session and len(first) > 1:
+                taken = self._in_order(first, session)[0]
             else:
                 # In random order, so that each of two equal ones may be the first.
-                taken = min(self.random.sample(usable, min(2, len(usable))), key=self._score)
+                taken = min(self.random.sample(first, min(2, len(first))), key=self._score)
             self._traffic_of(taken).in_flight += 1
             return Taken(taken, len(usable))
 
@@ -167,6 +181,13 @@ class Routes:
     def _score(self, instance: Instance) -> float:
         busy, slots = self._busy_and_slots(instance)
         return (1 + busy) / (slots * _weight(instance))
+
+    def _is_loaded(self, instance: Instance) -> bool:
+        """Return whether the model of an instance is in memory, by a recent answer or its last heartbeat."""
+        traffic = self._traffic.get((instance.key, instance.url))
+        is_recent = traffic is not None and self.clock() - traffic.reported_at < LOAD_AGE
+        load = (is_recent and traffic is not None and traffic.load) or Load.parse(instance.load)
+        return not load or load.loaded
 
     def _busy_and_slots(self, instance: Instance) -> tuple[int, int]:
         """Return the requests that run or wait at an instance, as far as this process sees, and its slots."""
@@ -286,7 +307,12 @@ class Routes:
             loads = [load for row in instances if (load := self._last_load(row)) is not None]
         if not loads:
             return None
-        return Load(sum(x.slots for x in loads), sum(x.free for x in loads), sum(x.waiting for x in loads))
+        return Load(
+            sum(x.slots for x in loads),
+            sum(x.free for x in loads),
+            sum(x.waiting for x in loads),
+            any(x.loaded for x in loads),
+        )
 
     def _last_load(self, instance: Instance) -> Load | None:
         traffic = self._traffic.get((instance.key, instance.url))

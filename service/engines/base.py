@@ -118,6 +118,21 @@ class ModelParams:
         0.0, help="milliseconds that a request to embed waits for others, to be computed with them", min=0, max=1000
     )
     start_timeout: float = param(300.0, help="seconds the start takes at most", min=0.1, max=86_400, tags=["shared"])
+    keep_alive: float | None = param(
+        None,
+        help="seconds without a request after which the model is unloaded, until the next one; default: never",
+        min=0.1,
+        max=31_536_000,
+        tags=["shared"],
+    )
+    pinned: bool = param(False, help="whether it stays loaded: it makes no room for others, and ignores keep_alive")
+    memory: int | None = param(
+        None,
+        help="bytes that it counts with in memory_budget, as in 2.5GB; default: an estimate by weights and context",
+        min=0,
+        max=2**50,
+        tags=["size"],
+    )
     weight: float = param(
         1.0,
         help="share of the requests, relative to the other instances of the model",

@@ -184,15 +184,15 @@ def with_cache_type(weights: Inspection, cache_type: str) -> Inspection:
 def context_of(params: LlamaCppParams, weights: Inspection, free: float, *, is_on_gpus: bool) -> int:
     """Return the tokens of context of one request.
 
-    With ``n_ctx = auto`` these are as many as fit into the share of ``free`` bytes beside the weights. Raises
-    StartFailed if they are too few.
+    With ``n_ctx = auto`` these are as many as fit into the share of ``free`` bytes beside the weights, and into the
+    parameter ``memory``. Raises StartFailed if they are too few.
     """
     trained = weights.context_length
     if params.n_ctx != AUTO:
         return min(params.n_ctx, trained or params.n_ctx)
     share = AUTO_SHARE_OF_GPU if is_on_gpus else AUTO_SHARE
     room = max(0.0, free - weights.weights_bytes) * share
-    memory = weights.weights_bytes + int(min(room, 2**62))
+    memory = min(weights.weights_bytes + int(min(room, 2**62)), params.memory or 2**62)
     tokens = with_cache_type(weights, params.cache_type).tokens_within(memory, params.slots)
     if tokens is None or trained is None:
         raise StartFailed("n_ctx: auto: the file does not tell the context or the shape of its model: give a number")

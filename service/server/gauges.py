@@ -31,6 +31,8 @@ def gauges(models: LocalModels, budget: Budget, cluster: Cluster | None) -> Coun
     _set(values, metrics.THREADS_HELD, budget.held)
     for worker in models.workers():
         _add_model(values, worker)
+    if models.room.budget is not None:
+        _set(values, metrics.MEMORY_BUDGET, models.room.budget)
     if cluster is not None and cluster.heartbeat is not None and cluster.heartbeat.succeeded_at is not None:
         _set(values, metrics.LAST_HEARTBEAT, cluster.heartbeat.succeeded_at)
     if cluster is not None and cluster.manager is not None:
@@ -81,6 +83,7 @@ def _add_model(values: Counts, worker: ModelWorker) -> None:
         _set(values, metrics.MODEL_STATE, float(state is shown), *labels, state.value)
     gate = worker.gate
     load = gate.status()
+    _set(values, metrics.MEMORY, worker.memory, *labels)
     _set(values, metrics.SLOTS, gate.slots, *labels)
     _set(values, metrics.PLACES, gate.max_waiting, *labels)
     _set(values, metrics.RUNNING, load["running"], *labels)

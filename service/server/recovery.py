@@ -107,11 +107,11 @@ class Recovery:
             return
         state, key = self._state, event.worker.key
         assert state is not None
-        if event.kind == "starting":
+        if event.kind in ("starting", "loading"):
             state.begin_start(key)
         elif event.kind == "failed":
             state.end_start(key)
-        elif event.kind == "started":
+        elif event.kind in ("started", "loaded", "unloaded"):
             state.end_start(key)
             added = key not in self._configured
             name = event.worker.params.model_name

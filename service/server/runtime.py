@@ -361,11 +361,13 @@ class Runtime:
 
 
 def _entry(worker: ModelWorker) -> JSONObject:
-    """Return a model in the status: with its context length while that is known, and its load while it is ready."""
+    """Return a model in the status: with its context length while that is known, and its load while it is available."""
     state, reason = worker.shown_state
     entry: JSONObject = {"model": worker.key, "state": state.value, "reason": reason or None}
     if (length := worker.context_length) is not None:
         entry["context_length"] = length
     if worker.takes_images:
         entry["takes_images"] = True
-    return entry | worker.gate.status() if worker.state is State.READY else entry
+    if worker.memory:
+        entry["memory_bytes"] = worker.memory
+    return entry | worker.gate.status() if worker.is_available else entry

@@ -9,7 +9,7 @@ from that. A type is str, int, float, bool, list[str], dict[str, str] or dict[st
 text of a dict is ``NAME=VALUE,NAME=VALUE``, a list in it is ``VALUE+VALUE``. Tags: ``fixed`` (does not change while
 the model exists), ``privacy`` (never shown), ``secret`` (not an option of a command line, which other users of the
 machine can read), ``operator`` (never set over HTTP), ``shared`` (also read from ``MODELYARD_<NAME>``, for every model
-at once).
+at once), ``size`` (bytes, also as text with a unit: ``12GB``).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any
 
 from ..errors import FieldError, InvalidRequest
 from ..types import JSONObject
+from .sizes import bytes_of
 
 MASK = "******"
 NOTHING: Mapping[str, Any] = types.MappingProxyType({})
@@ -96,6 +97,8 @@ class Param:
             return self.check(text)
         if stripped in self.words:
             return self.words[stripped]
+        if "size" in self.tags:
+            return self.check(text)
         try:
             number = self.type(stripped)
         except ValueError:
@@ -108,6 +111,8 @@ class Param:
             if self.nullable:
                 return None
             raise ValueError("must not be null")
+        if "size" in self.tags and isinstance(value, str):
+            value = bytes_of(value)
         if type(value) is int and abs(value) >= 2**63:
             raise ValueError("must fit into 64 bits")
         if self.type is float and type(value) is int:

@@ -98,6 +98,20 @@ class Settings:
     models: list[str] | None = param(
         None, help="names of the models to start, comma-separated; default: those of the configuration"
     )
+    memory_budget: int | None = param(
+        None,
+        help="bytes that the models of this process may take together, as in 12GB: the model that was not used for the "
+        "longest time makes room for another; default: no limit",
+        min=1_000_000,
+        max=2**50,
+        tags=["size"],
+    )
+    memory_turn: float = param(
+        10.0,
+        help="seconds that a model which is in use keeps its memory while requests for another one wait for it",
+        min=0,
+        max=3600,
+    )
     aliases: dict[str, str] = param({}, help="other names of models: ALIAS=MODEL, comma-separated")
     default_models: dict[str, str] = param(
         {}, help="models of requests that name none, by type (llm, text2vec, reranker): TYPE=MODEL, comma-separated"

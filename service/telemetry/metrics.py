@@ -119,6 +119,15 @@ MODEL_STATE = _gauge("model_state", "1 for the state that a model is in.", *_MOD
 LOAD_SECONDS = _histogram(
     "model_load_seconds", "Time of the starts of a model that succeeded.", *_MODEL, buckets=_SECONDS_OF_LOADS
 )
+LOADS = _counter(
+    "model_loads",
+    "Loads of a model, by cause: start (of the process), call (that starts it), request.",
+    *_MODEL,
+    "cause",
+)
+UNLOADS = _counter("model_unloads", "Models that were unloaded, by cause: idle (keep_alive), room.", *_MODEL, "cause")
+MEMORY = _gauge("model_memory_bytes", "Memory that a loaded model counts with in memory_budget.", *_MODEL)
+MEMORY_BUDGET = _gauge("memory_budget_bytes", "Memory that the models of a process may take together (memory_budget).")
 LOAD_FAILURES = _counter("model_load_failures", "Starts of a model that failed.", *_MODEL, "error")
 ROUTED_RUNNING = _gauge("routed_num_requests_running", "Requests under way at the instances of a model.", *_MODEL)
 INSTANCES = _gauge("instances", "Instances in the registry, by state.", *_MODEL, "state")

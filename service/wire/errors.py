@@ -36,7 +36,7 @@ LangChain finds this error by words of its message alone. Who reads the message 
 """
 _MAX_TEXT = 2000
 _PAUSE = re.compile(r"\d{1,4}", re.ASCII)
-_LOAD = re.compile(r"slots=\d{1,9};free=\d{1,9};waiting=\d{1,9}", re.ASCII)
+_LOAD = re.compile(r"slots=\d{1,9};free=\d{1,9};waiting=\d{1,9}(;loaded=0)?", re.ASCII)
 _UNKNOWN_AT_PEER = re.compile(
     r"(\*\*LLMServer Generate Error, Please CheckErrorInfo\.\*\*: )?"
     r"Cound not found worker instances for model name .+ and worker type \w+"

@@ -19,6 +19,9 @@ from ..types import JSONObject
 BATCH_TURN = 8
 """Of so many slots that come free while requests of both kinds wait, one goes to a batch request."""
 
+LOOK = 5.0
+"""Seconds between two looks of a request in line at the time that it has left: a load of its model adds to it."""
+
 BATCH_SHARE = 0.75
 """The share of the budget up to which batch requests are accepted: the rest is for interactive ones."""
 
@@ -26,14 +29,29 @@ BATCH_SHARE = 0.75
 class Ticket:
     """The right of a request to a slot, or its place in line. `release` it in any case."""
 
-    __slots__ = ("_cancel", "_decided", "_gate", "_line", "_released", "_since", "granted", "refusal")
+    __slots__ = (
+        "_cancel",
+        "_decided",
+        "_gate",
+        "_has_slot",
+        "_line",
+        "_released",
+        "_since",
+        "_until",
+        "granted",
+        "refusal",
+    )
 
-    def __init__(self, gate: Gate, cancel: Cancel | None = None, line: deque[Ticket] | None = None) -> None:
-        """Make a ticket that waits in ``line``; without a line, one that is granted."""
+    def __init__(
+        self, gate: Gate, cancel: Cancel | None = None, line: deque[Ticket] | None = None, *, has_slot: bool = True
+    ) -> None:
+        """Make a ticket that waits in ``line``; without a line, one that is granted, of a slot or beside the slots."""
         self._gate = gate
         self._cancel = cancel
         self._line = line
+        self._has_slot = has_slot
         self._since = time.monotonic()
+        self._until = self._since + gate.queue_timeout
         self._released = False
         self._decided = None if line is None else threading.Event()
         self.granted = line is None
@@ -49,12 +67,19 @@ class Ticket:
         if self.granted:
             return True
         assert self._decided is not None
-        left = self._since + self._gate.queue_timeout - time.monotonic()
-        if not self._decided.wait(max(0.0, min(left, timeout))) and timeout >= left:
-            self._gate._refuse(self, self._gate._too_slow())
+        until = time.monotonic() + timeout
+        while not self._decided.wait(max(0.0, min(self._left(), until - time.monotonic(), LOOK))):
+            if self._left() <= 0:
+                self._gate._refuse(self, self._gate._too_slow())
+            elif time.monotonic() >= until:
+                return False
         if self.refusal is not None:
             raise self.refusal
         return self.granted
+
+    def _left(self) -> float:
+        """Return the seconds until it is refused; they do not pass while its model is being loaded."""
+        return math.inf if self._gate.is_loading else self._until - time.monotonic()
 
     def release(self) -> None:
         """Release the slot, or leave the line; a second call does nothing."""
@@ -91,7 +116,8 @@ class Gate:
     the place of the last batch one, which is refused.
 
     Beyond `threading.BoundedSemaphore`, waiters keep their order and have a deadline, and leave the line when their
-    request is cancelled or the gate is closed.
+    request is cancelled or the gate is closed. While the gate is held, no slot is given: its model is not loaded, or is
+    about to be unloaded.
     """
 
     def __init__(self, name: str, slots: int, max_waiting: int, queue_timeout: float) -> None:
@@ -108,6 +134,10 @@ class Gate:
         self._passed_by = 0
         """Slots in a row that went to interactive requests while a batch one waited."""
         self._closed: Callable[[], ModelyardError] | None = None
+        self._held = False
+        self._beside = 0
+        """Granted tickets without a slot."""
+        self._loading_since: float | None = None
 
     def request(self, cancel: Cancel | None = None, *, wait: bool = True, batch: bool = False) -> Ticket:
         """Return a ticket: granted if a slot is free, else a place in line if ``wait``.
@@ -118,7 +148,7 @@ class Gate:
         with self._lock:
             if self._closed is not None:
                 raise self._closed()
-            if self._free > 0:
+            if self._free > 0 and not self._held:
                 self._free -= 1
                 return Ticket(self)
             if not wait:
@@ -135,6 +165,16 @@ class Gate:
             cancel.on_set(ticket._abandon)
         return ticket
 
+    def beside(self) -> Ticket | None:
+        """Return a ticket that takes no slot: until its release the gate is not idle. None while the gate is held."""
+        with self._lock:
+            if self._closed is not None:
+                raise self._closed()
+            if self._held:
+                return None
+            self._beside += 1
+        return Ticket(self, has_slot=False)
+
     def _refuse(self, ticket: Ticket, error: ModelyardError) -> None:
         with self._lock:
             if ticket._in_line:
@@ -150,15 +190,22 @@ class Gate:
                 ticket._leave_line()
                 ticket._decide(Cancelled("left the line"))
             elif ticket.granted:
-                self._pass_on()
+                self._take_back(has_slot=ticket._has_slot)
 
-    def _pass_on(self) -> None:
-        if self.waiting:
-            self._next_line().popleft()._decide(None)
-            return
-        self._free += 1
-        if self._free == self.slots:
+    def _take_back(self, *, has_slot: bool) -> None:
+        if has_slot:
+            self._free += 1
+            self._grant()
+        else:
+            self._beside -= 1
+        if self.is_idle:
             self._idle.notify_all()
+
+    def _grant(self) -> None:
+        """Give the free slots to the requests in line."""
+        while self._free and self.waiting and not self._held:
+            self._free -= 1
+            self._next_line().popleft()._decide(None)
 
     def _next_line(self) -> deque[Ticket]:
         """Return the line whose first request gets the slot that has come free."""
@@ -172,14 +219,58 @@ class Gate:
         """Refuse the requests in line and all later ones, each with a new ``error()``."""
         with self._lock:
             self._closed = error
-            for line in (self._interactive, self._batch):
-                while line:
-                    line.popleft()._decide(error())
+            self._refuse_all(error)
+
+    def refuse(self, error: Callable[[], ModelyardError]) -> None:
+        """Refuse the requests in line, each with a new ``error()``."""
+        with self._lock:
+            self._loading_since = None
+            self._refuse_all(error)
+
+    def _refuse_all(self, error: Callable[[], ModelyardError]) -> None:
+        for line in (self._interactive, self._batch):
+            while line:
+                line.popleft()._decide(error())
+
+    def hold(self, *, only_idle: bool = False) -> bool:
+        """Give no slot until `open`: requests stand in line. With ``only_idle``, return False if it is in use."""
+        with self._lock:
+            is_unused = self.is_idle and (self._held or not self.waiting)
+            if only_idle and (not is_unused or self._closed is not None):
+                return False
+            self._held = True
+            return True
+
+    def loading(self) -> None:
+        """Note that a load begins: until `open` no time passes for the requests in line."""
+        with self._lock:
+            self._held, self._loading_since = True, time.monotonic()
+
+    def open(self) -> None:
+        """Give slots again, first to the requests in line."""
+        with self._lock:
+            if self._loading_since is not None:
+                for ticket in (*self._interactive, *self._batch):
+                    ticket._until += time.monotonic() - max(ticket._since, self._loading_since)
+            # In this order: a request that looks at its time sees one or the other.
+            self._loading_since = None
+            self._held = False
+            self._grant()
 
     def wait_idle(self, timeout: float) -> bool:
         """Block until all slots are free, for ``timeout`` seconds at most; return whether they are."""
         with self._lock:
-            return self._idle.wait_for(lambda: self._free == self.slots, timeout)
+            return self._idle.wait_for(lambda: self.is_idle, timeout)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request runs; some may stand in line."""
+        return self._free == self.slots and not self._beside
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether the model is being loaded, for the requests in line."""
+        return self._loading_since is not None
 
     @property
     def free(self) -> int:
@@ -192,7 +283,9 @@ class Gate:
         return len(self._interactive) + len(self._batch)
 
     def load(self) -> str:
-        """Return the value of the header ``Modelyard-Load``."""
+        """Return the value of the header ``Modelyard-Load``; ``loaded=0`` is there while the gate is held."""
+        if self._held:
+            return f"slots={self.slots};free=0;waiting={self.waiting};loaded=0"
         return f"slots={self.slots};free={self._free};waiting={self.waiting}"
 
     def status(self) -> JSONObject:
@@ -201,12 +294,13 @@ class Gate:
         return {"running": self.slots - self._free, "waiting": waiting}
 
     def _too_slow(self) -> Overloaded:
-        return self._overloaded(f"and none came free in {self.queue_timeout:g} s (queue_timeout)")
+        what = "its turn did not come" if self._held else "none came free"
+        return self._overloaded(f"and {what} in {self.queue_timeout:g} s (queue_timeout)")
 
     def _overloaded(self, why: str) -> Overloaded:
+        slots = f"is busy: all {self.slots} slots (limit_model_concurrency) run"
         return Overloaded(
-            f"model {self.name!r} is busy: all {self.slots} slots (limit_model_concurrency) run, {why}; "
-            "try again later",
+            f"model {self.name!r} {'is not loaded' if self._held else slots}, {why}; try again later",
             retry_after=max(1, math.ceil(min(self.queue_timeout, 5))),
             load=self.load(),
         )

@@ -11,7 +11,9 @@ from typing import Any
 from ..errors import EngineError, ModelyardError
 from ..settings import params as parameters
 from ..types import JSONObject
-from .local_models import LocalModel, LocalModels
+from .life import LoadCause
+from .local_model import LocalModel
+from .local_models import LocalModels
 from .states import State
 from .worker import ModelWorker
 
@@ -36,6 +38,7 @@ def _start(models: LocalModels, model: LocalModel) -> str:
 
 
 def _stop(models: LocalModels, model: LocalModel) -> str:
+    model.worker.cancel_start()
     with models.held(model):
         models.stop_held(model)
         models.tell("stopped", model)
@@ -50,7 +53,9 @@ def _change(models: LocalModels, model: LocalModel, params: Mapping[str, Any], *
         if not changed and not restart:
             return f"model {key}: nothing changed{note}"
         run = restart or model.worker.state is not State.STOPPED
-        note += _replace(models, model, {**model.over_http, **changed}, run=run)
+        # A model that was unloaded stays so, unless there is room; a restart loads it.
+        cause: LoadCause = "start" if model.worker.state is State.UNLOADED and not restart else "call"
+        note += _replace(models, model, {**model.over_http, **changed}, cause if run else None)
     if not changed:
         return f"model {key} restarted{note}"
     return f"model {key}: changed {', '.join(sorted(changed))}{' and restarted' if run else ''}{note}"
@@ -65,29 +70,29 @@ def _changes(worker: ModelWorker, params: Mapping[str, Any]) -> tuple[JSONObject
     return {k: v for k, v in different.items() if k not in fixed}, fixed
 
 
-def _replace(models: LocalModels, model: LocalModel, over_http: JSONObject, *, run: bool) -> str:
+def _replace(models: LocalModels, model: LocalModel, over_http: JSONObject, cause: LoadCause | None) -> str:
     """Give the model new parameters; if it does not start with them, it continues with the previous ones.
 
-    Return what to add to the outcome.
+    With the ``cause`` None it is not started. Return what to add to the outcome.
     """
     previous, previous_values = model.worker, model.over_http
     fresh = models.new_worker(previous.params.model_name, previous.worker_type, over_http)
     models.claim(model, fresh)
-    ran, note = previous.state is State.READY, ""
+    ran, note = previous.is_available, ""
     try:
         if ran:
             note = _stop_replaced(previous)
         model.worker, model.over_http = fresh, over_http
-        if not run:
+        if cause is None:
             models.tell("changed", model)
             return note
-        models.start_held(model)
+        models.start_held(model, cause)
     except ModelyardError as error:
         model.worker, model.over_http = previous, previous_values
         if not ran:
             models.tell("changed", model)
             raise
-        models.start_held(model)
+        models.start_held(model, cause or "call")
         raise type(error)(f"{error}; it runs on with the parameters it had") from error
     finally:
         model.claimed = 0

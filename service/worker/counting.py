@@ -9,7 +9,7 @@ from typing import TypeVar
 from ..engines.base import tokens_of
 from ..errors import EngineError, ModelyardError
 from ..streams import Cancel, OutputStream
-from ..telemetry.metrics import LOAD_FAILURES, LOAD_SECONDS, CallFamilies, Metrics, Value
+from ..telemetry.metrics import LOAD_FAILURES, LOAD_SECONDS, LOADS, UNLOADS, CallFamilies, Metrics, Value
 
 R = TypeVar("R")
 
@@ -81,9 +81,13 @@ class CallCounts:
             (families.duration, labels, time.monotonic() - began),
         )
 
-    def started(self, seconds: float) -> None:
+    def started(self, seconds: float, cause: str) -> None:
         """Count a start of the model that has succeeded."""
-        self._metrics.observe(LOAD_SECONDS, seconds, *self._labels)
+        self._metrics.note((LOAD_SECONDS, self._labels, seconds), (LOADS, (*self._labels, cause), 1))
+
+    def unloaded(self, cause: str) -> None:
+        """Count that the model was unloaded, until a request wants it."""
+        self._metrics.add(UNLOADS, *self._labels, cause)
 
     def start_failed(self, error: ModelyardError) -> None:
         """Count a start of the model that has failed."""

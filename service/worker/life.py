@@ -3,50 +3,74 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 from ..engines.base import Engine, ModelParams
-from ..errors import EngineError, NotReady, StartTimeout
+from ..errors import EngineError, ModelyardError, NotReady, StartTimeout
 from ..streams import Cancel
 from ..telemetry.metrics import ENGINE, Metrics
-from ..types import WorkerType, worker_key
+from ..types import ModelMetadata, WorkerType, worker_key
 from .admission import Gate
 from .counting import CallCounts
 from .health import HealthWatch
+from .room import Lease, Room
 from .start import start_error, start_in_time
-from .states import State
+from .states import AVAILABLE, State
 
 log = logging.getLogger(__name__)
 
 STOP_TIMEOUT = 35.0
 """Seconds that cancelled answers get to release an engine before it is freed."""
+RETRY_PAUSE = 5.0
+"""Seconds after a failed load in which requests are refused with its error; the next one tries again."""
+
+LoadCause: TypeAlias = Literal["start", "call", "request"]
+"""Why a model is loaded: with the start of its process, by a call that starts it, or by a request to it."""
+UnloadCause: TypeAlias = Literal["idle", "room"]
+
+
+class Keeper:
+    """The owner of a model, which hears of it and unloads it. This one is that of a model by itself."""
+
+    def health_changed(self, model: ModelLife) -> None:
+        """Note that a model that is ready has become unhealthy, or healthy again; called in a thread of its watch."""
+
+    def wanted(self, model: ModelLife) -> None:
+        """Load an unloaded model, for which a request waits, in another thread. Raises Overloaded."""
+
+    def make_room(self, model: ModelLife) -> bool:
+        """Unload a model so that another one can be loaded; return False if that is not possible now."""
+        return model.unload("room")
 
 
 class ModelLife:
-    """The life of a model of this process. All calls block."""
+    """The life of a model of this process. All calls block. It is a `room.Guest`."""
 
     def __init__(
         self,
         engine: Engine,
         locate: Callable[[], Path | None] = lambda: None,
-        health_changed: Callable[[ModelLife], None] = lambda worker: None,
+        keeper: Keeper | None = None,
         metrics: Metrics | None = None,
+        room: Room | None = None,
+        *,
         locate_files: Callable[[], Mapping[str, Path]] = dict,
     ) -> None:
         """Hold ``engine``, which is not started yet; ``locate`` finds its weights at the start.
 
-        ``locate_files`` finds the files of `Engine.file_names`.
-
-        ``health_changed`` is called in a thread of its own when `is_healthy` changes while the model is ready. Calls
-        are counted in ``metrics``.
+        ``locate_files`` finds the files of `Engine.file_names`. ``room`` has the memory of all models, by default one
+        without a limit. Calls are counted in ``metrics``.
         """
         self.engine = engine
         self._locate = locate
         self._locate_files = locate_files
-        self._health_changed = health_changed
+        self._keeper = keeper or Keeper()
+        self._room = room or Room()
         self._watch: HealthWatch | None = None
         self.params: ModelParams = engine.params
         self.name = self.params.registered_name
@@ -57,6 +81,11 @@ class ModelLife:
         self.reason = ""
         """Why it is in that state: the progress of a start, or the cause of a failure."""
         self.started_in = 0.0
+        self.last_used = self._room.clock()
+        self._lease: Lease | None = None
+        self._starting = Cancel()
+        self._retry_at = 0.0
+        self._last_metadata = ModelMetadata(self.name)
         self._lock = threading.Lock()
         self._active: set[Cancel] = set()
         self.gate = self._new_gate()
@@ -65,57 +94,109 @@ class ModelLife:
         params = self.params
         return Gate(self.name, params.limit_model_concurrency, params.max_waiting, params.queue_timeout)
 
-    def start(self) -> None:
-        """Load the model within ``start_timeout``. Raises StartFailed; then the state is failed, with the reason."""
+    # Start
+
+    def start(self, cause: LoadCause = "call") -> None:
+        """Load the model within ``start_timeout``, once it has room. It may be unloaded after it: there was no room.
+
+        Raises StartFailed, or NotReady if it is stopped meanwhile. Then it is failed, stopped, or as before unloaded.
+        """
         with self._lock:
-            if self.state in (State.STARTING, State.READY, State.STOPPING):
-                raise NotReady(f"model {self.name!r} is {self.state.value}: it can't be started now")
-            self.state, self.reason = State.STARTING, "waiting to load"
+            previous = self.state
+            if previous not in (State.STOPPED, State.FAILED, State.UNLOADED):
+                raise NotReady(f"model {self.name!r} is {previous.value}: it can't be started now")
+            self.state = State.LOADING if previous is State.UNLOADED else State.STARTING
+            self.reason = "waiting to load"
+            self._starting = Cancel()
         began = time.monotonic()
         try:
-            self._start_engine()
+            lease = self._enter(cause)
+            if lease is None:
+                self._rest(previous)
+                return
+            began = time.monotonic()
+            self._start_engine(lease)
         except BaseException as error:
             failure = start_error(error, self.name)
-            self.state, self.reason = State.FAILED, str(failure)
-            is_clear = failure is error or failure.code != "start_failed"  # else a traceback helps
-            log.warning("model %s did not start: %s", self.key, failure, exc_info=not is_clear)
-            self._counts.start_failed(failure)
+            self._note_failure(previous, failure, is_clear=failure is error or failure.code != "start_failed")
             raise failure from error
+        self._lease = lease
         self.started_in = time.monotonic() - began
-        self.gate = self._new_gate()
-        self.state, self.reason = State.READY, ""
+        self.last_used = self._room.clock()
+        self._counts.started(self.started_in, cause)
+        if previous is not State.UNLOADED:
+            self.gate = self._new_gate()
+        with self._lock:
+            self.state, self.reason = State.READY, ""
+            self.gate.open()
+        lease.loaded()
         self._watch_health()
-        self._counts.started(self.started_in)
         log.info("model %s is ready after %.1f s", self.key, self.started_in)
 
-    def _start_engine(self) -> None:
-        engine, limit = self.engine, self.params.start_timeout
+    def _enter(self, cause: LoadCause) -> Lease | None:
+        """Return the lease of its memory; None where it stays unloaded. Raises StartFailed, NotReady."""
+        engine, params = self.engine, self.params
         engine.path, engine.files = self._locate(), self._locate_files()
-        if not start_in_time(engine, self._progress, self.name, limit):
+        size = 0
+        if self._room.budget is not None:
+            size = engine.memory_needed() if params.memory is None else params.memory
+        is_wanted = {"start": lambda: False, "call": lambda: True, "request": lambda: self.gate.waiting > 0}
+        self.reason = "waiting for memory"
+        return self._room.enter(self, size, self._starting, is_wanted[cause], params.start_timeout)
+
+    def _rest(self, previous: State) -> None:
+        """Stay unloaded, until a request wants it."""
+        if previous is not State.UNLOADED:
+            self.gate = self._new_gate()
+        self.gate.hold()
+        self.state, self.reason = State.UNLOADED, ""
+        log.info("model %s stays unloaded until a request wants it", self.key)
+
+    def _start_engine(self, lease: Lease) -> None:
+        limit, cancel = self.params.start_timeout, self._starting
+        if self.state is State.LOADING:
+            self.gate.loading()
+        try:
+            is_late = not start_in_time(
+                self.engine, self._progress, self.name, timeout=limit, cancel=cancel, when_gone=lease.release
+            )
+        except BaseException:
+            lease.release()
+            raise
+        if is_late:
             # The late engine may still start at any time, so the next start uses a new one.
             self._renew_engine()
+            if cancel.is_set():
+                raise cancel.error
             raise StartTimeout(f"model {self.name!r} did not start within {limit:g} s (start_timeout)")
 
-    def _watch_health(self) -> None:
-        if self.engine.health_interval is not None:
-            self._watch = HealthWatch(self.engine, self.key, lambda: self._health_changed(self))
-            self._watch.start()
+    def _note_failure(self, previous: State, failure: ModelyardError, *, is_clear: bool) -> None:
+        """Note why a start has failed, and refuse the requests that wait for it."""
+        if self._starting.is_set():
+            self.gate.close(self._stopped)
+            self.state, self.reason = State.STOPPED, ""
+            log.info("model %s was stopped while it was loaded", self.key)
+            return
+        log.warning("model %s did not start: %s", self.key, failure, exc_info=not is_clear)
+        self._counts.start_failed(failure)
+        self._retry_at = time.monotonic() + RETRY_PAUSE
+        self.state, self.reason = (State.UNLOADED if previous is State.UNLOADED else State.FAILED), str(failure)
+        self.gate.refuse(self._not_loaded)
 
-    @property
-    def trouble(self) -> str:
-        """Why a model that is ready can't answer now; empty if it can, or the model is not ready."""
-        return self._watch.trouble if self._watch is not None and self.state is State.READY else ""
+    def _not_loaded(self) -> NotReady:
+        pause = max(1, math.ceil(self._retry_at - time.monotonic()))
+        return NotReady(f"model {self.name!r} could not be loaded: {self.reason}", retry_after=pause)
 
-    @property
-    def is_healthy(self) -> bool:
-        """Whether it is ready, and can answer now."""
-        return self.state is State.READY and not self.trouble
+    def cancel_start(self) -> None:
+        """End a start that is under way: it is stopped then, and its engine is freed as soon as that can be."""
+        with self._lock:
+            if self.state not in (State.STARTING, State.LOADING):
+                return
+            starting = self._starting
+        starting.set(self._stopped())
 
-    @property
-    def shown_state(self) -> tuple[State, str]:
-        """The state and reason for people."""
-        trouble = self.trouble
-        return (State.UNHEALTHY, trouble) if trouble else (self.state, self.reason)
+    def _stopped(self) -> NotReady:
+        return NotReady(f"model {self.name!r} was stopped")
 
     def _renew_engine(self) -> None:
         self.engine = type(self.engine)(self.engine.params, self.engine.path)
@@ -124,6 +205,67 @@ class ModelLife:
         self.reason = sentence
         log.info("model %s: %s", self.key, sentence)
 
+    # Memory
+
+    @property
+    def pinned(self) -> bool:
+        """Whether it is never unloaded."""
+        return self.params.pinned
+
+    @property
+    def memory(self) -> int:
+        """The bytes that it takes of the memory budget now."""
+        lease = self._lease
+        return 0 if lease is None else lease.size
+
+    @property
+    def is_in_use(self) -> bool:
+        """Whether requests of it run."""
+        return not self.gate.is_idle
+
+    def hold(self) -> None:
+        """Let new requests stand in line, while it is ready."""
+        with self._lock:
+            if self.state is State.READY:
+                self.gate.hold()
+
+    def let_go(self) -> None:
+        """Let requests run again, while it is ready."""
+        with self._lock:
+            if self.state is State.READY:
+                self.gate.open()
+
+    def make_room(self) -> bool:
+        """Unload it by its keeper, for another model; return False if that is not possible now."""
+        return self._keeper.make_room(self)
+
+    def unload(self, cause: UnloadCause) -> bool:
+        """Free the engine of a model that is ready and idle, until a request wants it. Return False if it is not.
+
+        An engine that fails to stop is replaced, and its memory counts as free.
+        """
+        with self._lock:
+            if self.state is not State.READY or not self.gate.hold(only_idle=True):
+                return False
+            self.state, self.reason = State.UNLOADING, ""
+        self._stop_watch()
+        try:
+            self._last_metadata = self.engine.metadata()
+        except Exception as error:  # noqa: BLE001 - the engine's: what was known last stays
+            log.warning("model %s: its metadata can't be read: %s", self.key, error)
+        try:
+            self._stop_engine()
+        except EngineError as error:
+            self.reason = str(error)
+        self._counts.unloaded(cause)
+        log.info("model %s is unloaded (%s)", self.key, cause)
+        self.state = State.UNLOADED
+        if self.gate.waiting:
+            self._keeper.wanted(self)
+        return True
+
+    # Stop
+
     def stop(self, timeout: float = STOP_TIMEOUT) -> None:
         """Refuse new work, cancel running answers, and free the engine. A model that does not run is only marked.
 
@@ -131,34 +273,44 @@ class ModelLife:
         ready again) or its stop raises (the model is failed, with the reason; the next start uses a new engine).
         """
         with self._lock:
-            if self.state in (State.STOPPED, State.FAILED):
+            if self.state in (State.STOPPED, State.FAILED, State.UNLOADED):
                 self.state, self.reason = State.STOPPED, ""
+                self.gate.close(self._stopped)
                 return
             if self.state is not State.READY:
                 raise NotReady(f"model {self.name!r} is {self.state.value}: it can't be stopped now, try again")
             self.state, self.reason = State.STOPPING, "stopping"
             active = list(self._active)
-        if self._watch is not None:
-            self._watch.stop()
-            self._watch = None
-        self.gate.close(lambda: NotReady(f"model {self.name!r} was stopped"))
+        self._stop_watch()
+        self.gate.close(self._stopped)
         for cancel in active:
-            cancel.set(NotReady(f"model {self.name!r} was stopped"))
+            cancel.set(self._stopped())
         if not self.gate.wait_idle(timeout):
             self.state, self.reason = State.READY, ""
             self.gate = self._new_gate()
             self._watch_health()
             raise EngineError(f"model {self.name!r} did not stop: its engine does not end {len(active)} answers")
         try:
+            self._stop_engine()
+        except EngineError as error:
+            self.state, self.reason = State.FAILED, str(error)
+            raise
+        self.state, self.reason = State.STOPPED, ""
+        log.info("model %s is stopped", self.key)
+
+    def _stop_engine(self) -> None:
+        """Free the engine and its memory. Raises EngineError if its stop raises; then the next start uses a new one."""
+        try:
             self.engine.stop()
         except BaseException as error:
             failure = EngineError(f"model {self.name!r} did not stop in order: {type(error).__name__}: {error}")
             log.warning("%s", failure, exc_info=error)
             self._renew_engine()
-            self.state, self.reason = State.FAILED, str(failure)
             raise failure from error
-        self.state, self.reason = State.STOPPED, ""
-        log.info("model %s is stopped", self.key)
+        finally:
+            if self._lease is not None:
+                self._lease.release()
+                self._lease = None
 
     def quarantine(self) -> None:
         """Mark it as failed, because its process died too often during its load. A start by hand tries again."""
@@ -168,9 +320,45 @@ class ModelLife:
             f"see the log, then start it by hand: modelyard models start {self.name}"
         )
 
-    def check_ready(self) -> None:
-        """Raise NotReady, with the reason, unless it is ready."""
+    # State
+
+    def _watch_health(self) -> None:
+        if self.engine.health_interval is not None:
+            self._watch = HealthWatch(self.engine, self.key, lambda: self._keeper.health_changed(self))
+            self._watch.start()
+
+    def _stop_watch(self) -> None:
+        if self._watch is not None:
+            self._watch.stop()
+            self._watch = None
+
+    @property
+    def trouble(self) -> str:
+        """Why a model that is ready can't answer now; empty if it can, or the model is not ready."""
+        return self._watch.trouble if self._watch is not None and self.state is State.READY else ""
+
+    @property
+    def is_available(self) -> bool:
+        """Whether it accepts requests: it is ready, or is loaded for them."""
+        return self.state in AVAILABLE
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether it is available, and as far as is known can answer."""
+        return self.is_available and not self.trouble
+
+    @property
+    def shown_state(self) -> tuple[State, str]:
+        """The state and reason for people."""
+        trouble = self.trouble
+        return (State.UNHEALTHY, trouble) if trouble else (self.state, self.reason)
+
+    def check_available(self) -> None:
+        """Raise NotReady, with the reason, unless it is available; also for a while after it could not be loaded."""
         if self.state is State.READY:
             return
-        why = f" ({self.reason})" if self.reason else ""
-        raise NotReady(f"model {self.name!r} is {self.state.value}{why}", retry_after=5)
+        if not self.is_available:
+            why = f" ({self.reason})" if self.reason else ""
+            raise NotReady(f"model {self.name!r} is {self.state.value}{why}", retry_after=5)
+        if self.state is State.UNLOADED and time.monotonic() < self._retry_at:
+            raise self._not_loaded()

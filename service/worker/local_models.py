@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from ..errors import Conflict, ModelyardError, NotReady, UnknownModel, not_callable
@@ -16,8 +16,11 @@ from ..telemetry.tracing import Tracing
 from ..types import JSONObject, WorkerType, worker_key
 from .admission import Budget
 from .declarations import Declarations
-from .life import STOP_TIMEOUT, ModelLife
+from .housekeeper import Housekeeper
+from .life import LoadCause
+from .local_model import LocalModel
 from .protocol import EventKind, ModelEvent
+from .room import Room
 from .spans import start_span
 from .states import State
 from .worker import ModelWorker
@@ -26,45 +29,6 @@ log = logging.getLogger(__name__)
 
 LIFECYCLE_TIMEOUT = 5.0
 """Seconds that the stop of all models waits, over all of them, for those that are just starting."""
-
-
-@dataclass
-class LocalModel:
-    """One model of this process, with what was set over HTTP for it. A change of parameters replaces its worker."""
-
-    worker: ModelWorker
-    over_http: JSONObject
-    claimed: int = 0
-    """Slots that a change under way holds for the next worker."""
-    _lifecycle: threading.Lock = field(default_factory=threading.Lock)
-
-    @property
-    def slots(self) -> int:
-        """Slots that count against the budget."""
-        return max(self.worker.gate.slots, self.claimed)
-
-    def refuse_while_busy(self) -> None:
-        """Raise Conflict when the model runs, or is about to be started, stopped or changed."""
-        state = self.worker.state
-        if state in (State.STOPPED, State.FAILED):
-            if not self._lifecycle.locked():
-                return
-            state = State.STARTING
-        raise Conflict(f"model {self.worker.key} is {state.value} already: shut it down first, or restart it")
-
-    @contextmanager
-    def alone(self, timeout: float | None = None) -> Iterator[None]:
-        """Hold the lifecycle lock: one start, stop or change at a time.
-
-        Raises NotReady when another takes longer than ``timeout`` seconds (default: a stop and a start).
-        """
-        limit = STOP_TIMEOUT + self.worker.params.start_timeout if timeout is None else timeout
-        if not self._lifecycle.acquire(timeout=limit):
-            raise NotReady(f"model {self.worker.key} is {self.worker.state.value}: it was not free within {limit:g} s")
-        try:
-            yield
-        finally:
-            self._lifecycle.release()
 
 
 class LocalModels:
@@ -77,13 +41,21 @@ class LocalModels:
         tracing: Tracing,
         incomplete: Callable[[], str] = lambda: "",
         metrics: Metrics | None = None,
+        *,
+        room: Room | None = None,
     ) -> None:
-        """Hold no model yet. ``incomplete`` returns why models may still be missing; empty if none is."""
+        """Hold no model yet. ``incomplete`` returns why models may still be missing; empty if none is.
+
+        ``room`` is the memory of the models, by default as the settings say.
+        """
         self.declarations = declarations
         self.budget = budget
         self._tracing = tracing
         self._incomplete = incomplete
         self._metrics = metrics or Metrics()
+        settings = declarations.settings
+        self.room = room or Room(settings.memory_budget, settings.memory_turn)
+        self._housekeeper = Housekeeper(self)
         self._lock = threading.RLock()
         self._models: dict[str, LocalModel] = {}
         self._listeners: list[Callable[[ModelEvent], None]] = []
@@ -162,10 +134,11 @@ class LocalModels:
         engine = self.declarations.engine(name, worker_type, over_http)
         return ModelWorker(
             engine,
-            lambda: self.declarations.locate(engine),
-            self._health_changed,
+            partial(self.declarations.locate, engine),
+            self._housekeeper,
             self._metrics,
-            lambda: self.declarations.locate_files(engine),
+            self.room,
+            locate_files=partial(self.declarations.locate_files, engine),
         )
 
     def _check_room(self, worker: ModelWorker) -> None:
@@ -188,20 +161,20 @@ class LocalModels:
         skip: Collection[str] = (),
         halted: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Start every model but those whose key is in ``skip``, one after the other.
+        """Start every model but those whose key is in ``skip``, one after the other: pinned ones first.
 
-        Once ``halted`` returns true, no other is started. A failed start is logged, and listeners are called; without
-        ``ignore_errors`` the first error is raised at the end.
+        A model for which there is no room stays unloaded. Once ``halted`` returns true, no other is started. A failed
+        start is logged, and listeners are called; without ``ignore_errors`` the first error is raised at the end.
         """
         failures: list[ModelyardError] = []
-        for model in self.all():
+        for model in sorted(self.all(), key=lambda model: not model.worker.pinned):
             if halted():
                 return
-            if model.worker.key in skip:
+            if model.worker.key in skip or model.worker.is_available:
                 continue
             try:
                 with self.held(model):
-                    self.start_held(model)
+                    self.start_held(model, "start")
             except ModelyardError as error:
                 failures.append(error)
         if failures and not ignore_errors:
@@ -214,6 +187,7 @@ class LocalModels:
         """
         deadline = time.monotonic() + timeout
         failures: list[Exception] = []
+        self._housekeeper.stop()
         for model in reversed(self.all()):
             try:
                 with model.alone(max(0.0, deadline - time.monotonic())):
@@ -258,6 +232,7 @@ class LocalModels:
     def shutdown(self, name: str, worker_type: WorkerType | None) -> None:
         """Stop the models of a name, and a type if given, and forget them. Raises UnknownModel."""
         for model in self.named(name, worker_type):
+            model.worker.cancel_start()
             with self.held(model):
                 self.stop_held(model)
                 with self._lock:
@@ -272,18 +247,23 @@ class LocalModels:
                 raise UnknownModel(f"model {model.worker.key} was shut down meanwhile")
             yield
 
-    def start_held(self, model: LocalModel) -> None:
-        """Start a model whose lifecycle lock this thread holds. Raises StartFailed."""
-        if model.worker.state is State.READY:
+    def start_held(self, model: LocalModel, cause: LoadCause = "call") -> None:
+        """Start a model whose lifecycle lock this thread holds. Raises StartFailed, NotReady."""
+        worker = model.worker
+        if worker.state is State.READY:
             return
-        self.tell("starting", model)
+        is_available = worker.is_available
+        ends: dict[State, EventKind] = {
+            State.READY: "loaded" if is_available else "started",
+            State.UNLOADED: "unloaded",
+        }
+        self.tell("loading" if is_available else "starting", model)
         try:
-            with start_span(self._tracing, model.worker.params):
-                model.worker.start()
-        except BaseException:
-            self.tell("failed", model)
-            raise
-        self.tell("started", model)
+            with start_span(self._tracing, worker.params):
+                worker.start(cause)
+        finally:
+            self.tell(ends.get(worker.state, "failed"), model)
+        self._housekeeper.loaded(worker)
 
     def stop_held(self, model: LocalModel) -> None:
         """Stop a model whose lifecycle lock this thread holds; what that means is for the caller to tell.
@@ -302,11 +282,6 @@ class LocalModels:
     def subscribe(self, listener: Callable[[ModelEvent], None]) -> None:
         """Call ``listener`` at every change of a model, in the thread that made it."""
         self._listeners.append(listener)
-
-    def _health_changed(self, worker: ModelLife) -> None:
-        model = self._models.get(worker.key)
-        if model is not None and model.worker is worker:
-            self.tell("health", model)
 
     def tell(self, kind: EventKind, model: LocalModel) -> None:
         """Call every listener. An exception of a listener is logged."""

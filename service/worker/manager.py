@@ -36,6 +36,7 @@ from .outcomes import in_parallel, merged, outcome_of, timed
 from .protocol import APPLY_TYPES, EVERY_MODEL
 from .shared_calls import SharedCalls, all_of, shortest
 from .spans import spanned
+from .states import State
 
 log = logging.getLogger(__name__)
 
@@ -140,12 +141,16 @@ class LocalWorkerManager(SharedCalls):
         ]
 
     def context_lengths(self) -> Mapping[str, int]:
-        """Return the context length of each model that is ready, by its name."""
+        """Return the context length of each model that is available, by its name."""
         return shortest((worker.name, worker.context_length) for worker in self.models.workers())
 
     def models_with_images(self) -> set[str]:
         """Return the names of the models that are ready and take images."""
         return all_of((worker.name, worker.takes_images) for worker in self.models.workers())
+
+    def model_states(self) -> Mapping[str, State]:
+        """Return the state of each model, by its worker key."""
+        return {worker.key: worker.shown_state[0] for worker in self.models.workers()}
 
     def load_of(self, model: str, worker_type: WorkerType) -> str | None:
         """Return the value of ``Modelyard-Load`` for a model; None if it is not in this process."""

@@ -38,6 +38,7 @@ from ..types import (
 from .protocol import WorkerManager
 from .shared_calls import SharedCalls
 from .spans import spanned
+from .states import State
 
 T = TypeVar("T")
 
@@ -234,6 +235,10 @@ class NamingManager(SharedCalls):
     def load_of(self, model: str, worker_type: WorkerType) -> str | None:
         """Return the load of a model; None if there is none."""
         return self._manager.load_of(self._names.model_of(model), worker_type)
+
+    def model_states(self) -> Mapping[str, State]:
+        """Return the state of each model, by its worker key."""
+        return self._manager.model_states()
 
     def context_lengths(self) -> Mapping[str, int]:
         """Return the context length of each model that has one, by its own name."""

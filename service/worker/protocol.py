@@ -27,13 +27,17 @@ from ..types import (
     WorkerType,
 )
 from .admission import Budget
+from .states import State
 from .worker import ModelWorker
 
 APPLY_TYPES = ("start", "stop", "restart", "update_params")
 EVERY_MODEL = "*"
 
-EventKind = Literal["starting", "started", "failed", "stopped", "forgotten", "changed", "health"]
-"""``health``: a model that is ready has become unhealthy, or healthy again."""
+EventKind = Literal[
+    "starting", "started", "failed", "stopped", "forgotten", "changed", "health", "loading", "loaded", "unloaded"
+]
+"""``health``: a model that is ready has become unhealthy, or healthy again. The last three are of a model that accepts
+requests before and after; ``unloaded`` also of one that was not loaded with its process, and of a load that failed."""
 
 
 @dataclass(frozen=True)
@@ -244,6 +248,9 @@ class WorkerManager(Protocol):
         self, worker_type: WorkerType | None = None, *, healthy_only: bool = True
     ) -> list[ModelInstance]:
         """Return all instances, of one type if given."""
+
+    def model_states(self) -> Mapping[str, State]:
+        """Return the state of each model, that of its most usable instance, by its worker key. Nothing is called."""
 
     def context_lengths(self) -> Mapping[str, int]:
         """Return the context length of each model that has one, by its name: the shortest of several instances.

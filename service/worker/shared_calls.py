@@ -13,6 +13,7 @@ from ..streams import Cancel, whole_answer
 from ..telemetry.tracing import Tracing
 from ..types import GenerateRequest, ModelInstance, ModelOutput, WorkerType, split_worker_key
 from .protocol import StartCallback, WorkerManager
+from .states import State
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ class SharedCalls(WorkerManager):
         return []
 
     def _first_llm(self) -> str:
-        """Return the name of the first LLM that is ready, or else of the first LLM.
+        """Return the name of the first LLM that is loaded, or else healthy, or else of the first LLM.
 
         DB-GPT counts tokens without a model before each chat, so a choice is better than an error. Raises
         InvalidRequest if there is no LLM.
@@ -95,7 +96,8 @@ class SharedCalls(WorkerManager):
         instances = self.get_all_model_instances(WorkerType.LLM, healthy_only=False)
         if not instances:
             raise InvalidRequest.of_field("model", "is missing: no LLM is hosted")
-        first = next((instance for instance in instances if instance.healthy), instances[0])
+        states = self.model_states()
+        first = min(instances, key=lambda i: (states.get(i.model_name) is not State.READY, not i.healthy))
         return split_worker_key(first.model_name)[0]
 
     # The start

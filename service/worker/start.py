@@ -5,42 +5,55 @@ from __future__ import annotations
 import logging
 import socket
 import threading
+from collections.abc import Callable
 
 import requests
 
 from ..engines.base import Engine, Progress
 from ..errors import BadModelFile, MissingLibrary, ModelyardError, NetworkFailure, StartFailed, StartTimeout
+from ..streams import Cancel
 from ..threads import start_thread
 
 log = logging.getLogger(__name__)
 
 
-def start_in_time(engine: Engine, progress: Progress, name: str, timeout: float) -> bool:
-    """Start ``engine`` in a thread of its own; return False if that takes longer than ``timeout`` seconds.
+def start_in_time(
+    engine: Engine, progress: Progress, name: str, *, timeout: float, cancel: Cancel, when_gone: Callable[[], None]
+) -> bool:
+    """Start ``engine`` in a thread of its own; return False if it takes over ``timeout`` seconds, or is cancelled.
 
-    A late engine is stopped as soon as its start ends; it must not be used again. Raises the errors of the engine.
+    Such a late engine is stopped as soon as its start ends, and then ``when_gone`` is called; it must not be used
+    again. Raises the errors of the engine.
     """
-    ended = threading.Event()
+    decided = threading.Event()
     failures: list[BaseException] = []
-    deciding, given_up = threading.Lock(), False
+    deciding, has_ended, given_up = threading.Lock(), False, False
 
     def run() -> None:
+        nonlocal has_ended
         try:
             engine.start(progress)
         except BaseException as error:  # noqa: BLE001 - raised again by the thread that waits
             failures.append(error)
         with deciding:
-            ended.set()
-        if given_up and not failures:
-            try:
+            has_ended = True
+            decided.set()
+        if not given_up:
+            return
+        try:
+            if not failures:
                 engine.stop()
-            except Exception:
-                log.exception("model %s started too late, and its engine did not stop in order", name)
+        except Exception:
+            log.exception("model %s started too late, and its engine did not stop in order", name)
+        finally:
+            when_gone()
 
     start_thread(threading.Thread(target=run, name=f"start-{name}", daemon=True))
-    ended.wait(timeout)
+    cancel.on_set(decided.set)
+    decided.wait(timeout)
+    cancel.forget(decided.set)
     with deciding:
-        given_up = not ended.is_set()
+        given_up = not has_ended
     if failures and not given_up:
         raise failures[0]
     return not given_up

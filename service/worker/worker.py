@@ -18,7 +18,8 @@ from ..types import DEFAULT_TERMS, Burst, GenerateRequest, JSONObject, ModelMeta
 from ..wire.images import check_images
 from .admission import Ticket
 from .joint import JointTexts
-from .life import ModelLife
+from .life import Keeper, ModelLife
+from .room import Room
 from .spans import CallSpan
 from .states import State
 
@@ -32,12 +33,14 @@ class ModelWorker(ModelLife):
         self,
         engine: Engine,
         locate: Callable[[], Path | None] = lambda: None,
-        health_changed: Callable[[ModelLife], None] = lambda worker: None,
+        keeper: Keeper | None = None,
         metrics: Metrics | None = None,
+        room: Room | None = None,
+        *,
         locate_files: Callable[[], Mapping[str, Path]] = dict,
     ) -> None:
         """Hold ``engine``, which is not started yet; see `ModelLife`."""
-        super().__init__(engine, locate, health_changed, metrics, locate_files)
+        super().__init__(engine, locate, keeper, metrics, room, locate_files=locate_files)
         params = self.params
         self._joint = JointTexts(self._embed, params.joint_texts, params.joint_letters, params.joint_delay / 1000)
 
@@ -47,7 +50,8 @@ class ModelWorker(ModelLife):
         Raises InvalidRequest for options that the engine does not take, Overloaded if the line is full, and NotReady.
         The stream raises these, Cancelled, and the errors of the engine.
         """
-        if request.options:
+        is_loaded = self.state is State.READY  # else the engine does not know yet what it takes
+        if is_loaded:
             self._check_options(request.options)
         span = CallSpan("generate", self.params)
         try:
@@ -56,7 +60,7 @@ class ModelWorker(ModelLife):
             span.end(error)
             self._counts.failed(error)
             raise
-        answer = self._answer(request, cancel, ticket, span)
+        answer = self._answer(request, cancel, ticket, span, is_checked=is_loaded)
         stream = OutputStream(answer, cancel, lambda: self._let_go(cancel, ticket), load=self.gate.load())
         stream.when_closed(partial(self._counts.answered, stream))
         if span.recording:
@@ -64,6 +68,8 @@ class ModelWorker(ModelLife):
         return stream
 
     def _check_options(self, options: JSONObject) -> None:
+        if not options:
+            return
         message = f"is not supported by model {self.name!r}: leave it out"
         if "messages" in options:
             check_images(options["messages"], self.name, takes_images=self.engine.takes_images is not False)
@@ -72,11 +78,13 @@ class ModelWorker(ModelLife):
             raise InvalidRequest.of_fields([{"field": field, "message": message} for field in fields])
 
     def _answer(
-        self, request: GenerateRequest, cancel: Cancel, ticket: Ticket, span: CallSpan
+        self, request: GenerateRequest, cancel: Cancel, ticket: Ticket, span: CallSpan, *, is_checked: bool
     ) -> Iterator[Burst | None]:
         """Yield None while the request waits in line, then the engine's bursts. Foreign errors become ours."""
         while not ticket.wait(TICK):
             yield None
+        if not is_checked:
+            self._check_options(request.options)
         watch = span.of_generation(request)
         failure: BaseException | None = None
         bursts: Iterator[Burst | None] = iter(())
@@ -120,14 +128,17 @@ class ModelWorker(ModelLife):
         Raises Overloaded, NotReady, Cancelled, InputTooLong, EngineError.
         """
         if not texts:
-            self.check_ready()
+            self.check_available()
             return []
         more = self._keywords(extra)
-        embed = partial(self.engine.embed, texts, cancel, **more) if more else partial(self._joint.embed, texts, cancel)
+        embed = partial(self._embed if more else self._joint.embed, texts, cancel, **more)
         return self._computed("embeddings", embed, texts, cancel, terms)
 
-    def _embed(self, texts: Sequence[str], cancel: CancelEvent) -> Vectors:
-        return self.engine.embed(texts, cancel)  # of the engine now: a failed stop renews it
+    def _embed(self, texts: Sequence[str], cancel: CancelEvent, **more: Any) -> Vectors:
+        return self.engine.embed(texts, cancel, **more)  # of the engine now: a failed stop renews it
+
+    def _rank(self, query: str, texts: Sequence[str], cancel: CancelEvent, **more: Any) -> Sequence[float]:
+        return self.engine.rerank(query, texts, cancel, **more)
 
     def rerank(
         self,
@@ -140,10 +151,10 @@ class ModelWorker(ModelLife):
     ) -> Sequence[float]:
         """Return a score for each text; an embedding model scores by cosine. Takes and raises like `embeddings`."""
         if not texts:
-            self.check_ready()
+            self.check_available()
             return []
         if self.worker_type is WorkerType.RERANKER:
-            operation, rank = "rerank", partial(self.engine.rerank, query, texts, cancel, **self._keywords(extra))
+            operation, rank = "rerank", partial(self._rank, query, texts, cancel, **self._keywords(extra))
         else:
             embed = partial(self._joint.embed, cancel=cancel)
             operation, rank = "embeddings", partial(rank_by_cosine, embed, query, texts)
@@ -154,16 +165,21 @@ class ModelWorker(ModelLife):
         return {"extra": extra} if extra and self.engine.passes_on else {}
 
     def count_token(self, prompt: str) -> int:
-        """Return the number of tokens of ``prompt``; never waits in line."""
-        self.check_ready()
+        """Return the number of tokens of ``prompt``; it waits in line only for a model that is not loaded."""
+        self.check_available()
+        cancel = Cancel()
+        ticket = self.gate.beside() or self._admit(cancel, DEFAULT_TERMS)
         try:
+            ticket.wait()
             return self.engine.count_token(prompt)
         except BaseException as error:
             raise self.engine_error(error) from error
+        finally:
+            self._let_go(cancel, ticket)
 
     @property
     def context_length(self) -> int | None:
-        """The context length in the metadata of a model that is ready; None without one."""
+        """The context length in the metadata of a model that is available; None without one."""
         try:
             return self.metadata().context_length
         except NotReady:
@@ -174,13 +190,20 @@ class ModelWorker(ModelLife):
 
     @property
     def takes_images(self) -> bool:
-        """Whether it is ready, and known to take images."""
-        return self.state is State.READY and self.engine.takes_images is True
+        """Whether it is available, and known to take images."""
+        return self.is_available and self.engine.takes_images is True
 
     def metadata(self) -> ModelMetadata:
-        """Return the metadata of the model; never waits in line."""
-        self.check_ready()
-        return self.engine.metadata()
+        """Return the metadata of the model, of one that is not loaded what was known last; never waits in line."""
+        self.check_available()
+        ticket = self.gate.beside()
+        if ticket is None:
+            return self._last_metadata
+        try:
+            return self.engine.metadata()
+        finally:
+            ticket.release()
+            self._room.notice()
 
     def _computed(
         self, operation: str, call: Callable[[], Any], texts: Sequence[str], cancel: Cancel, terms: Terms
@@ -208,20 +231,28 @@ class ModelWorker(ModelLife):
                 self._let_go(cancel, ticket)
 
     def _admit(self, cancel: Cancel, terms: Terms) -> Ticket:
-        self.check_ready()
+        self.check_available()
         ticket = self.gate.request(cancel, wait=terms.wait, batch=terms.batch)
         with self._lock:
             self._active.add(cancel)
-            ready = self.state is State.READY
-        if not ready:
+            state = self.state
+        if state is State.READY:
+            return ticket
+        try:
+            self.check_available()
+            if state is State.UNLOADED:
+                self._keeper.wanted(self)
+        except BaseException:
             self._let_go(cancel, ticket)
-            self.check_ready()
+            raise
         return ticket
 
     def _let_go(self, cancel: Cancel, ticket: Ticket) -> None:
         with self._lock:
             self._active.discard(cancel)
+        self.last_used = self._room.clock()
         ticket.release()
+        self._room.notice()
 
     def engine_error(self, error: BaseException) -> BaseException:
         """Return ``error`` if clients may see it, else an EngineError with the name of its class."""

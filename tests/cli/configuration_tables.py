@@ -47,13 +47,15 @@ def _row(param: Param) -> str:
     takes = allowed(param)
     if param.choices:
         kind = ", ".join(f"`{choice}`" for choice in param.choices)
+    elif "size" in param.tags:
+        kind = "size"
     elif takes:
         kind += f", {takes}"
     default = "" if param.default in NOTHING else f"`{shown(param.default)}`"
     default = "required" if param.required else default
     if param.type is bool and not param.required:
         default = f"`{str(param.default).lower()}`"
-    tags = f" ({', '.join(sorted(param.tags))})" if param.tags else ""
+    tags = f" ({', '.join(sorted(param.tags - {'size'}))})" if param.tags - {"size"} else ""
     return f"| `{param.name}` | {kind} | {default} | {param.help}{tags} |".replace("|  |", "| |")
 
 

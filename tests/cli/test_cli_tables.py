@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import pytest
-from modelyard.cli.tables import printable, shown, size, table
+from modelyard.cli.tables import printable, shown, table
+from modelyard.settings.sizes import size
 
 
 def test_columns_are_as_wide_as_their_widest_cell_and_lines_do_not_end_in_blanks():

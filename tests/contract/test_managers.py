@@ -33,6 +33,7 @@ from modelyard.settings.settings import Settings
 from modelyard.streams import Cancel
 from modelyard.types import ApplyOutcome, GenerateRequest, JSONObject, Terms, WorkerType
 from modelyard.worker.protocol import APPLY_TYPES, EVERY_MODEL, WorkerManager
+from modelyard.worker.states import State
 from running import wait_until
 from steered import Steered
 
@@ -404,6 +405,24 @@ def test_a_model_that_takes_images_is_known_while_it_runs(manager):
     assert apply(manager, "b", "stop").success
     assert "b@llm" not in keys(manager)
     assert manager.models_with_images() == set()
+
+
+def test_a_model_that_nobody_uses_is_unloaded_and_listed_and_the_next_request_loads_it(manager):
+    assert apply(manager, "b", "update_params", keep_alive=0.1).success
+    number = start_number(manager, "b")
+
+    def is_unloaded() -> bool:
+        return "b@llm" in keys(manager) and manager.model_states()["b@llm"] is State.UNLOADED
+
+    wait_until(is_unloaded, "it is unloaded")
+    assert manager.context_lengths()["b"] == 128
+    assert manager.load_of("b", LLM) == "slots=8;free=0;waiting=0;loaded=0"
+    assert start_number(manager, "b") == number, "its metadata are those that were known last"
+    assert manager.select_one_instance("b@llm").healthy
+    assert manager.model_states()["b@llm"] is State.UNLOADED, "all this has not loaded it"
+    assert manager.generate(prompt("x", "b")).text == " x"
+    assert manager.model_states()["a@llm"] is State.READY
+    wait_until(lambda: is_unloaded() and start_number(manager, "b") > number, "it was loaded, and unloaded again")
 
 
 def test_a_request_without_a_model_may_mean_those_of_its_type(manager):

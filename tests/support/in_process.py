@@ -117,9 +117,9 @@ class Settled(SettledLoad):
     def _is_told(self) -> bool:
         cluster = self._worker.cluster
         assert cluster is not None
-        ready = {w.key for w in self._worker.local.models.workers() if w.state.value == "ready"}
+        available = {w.key for w in self._worker.local.models.workers() if w.is_available}
         healthy = {one.key for one in cluster.registry.instances(healthy_only=True)}
-        return healthy == ready | {"WorkerManager@service"}
+        return healthy == available | {"WorkerManager@service"}
 
 
 @contextmanager

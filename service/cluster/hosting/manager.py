@@ -33,7 +33,7 @@ from ...wire.errors import error_of_response
 from ...worker.protocol import ServiceState
 from ...worker.shared_calls import SharedCalls, all_of, shortest
 from ...worker.spans import spanned
-from ...worker.states import State
+from ...worker.states import AVAILABLE, State
 from ..remote_machine import RemoteMachine
 from ..remote_model import RemoteModelWorker
 
@@ -80,6 +80,7 @@ class HostedWorkerManager(SharedCalls):
         """The worker keys of the host's models, by its last status."""
         self._context_lengths: Mapping[str, int] = {}
         self._with_images: set[str] = set()
+        self._states: Mapping[str, State] = {}
 
     def _worker(self, model: str, *types: WorkerType) -> RemoteModelWorker:
         """Return the model to call as one of ``types``. If the host has no such model, the call itself fails."""
@@ -141,6 +142,7 @@ class HostedWorkerManager(SharedCalls):
         self._context_lengths = shortest((name, length) for name, length in lengths if isinstance(length, int))
         images = ((str(m["model"]).rpartition("@")[0], bool(m.get("takes_images"))) for m in status["models"])
         self._with_images = all_of(images)
+        self._states = {str(model["model"]): State(model["state"]) for model in status["models"]}
         names = ["ready", "state", "reason", "models", "unsaved", *({"cluster"} & status.keys())]
         return {name: status.get(name) for name in names}
 
@@ -157,7 +159,7 @@ class HostedWorkerManager(SharedCalls):
         if key not in states and not status["ready"]:
             return  # it may not be declared yet: the host decides
         if key in states:
-            may_answer = states[key]["state"] in (State.READY, State.UNHEALTHY, State.STARTING)
+            may_answer = states[key]["state"] in (*AVAILABLE, State.STARTING)
             if not may_answer and status["state"] != ServiceState.STARTING:
                 self._worker(model, kind).metadata()
             return
@@ -234,7 +236,7 @@ class HostedWorkerManager(SharedCalls):
     def _instances(self, key: str | None = None) -> list[ModelInstance]:
         host, port = self._place()
         return [
-            ModelInstance(model["model"], host, port, healthy=model["state"] == State.READY)
+            ModelInstance(model["model"], host, port, healthy=model["state"] in AVAILABLE - {State.UNHEALTHY})
             for model in self._called(self.status, None)["models"]
             if "@" in model["model"] and key in (None, model["model"])
         ]
@@ -246,6 +248,10 @@ class HostedWorkerManager(SharedCalls):
     def models_with_images(self) -> set[str]:
         """Return the names of the models that take images, as in the host's last status."""
         return self._with_images
+
+    def model_states(self) -> Mapping[str, State]:
+        """Return the state of each model, by its worker key, as it is in the host's last status."""
+        return self._states
 
     def load_of(self, model: str, worker_type: WorkerType) -> str | None:
         """Return the load of a model in the host's last answer to this process."""

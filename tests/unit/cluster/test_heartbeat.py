@@ -124,6 +124,19 @@ def test_one_that_sends_no_heartbeats_is_registered_once(heartbeat, registry):
     assert healthy(registry) == ["a@llm", "b@llm"]
 
 
+def test_a_refresh_beats_at_once_with_the_present_load_and_the_same_registration(heartbeat, registry):
+    assert not heartbeat.refresh("a@llm")
+    load = ["slots=1;free=1;waiting=0"]
+    heartbeat.add("a@llm", lambda: Instance("a@llm", URL, load=load[0]), 3600)
+    heartbeat.start()
+    wait_until(lambda: heartbeat.registered() == ["a@llm"], "it is registered")
+    load[0] += ";loaded=0"
+    assert heartbeat.refresh("a@llm")
+    wait_until(lambda: registry.instances()[0].load == load[0], "the registry has it")
+    first, second = ([one.generation for one in those] for call, those in registry.calls if call == "beat")
+    assert (first, second) == ([None], [registry.instances()[0].generation])
+
+
 def test_a_removed_key_is_deregistered_and_beats_no_more(heartbeat, registry):
     heartbeat.add("a@llm", describe("a@llm"), 0.02)
     heartbeat.add("b@llm", describe("b@llm"), 0.02)

@@ -90,7 +90,7 @@ def test_a_fallback_answers_for_a_model_that_was_stopped(yard: Yard) -> None:
     def status() -> object:
         return yard.client.models.retrieve("gpt-4o").to_dict()["status"]
 
-    wait_until(lambda: status() == {"value": "unloaded"}, "the list has it")
+    wait_until(lambda: status() == {"value": "stopped"}, "the list has it")
 
 
 def test_one_instance_that_refuses_is_no_reason_for_a_fallback(yard: Yard) -> None:

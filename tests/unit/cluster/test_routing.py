@@ -10,7 +10,8 @@ import pytest
 from clocks import Clock
 from modelyard.affinity import BOUND, Candidate, ranked
 from modelyard.cluster.registry.base import Instance
-from modelyard.cluster.routing import COOL_DOWN, LOAD_AGE, LONGEST_COOL_DOWN, Load, Routes
+from modelyard.cluster.routing import COOL_DOWN, LOAD_AGE, LONGEST_COOL_DOWN, Load, Routes, state_of
+from modelyard.worker.states import State
 
 KEY = "a@llm"
 
@@ -54,6 +55,7 @@ def shares(routes: Routes, those: list[Instance], draws: int = 400) -> Counter[s
     [
         ("slots=8;free=3;waiting=2", Load(8, 3, 2)),
         ("waiting=0;slots=1;free=1;more=x", Load(1, 1, 0)),
+        ("slots=8;free=0;waiting=1;loaded=0", Load(8, 0, 1, loaded=False)),
         ("slots=8;free=9;waiting=0", None),
         ("slots=8;free=-1;waiting=0", None),
         ("slots=8;free=x;waiting=0", None),
@@ -67,7 +69,8 @@ def test_what_a_gate_says_is_read_and_nonsense_is_nothing(text, load):
 
 
 def test_a_load_is_written_as_it_is_read():
-    assert Load.parse(str(Load(8, 3, 2))) == Load(8, 3, 2)
+    for load in (Load(8, 3, 2), Load(8, 0, 2, loaded=False)):
+        assert Load.parse(str(load)) == load
     assert Load(8, 3, 2).busy == 7
 
 
@@ -360,3 +363,39 @@ def test_the_load_of_several_is_their_sum(routes):
     routes.answered(one, "slots=8;free=3;waiting=1")
     routes.busy(two, "slots=4;free=0;waiting=2")
     assert routes.load_of([one, two]) == Load(12, 3, 3)
+
+
+# Models that are not loaded
+
+
+def test_instances_that_have_the_model_loaded_come_first(routes, clock):
+    resting = [instance(number, load="slots=8;free=0;waiting=0;loaded=0") for number in (1, 2, 3)]
+    awake = instance(4, load="slots=8;free=8;waiting=0")
+    fill(routes, awake, 7)
+    for session in ("", "s"):
+        taken = routes.take([*resting, awake], session=session)
+        assert (taken.instance, taken.among) == (awake, 4)
+    assert routes.take([*resting, awake], tried={awake.url}).instance in resting
+    assert routes.take(resting).instance in resting
+
+
+def test_what_an_answer_reports_counts_until_it_is_old_and_then_the_heartbeat(routes, clock):
+    one, other = instance(1, load="slots=8;free=8;waiting=0"), instance(2, load="slots=8;free=0;waiting=0;loaded=0")
+    routes.answered(one, "slots=8;free=0;waiting=0;loaded=0")
+    routes.answered(other, "slots=8;free=8;waiting=0")
+    assert [routes.take([one, other]).instance for _ in range(4)] == [other] * 4
+    clock.now += 60
+    assert [routes.take([one, other]).instance for _ in range(4)] == [one] * 4
+
+
+def test_the_state_of_an_instance_is_that_of_its_last_heartbeat():
+    loads = [None, "slots=8;free=8;waiting=0", "slots=8;free=0;waiting=0;loaded=0"]
+    states = [state_of(instance(load=load)) for load in loads]
+    assert states == [State.READY, State.READY, State.UNLOADED]
+    assert state_of(instance(healthy=False)) is State.STOPPED
+
+
+def test_a_model_is_loaded_if_one_of_its_instances_has_it(routes):
+    one, other = instance(1, load="slots=8;free=8;waiting=0"), instance(2, load="slots=8;free=0;waiting=2;loaded=0")
+    assert str(routes.load_of([one, other])) == "slots=16;free=8;waiting=2"
+    assert str(routes.load_of([other])) == other.load

@@ -52,6 +52,7 @@ def test_auto_is_half_of_what_the_weights_leave_for_all_slots(weights):
     assert auto(weights, 2 * 1024 * 2 * 512, limit_model_concurrency=1) == 2048
     assert auto(weights, 2 * 1100 * 2 * 512) == 1024, "in steps of 256"
     assert auto(weights, math.inf) == 2048, "never more than it was trained with"
+    assert auto(weights, math.inf, memory=weights.weights_bytes + 1024 * 2 * 512) == 1024, "nor over its memory"
     assert auto(weights, 1200 * 2 * 512, is_on_gpus=True) == 1024
 
 

@@ -526,3 +526,69 @@ def test_slots_that_do_not_fit_the_budget_are_refused_with_the_numbers():
 def test_a_budget_that_is_full_offers_no_negative_number():
     with pytest.raises(Conflict, match="ask for at most 0"):
         Budget(threads=10, reserve=8).check_room("m", wanted=1, taken=5)
+
+
+# A model that is not loaded
+
+
+def test_while_a_gate_is_held_requests_stand_in_line_and_its_opening_serves_them():
+    one = gate(slots=2)
+    running = one.request()
+    one.hold()
+    first, second, third = (one.request() for _ in range(3))
+    running.release()
+    assert (one.is_idle, one.waiting, one.load()) == (True, 3, "slots=2;free=0;waiting=3;loaded=0")
+    one.open()
+    assert [ticket.granted for ticket in (first, second, third)] == [True, True, False]
+    first.release()
+    assert (third.granted, one.load()) == (True, "slots=2;free=0;waiting=0")
+
+
+def test_a_gate_is_held_if_it_is_idle_and_nobody_waits():
+    one = gate()
+    beside = one.beside()
+    assert beside is not None
+    assert (one.free, one.is_idle, one.hold(only_idle=True)) == (1, False, False)
+    beside.release()
+    ticket = one.request()
+    assert not one.hold(only_idle=True)
+    ticket.release()
+    assert one.hold(only_idle=True)
+    assert one.beside() is None
+    waiting = one.request()
+    assert one.hold(only_idle=True), "who waits for a held gate does not use the model"
+    waiting.release()
+
+
+def test_the_time_of_a_load_does_not_count_for_those_in_line(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("modelyard.worker.admission.time.monotonic", lambda: now[0])
+    one = gate(queue_timeout=10)
+    one.hold()
+    early = one.request()
+    now[0] += 6
+    one.loading()
+    late = one.request()
+    now[0] += 60
+    assert not early.wait(0)
+    one.hold()
+    one.open()
+    held, waiting = (early, late) if early.granted else (late, early)
+    assert held is early
+    now[0] += 9
+    assert not waiting.wait(0), "it has waited for 9 seconds"
+    now[0] += 1
+    with pytest.raises(Overloaded, match="none came free in 10 s"):
+        waiting.wait(0)
+
+
+def test_those_in_line_may_be_refused_without_closing_the_gate():
+    one = gate()
+    one.hold()
+    waiting = one.request()
+    one.refuse(lambda: NotReady("could not be loaded"))
+    with pytest.raises(NotReady, match="could not be loaded"):
+        waiting.wait()
+    later = one.request()
+    one.open()
+    assert later.granted

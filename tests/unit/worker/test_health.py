@@ -11,6 +11,7 @@ from modelyard.engines.echo import Echo
 from modelyard.errors import EngineError
 from modelyard.streams import Cancel
 from modelyard.types import GenerateRequest
+from modelyard.worker.life import Keeper, ModelLife
 from modelyard.worker.states import State
 from modelyard.worker.worker import ModelWorker
 from running import wait_until
@@ -45,7 +46,12 @@ class Watched(Echo):
 def watched():
     engine = Watched(Echo.Params(model_name="m", engine="echo"))
     changes: queue.Queue[bool] = queue.Queue()
-    worker = ModelWorker(engine, health_changed=lambda worker: changes.put(worker.is_healthy))
+
+    class Listener(Keeper):
+        def health_changed(self, model: ModelLife) -> None:
+            changes.put(model.is_healthy)
+
+    worker = ModelWorker(engine, keeper=Listener())
     worker.start()
     yield engine, worker, changes
     worker.stop()

@@ -1,0 +1,410 @@
+"""Models that are unloaded and loaded again: for whom, when, and what their requests see of it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import steered
+from clocks import Clock
+from modelyard.errors import InvalidRequest, ModelyardError, NotReady, Overloaded, StartFailed
+from modelyard.models.catalog import Catalog
+from modelyard.settings.settings import Settings
+from modelyard.streams import Cancel, OutputStream
+from modelyard.telemetry.metrics import LOAD_FAILURES, LOADS, UNLOADS, Metrics
+from modelyard.types import GenerateRequest, Terms
+from modelyard.worker.admission import Budget
+from modelyard.worker.declarations import Declarations
+from modelyard.worker.manager import LocalWorkerManager
+from modelyard.worker.states import State
+from modelyard.worker.worker import ModelWorker
+from running import wait_until
+from steered import Steered
+
+MB = 10**6
+Make = Callable[..., LocalWorkerManager]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch) -> None:
+    """Let requests look at their lines often, and failed loads be tried again at once."""
+    monkeypatch.setattr("modelyard.worker.worker.TICK", 0.005)
+    monkeypatch.setattr("modelyard.worker.admission.LOOK", 0.005)
+
+
+@pytest.fixture
+def make() -> Iterator[Make]:
+    """Makes a manager of models ``a``, ``b`` ..., each of 60 MB and started, within a budget."""
+    Steered.reset()
+    made: list[LocalWorkerManager] = []
+
+    def manager(names: str = "ab", *, budget: int | None = 100 * MB, turn: float = 10.0, **params: Any) -> Any:
+        tables = [{"name": name, "worker_class": steered.PATH, "memory": 60 * MB, **params} for name in names]
+        for table in tables:
+            table.update(table.pop("only", {}).get(table["name"], {}))
+        settings = Settings(models_dirs=["/nonexistent"], threads=128, memory_budget=budget, memory_turn=turn)
+        declarations = Declarations(settings, Catalog.load(tables, settings.models_paths), {})
+        made.append(LocalWorkerManager(declarations, Budget(128, 8), metrics=Metrics()))
+        for name in names:
+            made[-1].models.add(name)
+        made[-1].models.start()
+        return made[-1]
+
+    yield manager
+    Steered.go.set()
+    for one in made:
+        one.models.stop()
+    wait_until(lambda: Steered.running() == [], "every engine was stopped")
+
+
+def worker(manager: LocalWorkerManager, name: str) -> ModelWorker:
+    found = manager.models.find(f"{name}@llm") or manager.models.find(f"{name}@text2vec")
+    assert found is not None
+    return found
+
+
+def states(manager: LocalWorkerManager) -> str:
+    """Return the first two letters of the states: ``re`` is ready, ``un`` unloaded, ``fa`` failed."""
+    return " ".join(state.value[:2] for state in manager.model_states().values())
+
+
+def ask(manager: LocalWorkerManager, model: str, prompt: str = "x", cancel: Cancel | None = None) -> OutputStream:
+    return manager.generate_stream(GenerateRequest(model, prompt=prompt), cancel)
+
+
+def answer(manager: LocalWorkerManager, model: str, prompt: str = "x") -> str:
+    return manager.generate(GenerateRequest(model, prompt=prompt)).text
+
+
+class Asking(threading.Thread):
+    """A call in a thread of its own, with its result or its error."""
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        super().__init__(daemon=True)
+        self._call = call
+        self.result: object = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self.result = self._call()
+        except ModelyardError as error:
+            self.result = error
+
+    def end(self) -> object:
+        self.join(20)
+        assert not self.is_alive(), "it still waits"
+        return self.result
+
+
+def counted(manager: LocalWorkerManager, family: Any) -> dict[tuple[str, ...], float]:
+    counts = manager.models._metrics.counts().get(family.name, {})
+    return {(labels[0], labels[2]): cell[0] for labels, cell in counts.items()}
+
+
+# The start
+
+
+def test_models_are_started_while_there_is_room_and_the_others_are_available(make):
+    manager = make("abc")
+    assert states(manager) == "re un un"
+    instances = manager.get_all_model_instances()
+    assert [instance.model_name for instance in instances] == ["a@llm", "b@llm", "c@llm"]
+    assert manager.models.room.taken == 60 * MB
+    assert manager.context_lengths() == {"a": 128}, "that of a model that was never loaded is not known"
+
+
+def test_pinned_models_are_started_first(make):
+    assert states(make("abc", memory=30 * MB, only={"c": {"pinned": True, "memory": 50 * MB}})) == "re un re"
+
+
+def test_a_model_that_can_never_fit_has_failed_with_the_figures(make):
+    manager = make("ab", only={"b": {"memory": 120 * MB}})
+    assert states(manager) == "re fa"
+    assert "model 'b' needs 120.0 MB of memory, and memory_budget is 100.0 MB" in worker(manager, "b").reason
+
+
+def test_without_a_budget_nothing_is_counted(make):
+    manager = make("abc", budget=None)
+    assert states(manager) == "re re re"
+    assert manager.models.room.taken == 0
+
+
+# Requests
+
+
+@pytest.mark.parametrize("call", ["stream", "whole", "count"])
+def test_a_request_loads_its_model_and_waits_for_it(make, call):
+    manager = make("ab")
+    if call == "stream":
+        bursts = list(ask(manager, "b", "one two"))
+        assert "".join(piece for burst in bursts if burst for piece in burst.pieces) == " one two"
+    elif call == "whole":
+        assert answer(manager, "b", "one two") == " one two"
+    else:
+        assert manager.count_token("b", "one two") == 2
+    assert states(manager) == "un re"
+    assert counted(manager, LOADS) == {("a", "start"): 1, ("b", "request"): 1}
+    assert counted(manager, UNLOADS) == {("a", "room"): 1}
+    assert manager.context_lengths() == {"a": 128, "b": 128}, "what was known of an unloaded model stays"
+
+
+def test_texts_to_embed_wait_for_their_model_too(make):
+    manager = make("ab", only={"b": {"worker_type": "text2vec"}})
+    assert manager.embeddings("b", ["abc"]) == [[3.0, 1.0]]
+    assert manager.rerank("b", "abc", ["abc"]) == pytest.approx([1.0])
+    assert states(manager) == "un re"
+
+
+def test_a_stream_shows_that_it_waits_until_its_model_is_loaded(make):
+    manager = make("ab", only={"b": {"hold_start": True}})
+    stream = ask(manager, "b", "hello")
+    assert [next(stream), next(stream)] == [None, None]
+    wait_until(lambda: worker(manager, "b").reason == "stretching", "its engine starts")
+    assert worker(manager, "b").shown_state[0] is State.LOADING
+    assert stream.load == "slots=8;free=0;waiting=1;loaded=0"
+    Steered.go.set()
+    assert "".join(piece for burst in stream if burst for piece in burst.pieces) == " hello"
+    assert stream.cancel.queued > 0
+
+
+def test_what_only_looks_does_not_load_and_is_no_use(make):
+    manager = make("ab")
+    used = worker(manager, "a").last_used
+    for name in "ab":
+        assert manager.model_metadata(name).model == name
+        assert manager.parameter_descriptions(name, None)
+    manager.get_all_model_instances()
+    manager.context_lengths()
+    manager.load_of("b", worker(manager, "b").worker_type)
+    manager.supported_models()
+    assert states(manager) == "re un"
+    assert worker(manager, "a").last_used == used
+    assert manager.count_token(None, "a b") == 2, "by the model that is loaded"
+    assert states(manager) == "re un"
+
+
+def test_who_does_not_wait_is_refused_and_loads_nothing(make):
+    manager = make("ab")
+    with pytest.raises(Overloaded, match="model 'b' is not loaded, and the caller does not wait") as refused:
+        manager.generate_stream(GenerateRequest("b", prompt="x", terms=Terms(wait=False)))
+    assert refused.value.load == "slots=8;free=0;waiting=0;loaded=0"
+    assert states(manager) == "re un"
+
+
+def test_what_a_model_takes_is_checked_when_it_is_loaded(make):
+    manager = make("ab")
+    taken = GenerateRequest("b", prompt="x", options={"logprobs": True})
+    assert manager.generate(taken).text == " x"
+    with pytest.raises(InvalidRequest, match="not supported by model 'a'"):
+        manager.generate(GenerateRequest("a", prompt="x", options={"grammar": "y"}))
+    assert states(manager) == "re un", "only the loaded model knows"
+
+
+def test_a_client_that_leaves_does_not_end_the_load(make):
+    manager = make("ab", only={"b": {"hold_start": True}})
+    cancel = Cancel()
+    stream = ask(manager, "b", cancel=cancel)
+    wait_until(lambda: worker(manager, "b").reason == "stretching", "its engine starts")
+    cancel.set()
+    stream.close()
+    Steered.go.set()
+    wait_until(lambda: states(manager) == "un re", "it is loaded")
+
+
+# Turns
+
+
+def test_a_model_that_runs_is_not_unloaded_and_the_other_is_refused_when_its_time_is_over(make):
+    manager = make("ab", only={"b": {"queue_timeout": 0.05}})
+    running = ask(manager, "a", "hold")
+    next(running)
+    with pytest.raises(Overloaded, match=r"'b' is not loaded, and its turn did not come in 0\.05 s") as refused:
+        answer(manager, "b")
+    assert refused.value.retry_after == 1
+    assert states(manager) == "re lo" or states(manager) == "re un"
+    running.close()
+    wait_until(lambda: states(manager) in ("re un", "un re"), "the line is empty")
+    assert answer(manager, "a") == " x"
+
+
+def test_requests_are_collated_by_model(make):
+    manager = make("ab", only={"a": {"limit_model_concurrency": 1}})
+    order: list[str] = []
+    held = ask(manager, "a", "hold")
+    next(held)
+
+    def in_line(model: str, number: int) -> Asking:
+        def call() -> None:
+            with ask(manager, model) as stream:
+                for burst in stream:
+                    if burst is not None and burst.pieces:
+                        order.append(f"{model}{number}")
+
+        asking = Asking(call)
+        wait_until(lambda: worker(manager, model).gate.waiting == number, "it is in line")
+        return asking
+
+    asking = [in_line("b", 1), in_line("a", 1), in_line("b", 2), in_line("a", 2)]
+    held.close()
+    assert [each.end() for each in asking] == [None] * 4
+    assert sorted(order[:2]) == ["a1", "a2"], "its turn lasts until it is idle"
+    assert sorted(order[2:]) == ["b1", "b2"]
+    assert counted(manager, UNLOADS) == {("a", "room"): 1}
+
+
+def test_after_its_turn_new_requests_of_a_busy_model_wait_for_the_other(make):
+    manager = make("ab", turn=0)
+    held = ask(manager, "a", "hold")
+    next(held)
+    other = Asking(lambda: answer(manager, "b"))
+    wait_until(lambda: worker(manager, "a").gate.load().endswith("loaded=0"), "it is to make room")
+    later = Asking(lambda: answer(manager, "a"))
+    wait_until(lambda: worker(manager, "a").gate.waiting == 1, "a later request waits")
+    held.close()
+    assert (other.end(), later.end()) == (" x", " x")
+    assert counted(manager, LOADS) == {("a", "start"): 1, ("b", "request"): 1, ("a", "request"): 1}
+
+
+@pytest.mark.parametrize("turn", [0, 10])
+def test_whatever_many_clients_ask_at_once_one_model_is_loaded_and_all_are_answered(make, turn):
+    manager = make("abc", turn=turn)
+    most: list[int] = []
+
+    def client(name: str) -> list[str]:
+        answers = []
+        for number in range(15):
+            answers.append(answer(manager, name, f"{name} {number}"))
+            most.append(len(Steered.running()))
+        return answers
+
+    clients = [Asking(lambda name=name: client(name)) for name in "abc" * 3]
+    for name, asking in zip("abc" * 3, clients, strict=True):
+        assert asking.end() == [f" {name} {number}" for number in range(15)]
+    assert max(most) == 1
+    assert manager.models.room.taken == 60 * MB
+
+
+# Idle
+
+
+def test_a_model_that_nobody_uses_is_unloaded_and_the_next_request_loads_it(make):
+    manager = make("ab", budget=None, only={"a": {"keep_alive": 0.1}})
+    events: list[str] = []
+    manager.models.subscribe(lambda event: events.append(f"{event.kind} {event.worker.name}"))
+    wait_until(lambda: states(manager) == "un re", "it is unloaded")
+    assert answer(manager, "a") == " x"
+    wait_until(lambda: states(manager) == "un re", "it is unloaded again")
+    assert counted(manager, UNLOADS) == {("a", "idle"): 2}
+    wait_until(lambda: events == ["unloaded a", "loading a", "loaded a", "unloaded a"], "listeners hear of it")
+
+
+def test_a_model_is_idle_after_its_last_request_and_not_before(make, monkeypatch):
+    clock = Clock(1000.0)
+    manager = make("a", budget=None, keep_alive=100.0)
+    monkeypatch.setattr(manager.models.room, "clock", clock)
+    keeper, model = manager.models._housekeeper, worker(manager, "a")
+    model.last_used = clock.now
+    clock.now += 99
+    assert (keeper._unload_idle(), states(manager)) == (pytest.approx(1), "re")
+    stream = ask(manager, "a", "hold")
+    next(stream)
+    clock.now += 1000
+    assert (keeper._unload_idle(), states(manager)) == (100, "re"), "it answers"
+    stream.close()
+    assert (keeper._unload_idle(), states(manager)) == (pytest.approx(100), "re")
+    clock.now += 100
+    assert (keeper._unload_idle(), states(manager)) == (None, "un")
+
+
+def test_a_pinned_model_stays(make):
+    manager = make("a", budget=None, keep_alive=0.1, pinned=True)
+    assert (manager.models._housekeeper._unload_idle(), states(manager)) == (None, "re")
+
+
+# Failures and stops
+
+
+def test_a_load_that_fails_is_the_error_of_those_that_wait_and_of_those_that_come_soon(make, monkeypatch):
+    manager = make("ab")
+    broken = worker(manager, "b").engine
+    monkeypatch.setattr(broken, "start", lambda progress: 1 // 0)
+    waiting = [Asking(lambda: answer(manager, "b")) for _ in range(3)]
+    for each in waiting:
+        error = each.end()
+        assert isinstance(error, NotReady)
+        assert str(error).startswith("model 'b' could not be loaded: model 'b' did not start: ZeroDivisionError")
+    assert (states(manager), manager.models.room.taken) == ("un un", 0)
+    with pytest.raises(NotReady, match="could not be loaded") as refused:
+        answer(manager, "b")
+    assert 1 <= refused.value.retry_after <= 5
+    assert counted(manager, LOAD_FAILURES) == {("b", "start_failed"): 1}
+    monkeypatch.undo()
+    worker(manager, "b")._retry_at = time.monotonic()
+    assert answer(manager, "b") == " x"
+    assert answer(manager, "a") == " x"
+
+
+def test_a_stop_ends_a_load_and_its_memory_is_free_when_the_engine_is(make):
+    manager = make("ab", only={"b": {"hold_start": True}})
+    waiting = Asking(lambda: answer(manager, "b"))
+    wait_until(lambda: worker(manager, "b").reason == "stretching", "its engine starts")
+    outcome = manager.worker_apply("b", "stop", None, {})
+    assert (outcome.success, outcome.message) == (True, "model b@llm stopped")
+    error = waiting.end()
+    assert isinstance(error, NotReady)
+    assert "model 'b' was stopped" in str(error)
+    assert (states(manager), manager.models.room.taken) == ("un st", 60 * MB)
+    other = Asking(lambda: answer(manager, "a"))
+    Steered.go.set()
+    assert other.end() == " x"
+    with pytest.raises(NotReady, match="is stopped"):
+        answer(manager, "b")
+
+
+def test_a_stop_ends_the_wait_for_memory(make):
+    manager = make("ab")
+    with ask(manager, "a", "hold") as held:
+        next(held)
+        waiting = Asking(lambda: answer(manager, "b"))
+        wait_until(lambda: worker(manager, "b").reason == "waiting for memory", "it waits")
+        assert manager.worker_apply("b", "stop", None, {}).success
+        assert isinstance(waiting.end(), NotReady)
+    assert states(manager) == "re st"
+
+
+def test_an_unloaded_model_is_stopped_started_changed_and_forgotten_like_any_other(make):
+    manager = make("abc")
+    assert manager.worker_apply("b", "update_params", None, {"size": 3}).success
+    assert (states(manager), worker(manager, "b").params.size) == ("re un un", 3), "it is not loaded for that"
+    assert manager.worker_apply("b", "start", None, {}).success
+    assert states(manager) == "un re un"
+    assert manager.worker_apply("c", "stop", None, {}).success
+    with pytest.raises(NotReady, match="'c' is stopped"):
+        answer(manager, "c")
+    assert manager.worker_apply("a", "restart", None, {}).success
+    assert states(manager) == "re un st"
+    manager.model_shutdown("b", None)
+    assert states(manager) == "re st"
+
+
+def test_a_start_by_hand_of_a_model_that_never_fits_fails_at_once(make):
+    manager = make("ab", only={"b": {"start": False}})
+    manager.models.shutdown("b", None)
+    with pytest.raises(StartFailed, match=r"'b' needs 200\.0 MB of memory, and memory_budget is 100\.0 MB"):
+        manager.model_startup("b", None, {"memory": 200 * MB})
+    assert states(manager) == "re"
+
+
+def test_an_engine_that_fails_to_stop_is_replaced_and_the_next_request_loads_another(make, monkeypatch):
+    manager = make("ab")
+    first = worker(manager, "a").engine
+    monkeypatch.setattr(first, "stop", lambda: 1 // 0)
+    assert answer(manager, "b") == " x"
+    assert "did not stop in order" in worker(manager, "a").reason
+    assert answer(manager, "a") == " x"
+    assert worker(manager, "a").engine is not first
+    Steered.made.remove(first)

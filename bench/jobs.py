@@ -40,6 +40,8 @@ class Job:
     """Whether the time between two arrivals of pieces in one answer is noted."""
     tokens: bool = False
     """Whether ``usage.completion_tokens`` of each answer's last piece is added up."""
+    content: bool = False
+    """Whether a piece counts as the first only once an answer has content, as OpenAI's deltas do; needs ``tokens``."""
     keep: bool = True
     """Whether connections are used again; else each request has its own, with ``Connection: close``."""
 

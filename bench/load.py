@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 import select
 import socket
 import sys
@@ -19,6 +20,7 @@ from .jobs import Job, Outcome, Spread
 READ = 262_144
 MANY_FAILURES = 500
 PAUSE_AFTER_FAILURE = 0.02
+_CONTENT = re.compile(rb'"content": ?"[^"]')
 
 
 class Connection:
@@ -135,7 +137,8 @@ class Load:
         self._outcome.received += len(data)
         if pieces:
             self._outcome.pieces += pieces
-            connection.piece = connection.piece or now
+            if not connection.piece and (not self._job.content or _CONTENT.search(b"".join(answer.body))):
+                connection.piece = now
             if self._job.gaps:
                 if connection.last:
                     self._gaps.append(now - connection.last)
@@ -201,9 +204,12 @@ class Load:
 
 
 def _tokens(answer: Answer) -> int:
-    last = b"".join(answer.body).rstrip(b"\0").rsplit(b"\0", 1)[-1]
-    usage = json.loads(last).get("usage") or {}
-    return int(usage.get("completion_tokens", 0))
+    """Return the completion tokens of the last piece, or server-sent event, that has a usage."""
+    body = b"".join(answer.body)
+    events = [event.removeprefix(b"data: ") for event in body.split(b"\n\n")] if body[:1] != b"{" else []
+    pieces = [event for event in events if event.startswith(b"{")] or [body.rstrip(b"\0").rsplit(b"\0", 1)[-1]]
+    usages = (json.loads(piece).get("usage") for piece in reversed(pieces))
+    return int(next((usage["completion_tokens"] for usage in usages if usage), 0))
 
 
 def main() -> None:

@@ -37,7 +37,7 @@ def measure(plan: Plan) -> Iterator[Row]:
     if importlib.util.find_spec("sentence_transformers") is None:
         yield Row(NAME, "not measured", "", measured="needs .venv-torch/bin/python -m bench joint (make test-torch)")
         return
-    folder = _minilm()
+    folder = minilm()
     table = {"engine": "sentence-transformers", "worker_type": "text2vec", "device": "cpu", "model_path": folder.name}
     tables = [{"name": "joint", **table}, {"name": "alone", **table, "joint_texts": 0}]
     with ours.serving([], tables=tables, models_dirs=str(folder.parent)) as server:
@@ -61,7 +61,7 @@ def _load(server: Server, model: str, seconds: float) -> Outcome:
     return run(Job(port=server.port, path="/v1/embeddings", body=body, connections=CLIENTS, seconds=seconds))
 
 
-def _minilm() -> Path:
+def minilm() -> Path:
     """Return the folder of all-MiniLM-L6-v2 in the format of Hugging Face; it is fetched once."""
     source = Catalog.load().get("minilm-l6").source
     assert source is not None

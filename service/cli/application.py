@@ -47,7 +47,7 @@ class Application:
         return replace(self.settings, **given, origins={**self.settings.origins, **origins})
 
 
-def application_here() -> Application | None:
+def current_application() -> Application | None:
     """Return the application that the current command runs in; None for the command ``modelyard``."""
     context = click.get_current_context(silent=True)
     return None if context is None else context.find_object(Application)
@@ -58,7 +58,7 @@ def settings_with(options: Mapping[str, str]) -> Settings:
 
     Raises ConfigError.
     """
-    application = application_here()
+    application = current_application()
     if application is not None:
         return application.with_options(options)
     return load(from_text(Settings, options, "command line"))

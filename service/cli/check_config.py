@@ -10,7 +10,7 @@ import click
 
 from ..errors import ConfigError
 from ..settings.settings import ROLES
-from .application import application_here
+from .application import current_application
 from .examine import Effective, Examination, ExaminedModel, documents, examine
 from .failures import Failure, complain
 from .options import SettingCommand, given_settings, service_options
@@ -30,7 +30,7 @@ def check_config(
     not fit, an unknown name, missing weights.
     """
     given = given_settings(options, model, role)
-    report = examine(given, overrides, os.environ, application=application_here())
+    report = examine(given, overrides, os.environ, application=current_application())
     faults = [*report.faults]
     try:
         report.settings.refuse_open_door()

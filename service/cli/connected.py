@@ -14,7 +14,7 @@ from ..access.token_store import OutgoingToken
 from ..client.client import Client
 from ..errors import ConfigError, ModelyardError, Unauthorized, WorkerSilent, WorkerUnreachable
 from ..sessions.address import DEFAULT_URL, TOKEN_FILE_VARIABLE, TOKEN_VARIABLE, URL_VARIABLE
-from .application import application_here
+from .application import current_application
 from .failures import Failure, Misuse
 
 READ_TIMEOUT = 15.0
@@ -68,7 +68,7 @@ def with_client(timeout: float) -> Callable[[Callable[..., None]], Callable[...,
 
 
 def _default_url() -> str:
-    application = application_here()
+    application = current_application()
     return DEFAULT_URL if application is None else application.url
 
 

@@ -18,7 +18,7 @@ from ..errors import ConfigError, ModelyardError
 from ..sessions.address import URL_VARIABLE
 from ..settings.settings import ROLES, Settings
 from . import config_checks, service_checks
-from .application import application_here
+from .application import current_application
 from .connected import READ_TIMEOUT
 from .examine import Examination, examine
 from .findings import Finding, Level, worst
@@ -58,8 +58,8 @@ def doctor(
     addresses are called. Exit status 1 after a failure, 3 after a warning.
     """
     given = given_settings(options, model, role)
-    report = examine(given, overrides, os.environ, application=application_here())
-    findings = list(chain(_of_configuration(report, Machine.here()), _of_service(report, url)))
+    report = examine(given, overrides, os.environ, application=current_application())
+    findings = list(chain(_of_configuration(report, Machine.current()), _of_service(report, url)))
     level = worst(findings)
     if json_wanted:
         click.echo(as_json({"worst": level, "findings": [asdict(finding) for finding in findings]}))
@@ -104,7 +104,7 @@ def _of_service(report: Examination, url: str | None) -> Iterator[Finding]:
             return
         yield from service_checks.check_service(visit)
         yield from service_checks.check_token(visit)
-        yield from service_checks.check_versions(visit, token)
+        yield from service_checks.check_versions(visit)
         yield from service_checks.check_registry_of_service(visit)
         yield from service_checks.check_addresses(visit)
         yield from service_checks.check_clocks(visit)
@@ -113,7 +113,7 @@ def _of_service(report: Examination, url: str | None) -> Iterator[Finding]:
 
 def _address_of(settings: Settings) -> str:
     """Return the address of the service of a configuration, for this machine."""
-    application = application_here()
+    application = current_application()
     if application is not None:
         return application.url
     if settings.host.startswith("unix:"):

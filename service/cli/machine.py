@@ -24,7 +24,7 @@ class Machine:
     """Returns how many of so many threads can be started."""
 
     @classmethod
-    def here(cls) -> Machine:
+    def current(cls) -> Machine:
         """Return this machine."""
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         return cls(os.environ, files, free_memory(), startable)

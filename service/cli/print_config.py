@@ -17,7 +17,7 @@ from ..settings.settings import ROLES
 from ..types import JSONObject, split_worker_key
 from ..version import __version__
 from ..worker.declarations import Declarations
-from .application import application_here
+from .application import current_application
 from .check_config import heading, print_values
 from .examine import Effective, Examination, ExaminedModel, documents, examine
 from .failures import Failure
@@ -50,7 +50,7 @@ def print_config(
     has a fault: modelyard check-config shows all.
     """
     given = given_settings(options, model, role)
-    report = examine(given, overrides, os.environ, application=application_here())
+    report = examine(given, overrides, os.environ, application=current_application())
     if report.faults:
         raise Failure(f"{report.faults[0]} (see modelyard check-config)")
     if json_wanted:

@@ -86,21 +86,25 @@ class Readings:
 
     def loads(self) -> list[ModelLoad]:
         """Return what each model of the service does, by name."""
-        states = {state[:2]: state for state in map(ModelState.of, self.last.status["models"])}
-        return [self._load(states[key]) for key in sorted(states, key=lambda key: (key[0], key[1] or ""))]
+        models = {ModelState.of(model)[:2]: model for model in self.last.status["models"]}
+        return [self._load(models[key]) for key in sorted(models, key=lambda key: (key[0], key[1] or ""))]
 
-    def _load(self, state: ModelState) -> ModelLoad:
+    def _load(self, model: JSONObject) -> ModelLoad:
+        state = ModelState.of(model)
         key = (state.name, state.worker_type or "")
         families = metrics.ROUTED if self.last.routes else metrics.ENGINE
         running = self._gauge(metrics.RUNNING, key)
-        if running is None:  # the model is at other services
-            running = self._gauge(metrics.ROUTED_RUNNING, key)
+        waiting = self._gauge(metrics.WAITING, key)
+        if running is None:  # the model is at other services, or there are no metrics
+            running = self._gauge(metrics.ROUTED_RUNNING, key) if self.last.routes else model.get("running")
+        if waiting is None and isinstance(model.get("waiting"), dict):
+            waiting = sum(model["waiting"].values())
         return ModelLoad(
             *state,
             instances=self._instances(key),
             running=running,
             slots=self._gauge(metrics.SLOTS, key),
-            waiting=self._gauge(metrics.WAITING, key),
+            waiting=waiting,
             requests=self._rate(families.success.exposed_name, key),
             failures=self._rate(families.failure.exposed_name, key),
             tokens_in=self._rate(families.prompt_tokens.exposed_name, key),

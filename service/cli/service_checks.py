@@ -9,10 +9,12 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from http import HTTPStatus
 from itertools import pairwise
 
 from ..client.client import Client
 from ..errors import Forbidden, ModelyardError, Unauthorized, WorkerUnreachable
+from ..sessions.address import parse_address
 from ..sessions.session import Session
 from ..telemetry import metrics
 from ..types import JSONObject
@@ -57,11 +59,13 @@ class Visit:
 
 @dataclass(frozen=True)
 class Probe:
-    """The answer of one address to DB-GPT's call for its health."""
+    """What one address says to everybody: no token is sent to it."""
 
     error: str | None
-    clock: float | None
+    clock: float | None = None
     """Seconds by which its clock is ahead of this machine's; None where it has not said its time."""
+    version: str | None = None
+    """Its version of modelyard; None where it is not modelyard."""
 
 
 def _probe(session: Session, url: str) -> Probe:
@@ -69,18 +73,31 @@ def _probe(session: Session, url: str) -> Probe:
     try:
         with session.request("GET", f"{url}/health", reuse=False) as response:
             status, date = response.status_code, response.headers.get("Date")
+        after = time.time()
+        if status != HTTPStatus.OK:
+            return Probe(f"it answers with status {status}")
+        return Probe(None, _ahead(date, before, after), _version_of(session, url))
     except (WorkerUnreachable, ValueError) as error:
-        return Probe(str(error), None)
-    after = time.time()
-    if status != 200:
-        return Probe(f"it answers with status {status}", None)
+        return Probe(str(error))
+
+
+def _ahead(date: str | None, before: float, after: float) -> float | None:
+    """Return by how many seconds a clock is ahead that has made ``date`` between two times of this machine's clock."""
     try:
-        told = parsedate_to_datetime(date or "").timestamp()
+        second = parsedate_to_datetime(date or "").timestamp()
     except ValueError:
-        return Probe(None, None)
-    # A Date is cut to whole seconds, and was made at some time of the call.
-    ahead = told - after if told > after else min(0.0, told + 1 - before)
-    return Probe(None, ahead)
+        return None
+    # A Date is cut to whole seconds.
+    return second - after if second > after else min(0.0, second + 1 - before)
+
+
+def _version_of(session: Session, url: str) -> str | None:
+    for base in parse_address(url).parents():  # the document is at the root, or below the prefix of an application
+        with session.request("GET", f"{base}/openapi.json", reuse=False) as response:
+            if response.status_code == HTTPStatus.OK:
+                info = response.json().get("info", {})
+                return str(info["version"]) if info.get("title") == "modelyard" else None
+    return None
 
 
 def check_service(visit: Visit) -> Iterator[Finding]:
@@ -120,29 +137,16 @@ def check_token(visit: Visit) -> Iterator[Finding]:
         yield Finding.ok("token", "models, instances and metrics can be read")
 
 
-def check_versions(visit: Visit, token: str | None) -> Iterator[Finding]:
+def check_versions(visit: Visit) -> Iterator[Finding]:
     """Report other versions of modelyard, at the service and at its instances."""
-    versions = {visit.client.url: visit.reading.labels.get("version")}
-    for url, probe in visit.probes.items():
-        if url not in versions and probe.error is None:
-            versions[url] = _version_of(url, token)
-    others = {url: version for url, version in versions.items() if version not in (None, __version__)}
+    versions = {url: probe.version for url, probe in visit.probes.items() if probe.version is not None}
+    others = {url: version for url, version in versions.items() if version != __version__}
     if others:
         each = ", ".join(f"{version} at {url}" for url, version in others.items())
         advice = "bring all to one version: the controller first, then workers, then gateways"
         yield Finding.warning("versions", f"{__version__} here, {each}", advice)
-    elif any(versions.values()):
-        yield Finding.ok(
-            "versions", f"{__version__} here and at {sum(map(bool, versions.values()))} of {len(versions)}"
-        )
-
-
-def _version_of(url: str, token: str | None) -> str | None:
-    try:
-        with Client(url, token=token or "", read_timeout=PROBE_TIMEOUT, retries=0) as client:
-            return read(client).labels.get("version")
-    except ModelyardError:
-        return None  # of DB-GPT, or it refuses the token
+    elif versions:
+        yield Finding.ok("versions", f"{__version__} here and at {len(versions)} of {len(visit.probes)} addresses")
 
 
 def check_clocks(visit: Visit) -> Iterator[Finding]:
@@ -259,9 +263,9 @@ def measure(client: Client, model: str) -> Arrival:
     with client.stream("Count from one to twenty.", model=model, max_new_tokens=STREAM_TOKENS, metrics=True) as stream:
         for _ in stream:
             pieces.append(time.monotonic() - began)
-        told = stream.output.metrics or {}
+        times = stream.output.metrics or {}
     end = time.monotonic() - began
-    first, last = told.get("first_token_time_ms"), told.get("end_time_ms")
+    first, last = times.get("first_token_time_ms"), times.get("end_time_ms")
     if not first or not last:
         return Arrival(pieces, end)
     # By the engine's own clock, which need not be that of this machine: its end is the end here.

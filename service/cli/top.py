@@ -111,8 +111,10 @@ def lines_of(readings: Readings, url: str, width: int | None, trouble: str | Non
     if last.trouble:
         lines.append((f"no rates: {printable(last.trouble)}", False))
     loads = readings.loads()
-    lines += [("", False), *_table(MODELS, [_row(load) for load in loads], width)]
-    lines += [(f"  {load.model}: {printable(load.reason)}", False) for load in loads if load.reason]
+    if loads:
+        lines += [("", False), *_table(MODELS, [_row(load) for load in loads], width)]
+    reasons = [(load.model, load.reason) for load in loads if load.reason and load.state != "ready"]
+    lines += [(f"  {model}: {printable(reason)}", False) for model, reason in reasons]
     if last.instances:
         lines += [("", False), *_table(INSTANCES, [_instance(row) for row in last.instances], width)]
     return lines if width is None else [(text[:width], head) for text, head in lines]

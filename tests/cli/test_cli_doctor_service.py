@@ -56,11 +56,11 @@ def test_all_is_well_with_a_service_that_is(visit: Visit):
         service_checks.check_service,
         service_checks.check_token,
         service_checks.check_registry_of_service,
+        service_checks.check_versions,
         service_checks.check_clocks,
         service_checks.check_stream,
     ):
         assert levels(check(visit)) == ["ok"], check
-    assert levels(service_checks.check_versions(visit, None)) == ["ok"]
 
 
 def test_a_service_that_is_not_ready_and_a_model_that_failed_are_named(visit: Visit):
@@ -89,9 +89,23 @@ def test_metrics_that_are_not_shown_are_a_warning(visit: Visit):
 
 
 def test_another_version_is_a_warning(visit: Visit):
-    findings = service_checks.check_versions(seen(visit, labels={"version": "0.0.1"}), None)
-    (finding,) = findings
-    assert (finding.level, f"{__version__} here, 0.0.1 at" in finding.result) == ("warning", True)
+    probes = {**visit.probes, "http://a/api": Probe(None, version="0.0.1"), "http://dbgpt/api": Probe(None)}
+    (finding,) = service_checks.check_versions(seen(visit, probes=probes))
+    assert (finding.level, finding.result) == ("warning", f"{__version__} here, 0.0.1 at http://a/api")
+
+
+def test_addresses_of_the_registry_are_sent_no_token(running: Runtime):
+    assert running.cluster is not None
+    with Peer({}) as (url, requests):
+        instances = [Instance("far@llm", url)]
+        running.cluster.registry.beat(instances)
+        try:
+            with Client(url_of(running), token="modelyard_secret", retries=0) as client:
+                Visit.to(client)
+        finally:
+            running.cluster.registry.deregister(instances, forget=True)
+    assert requests
+    assert not any("modelyard_secret" in str(headers) for headers in requests)
 
 
 def test_a_clock_that_is_off_is_a_warning(visit: Visit):
@@ -102,9 +116,9 @@ def test_a_clock_that_is_off_is_a_warning(visit: Visit):
 
 @pytest.mark.parametrize(("ahead", "least", "most"), [(0, -0.1, 0.1), (-60, -61, -58), (60, 58, 61)])
 def test_the_clock_of_an_address_is_that_of_its_date(ahead: int, least: float, most: float):
-    with Peer({"Date": formatdate(time.time() + ahead, usegmt=True)}) as url:
+    with Peer({"Date": formatdate(time.time() + ahead, usegmt=True)}) as (url, _):
         probe = service_checks._probe(Session(), url)
-    assert probe.error is None and probe.clock is not None
+    assert probe.error is None and probe.clock is not None and probe.version is None
     assert least <= probe.clock <= most
 
 

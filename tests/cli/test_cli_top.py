@@ -21,6 +21,7 @@ from modelyard.cli import top
 from modelyard.cli.readings import Reading, Readings, read
 from modelyard.client.client import Client
 from modelyard.server.runtime import Runtime
+from modelyard.types import JSONObject
 from running import console_script, wait_until
 
 KEY = ("echo", "llm")
@@ -33,11 +34,20 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
         yield runtime
 
 
-def reading(at: float, role: str = "worker", trouble: str | None = None, **sums: float) -> Reading:
-    models = [{"model": "echo@llm", "state": "ready", "reason": None}]
+MODEL = {"model": "echo@llm", "state": "ready", "reason": "1 of 1 instances", "running": 2, "waiting": {"batch": 3}}
+
+
+def reading(
+    at: float,
+    role: str = "worker",
+    trouble: str | None = None,
+    models: tuple[JSONObject, ...] = (MODEL,),
+    **sums: float,
+) -> Reading:
     status = {"ready": True, "state": "ready", "reason": None, "models": models}
     samples = {f"modelyard_{name}": {KEY: value} for name, value in sums.items()}
-    return Reading(at, status, None, samples, {"role": role, "version": "1"}, trouble)
+    labels = {} if trouble else {"role": role, "version": "1"}
+    return Reading(at, status, None, samples, labels, trouble)
 
 
 def of_one(*readings: Reading):
@@ -77,8 +87,16 @@ def test_a_router_is_read_by_what_it_has_sent_on():
 
 def test_without_metrics_there_are_states_and_no_rates():
     load = of_one(reading(0, trouble="off"), reading(2, trouble="off"))
-    assert (load.state, load.tokens_out, load.running) == ("ready", None, None)
+    assert (load.state, load.tokens_out, load.running, load.waiting) == ("ready", None, 2, 3)
     assert ("no rates: off", False) in top.lines_of(_kept(reading(0, trouble="off")), "http://h/api", 80)
+
+
+def test_a_reason_is_shown_where_a_model_is_not_ready_and_no_table_without_models():
+    failed = reading(0, models=({**MODEL, "state": "failed", "reason": "no memory"},))
+    assert ("  echo: no memory", False) in top.lines_of(_kept(failed), "http://h/api", 80)
+    for quiet in (reading(0), reading(0, models=())):
+        assert not any("instances" in text for text, _ in top.lines_of(_kept(quiet), "http://h/api", 80))
+    assert not any(is_heading for _, is_heading in top.lines_of(_kept(quiet), "http://h/api", 80))
 
 
 def _kept(first: Reading) -> Readings:

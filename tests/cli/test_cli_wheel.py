@@ -63,3 +63,16 @@ def test_the_catalogue_is_in_the_wheel(installed: Path, tmp_path: Path):
     )
     assert (listed.returncode, listed.stderr) == (0, "")
     assert "smollm2-135m" in listed.stdout
+
+
+def test_the_commands_without_a_service_work_in_an_empty_folder(installed: Path, tmp_path: Path):
+    environ = {**os.environ, "HOME": str(tmp_path), "PATH": f"{installed}:{os.environ['PATH']}"}
+    for words, shown in (
+        (["modelyard", "completion", "bash"], "_MODELYARD_COMPLETE=bash_complete"),
+        (["modelyard", "print-config", "-m", "echo", "--toml"], 'name = "echo"'),
+        (["modelyard", "doctor", "-m", "echo", "--port", "1"], "only the configuration was checked"),
+        ([installed / "python", "-P", "-m", "flask", "--help"], "See and change the models of this application."),
+    ):
+        ran = subprocess.run(words, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60, check=False)
+        assert shown in ran.stdout, ran
+    assert list(tmp_path.iterdir()) == []

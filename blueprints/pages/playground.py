@@ -23,6 +23,8 @@ from ..request.keys import visible
 from .site import Site
 
 _CHAT_CALL = "modelyard_openai.chat_completions"
+_ANSWER = ("loaded", "loading", "unloaded")
+"""The states of models that answer, at once or after a while."""
 _DOCS = "modelyard_docs.docs"
 
 
@@ -59,14 +61,14 @@ def add(site: Site) -> None:
 
 
 def models_that(site: Site, *capabilities: str) -> dict[str, list[str]]:
-    """Return the ready models that have one of ``capabilities`` and that the visitor may use, with all they can do."""
+    """Return the models that the visitor may use and that have one of ``capabilities``, with all that they can do.
+
+    Models that a request loads are among them.
+    """
     entries = model_entries(site.service, int(time.time()))
-    return {
-        name: entries[name]["capabilities"]
-        for name in visible(entries)
-        if entries[name]["status"]["value"] == "loaded"
-        and not set(capabilities).isdisjoint(entries[name]["capabilities"])
-    }
+    usable = [entries[name] for name in visible(entries) if entries[name]["status"]["value"] in _ANSWER]
+    wanted = set(capabilities)
+    return {entry["id"]: entry["capabilities"] for entry in usable if not wanted.isdisjoint(entry["capabilities"])}
 
 
 def api_path() -> str:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from browser import DESKTOP, PHONE, Browser
-from in_process import service
+from in_process import SCRIPTED, service
+from modelyard.engines.scripted import Answers
 from modelyard.server.runtime import Runtime
 from running import wait_until
 from selenium.webdriver.common.keys import Keys
@@ -26,9 +27,16 @@ TABLES = (
 
 
 @pytest.fixture(scope="module")
-def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
+def answers() -> Answers:
+    """The script of the model ``scripted``."""
+    return Answers()
+
+
+@pytest.fixture(scope="module")
+def runtime(tmp_path_factory: pytest.TempPathFactory, answers: Answers) -> Iterator[Runtime]:
+    scripted = {"name": "scripted", "worker_class": SCRIPTED, "script": answers.key, "limit_model_concurrency": 4}
     folder = tmp_path_factory.mktemp("pages")
-    with service(folder, TABLES, role="standalone", registry="memory:", metrics="off") as runtime:
+    with service(folder, (*TABLES, scripted), role="standalone", registry="memory:", metrics="off") as runtime:
         yield runtime
 
 
@@ -70,7 +78,7 @@ def page(browser: Browser, runtime: Runtime) -> Iterator[Page]:
 
 
 def test_an_answer_is_streamed_timed_and_marked_up_and_its_html_is_text(page: Page):
-    page.open("/ui/playground")
+    page.open("/ui/playground?model=said")
     html = "<img src=x onerror=window.hacked=1> <script>window.hacked=1</script>"
     page.send(f"**bold** {html} `c`")
     page.wait_for_end()
@@ -88,7 +96,7 @@ def test_an_answer_is_streamed_timed_and_marked_up_and_its_html_is_text(page: Pa
 
 
 def test_shift_and_enter_begin_a_line_and_nothing_is_not_sent(page: Page):
-    page.open("/ui/playground")
+    page.open("/ui/playground?model=said")
     prompt = page.one("#prompt")
     prompt.send_keys("  ", Keys.ENTER)
     prompt.clear()
@@ -98,7 +106,7 @@ def test_shift_and_enter_begin_a_line_and_nothing_is_not_sent(page: Page):
 
 
 def test_escape_stops_the_model_and_what_it_said_stays(page: Page):
-    page.open("/ui/playground")
+    page.open("/ui/playground?model=said")
     page.send("hold")
     page.browser.wait(".assistant .words", "hold")
     assert page.one("#stop").is_displayed()
@@ -115,7 +123,7 @@ def test_escape_stops_the_model_and_what_it_said_stays(page: Page):
 
 
 def test_an_error_within_an_answer_loses_neither_message_nor_words(page: Page):
-    page.open("/ui/playground")
+    page.open("/ui/playground?model=said")
     page.send("break")
     page.wait_for_end()
     assert page.texts(".user .words") == ["break"]
@@ -127,7 +135,7 @@ def test_an_error_within_an_answer_loses_neither_message_nor_words(page: Page):
 
 
 def test_a_message_that_was_refused_stays_in_view_and_the_next_one_goes_without_it(page: Page):
-    page.open("/ui/playground")
+    page.open("/ui/playground?model=said")
     page.send("refuse")
     page.wait_for_end()
     assert "the prompt is too long" in page.one(".assistant [role=alert]").text
@@ -140,8 +148,33 @@ def test_a_message_that_was_refused_stays_in_view_and_the_next_one_goes_without_
     assert page.one("#hint").is_displayed()
 
 
+def test_what_a_model_thinks_is_folded_away(page: Page, answers: Answers):
+    answers.say_deltas({"reasoning_content": "Hm. "}, {"reasoning_content": "Yes."}, {"content": "*Red*"})
+    page.open("/ui/playground?model=scripted")
+    page.send("Name a color.")
+    page.wait_for_end()
+    assert page.one(".assistant .formatted em").text == "Red"
+    assert page.browser.script("return document.querySelector('.thoughts').lastChild.data") == "Hm. Yes."
+    assert not page.browser.script("return document.querySelector('.thoughts').open")
+    page.send("Sure?")
+    page.wait_for_end(2)
+    request = answers.asked[-1].request
+    assert request is not None
+    assert [message["content"] for message in request.messages] == ["Name a color.", "*Red*", "Sure?"]
+
+
+def test_a_setting_that_is_not_valid_is_shown_where_it_was_folded_away(page: Page):
+    page.browser.resize(PHONE)
+    page.open("/ui/playground?model=said")
+    assert not page.one("#max_tokens").is_displayed()
+    page.browser.script("document.getElementById('max_tokens').value = 0")
+    page.send("one")
+    assert page.one("#max_tokens").is_displayed()
+    assert page.browser.all(".message") == []
+
+
 def test_the_code_sends_what_the_page_sends(page: Page, monkeypatch: pytest.MonkeyPatch):
-    page.open("/ui/playground")
+    page.open("/ui/playground?model=said")
     for name, value in {
         "temperature": "0.5",
         "seed": "7",
@@ -210,7 +243,7 @@ def test_the_first_key_is_made_used_and_revoked(browser: Browser, tmp_path: Path
         page.open("/ui/keys")
         page.one("#key").send_keys(secret, Keys.ENTER)
         assert page.one(".keys tbody th").text.startswith("ann")
-        page.open("/ui/playground")
+        page.open("/ui/playground?model=said")
         page.send("one")
         page.wait_for_end()
         assert "token token" in page.one(".assistant .words").text

@@ -106,7 +106,7 @@ async function answer() {
   const body = requestOf(talk);
   const { item, words } = addMessage("assistant", body.model);
   const text = words.appendChild(document.createTextNode(""));
-  const times = { began: performance.now(), first: 0, last: 0 };
+  const times = { began: performance.now(), first: 0, last: 0, pieces: 0 };
   let thoughts = null, usage = null, ending = "", failure = "";
   setRunning(new AbortController());
   item.classList.add("streams");
@@ -128,6 +128,7 @@ async function answer() {
       if (!content && !thought) continue;
       times.last = performance.now();
       times.first ||= times.last;
+      times.pieces += 1;
       follow(() => {
         if (thought) {
           thoughts ||= addThoughts(words);
@@ -181,11 +182,13 @@ async function format(text) {
   }
 }
 
-function factsOf({ began, first, last }, usage, ending) {
+function factsOf({ began, first, last, pieces }, usage, ending) {
   const facts = [];
   if (first) facts.push(`first token ${duration(first - began)}`);
-  if (usage?.completion_tokens > 1 && last > first) {
-    facts.push(`${(((usage.completion_tokens - 1) / (last - first)) * 1000).toFixed(1)} tokens/s`);
+  // An answer that was stopped has no usage: its pieces are tokens, or nearly.
+  const tokens = usage ? usage.completion_tokens : pieces;
+  if (tokens > 1 && last > first) {
+    facts.push(`${usage ? "" : "about "}${(((tokens - 1) / (last - first)) * 1000).toFixed(1)} tokens/s`);
   }
   if (usage) facts.push(`${usage.prompt_tokens} + ${usage.completion_tokens} tokens`);
   facts.push(`${duration(performance.now() - began)} in all`);
@@ -259,5 +262,7 @@ if (navigator.clipboard) {
   }
 }
 
+// What can't be seen can't be corrected.
+$("settings").addEventListener("invalid", () => ($("settings").open = true), true);
 if (matchMedia("(max-width: 60rem)").matches) $("settings").open = false;
 showCode();

@@ -16,6 +16,7 @@ from modelyard.access.tokens import digest_of, new_secret, parse_scopes
 from modelyard.blueprints.pages import playground
 from modelyard.blueprints.pages.markdown import LARGEST
 from modelyard.server.extension import KEY
+from modelyard.worker.states import State
 from pages_service import OWN, SECRETS, TOKENS, Build, building, sign_in
 from running import ROOT
 
@@ -63,6 +64,16 @@ def test_without_a_model_that_answers_it_says_so(build: Build):
     page = build(role="gateway", model_tables=()).test_client().get("/ui/playground")
     assert "No model answers" in page.text
     assert "<textarea" not in page.text
+
+
+@pytest.mark.parametrize("state", [State.READY, State.LOADING, State.UNLOADED, State.STOPPED, State.FAILED])
+def test_models_that_a_request_loads_are_offered_and_stopped_ones_are_not(
+    build: Build, monkeypatch: pytest.MonkeyPatch, state: State
+):
+    app = build(model_tables=TABLES)
+    monkeypatch.setattr(app.extensions[KEY].manager, "model_states", lambda: {"said@llm": state})
+    page = app.test_client().get("/ui/playground").text
+    assert ("<option>said</option>" in page) == (state not in (State.STOPPED, State.FAILED))
 
 
 def test_an_answer_is_that_of_the_api_as_a_stream(client: FlaskClient):

@@ -1,8 +1,8 @@
 """The part of this process in the limits of a key.
 
 To ask the store at each request would cost more than many answers, so a process takes more than it needs: as much as
-the key has used within the last quarter of a second, but at most a hundredth of the limit, of places an eighth. So
-limits below 200, and less than 8 places, are counted one by one. What is not used goes back within about a second.
+the key has used within the last second, but at most a hundredth of the limit, of places an eighth. So limits below 200,
+and less than 8 places, are counted one by one. What is not used goes back within about a second.
 
 A request takes a place, one request, and the most tokens that it may use. At its end the place goes back, and the
 tokens that it did not use.
@@ -22,7 +22,7 @@ from .base import LEASE, MICROSECONDS, NOTHING, Amounts, Grant, KeyStore, Return
 
 log = logging.getLogger(__name__)
 
-TICK = 0.25
+TICK = 1.0
 """Seconds: what a key used in one of them is taken beside the need."""
 LARGEST_SHARE = 100
 LARGEST_SHARE_OF_PLACES = 8
@@ -176,7 +176,8 @@ class Allowance:
                 self._tokens += unused if permit.window == self._window else min(0, unused)
             self._busy -= self.key.limits.parallel is not None
             self._refusal = None
-            self._give_back_surplus()
+            if not self._most.places or self._tokens > self._most.tokens:
+                self._give_back_surplus()
 
     def _begin_window(self, now: float) -> None:
         if now >= self._ends:
@@ -211,9 +212,13 @@ class Allowance:
         return granted
 
     def _spare(self) -> Amounts:
-        spare = Amounts(*map(min, self._pace.recent(), self._most))
-        # Half of them, as the place of the request itself will be spare too: neither its end nor another request calls.
-        return spare._replace(places=spare.places // 2)
+        requests, tokens, places = map(min, self._pace.recent(), self._most)
+        return Amounts(
+            max(0, requests - self._requests),
+            max(0, tokens - max(0, self._tokens)),
+            # Half, as the place of the request itself will be spare too: neither its end nor another request calls.
+            places // 2,
+        )
 
     def _limited(self, name: str, now: float) -> RateLimited:
         key, limits = self.key, self.key.limits
@@ -239,7 +244,10 @@ class Allowance:
             self._settle(Return(self._window, 0, tokens, places))
 
     def give_back_idle(self) -> None:
-        """Give back all that is unused if there was no request for a while; renew the places in time."""
+        """Give back what is unused: the surplus, or all if there was no request for a while; renew the places in time.
+
+        The places of requests that have ended wait for it, or each end of a request would be a call of the store.
+        """
         with self._lock:
             now = self._clock()
             if self._left is None and not self._held and not self._tokens:
@@ -249,6 +257,8 @@ class Allowance:
                 self._give_back()
             elif self._held and now - self._renewed >= LEASE / 3:
                 self._settle(Return(self._window, 0, 0, self._held))
+            else:
+                self._give_back_surplus()
 
     def give_back(self) -> None:
         """Give back all that is unused."""

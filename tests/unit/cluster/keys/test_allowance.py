@@ -8,7 +8,16 @@ from collections.abc import Mapping
 import pytest
 from modelyard.access.keys import Key, Limits, new_key
 from modelyard.access.tokens import digest_of, parse_scopes
-from modelyard.cluster.keys.allowance import IDLE, OUTAGE_PAUSE, REFUSED_FOR, Allowance, Lender, Permit, shown_duration
+from modelyard.cluster.keys.allowance import (
+    IDLE,
+    LARGEST_SHARE_OF_PLACES,
+    OUTAGE_PAUSE,
+    REFUSED_FOR,
+    Allowance,
+    Lender,
+    Permit,
+    shown_duration,
+)
 from modelyard.cluster.keys.base import LEASE, Amounts, Grant, Return
 from modelyard.cluster.keys.sqlite import MemoryKeyStore
 from modelyard.errors import RateLimited, RegistryUnavailable, Unauthorized
@@ -228,6 +237,41 @@ def test_requests_that_come_and_go_call_the_store_now_and_then(at_once):
         running.append(a.admit(300))
         world.now += 0.001
     assert sum(world.calls.values()) - before < 25
+
+
+def test_requests_that_come_and_go_in_waves_do_not_call_the_store_and_their_places_go_back_soon():
+    world = World(parallel=64)
+    a, b = world.process("a"), world.process("b")
+    for _ in range(50):
+        for permit in [a.admit(0) for _ in range(40)]:
+            permit.close(0)
+        world.now += 0.01
+    assert sum(world.calls.values()) < 15
+    assert sum(admitted(b) is not None for _ in range(64)) < 64 - 39
+    world.now += REFUSED_FOR
+    a.give_back_idle()
+    assert sum(admitted(b) is not None for _ in range(64)) >= 39 - 64 // LARGEST_SHARE_OF_PLACES
+
+
+def test_a_place_is_taken_without_more_of_the_other_limits():
+    world = World(requests=120_000, tokens=3_000_000, parallel=16)
+    a = world.process()
+    for _ in range(400):
+        for permit in [a.admit(20) for _ in range(6)]:
+            permit.close(10)
+        world.now += 0.003
+    left = world.store.take(world.key, "other", 0, Amounts(0), Amounts()).left
+    assert 120_000 - 2400 - left.requests <= 1200
+    assert 3_000_000 - 24_000 - left.tokens <= 30_000
+
+
+def test_a_key_that_is_used_evenly_calls_the_store_about_once_a_second():
+    world = World(requests=10_000_000, tokens=1_000_000_000)
+    a = world.process()
+    for _ in range(10_000):
+        a.admit(20).close(10)
+        world.now += 0.001
+    assert sum(world.calls.values()) < 30
 
 
 def test_a_crashed_process_loses_its_places_and_a_living_one_keeps_them():

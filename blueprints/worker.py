@@ -31,7 +31,8 @@ def worker_blueprint(service: Service, url_prefix: str, name: str = "modelyard_w
     """Return the ten calls under ``url_prefix``; the manager is looked up at each request, so it may be swapped."""
     blueprint = MountedBlueprint(name, __name__, url_prefix=f"{url_prefix}/worker")
     problems.install(blueprint)
-    log_access(blueprint, enabled=service.settings.access_log, tracing=service.tracing, metrics=service.metrics)
+    enabled, recent = service.settings.access_log, service.recent
+    log_access(blueprint, enabled=enabled, tracing=service.tracing, metrics=service.metrics, recent=recent)
     guard.install(blueprint, service.settings, service.keys, requires_keys=service.settings.requires_keys)
     _add_generation(blueprint, service)
     _add_vectors(blueprint, service)

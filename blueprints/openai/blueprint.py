@@ -85,7 +85,8 @@ def guarded_blueprint(service: Service, name: str) -> Blueprint:
     """
     blueprint = MountedBlueprint(name, __name__)
     errors.install(blueprint)
-    log_access(blueprint, enabled=service.settings.access_log, tracing=service.tracing, metrics=service.metrics)
+    enabled, recent = service.settings.access_log, service.recent
+    log_access(blueprint, enabled=enabled, tracing=service.tracing, metrics=service.metrics, recent=recent)
     _name_answers(blueprint)
     cors.install(blueprint, service.settings.cors_origins)
     guard.install(blueprint, service.settings, service.keys, needs=(INFER,), requires_keys=True)

@@ -9,16 +9,22 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from ...errors import Unauthorized
 from ...worker.protocol import Service
-from . import api_keys, playground, similarity
+from . import api_keys, cluster, models, playground, similarity
 from .site import EVERYONE, Site
+from .watch import Watch
 
 LONGEST_NEXT = 2000
 
 
 def pages_blueprint(service: Service, path: str) -> Blueprint:
-    """Return the pages below ``path``; the order is that of the navigation. Raises ConfigError."""
+    """Return the pages below ``path``. Raises ConfigError.
+
+    A page is added by its module, with the scopes that it needs; the order is that of the navigation.
+    """
     site = Site(service, path)
-    _add_cluster(site)
+    watch = Watch(service)
+    cluster.add(site, watch)
+    models.add(site, watch)
     playground.add(site)
     similarity.add(site)
     api_keys.add(site)
@@ -26,14 +32,8 @@ def pages_blueprint(service: Service, path: str) -> Blueprint:
     return site.blueprint
 
 
-def _add_cluster(site: Site) -> None:
-    def home() -> AnyResponse:
-        return site.render("cluster.html", status=site.service.status())
-
-    site.add("", home, label="Cluster")
-
-
 def _add_sign_in(site: Site) -> None:
+    """Add the pages that sign a visitor in and out. A wrong key costs a lookup by its hash, and tells nothing."""
 
     def form() -> AnyResponse:
         return site.render("sign_in.html", next=request.args.get("next", ""), refusal="")

@@ -73,6 +73,11 @@ def milliseconds(value: float | None) -> str:
     return seconds(None if value is None else value / 1000)
 
 
+def age(value: float) -> str:
+    """Return a time that has passed for people, in whole seconds."""
+    return "now" if value < 1 else f"{seconds(float(round(value)))} ago"
+
+
 def number(value: float | None) -> str:
     """Return a number with groups of thousands: ``12 345``, ``3.1``."""
     if value is None:
@@ -93,6 +98,7 @@ _TONES: Mapping[str, str] = {
 }
 
 FILTERS: Mapping[str, Callable[[Any], str]] = {
+    "age": age,
     "seconds": seconds,
     "milliseconds": milliseconds,
     "number": number,

@@ -22,6 +22,7 @@ from ..request import guard
 from ..request.access_log import log_access
 from ..request.keys import add_headers
 from ..request.problems import unforeseen
+from . import live
 from .rendering import Assets, environment
 from .visitors import OUTCOME_COOKIE, SAFE_METHODS, SignIns, Visitor, check_origin
 
@@ -40,6 +41,8 @@ HEADERS = {
 LONGEST_FORM = 256 * 1024
 
 View = Callable[[], AnyResponse]
+Reader = Callable[[], dict[str, Any]]
+"""Returns the values of a template, in or after a request."""
 
 
 class Entry(NamedTuple):
@@ -62,6 +65,7 @@ class Site:
         signer = Signer(settings.pages_secret, lambda: state_folder(settings.state_path, settings.instance_name))
         self.sign_ins = SignIns(guard.Guard(settings, service.keys, requires_keys=settings.requires_keys), signer, path)
         self._assets = Assets()
+        self._streams = live.LiveStreams(service, tick=live.TICK)
         self._entries: list[Entry] = []
         self._needs: dict[str, tuple[str, ...]] = {}
         self._routine = {"static_file"}
@@ -92,6 +96,38 @@ class Site:
             self._entries.append(Entry(label, page, tuple(needs)))
         self.blueprint.add_url_rule(f"/{page}", endpoint, view, methods=[*methods])
 
+    def add_live(
+        self,
+        page: str,
+        template: str,
+        read: Callable[[], Reader],
+        *,
+        more: Callable[[], dict[str, Any]] = dict,
+        needs: Iterable[str] = ANY_SCOPE,
+        label: str | None = None,
+    ) -> None:
+        """Add a page with a region that follows what happens, of the templates ``NAME.html`` and ``NAME_live.html``.
+
+        ``read()`` is called in each request, and returns what returns the values of both, also after it; ``more()``
+        returns those that the page alone has.
+        """
+        events = f"{page}/events".removeprefix("/")
+
+        def whole() -> AnyResponse:
+            return self.render(f"{template}.html", live=events, **read()(), **more())
+
+        def follow() -> AnyResponse:
+            reader, frame = read(), self.frame()
+            visitor: Visitor = frame["visitor"]
+            response = self._streams.open(
+                lambda: self.rendered(f"{template}_live.html", **frame, **reader()),
+                lambda: self.sign_ins.is_current(visitor),
+            )
+            return response or Response(status=HTTPStatus.NO_CONTENT)
+
+        self.add(page, whole, needs=needs, label=label)
+        self.add(events, follow, needs=needs)
+
     def render(self, template: str, code: int = HTTPStatus.OK, **values: Any) -> Response:
         """Return the page of a template for the current visitor, with a status ``code``."""
         text = self.rendered(template, **self.frame(), **values)
@@ -114,6 +150,7 @@ class Site:
             "asset": lambda name: link(self._assets.address(name)),
             "visitor": visitor,
             "navigation": [entry for entry in self._entries if not entry.needs or visitor.may(entry.needs)],
+            "query": request.query_string.decode("ascii", "replace"),
             "current": request.path.removeprefix(self.path).removeprefix("/"),
             "service": self.service.settings,
             "version": __version__,
@@ -133,7 +170,8 @@ class Site:
 
     def _install(self) -> None:
         blueprint, settings = self.blueprint, self.service.settings
-        log_access(blueprint, enabled=settings.access_log, metrics=self.service.metrics, routine=self._routine)
+        counts, recent = self.service.metrics, self.service.recent
+        log_access(blueprint, enabled=settings.access_log, metrics=counts, recent=recent, routine=self._routine)
         blueprint.before_request(self._enter)
         blueprint.after_request(self._leave)
         blueprint.register_error_handler(ModelyardError, self._refuse)

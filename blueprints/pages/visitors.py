@@ -32,6 +32,8 @@ class Visitor:
 
     scopes: frozenset[str]
     holder: Token | Key | None = None
+    closed: bool = False
+    """Whether a token or key was required of everybody at their request."""
 
     @property
     def name(self) -> str:
@@ -75,14 +77,17 @@ class SignIns:
         """
         holder = self._of_cookie(request) or self._guard.holder_of(request)
         by_address = self._guard.scopes_by_address(request)
-        return Visitor(by_address if holder is None else by_address | holder.scopes, holder)
+        scopes = by_address if holder is None else by_address | holder.scopes
+        return Visitor(scopes, holder, self._guard.is_closed())
 
     def is_current(self, visitor: Visitor) -> bool:
-        """Return whether what a visitor has signed in with is still valid."""
+        """Return whether what a visitor has signed in with is still valid, and whether they still need nothing else."""
         try:
-            return visitor.holder is None or self._current(visitor.holder) is not None
+            if visitor.holder is not None:
+                return self._current(visitor.holder) is not None
         except ModelyardError:
             return False
+        return visitor.closed or not self._guard.is_closed()
 
     def _current(self, holder: Token | Key) -> Token | Key | None:
         current = self._guard.named(*_place_of(holder))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from http import HTTPStatus
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -17,6 +17,7 @@ from ...engines.base import Vectors, cut_texts, other_model_of, tokens_of
 from ...errors import Unavailable
 from ...streams import OutputStream
 from ...telemetry.metrics import HTTP_REQUESTS, HTTP_SECONDS, REFUSED, Metrics
+from ...telemetry.recent import LONGEST_BODY, RecentRequests
 from ...telemetry.tracing import Tracing
 from ...types import JSONObject
 from ...wire.chunks import CUT_HEADER, MODEL_HEADER, TOKENS_HEADER
@@ -40,7 +41,7 @@ class AccessLine:
     __slots__ = (
         *("_began", "_call", "_enabled", "_metrics", "_request", "_routine", "answered_by", "bytes", "caller", "error"),
         *("finish_reason", "first", "instance", "key", "model", "pieces", "prompt_tokens", "queued", "request_id"),
-        *("status", "trace", "usage"),
+        *("_answer", "_prompt", "_recent", "status", "trace", "usage"),
     )
 
     def __init__(
@@ -51,16 +52,20 @@ class AccessLine:
         routine: bool = False,
         trace: CallTrace | None = None,
         metrics: Metrics | None = None,
+        recent: RecentRequests | None = None,
     ) -> None:
         """Begin a line; ``routine`` successes are logged at debug level.
 
-        When it is written, ``trace`` ends, and ``metrics`` count the request.
+        When it is written, ``trace`` ends, ``metrics`` count the request, and ``recent`` keeps the line.
         """
         self._enabled = enabled
         self._metrics = metrics
         self._call = (request.endpoint or "none").removeprefix("modelyard_")
         self._request = (request.method, request.path, request.remote_addr)
         self._routine = routine
+        self._recent = recent
+        self._prompt: str | None = None
+        self._answer: list[str] | None = [] if recent is not None and recent.bodies else None
         self._began = time.monotonic()
         self.trace = trace
         self.status = 0
@@ -91,6 +96,21 @@ class AccessLine:
         """Return the milliseconds since the request began."""
         return round((time.monotonic() - self._began) * 1000, 1)
 
+    @property
+    def keeps_bodies(self) -> bool:
+        """Whether the pages show prompts and answers of the last requests."""
+        return self._answer is not None
+
+    def keep_prompt(self, body: JSONObject) -> None:
+        """Keep the beginning of the body of the request, where `keeps_bodies`."""
+        if self.keeps_bodies:
+            self._prompt = orjson.dumps(body).decode()[:LONGEST_BODY]
+
+    def keep_answer(self, pieces: Iterable[str]) -> None:
+        """Keep the beginning of the answer, of which ``pieces`` are next, where `keeps_bodies`."""
+        if self._answer is not None and sum(map(len, self._answer)) < LONGEST_BODY:
+            self._answer.append("".join(pieces)[:LONGEST_BODY])
+
     def began_output(self) -> None:
         """Note that the first piece is ready."""
         if self.first is None:
@@ -110,10 +130,19 @@ class AccessLine:
             self.trace.end(self)
         if self._metrics is not None:
             self._count(self._metrics)
-        if not self._enabled:
+        if not self._enabled and self._recent is None:
             return
+        line = self._facts()
+        if self._recent is not None:
+            answer = None if self._answer is None else "".join(self._answer)[:LONGEST_BODY]
+            self._recent.note(line, self._prompt, answer)
+        if self._enabled:
+            level = logging.DEBUG if self._routine and self.status < HTTPStatus.BAD_REQUEST else logging.INFO
+            log.log(level, orjson.dumps(line).decode())
+
+    def _facts(self) -> JSONObject:
         method, path, remote = self._request
-        line: dict[str, Any] = {
+        line: JSONObject = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "method": method,
             "path": path,
@@ -132,8 +161,7 @@ class AccessLine:
                 line[name] = value
         if usage := self.usage():
             line |= {name: usage[name] for name in ("prompt_tokens", "completion_tokens") if name in usage}
-        level = logging.DEBUG if self._routine and self.status < HTTPStatus.BAD_REQUEST else logging.INFO
-        log.log(level, orjson.dumps(line).decode())
+        return line
 
     def _count(self, metrics: Metrics) -> None:
         seconds = time.monotonic() - self._began
@@ -151,6 +179,7 @@ def read_call(service: Service) -> JSONObject:
     body = read_object(request, service.settings.max_body_bytes)
     model = body.get("model")
     line.model = model if isinstance(model, str) else None
+    line.keep_prompt(body)
     line.trace = read_body(service.tracing, request, line.trace, body)
     if line.model is not None:
         check_model(line.model)
@@ -186,19 +215,22 @@ def log_access(
     enabled: bool,
     tracing: Tracing | None = None,
     metrics: Metrics | None = None,
+    recent: RecentRequests | None = None,
     routine: Collection[str] = (),
 ) -> None:
     """Write an access line for every request of a blueprint; that of a stream is written by its body at the end.
 
-    With ``tracing`` each request also has a span; ``metrics`` count them. Successes of the views in ``routine`` are
-    logged at debug level.
+    With ``tracing`` each request also has a span; ``metrics`` count them, and ``recent`` keeps the last of each model.
+    Successes of the views in ``routine`` are logged at debug level.
     """
 
     @blueprint.before_request
     def begin() -> None:
         view = (request.endpoint or "").rpartition(".")[2]
         trace = arrived(tracing, request) if tracing is not None else None
-        g.modelyard_line = AccessLine(request, enabled=enabled, routine=view in routine, trace=trace, metrics=metrics)
+        g.modelyard_line = AccessLine(
+            request, enabled=enabled, routine=view in routine, trace=trace, metrics=metrics, recent=recent
+        )
 
     @blueprint.after_request
     def note(response: Response) -> Response:
@@ -209,6 +241,8 @@ def log_access(
                 response.headers[QUEUE_HEADER] = str(math.ceil(line.queued * 1000))
             if not response.is_streamed:
                 line.bytes = response.content_length or 0
+                if line.keeps_bodies:
+                    line.keep_answer([response.get_data()[:LONGEST_BODY].decode("utf-8", "replace")])
         return response
 
     @blueprint.teardown_request

@@ -117,7 +117,7 @@ class Guard:
             needed = self._needs[call] = self._needed_by(*call)
         if not needed:
             return None
-        is_closed = self._is_closed()
+        is_closed = self.is_closed()
         by_address = self._by_address(request.environ, is_closed)
         secret = _secret_in(request.environ)
         if not needed.isdisjoint(by_address):
@@ -129,7 +129,7 @@ class Guard:
 
     def scopes_by_address(self, request: Request) -> frozenset[str]:
         """Return the scopes that a request has without a token or key."""
-        return self._by_address(request.environ, self._is_closed())
+        return self._by_address(request.environ, self.is_closed())
 
     def holder_of(self, request: Request) -> Token | Key | None:
         """Return the token or the key that a request sends. Raises Unauthorized and NotReady, like `Keys.find`."""
@@ -141,7 +141,7 @@ class Guard:
             return self._tokens.named(name)
         return self._keys.with_id(name) if self._keys is not None else None
 
-    def _is_closed(self) -> bool:
+    def is_closed(self) -> bool:
         """Return whether a token or a key is required; True also while the keys can't be read."""
         try:
             return self._requires_secret()

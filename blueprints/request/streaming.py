@@ -258,6 +258,7 @@ class StreamBody:
     def _encode(self, burst: Burst) -> bytes | None:
         self._line.began_output()
         self._line.pieces = (self._line.pieces or 0) + len(burst.pieces)
+        self._line.keep_answer(burst.pieces)
         self._writes = iter(self._encoder.encode(burst))
         data = next(self._writes, None)
         return self._taken_prefix() + data if data is not None and self._prefix else data

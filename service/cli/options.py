@@ -60,7 +60,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "silence_timeout",
         "http_threads",
     ),
-    "Pages": ("pages",),
+    "Pages": ("pages", "pages_bodies"),
     "Log and metrics": ("log_level", "log_file", "access_log", "metrics"),
     "Tracing": ("tracing", "tracing_content", "tracing_sample"),
 }

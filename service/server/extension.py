@@ -106,11 +106,13 @@ def create_app(settings: Settings | None = None, address: Callable[[], str] | No
     """
     app = Flask("modelyard", static_folder=None, template_folder=None)
     # Without our hooks gunicorn listens on a port that the environment does not tell.
-    runtime = Runtime(settings or loading.load(defaults={"port": UNKNOWN_PORT}), address=address)
+    settings = settings or loading.load(defaults={"port": UNKNOWN_PORT})
+    is_router = settings.role in ROUTERS
+    settings.pages = settings.pages and is_router
+    runtime = Runtime(settings, address=address)
     install_in_app(app)
-    is_router = runtime.settings.role in ROUTERS
     openai_paths = paths_of_application(runtime.settings.prefix) if is_router else []
-    pages_path = "/ui" if is_router and runtime.settings.pages else None
+    pages_path = "/ui" if settings.pages else None
     attach(app, runtime, docs=True, probes_prefix="", openai_paths=openai_paths, pages_path=pages_path)
     if pages_path is not None:
         app.add_url_rule("/", "modelyard_pages_home", lambda: redirect(f"{request.script_root}{pages_path}/"))

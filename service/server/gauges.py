@@ -15,6 +15,7 @@ from ..errors import ModelyardError
 from ..settings.settings import Settings
 from ..telemetry import metrics
 from ..telemetry.metrics import Counts, Family
+from ..types import JSONObject
 from ..version import __version__
 from ..worker.admission import Budget
 from ..worker.local_models import LocalModels
@@ -60,6 +61,36 @@ def common_gauges(settings: Settings, cluster: Cluster | None) -> Counts:
         if key != MANAGER_KEY:
             _set(values, metrics.INSTANCES, number, *_labels_of(key), state)
     return values
+
+
+def instance_entries(cluster: Cluster) -> list[JSONObject]:
+    """Return the instances of models in the registry, those that other programs have registered too.
+
+    Each has ``model`` (its key), ``url``, ``state``, ``reason``, ``slots``, ``running`` and ``waiting`` (None if it has
+    reported no load), ``weight``, and ``heartbeat``, the seconds since 1970 of its last one. Empty while the registry
+    can't be read.
+    """
+    try:
+        rows, _ = _rows(cluster)
+    except ModelyardError:
+        return []
+    routes = None if cluster.manager is None else cluster.manager.routes
+    return [_entry(row, routes) for row in rows if row.key != MANAGER_KEY]
+
+
+def _entry(row: Instance, routes: Routes | None) -> JSONObject:
+    load = None if routes is None else routes.load_of([row])
+    return {
+        "model": row.key,
+        "url": row.url,
+        "state": _state(row, routes),
+        "reason": ("" if routes is None else routes.why_not(row)) or None,
+        "slots": load and load.slots,
+        "running": load and load.slots - load.free,
+        "waiting": load and load.waiting,
+        "weight": row.weight,
+        "heartbeat": row.last_heartbeat,
+    }
 
 
 def _rows(cluster: Cluster) -> tuple[Sequence[Instance], bool]:

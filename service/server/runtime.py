@@ -18,6 +18,7 @@ from ..settings.settings import Settings
 from ..sockets import is_patched
 from ..streams import Cancel
 from ..telemetry.metrics import Metrics
+from ..telemetry.recent import RecentRequests
 from ..telemetry.shared_metrics import Sample, SharedMetrics
 from ..telemetry.tracing import Tracing
 from ..threads import start_thread
@@ -31,7 +32,7 @@ from ..worker.states import State
 from ..worker.worker import ModelWorker
 from . import logs
 from .disconnect import DisconnectWatcher
-from .gauges import common_gauges, gauges
+from .gauges import common_gauges, gauges, instance_entries
 from .recovery import Recovery
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,8 @@ class Runtime:
         self.budget = Budget(settings.threads, settings.reserve)
         self.tracing = Tracing(settings)
         self.metrics = Metrics()
+        self.recent = RecentRequests(bodies=settings.pages_bodies) if settings.pages else None
+        """The last requests of this process, for its pages."""
         self.keys = key_ring(settings)
         """The API keys that are accepted; None without a store of keys."""
         self.local = LocalWorkerManager(
@@ -104,7 +107,7 @@ class Runtime:
         self.manager.after_start(after_start)
         self._shared: SharedMetrics | None = None
         """The metrics of the other processes; None where this process is the only one of the service."""
-        if settings.metrics != "off" and settings.shares_service:
+        if (settings.metrics != "off" or settings.pages) and settings.shares_service:
             self._shared = SharedMetrics(lambda: metrics_folder(settings), self._sample)
         self.watcher = DisconnectWatcher()
         self.requests: set[Cancel] = set()
@@ -261,6 +264,10 @@ class Runtime:
             cluster, hosts = self.cluster.status(), status.get("cluster", {})
             status["cluster"] = {**cluster, **hosts, "error": hosts.get("error") or cluster["error"]}
         return {**status, "keys": None if self.keys is None else self.keys.status()}
+
+    def instances(self) -> list[JSONObject]:
+        """Return the instances in the registry as this process sees them, each with its state and the reason."""
+        return [] if self.cluster is None else instance_entries(self.cluster)
 
     def sample(self) -> Sample:
         """Return the metrics of all processes of this service, now. Their models are neither called nor loaded."""

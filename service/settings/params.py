@@ -172,6 +172,8 @@ class Param:
     def describe(self, param_class: str, value: Any) -> JSONObject:
         """Return DB-GPT's ParameterDescription, with ``value`` masked if it is private."""
         ext: JSONObject = {"tags": ",".join(sorted(self.tags))} if self.tags else {}
+        if self.type in (list, dict):
+            ext["text_of"] = "lists" if self.of_lists else self.type.__name__
         for bound in ("min", "max"):
             if getattr(self, bound) is not None:
                 ext[bound] = getattr(self, bound)

@@ -209,6 +209,9 @@ class Settings:
         "default: a file in the folder of this service; not on the command line",
         tags=["privacy", "secret"],
     )
+    pages_bodies: bool = param(
+        False, help="whether pages show the beginnings of prompts and answers of a model's last requests"
+    )
     access_log: bool = param(True, help="log one JSON line a request, without prompts and answers")
     tracing: str | None = param(
         None,

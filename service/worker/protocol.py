@@ -12,6 +12,7 @@ from ..engines.base import Vectors
 from ..settings.settings import Settings
 from ..streams import Cancel, OutputStream
 from ..telemetry.metrics import Metrics
+from ..telemetry.recent import RecentRequests
 from ..telemetry.shared_metrics import Sample
 from ..telemetry.tracing import Tracing
 from ..types import (
@@ -134,6 +135,8 @@ class Service(Protocol):
     tracing: Tracing
     metrics: Metrics
     """The counts of this process."""
+    recent: RecentRequests | None
+    """The last requests of this process; None where nothing shows them."""
     manager: WorkerManager
     own: WorkerManager
     """The manager of the models of this service alone."""
@@ -154,6 +157,12 @@ class Service(Protocol):
 
     def when_stopped(self, callback: Callable[[], object]) -> None:
         """Call ``callback`` at the end of this process."""
+
+    def wait_draining(self, timeout: float) -> bool:
+        """Block until this process drains, ``timeout`` seconds at most; return whether it does."""
+
+    def instances(self) -> list[JSONObject]:
+        """Return the instances in the registry as this process sees them, each with its state and the reason."""
 
     def sample(self) -> Sample:
         """Return the metrics of all processes of this service, now."""

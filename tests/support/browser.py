@@ -16,7 +16,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
 DESKTOP, PHONE = (1280, 900), (390, 844)
-LIMIT = 20.0
+LIMIT = 10.0
 _BINARIES = ("chromium", "chromedriver")
 _OPTIONS = (
     *("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--no-first-run"),
@@ -53,7 +53,8 @@ class Browser:
 
     def one(self, selector: str) -> WebElement:
         """Return the first element of a CSS selector, as soon as there is one."""
-        return WebDriverWait(self.driver, LIMIT).until(lambda driver: self.all(selector))[0]
+        wait = WebDriverWait(self.driver, LIMIT, 0.05)
+        return wait.until(lambda driver: self.all(selector), f"{selector} never came")[0]
 
     def wait(self, selector: str, text: str) -> str:
         """Wait until an element of a CSS selector has ``text`` in it, and return all of its text."""

@@ -16,10 +16,10 @@ from modelyard.access.keys import new_key
 from modelyard.access.signing import Signer
 from modelyard.access.tokens import digest_of, new_secret, parse_scopes
 from modelyard.blueprints.pages import visitors
-from modelyard.cluster.keys import ring
 from modelyard.errors import ConfigError
 from modelyard.server.extension import KEY
-from pages_service import OWN, SECRETS, TOKENS, Build, building, sign_in
+from pages_service import OWN, SECRETS, TOKENS, Build, building, read_keys, sign_in
+from running import ROOT
 
 GATEWAY = {"role": "gateway", "model_tables": (), "tokens": TOKENS}
 """A service of which there may be several in one process: it holds no models."""
@@ -142,18 +142,16 @@ def test_a_shared_secret_makes_a_sign_in_good_for_several_services(build: Build)
     assert second.get("/ui/").status_code == 200
 
 
-def test_a_revoked_key_ends_the_sign_in_at_the_next_request(build: Build, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(ring, "REFRESH", 0.01)
-    monkeypatch.setattr(ring, "TICK", 0.01)
+def test_a_revoked_key_ends_the_sign_in_at_the_next_request(build: Build):
     app = build()
     secret, key = add_key(app)
-    app.extensions[KEY].keys._refresh()
+    read_keys(app)
     browser = app.test_client()
     assert browser.get("/ui/").status_code == 303, "there is a key, so one is needed"
     sign_in(browser, secret)
     assert browser.get("/ui/").status_code == 200
     app.extensions[KEY].keys.store.revoke(key.id)
-    app.extensions[KEY].keys._refresh()
+    read_keys(app)
     assert browser.get("/ui/").status_code == 303
 
 
@@ -287,3 +285,8 @@ def test_what_the_application_does_to_its_own_templates_does_not_reach_them(tmp_
     page = app.test_client().get("/api/ui/sign-in").text
     assert "the application" not in page
     assert "<h1>Sign in</h1>" in page
+
+
+def test_all_scripts_together_are_small():
+    folder = ROOT / "blueprints" / "pages" / "static"
+    assert 0 < sum(path.stat().st_size for path in folder.glob("*.js")) < 20_000

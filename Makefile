@@ -6,6 +6,7 @@
 # make bench   figures, against a peer
 # make interop both sides of the wire with DB-GPT's own package
 # make interop-openai  the tests of OpenAI's and Anthropic's clients, and of others (SUITE=langchain runs some of them)
+# make interop-flask   applications of others and the tests of Flask's extensions, with Modelyard in them (SUITE=httpbin)
 
 PORT ?= 8000
 VENV ?= .venv
@@ -19,7 +20,7 @@ TORCH_VENV ?= .venv-torch
 TORCH ?= torch==2.13.0
 TORCH_STAMP := $(TORCH_VENV)/.test
 
-.PHONY: serve weights test test-torch check fuzz bench interop interop-openai clean
+.PHONY: serve weights test test-torch check fuzz bench interop interop-openai interop-flask clean
 
 serve: $(SERVE_STAMP) weights
 	exec $(BIN)/modelyard serve --port $(PORT) --models-dirs $(MODELS) --state-dir .state
@@ -50,6 +51,9 @@ interop: $(TEST_STAMP)
 
 interop-openai: $(TEST_STAMP) weights
 	$(BIN)/python -m pytest tests/interop_openai -v -k '$(SUITE)' -o python_files='check_*.py' -o python_functions='check_*'
+
+interop-flask: $(TEST_STAMP)
+	$(BIN)/python -m pytest tests/interop_flask -v -k '$(SUITE)' -o python_files='check_*.py' -o python_functions='check_*'
 
 $(SERVE_STAMP): setup.cfg pyproject.toml
 	scripts/venv $(VENV) server,llama

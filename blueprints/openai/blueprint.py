@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import NamedTuple
 
 from flask import Blueprint, Response, g, request
@@ -140,7 +139,7 @@ def _add_models(routes: Routes, service: Service) -> None:
 
 def _add_generation(routes: Routes, service: Service) -> None:
     for path, text_call in _TEXT_CALLS.items():
-        routes.add("POST", path, partial(_generate, service, text_call))
+        routes.add("POST", path, _text_view(service, text_call))
 
     def count_chat_tokens() -> Response:
         return json_response({"input_tokens": _prompt_tokens(service, schemas.chat)})
@@ -160,6 +159,14 @@ def _add_generation(routes: Routes, service: Service) -> None:
 def answer_chat(service: Service) -> Response:
     """Return the answer to a chat, the body of the current request, for views of others than OpenAI's API."""
     return _generate(service, _TEXT_CALLS["/chat/completions"])
+
+
+def _text_view(service: Service, text_call: _TextCall) -> Callable[[], Response]:
+    # A function, not a partial: extensions of Flask read the names of views.
+    def generate() -> Response:
+        return _generate(service, text_call)
+
+    return generate
 
 
 def _generate(service: Service, text_call: _TextCall) -> Response:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -81,7 +80,7 @@ def passthrough_blueprint(
         backends.setdefault(entry.path, []).append(backend)
         service.when_stopped(backend.close)
     for path, of_path in backends.items():
-        view = partial(_passed_on, service, of_path)
+        view = _view_of(service, of_path)
         for prefix in prefixes:
             for rule in (f"{prefix}{path}", f"{prefix}{path}/<path:rest>"):
                 blueprint.add_url_rule(
@@ -91,6 +90,14 @@ def passthrough_blueprint(
     return blueprint
 
 
+def _view_of(service: Service, backends: Sequence[Backend]) -> Callable[..., Response]:
+    # A function, not a partial: extensions of Flask read the names of views.
+    def pass_on(rest: str = "") -> Response:
+        return _passed_on(service, backends, rest)
+
+    return pass_on
+
+
 def _methods(rest: str = "") -> Response:
     """Return the methods of the calls: Flask's own answer would find that the rules of `Routes` take every method."""
     response = Response()
@@ -98,7 +105,7 @@ def _methods(rest: str = "") -> Response:
     return response
 
 
-def _passed_on(service: Service, backends: Sequence[Backend], rest: str = "") -> Response:
+def _passed_on(service: Service, backends: Sequence[Backend], rest: str) -> Response:
     line: AccessLine = g.modelyard_line
     call = Call(service, request)
     try:

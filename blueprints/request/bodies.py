@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import IO, Any
 
 import orjson
 from flask import Request, Response
 from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge, RequestTimeout
-from werkzeug.wsgi import LimitedStream
+from werkzeug.wsgi import LimitedStream, get_input_stream
 
 from ...errors import InvalidRequest, RequestTooLarge
 from ...types import JSONObject
 from ...wire.messages import DELTA_TYPE
 
 JSON_TYPE = "application/json"
+_REQUEST_HAS_LIMIT = Request.max_content_length.fset is not None
+"""Whether a request can have a limit of its own: since Flask 3.1."""
 _BROKEN_OFF = "the body ended before its Content-Length"
 
 
@@ -74,8 +76,20 @@ def _data_of(request: Request, limit: int) -> bytes:
     """Return the body: the rest that the server has, or what Flask kept when a view of the application read it."""
     # The application's own limit is for its own requests; a larger one must not let more in here. One byte more: a
     # body of exactly the limit fits.
-    request.max_content_length = limit + 1
-    return LimitedStream(request.stream, limit + 1, is_max=True).read() or request.get_data(cache=False)
+    if _REQUEST_HAS_LIMIT:
+        request.max_content_length = limit + 1
+    try:
+        return _bounded(request.stream, limit) or request.get_data(cache=False)
+    except RequestEntityTooLarge:
+        if _REQUEST_HAS_LIMIT or request.content_length is None:
+            raise
+        # The application's limit, which Flask has applied before it read anything.
+        return _bounded(get_input_stream(request.environ), limit)
+
+
+def _bounded(stream: IO[bytes], limit: int) -> bytes:
+    """Return what is left of a stream. Raises RequestEntityTooLarge for more than one byte over ``limit``."""
+    return LimitedStream(stream, limit + 1, is_max=True).read()
 
 
 def _why_empty(request: Request, wanted: str) -> str:

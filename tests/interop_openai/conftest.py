@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 from running import ROOT, Service, Services, services
 
-sys.path[:0] = [str(Path(__file__).parent), str(ROOT)]
+sys.path.insert(0, str(ROOT))
 
-import suites  # noqa: E402 - found by the path above
+from suites import Suites
 
 collect_ignore = ["inside"]
+SUITES = Suites(Path(__file__).parent)
 ANSWERS = Path(__file__).with_name("answers.toml")
 REAL = """
 [[models]]
@@ -58,6 +59,12 @@ MODELS = (
 )
 ALIASES = ",".join(f"{name}=scripted" for name in MODELS)
 """The names of models that the suites ask for."""
+
+
+@pytest.fixture(scope="session")
+def suites() -> Suites:
+    """Runs the suites of this folder."""
+    return SUITES
 
 
 @pytest.fixture(scope="session")
@@ -106,5 +113,5 @@ def secured(run: Services, models_dir: Path) -> Service:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print the line of each suite."""
     terminalreporter.section("suites")
-    for line in suites.lines:
+    for line in SUITES.lines:
         terminalreporter.line(line)

@@ -247,6 +247,8 @@ def test_every_blueprint_answers_at_every_host_and_has_a_name_that_exemptions_fi
     for name, blueprint in app.blueprints.items():
         assert isinstance(blueprint, MountedBlueprint), name
         assert name.startswith("modelyard_"), "docs/flask.md says so"
+    for endpoint, view in app.view_functions.items():
+        assert view.__name__ and view.__qualname__ and view.__module__, f"Flask-Limiter names {endpoint}"
 
 
 def test_the_calls_may_have_a_subdomain_of_their_own(mount: Callable[..., FlaskClient]) -> None:

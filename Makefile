@@ -1,6 +1,7 @@
 # make serve   a running service, with a real model that answers
 # make test    the tests
 # make test-torch  the tests of the engines that need torch, in an environment of their own
+# make test-oldest the unit, contract and monolith tests with the oldest versions of all dependencies
 # make check   style, types, the wheel
 # make fuzz    thousands of made-up requests to every call of running services (FUZZ_EXAMPLES=100 each, FUZZ_SEED=1)
 # make bench   figures, against a peer
@@ -19,8 +20,11 @@ TEST_STAMP := $(VENV)/.test
 TORCH_VENV ?= .venv-torch
 TORCH ?= torch==2.13.0
 TORCH_STAMP := $(TORCH_VENV)/.test
+OLDEST_VENV ?= .venv-oldest
+OLDEST := tests/constraints-oldest.txt
+OLDEST_STAMP := $(OLDEST_VENV)/.test
 
-.PHONY: serve weights test test-torch check fuzz bench interop interop-openai interop-flask clean
+.PHONY: serve weights test test-torch test-oldest check fuzz bench interop interop-openai interop-flask clean
 
 serve: $(SERVE_STAMP) weights
 	exec $(BIN)/modelyard serve --port $(PORT) --models-dirs $(MODELS) --state-dir .state
@@ -34,6 +38,9 @@ test: $(TEST_STAMP) weights
 # Another build of torch: make test-torch TORCH='torch==2.13.0 --index-url URL'
 test-torch: $(TORCH_STAMP) weights
 	$(TORCH_VENV)/bin/python -m pytest tests/huggingface tests/contract/test_engines.py
+
+test-oldest: $(OLDEST_STAMP) weights
+	$(OLDEST_VENV)/bin/python -m pytest tests/unit tests/contract tests/monolith
 
 check: $(TEST_STAMP)
 	$(BIN)/ruff check .
@@ -67,5 +74,9 @@ $(TORCH_STAMP): setup.cfg pyproject.toml
 	scripts/venv $(TORCH_VENV) server,llama,test,transformers,sentence-transformers $(TORCH)
 	touch $@
 
+$(OLDEST_STAMP): setup.cfg pyproject.toml $(OLDEST)
+	scripts/venv $(OLDEST_VENV) server,llama,test --constraint $(OLDEST)
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(TORCH_VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(TORCH_VENV) $(OLDEST_VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -8,7 +8,7 @@ from http import HTTPStatus
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
-from flask import Blueprint, Response, g, redirect, request
+from flask import Response, g, redirect, request
 from werkzeug.exceptions import HTTPException, NotFound
 from werkzeug.wrappers import Response as AnyResponse
 
@@ -21,6 +21,7 @@ from ...worker.protocol import Service
 from ..request import guard
 from ..request.access_log import log_access
 from ..request.keys import add_headers
+from ..request.mounted import MountedBlueprint
 from ..request.problems import unforeseen
 from . import live
 from .rendering import Assets, environment
@@ -60,7 +61,7 @@ class Site:
         """Begin a site without pages. Raises ConfigError."""
         self.service = service
         self.path = path
-        self.blueprint = Blueprint(name, __name__, url_prefix=path)
+        self.blueprint = MountedBlueprint(name, __name__, url_prefix=path)
         settings = service.settings
         signer = Signer(settings.pages_secret, lambda: state_folder(settings.state_path, settings.instance_name))
         self.sign_ins = SignIns(guard.Guard(settings, service.keys, requires_keys=settings.requires_keys), signer, path)

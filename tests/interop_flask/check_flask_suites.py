@@ -6,10 +6,6 @@ import pytest
 from running import ROOT
 from suites import Suites
 
-APP_BUILDER = (
-    *("test_mvc", "test_api", "test_menu", "security/test_mvc_security", "security/test_rate_limiter"),
-    *("test_custom_indexview", "security/test_auth_oauth"),
-)
 SUITES = {
     "flask": ("3.1.3", "", ["tests"]),
     "flaskr": ("3.1.3", "examples/tutorial", ["tests"]),
@@ -20,7 +16,6 @@ SUITES = {
     "Flask-Compress": ("1.25", "", ["tests"]),
     "Flask-Security": ("5.9.2", "", ["examples/fsqlalchemy1/tests", "tests/test_basic.py", "tests/test_csrf.py"]),
     "Flask-Admin": ("2.2.1", "", ["flask_admin/tests/test_base.py", "flask_admin/tests/test_host_matching.py"]),
-    "Flask-AppBuilder": ("5.3.0", "", [f"tests/{name}.py" for name in APP_BUILDER]),
     "httpbin": ("0.10.4", "", ["tests"]),
 }
 """The version, the folder in the source distribution, and the tests of each suite."""

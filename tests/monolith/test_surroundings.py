@@ -242,7 +242,7 @@ def test_an_application_that_matches_hosts(mount: Callable[..., FlaskClient]) ->
 def test_every_blueprint_answers_at_every_host_and_has_a_name_that_exemptions_find(tmp_path: Path) -> None:
     app, table = Flask("app"), tmp_path / "config.toml"
     table.write_text('[[passthrough]]\npath = "/audio"\nbase_url = "http://127.0.0.1:1/v1"\n')
-    Modelyard(app, role="standalone", models=[], openai=True, docs=True, metrics="open", config=str(table))
+    Modelyard(app, role="standalone", models=[], openai=True, docs=True, pages=True, metrics="open", config=str(table))
     assert len(app.blueprints) >= 8
     for name, blueprint in app.blueprints.items():
         assert isinstance(blueprint, MountedBlueprint), name

@@ -27,7 +27,16 @@ journal = "{journal}"
 limit_model_concurrency = 1
 """
 GUNICORN = ("gunicorn", "theirs:app", "--bind", "127.0.0.1:{port}", "-w", "4", "--preload", "--no-control-socket")
-UWSGI = ("--module=theirs:app", "--processes=4", "--master", "--enable-threads", "--need-app", "--die-on-term")
+# It closes connections, and does not say so by itself.
+UWSGI = (
+    "--add-header=Connection: close",
+    "--module=theirs:app",
+    "--processes=4",
+    "--master",
+    "--enable-threads",
+    "--need-app",
+    "--die-on-term",
+)
 SERVERS = {
     "gthread": (*GUNICORN, "-k", "gthread", "--threads", "8"),
     "sync": (*GUNICORN, "-k", "sync"),
@@ -207,7 +216,6 @@ def visit(service: Service, steps: Sequence[Step]) -> list[dict[str, Any]]:
                 allow_redirects=False,
                 timeout=20,
             )
-            session.close()  # uWSGI closes connections without a word
             if found := re.search(r'(?:csrf_token"[^>]*value=|"token": ?)"([^"]+)"', response.text):
                 token = found[1]
             seen.append({"step": f"{step.method} {step.path}", **_kept(response)})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 
 from packaging.requirements import Requirement
+from packaging.version import Version
 from running import ROOT
 
 EXTRAS = ("server", "llama", "otel", "sql", "postgres", "mysql", "redis")
@@ -17,7 +18,6 @@ def test_what_is_tested_as_oldest_is_each_lower_bound() -> None:
     lines = [configuration["options"]["install_requires"], *(options[extra] for extra in EXTRAS)]
     wanted = [Requirement(line) for line in "\n".join(lines).splitlines() if line and not line.startswith("#")]
     pinned = [Requirement(line) for line in (ROOT / "tests" / "constraints-oldest.txt").read_text().splitlines()[1:]]
-    oldest = {each.name: str(each.specifier).removeprefix("==").removesuffix(".*") for each in pinned}
+    oldest = {each.name: Version(str(each.specifier).removeprefix("==").removesuffix(".*")) for each in pinned}
     for each in wanted:
-        bound = str(each.specifier).removeprefix(">=")
-        assert oldest[each.name].removesuffix(".0") == bound.removesuffix(".0"), each
+        assert oldest[each.name] == Version(str(each.specifier).removeprefix(">=")), each

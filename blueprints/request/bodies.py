@@ -14,7 +14,7 @@ from ...types import JSONObject
 from ...wire.messages import DELTA_TYPE
 
 JSON_TYPE = "application/json"
-_REQUEST_HAS_LIMIT = Request.max_content_length.fset is not None
+_REQUEST_HAS_LIMIT = getattr(Request.max_content_length, "fset", None) is not None
 """Whether a request can have a limit of its own: since Flask 3.1."""
 _BROKEN_OFF = "the body ended before its Content-Length"
 

@@ -17,7 +17,7 @@ from ..cluster.membership import check_registry, registry_url
 from ..cluster.registry.address import sqlite_path
 from ..cluster.registry.sqlite_file import fault_of
 from ..engines.base import Engine
-from ..errors import BadModelFile, ConfigError, ModelyardError
+from ..errors import BadModelFile, ConfigError, ModelyardError, StartFailed
 from ..models.catalog import Catalog
 from ..server.state import StateFile
 from ..settings.layers import Faults, Layer, LayerName, Origin, from_text, merge
@@ -253,6 +253,10 @@ class _Models:
             return
         if engine is not None:
             engine.path = located
+            try:
+                engine.files = self._declarations.locate_files(engine)
+            except StartFailed as error:
+                self.missing.append(f"model {model.name!r}: {error}")
             with contextlib.suppress(ModelyardError, OSError):  # the start reports it
                 model.memory = engine.memory_needed()
 

@@ -232,9 +232,11 @@ class LlamaCpp(Engine):
 
     @property
     def options(self) -> frozenset[str]:
-        """JSON and probabilities for all models, tools for those whose chat template has them."""
+        """JSON and probabilities for all models, tools and images for those that have them."""
         template = self._metadata.prompt_chat_template or ""
-        options = _OPTIONS | {"messages"} if self.takes_images else _OPTIONS
+        # With a projector the library takes no token ids.
+        options = _OPTIONS if self.params.mmproj is None else _OPTIONS - {"prompt"}
+        options = options | {"messages"} if self.takes_images else options
         return options | _TOOL_OPTIONS if "tools" in template else options
 
     @property

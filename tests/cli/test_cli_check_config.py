@@ -142,6 +142,13 @@ def test_it_says_where_the_weights_are(at: Path):
     assert (model["weights"], model["weights_exist"]) == (str(at / "models" / "mine.gguf"), True)
 
 
+def test_an_adapter_that_is_missing_is_a_fault(at: Path):
+    make(at / "models" / "mine.gguf")
+    ran = check(toml='[[models]]\nname = "mine"\nmodel_path = "mine.gguf"\nlora = ["gone.gguf=0.5"]\n')
+    assert ran.status == 1
+    assert "model 'mine': there is no model file gone.gguf" in ran.complaint
+
+
 def test_weights_that_are_missing_are_a_fault_with_the_command_that_fetches_them(at: Path):
     ran = check("-m", "smollm2-135m")
     assert ran.status == 1

@@ -16,10 +16,11 @@ from modelyard.errors import InvalidRequest, PromptTooLong
 from modelyard.streams import Cancel, whole_answer
 from modelyard.types import Burst, GenerateRequest
 from modelyard.worker.worker import ModelWorker
+from pictures import BLUE, RED, data_url, png, question
 
 xllamacpp = pytest.importorskip("xllamacpp")
 
-KINDS = {"llm": "llama", "text2vec": "embed", "reranker": "rank"}
+KINDS = {"llm": "llama", "vision": "llama", "text2vec": "embed", "reranker": "rank"}
 HELLO = [{"role": "user", "content": "hello"}]
 
 
@@ -31,8 +32,10 @@ def served(weights: Path, socket: Path, kind: str) -> Any:
     given.cpuparams.n_threads = given.cpuparams_batch.n_threads = given.n_threads_http = 1
     given.hostnames, given.verbosity, given.kv_unified = [str(socket)], 1, False
     given.ui = given.endpoint_slots = False
-    if kind != "llm":
+    if kind in ("text2vec", "reranker"):
         given.embedding = True
+    if kind == "vision":
+        given.mmproj.path = str(tiny_gguf.make_projector(weights.with_name("mmproj.gguf")))
     if kind == "reranker":
         given.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_RANK
     return xllamacpp.Server(given)
@@ -47,7 +50,10 @@ def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Mode
         socket = folder / f"{kind}.sock"
         servers.append(served(path, socket, kind))
         url = f"http+unix://{quote(str(socket), safe='')}/v1"
-        params = OpenAIParams(model_name="m", engine="openai", worker_type=kind, base_url=url, backend_model="theirs")
+        made_for = "llm" if kind == "vision" else kind
+        params = OpenAIParams(
+            model_name="m", engine="openai", worker_type=made_for, base_url=url, backend_model="theirs"
+        )
         made[kind] = ModelWorker(OpenAI(params))
         made[kind].start()
     yield made
@@ -85,6 +91,14 @@ def test_fields_that_only_it_knows_reach_it(workers):
     only = [[token, False] for token in range(259) if token != 36]
     bursts = ask(workers["llm"], prompt="hello", extra={"logit_bias": only})
     assert whole_answer(iter(bursts)).text == "!!!!!"
+
+
+def test_images_reach_it(workers):
+    texts = []
+    for color in (RED, BLUE, RED):
+        messages = [question(data_url(png(color)))]
+        texts.append(whole_answer(iter(ask(workers["vision"], messages=HELLO, options={"messages": messages}))).text)
+    assert texts[0] == texts[2] != texts[1]
 
 
 def test_its_refusals_name_what_is_wrong(workers):

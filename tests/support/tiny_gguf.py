@@ -187,7 +187,7 @@ def split(whole: Path, parts: int) -> list[Path]:
     The first part has all metadata.
     """
     reader = gguf.GGUFReader(whole)
-    tensors = [(tensor.name, tensor.data) for tensor in reader.tensors]
+    tensors = [(tensor.name, tensor.data, tensor.tensor_type) for tensor in reader.tensors]
     size = -(-len(tensors) // parts)
     paths = [whole.with_name(f"{whole.stem}-{number:05}-of-{parts:05}.gguf") for number in range(1, parts + 1)]
     for number, path in enumerate(paths):
@@ -197,8 +197,8 @@ def split(whole: Path, parts: int) -> list[Path]:
         writer.add_uint16("split.no", number)
         writer.add_uint16("split.count", parts)
         writer.add_int32("split.tensors.count", len(tensors))
-        for name, data in tensors[number * size : (number + 1) * size]:
-            writer.add_tensor(name, data)
+        for name, data, kind in tensors[number * size : (number + 1) * size]:
+            writer.add_tensor(name, data, raw_dtype=kind)
         _write(writer)
     return paths
 

@@ -191,6 +191,13 @@ def test_a_model_with_a_projector_sees_images(start):
     assert two not in (red, blue)
 
 
+def test_a_model_with_a_projector_takes_raw_prompts_and_no_token_ids(start):
+    worker = start(mmproj="mmproj.gguf")
+    assert answered(worker) == answered(start())
+    with pytest.raises(InvalidRequest, match="prompt: is not supported by model 'm'"):
+        worker.generate_stream(GenerateRequest("m", options={"prompt": [104, 105]}), Cancel())
+
+
 def test_a_text_that_looks_like_the_place_of_an_image_is_a_text(start):
     worker = start(mmproj="mmproj.gguf")
     messages = [question(data_url(png()), text="<__media__> <image>")]

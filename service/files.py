@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import shutil
 import stat
 import tempfile
 from pathlib import Path
@@ -54,6 +56,51 @@ def is_at(path: Path, fd: int) -> bool:
         return os.path.samestat(path.stat(), os.fstat(fd))
     except OSError:
         return False
+
+
+class SocketFolder:
+    """A folder of this process, for one socket that other users can't reach.
+
+    Folders that no process holds the lock of are removed when the next one is made.
+    """
+
+    def __init__(self, name: str) -> None:
+        """Make the folder, and hold its lock; ``name`` says whose sockets are in such folders. Raises OSError."""
+        # The underscore keeps it from versions that removed the folder of every process that they did not see.
+        prefix, root = f"modelyard-{name}_", Path(tempfile.gettempdir())
+        _sweep(root, prefix)
+        self.path, self._fd = _locked_folder(root, prefix)
+        self.socket = self.path / f"{name}.sock"
+
+    def remove(self) -> None:
+        """Remove the folder with its files; a second call does nothing."""
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            shutil.rmtree(self.path, ignore_errors=True)
+            os.close(fd)
+
+
+def _locked_folder(root: Path, prefix: str) -> tuple[Path, int | None]:
+    while True:
+        path = Path(tempfile.mkdtemp(prefix=prefix, dir=root))
+        with contextlib.suppress(FileNotFoundError):
+            fd = try_lock(path, os.O_RDONLY | os.O_DIRECTORY)
+            if fd is not None:
+                if is_at(path, fd):
+                    return path, fd
+                os.close(fd)
+        # Another process has removed it before it was locked: the next one.
+
+
+def _sweep(root: Path, prefix: str) -> None:
+    for path in root.glob(f"{prefix}*"):
+        with contextlib.suppress(OSError):
+            if path.lstat().st_uid != os.getuid():
+                continue
+            fd = try_lock(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            if fd is not None:
+                shutil.rmtree(path, ignore_errors=True)
+                os.close(fd)
 
 
 def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:

@@ -24,6 +24,7 @@ from ..errors import (
     ModelyardError,
     StartFailed,
 )
+from ..files import SocketFolder
 from ..models import gguf_header
 from ..models.inspection import inspect
 from ..models.memory import free_memory
@@ -33,7 +34,7 @@ from ..wire.messages import openai_messages
 from . import llama_requests
 from .base import CancelEvent, Engine, OfTexts, Progress, Vectors
 from .llama_files import checked_adapters, checked_model, checked_projector
-from .llama_http import LlamaHttp, PrivateFolder, encoded
+from .llama_requests import LlamaHttp, encoded
 from .llama_server import Setup, server_params
 from .llama_settings import (
     AUTO,
@@ -72,7 +73,7 @@ class LlamaCpp(Engine):
     def __init__(self, params: Any, path: Path | None = None) -> None:
         super().__init__(params, path)
         self._server: Any = None
-        self._folder: PrivateFolder | None = None
+        self._folder: SocketFolder | None = None
         self._http: LlamaHttp
         self._template_fault = ""
         """Why the model's chat template can't be read; empty where it can."""
@@ -117,7 +118,7 @@ class LlamaCpp(Engine):
         setup = replace(setup, n_ctx=self._chosen_context(gpus_of(xllamacpp), self.path))
         self._n_ctx = setup.n_ctx
         progress(f"loading {self.path.name}")
-        self._folder = PrivateFolder()
+        self._folder = SocketFolder("llama")
         try:
             self._server = self._load(xllamacpp, setup, header)
         except Exception as error:

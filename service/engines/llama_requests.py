@@ -1,19 +1,28 @@
-"""Translate between a `GenerateRequest` and the bodies and chunks of llama.cpp's server."""
+"""Translate between a `GenerateRequest` and the bodies and chunks of llama.cpp's server.
+
+`LlamaHttp` sends the calls that it answers only over its own HTTP listener, which can't be switched off. The socket of
+the listener is in a folder of mode 0700, so no other user can reach it.
+"""
 
 from __future__ import annotations
 
 import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
+import orjson
 from jinja2 import Environment, TemplateSyntaxError
 
-from ..errors import EngineError, InvalidRequest, ModelyardError, PromptTooLong
+from ..errors import EngineError, InvalidRequest, ModelyardError, PromptTooLong, WorkerUnreachable
+from ..sessions.session import Session
 from ..types import Burst, GenerateRequest, JSONObject, counts_of
 from ..wire.messages import openai_messages
 from .base import CancelEvent, room_in_context
 
+_TIMEOUT = 10.0
 SPARE_TOKENS = 3
 """Tokens that the library may compute over the limit: with them, a character that the limit would cut is whole.
 
@@ -287,3 +296,37 @@ def refusal(error: Any, model: str, field: str = "input") -> ModelyardError:
         )
     message = str(error.get("message", error))
     return InvalidRequest(message) if error.get("code") == 400 else EngineError(f"llama.cpp: {message}")
+
+
+def encoded(body: JSONObject) -> bytes:
+    """Return a body as JSON. Raises InvalidRequest for text that UTF-8 does not have."""
+    try:
+        return orjson.dumps(body)
+    except orjson.JSONEncodeError as error:
+        raise InvalidRequest(f"the text can't be encoded as UTF-8: {error}") from error
+
+
+class LlamaHttp:
+    """The calls to one listener, each of which takes a fraction of a millisecond. Many threads may share it."""
+
+    def __init__(self, path: Path) -> None:
+        """Send to the socket at ``path``; connect at the first call."""
+        self._session = Session(_TIMEOUT, _TIMEOUT)
+        self._url = f"http+unix://{quote(str(path), safe='')}"
+
+    def post(self, path: str, body: JSONObject) -> JSONObject:
+        """Return the JSON object of the response. Raises InvalidRequest (a refusal), EngineError (no answer)."""
+        try:
+            with self._session.request("POST", self._url + path, body=encoded(body)) as response:
+                data = response.content
+        except WorkerUnreachable as error:
+            raise EngineError(f"llama.cpp did not answer {path}: {error}") from error
+        answer: JSONObject = orjson.loads(data)
+        if response.status_code >= 400:
+            message = str(answer.get("error", {}).get("message", data[:200]))
+            raise (InvalidRequest if response.status_code < 500 else EngineError)(message)
+        return answer
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._session.close()

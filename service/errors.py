@@ -13,6 +13,7 @@
     ├── Unavailable               503  try again after ``retry_after`` seconds, or at once at another instance
     │   ├── Overloaded                 all slots are busy and the line is full or too slow
     │   ├── NotReady                   the model is starting, stopped or failed
+    │   ├── EngineLost                 the process of an isolated engine has ended; no piece has come
     │   ├── Draining                   this process is about to end
     │   ├── WorkerUnreachable          a remote worker did not answer, or not validly; no piece has come
     │   │   ├── NotConnected           there was no connection: the worker has not seen the request
@@ -182,6 +183,13 @@ class NotReady(Unavailable):
 
     code = "not_ready"
     title = "The model is not ready"
+
+
+class EngineLost(Unavailable):
+    """The process of an isolated engine ended before the first piece of an answer; the text says how."""
+
+    code = "engine_lost"
+    title = "The process of the model has ended"
 
 
 class Draining(Unavailable):

@@ -84,6 +84,21 @@ class Cancel:
                 self._callbacks.remove(callback)
 
 
+@contextmanager
+def following(cancel: Cancel) -> Iterator[Cancel]:
+    """Yield a cancel of its own for a part of the work: it is set with ``cancel``, and alone by the end of the part."""
+    part = Cancel()
+
+    def pass_on() -> None:
+        part.set(cancel.error)
+
+    cancel.on_set(pass_on)
+    try:
+        yield part
+    finally:
+        cancel.forget(pass_on)
+
+
 class OutputStream:
     """An iterator of bursts; None if nothing came for about a second.
 
@@ -242,17 +257,8 @@ class Relay(OutputStream):
     @contextmanager
     def _opened(self, source: Source, context: Context) -> Iterator[OutputStream]:
         """Open the next stream, with a cancel of its own: it ends when it has failed, and the answer may go on."""
-        cancel = Cancel()
-
-        def pass_on() -> None:
-            cancel.set(self.cancel.error)
-
-        self.cancel.on_set(pass_on)
-        try:
-            with context.run(source.open, cancel) as stream:
-                yield stream
-        finally:
-            self.cancel.forget(pass_on)
+        with following(self.cancel) as cancel, context.run(source.open, cancel) as stream:
+            yield stream
 
 
 def _joined(bursts: Sequence[Burst]) -> Burst:

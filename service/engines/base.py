@@ -1,7 +1,7 @@
 """The base class of an engine, and the parameters that every model has. See docs/engines.md.
 
-Arguments and results are plain data (`GenerateRequest`, lists of strings, bursts), and an event ends the work. So an
-engine could run in another process without a change.
+Arguments and results are plain data (`GenerateRequest`, lists of strings, bursts), and an event ends the work. So every
+engine can run in a process of its own (``isolation``) without a change.
 """
 
 from __future__ import annotations
@@ -117,6 +117,12 @@ class ModelParams:
     joint_delay: float = param(
         0.0, help="milliseconds that a request to embed waits for others, to be computed with them", min=0, max=1000
     )
+    isolation: str = param(
+        "none",
+        help="none: the engine runs in the process that answers; process: in a process of its own, whose end is not "
+        "that of others, and which gives all memory back when the model is stopped",
+        choices=("none", "process"),
+    )
     start_timeout: float = param(300.0, help="seconds the start takes at most", min=0.1, max=86_400, tags=["shared"])
     keep_alive: float | None = param(
         None,
@@ -130,6 +136,13 @@ class ModelParams:
         None,
         help="bytes that it counts with in memory_budget, as in 2.5GB; default: an estimate by weights and context",
         min=0,
+        max=2**50,
+        tags=["size"],
+    )
+    memory_limit: int | None = param(
+        None,
+        help="bytes that the process of an isolated model may allocate, as in 4GB; default: no limit",
+        min=100_000_000,
         max=2**50,
         tags=["size"],
     )
@@ -180,10 +193,10 @@ class Engine:
     default_joint_texts: ClassVar[dict[WorkerType, int]] = {}
     """The default of ``joint_texts`` for models of a type: for engines that compute many texts together faster than one
     by one. Their `embed` returns `OfTexts` with ``counts``, so that each request keeps its own."""
-    passes_on: ClassVar[bool] = False
+    passes_on: bool = False
     """Whether the fields that modelyard does not know are sent on. Then `embed` and `rerank` take the keyword
     ``extra`` too, with the caller's fields by name; those of a generation are `GenerateRequest.extra`."""
-    ticks: ClassVar[bool] = False
+    ticks: bool = False
     """Whether `generate_stream` yields None at least once a second while no piece is ready. If not, a thread runs the
     iterator, so that the caller can send something during a silence."""
 
@@ -203,6 +216,10 @@ class Engine:
     def worker_type_of(cls, path: Path) -> WorkerType | None:
         """Return the type of the model in weights; None where they do not tell. Raises BadModelFile."""
         return None
+
+    def renewed(self) -> Engine:
+        """Return a new engine for the same model, not started."""
+        return type(self)(self.params, self.path)
 
     def memory_needed(self) -> int:
         """Return the bytes that the model takes while it is loaded, by its ``path`` and ``params``; 0 if unknown.
@@ -225,6 +242,17 @@ class Engine:
     def health(self, cancel: CancelEvent) -> str:
         """Return why the model can't answer now; empty if it can. A thread of its own calls it; ``cancel`` ends it."""
         return ""
+
+    def when_lost(self, callback: Callable[[str], None]) -> None:
+        """Call ``callback`` once with the reason when the running engine is lost; at once if it is lost already.
+
+        An engine of this process is lost only with the process: nothing is called.
+        """
+
+    @property
+    def joint_texts(self) -> int:
+        """Texts of waiting requests that the caller of `embed` puts together at most; see ``joint_texts``."""
+        return int(self.params.joint_texts)
 
     @property
     def options(self) -> frozenset[str]:

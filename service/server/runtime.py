@@ -6,9 +6,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from ..cluster.hosting.folder import metrics_folder
 from ..cluster.hosting.host import ModelHost, Shortcut
+from ..cluster.hosting.isolation import isolated
 from ..cluster.keys import NO_STORE, key_ring
 from ..cluster.membership import Cluster
 from ..cluster.registry.base import place_of
@@ -86,6 +88,7 @@ class Runtime:
             incomplete=self._why_incomplete,
             place=self._place,
             unsaved=lambda: self._recovery.trouble,
+            isolate=partial(isolated, settings=settings),
         )
         self._recovery = Recovery(self.local.models, settings)
         self.problems = self._recovery.problems

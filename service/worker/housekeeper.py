@@ -1,4 +1,7 @@
-"""Housekeeper: loads the models that requests want, and unloads those that nobody uses, or that make room."""
+"""Housekeeper: loads the models that requests want, and unloads those that nobody uses, or that make room.
+
+It starts the models again whose engine was lost.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,10 @@ import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ..errors import ModelyardError, NotReady
+from ..errors import ModelyardError, NotReady, UnknownModel
 from ..threads import BackgroundThread, start_thread
 from .life import Keeper, ModelLife, UnloadCause
+from .restarts import Restarts
 from .states import State
 
 if TYPE_CHECKING:
@@ -30,11 +34,33 @@ class Housekeeper(Keeper):
         self._loading: set[str] = set()
         """The keys of models that a thread loads."""
         self._watch = BackgroundThread("modelyard-idle", self._unload_idle)
+        self._restarts = Restarts(self._start_again)
 
     def health_changed(self, model: ModelLife) -> None:
         """Call the listeners of the models."""
         with contextlib.suppress(LookupError):
             self._models.tell("health", self._owner_of(model))
+
+    # Engines that were lost
+
+    def lost(self, model: ModelLife) -> None:
+        """Call the listeners, and start the model again."""
+        with contextlib.suppress(LookupError):
+            self._models.tell("failed", self._owner_of(model))
+            self._restarts.begin(model)
+
+    def _start_again(self, model: ModelLife) -> bool:
+        """Start a model whose engine was lost; return whether that is settled, by this start or in another way."""
+        try:
+            owner = self._owner_of(model)
+            with self._models.held(owner):
+                if owner.worker is model and model.state is State.FAILED:
+                    self._models.start_held(owner)
+        except (UnknownModel, LookupError):
+            return True
+        except ModelyardError:
+            return model.state is not State.FAILED
+        return True
 
     # Loads
 
@@ -119,7 +145,8 @@ class Housekeeper(Keeper):
         return min(pauses, default=None)
 
     def stop(self) -> None:
-        """End the thread that looks for idle models, and the wait of models for memory."""
+        """End the thread that looks for idle models, the wait of models for memory, and all restarts."""
+        self._restarts.stop()
         for model in self._models.workers():
             model.cancel_start()
         self._watch.stop()

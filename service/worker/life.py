@@ -40,6 +40,9 @@ class Keeper:
     def health_changed(self, model: ModelLife) -> None:
         """Note that a model that is ready has become unhealthy, or healthy again; called in a thread of its watch."""
 
+    def lost(self, model: ModelLife) -> None:
+        """Note that a model that was ready has failed, because its engine was lost; called in any thread."""
+
     def wanted(self, model: ModelLife) -> None:
         """Load an unloaded model, for which a request waits, in another thread. Raises Overloaded."""
 
@@ -132,6 +135,19 @@ class ModelLife:
         lease.loaded()
         self._watch_health()
         log.info("model %s is ready after %.1f s", self.key, self.started_in)
+        self.engine.when_lost(self._lose_engine)
+
+    def _lose_engine(self, reason: str) -> None:
+        """Fail, and refuse what waits in line. Answers that have begun end with the error of the engine."""
+        with self._lock:
+            if self.state is not State.READY:
+                return
+            self.state, self.reason = State.FAILED, reason
+        log.warning("model %s has failed: %s", self.key, reason)
+        self._stop_watch()
+        self.gate.close(lambda: NotReady(f"model {self.name!r} has failed: {reason}", retry_after=5))
+        self._release()
+        self._keeper.lost(self)
 
     def _enter(self, cause: LoadCause) -> Lease | None:
         """Return the lease of its memory; None where it stays unloaded. Raises StartFailed, NotReady."""
@@ -199,7 +215,7 @@ class ModelLife:
         return NotReady(f"model {self.name!r} was stopped")
 
     def _renew_engine(self) -> None:
-        self.engine = type(self.engine)(self.engine.params, self.engine.path)
+        self.engine = self.engine.renewed()
 
     def _progress(self, sentence: str) -> None:
         self.reason = sentence
@@ -308,9 +324,13 @@ class ModelLife:
             self._renew_engine()
             raise failure from error
         finally:
-            if self._lease is not None:
-                self._lease.release()
-                self._lease = None
+            self._release()
+
+    def _release(self) -> None:
+        """Release its memory."""
+        if self._lease is not None:
+            self._lease.release()
+            self._lease = None
 
     def quarantine(self) -> None:
         """Mark it as failed, because its process died too often during its load. A start by hand tries again."""

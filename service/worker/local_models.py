@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+from ..engines.base import Engine
 from ..errors import Conflict, ModelyardError, NotReady, UnknownModel, not_callable
 from ..telemetry.metrics import Metrics
 from ..telemetry.tracing import Tracing
@@ -43,10 +44,12 @@ class LocalModels:
         metrics: Metrics | None = None,
         *,
         room: Room | None = None,
+        isolate: Callable[[Engine], Engine] = lambda engine: engine,
     ) -> None:
         """Hold no model yet. ``incomplete`` returns why models may still be missing; empty if none is.
 
-        ``room`` is the memory of the models, by default as the settings say.
+        ``room`` is the memory of the models, by default as the settings say. ``isolate`` returns the engine to call in
+        place of a declared one, where that is to run in another process.
         """
         self.declarations = declarations
         self.budget = budget
@@ -55,6 +58,7 @@ class LocalModels:
         self._metrics = metrics or Metrics()
         settings = declarations.settings
         self.room = room or Room(settings.memory_budget, settings.memory_turn)
+        self._isolate = isolate
         self._housekeeper = Housekeeper(self)
         self._lock = threading.RLock()
         self._models: dict[str, LocalModel] = {}
@@ -131,7 +135,7 @@ class LocalModels:
 
     def new_worker(self, name: str, worker_type: WorkerType | None, over_http: JSONObject) -> ModelWorker:
         """Return a worker of the declared model, not started. Raises the errors of `Declarations.engine`."""
-        engine = self.declarations.engine(name, worker_type, over_http)
+        engine = self._isolate(self.declarations.engine(name, worker_type, over_http))
         return ModelWorker(
             engine,
             partial(self.declarations.locate, engine),

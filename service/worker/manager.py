@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..engines.base import Vectors
+from ..engines.base import Engine, Vectors
 from ..errors import Conflict, InvalidRequest, UnknownModel
 from ..settings import params as parameters
 from ..streams import Cancel, OutputStream
@@ -57,14 +57,15 @@ class LocalWorkerManager(SharedCalls):
         incomplete: Callable[[], str] = lambda: "",
         place: Callable[[], tuple[str, int]] = lambda: ("127.0.0.1", 0),
         unsaved: Callable[[], str] = lambda: "",
+        isolate: Callable[[Engine], Engine] = lambda engine: engine,
     ) -> None:
-        """Hold no model yet.
+        """Hold no model yet; ``isolate`` is that of `LocalModels`.
 
         ``place`` returns the host and port of instances; ``incomplete`` why models may still be missing, ``unsaved``
         why changes are not remembered; or an empty text.
         """
         super().__init__(tracing)
-        self.models = LocalModels(declarations, budget, self.tracing, incomplete, metrics)
+        self.models = LocalModels(declarations, budget, self.tracing, incomplete, metrics, isolate=isolate)
         self._place = place
         self._unsaved = unsaved
 

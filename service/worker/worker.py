@@ -42,7 +42,7 @@ class ModelWorker(ModelLife):
         """Hold ``engine``, which is not started yet; see `ModelLife`."""
         super().__init__(engine, locate, keeper, metrics, room, locate_files=locate_files)
         params = self.params
-        self._joint = JointTexts(self._embed, params.joint_texts, params.joint_letters, params.joint_delay / 1000)
+        self._joint = JointTexts(self._embed, engine.joint_texts, params.joint_letters, params.joint_delay / 1000)
 
     def generate_stream(self, request: GenerateRequest, cancel: Cancel) -> OutputStream:
         """Admit the request and return its stream, which owns the slot or the place in line. Close it.

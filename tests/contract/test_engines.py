@@ -1,4 +1,4 @@
-"""What every engine does, over each engine there is: the same protocol, whether it has weights or not."""
+"""What every engine does, over each engine there is, in this process and in one of its own."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import tiny_gguf
+from modelyard.cluster.hosting.isolation import isolated
 from modelyard.engines.base import Engine, cut_texts, tokens_of
 from modelyard.engines.echo import Echo
 from modelyard.engines.llama_cpp import LlamaCpp
@@ -25,6 +26,7 @@ from modelyard.errors import (
     PromptTooLong,
     StartFailed,
 )
+from modelyard.settings.settings import Settings
 from modelyard.streams import Cancel, whole_answer
 from modelyard.types import Burst, GenerateRequest, JSONObject, ModelMetadata, ModelOutput
 from modelyard.worker.states import State
@@ -43,7 +45,7 @@ def weights(tmp_path_factory) -> dict[str, Path]:
 
 
 def make_echo(weights: dict[str, Path], kind: str, **params: Any) -> Engine:
-    taken = ("limit_model_concurrency", "model_alias", "joint_texts")
+    taken = ("limit_model_concurrency", "model_alias", "joint_texts", "isolation")
     params = {name: value for name, value in params.items() if name in taken}
     return Echo(Echo.Params(model_name="m", engine="echo", worker_type=kind, **params))
 
@@ -67,7 +69,14 @@ def make_hf(weights: dict[str, Path], kind: str, **params: Any) -> Engine:
     return engine(engine.Params(model_name="m", engine=engine.name, worker_type=kind, **given), path)
 
 
-ENGINES = {"echo": make_echo, "llama.cpp": make_llama}
+def in_a_process(make: Callable[..., Engine]) -> Callable[..., Engine]:
+    def make_isolated(weights: dict[str, Path], kind: str, **params: Any) -> Engine:
+        return isolated(make(weights, kind, isolation="process", **params), Settings(models_dirs=["/nonexistent"]))
+
+    return make_isolated
+
+
+ENGINES = {"echo": make_echo, "llama.cpp": make_llama, "isolated llama.cpp": in_a_process(make_llama)}
 if importlib.util.find_spec("transformers") is not None:
     ENGINES["hugging face"] = make_hf
 
@@ -229,12 +238,13 @@ def test_metadata_tells_name_and_context(llm):
 # What llama.cpp alone takes
 
 
-@pytest.fixture(scope="module")
-def with_tools(tmp_path_factory) -> Iterator[ModelWorker]:
+@pytest.fixture(scope="module", params=["llama.cpp", "isolated llama.cpp"])
+def with_tools(request, tmp_path_factory) -> Iterator[ModelWorker]:
     """A model with random weights and a token that begins a call: a bias for it makes the model call a tool."""
     folder = tmp_path_factory.mktemp("tools")
     path = tiny_gguf.make(folder / "t.gguf", chat_template=tiny_gguf.TOOL_TEMPLATE, words=[tiny_gguf.CALL])
-    worker = ModelWorker(make_llama({"llm": path}, "llm", limit_model_concurrency=1, n_ctx=1024), lambda: path)
+    engine = ENGINES[request.param]({"llm": path}, "llm", limit_model_concurrency=1, n_ctx=1024)
+    worker = ModelWorker(engine, lambda: path)
     worker.start()
     yield worker
     worker.stop()
@@ -257,7 +267,7 @@ def test_tool_calls_are_parsed_by_the_library(with_tools, cities):
     assert json.loads("".join(part["function"]["arguments"] for part in first)).get("city") in (cities or [None])
 
 
-@pytest.mark.parametrize("engine_name", ["llama.cpp"], indirect=True)
+@pytest.mark.parametrize("engine_name", ["llama.cpp", "isolated llama.cpp"], indirect=True)
 def test_a_prompt_may_be_token_ids_with_the_probabilities_of_the_answer(llm):
     ids = [3 + byte for byte in b"hello"]
 
@@ -266,7 +276,8 @@ def test_a_prompt_may_be_token_ids_with_the_probabilities_of_the_answer(llm):
         return [burst for burst in llm.generate_stream(request, Cancel()) if burst is not None]
 
     def tokens_in(bursts: list[Burst]) -> list[JSONObject]:
-        logprobs = [delta["logprobs"] for burst in bursts for delta in burst.deltas or ()]
+        deltas = [delta for burst in bursts for delta in burst.deltas or ()]
+        logprobs = [delta["logprobs"] for delta in deltas if delta]  # the echo of the prompt has none
         return [token for entry in logprobs for token in entry["content"]]
 
     bursts = complete(echo=True, options={"prompt": ids, "logprobs": 2})
@@ -279,7 +290,7 @@ def test_a_prompt_may_be_token_ids_with_the_probabilities_of_the_answer(llm):
             complete(options={"prompt": [10**6]}, echo=echo)
 
 
-@pytest.mark.parametrize("engine_name", ["llama.cpp"], indirect=True)
+@pytest.mark.parametrize("engine_name", ["llama.cpp", "isolated llama.cpp"], indirect=True)
 def test_vectors_of_the_library_have_short_numbers_and_come_with_their_tokens(embedder, reranker):
     texts = ["the man", "water"]
     rows = embedder.embeddings(texts, Cancel())

@@ -7,12 +7,9 @@ finds its lock free starts it; it lives as long as any process holds its life li
 from __future__ import annotations
 
 import logging
-import os
 import subprocess
-import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from ...errors import ModelyardError, NotConnected
@@ -20,7 +17,7 @@ from ...processes import pid_namespace
 from ...sessions.response import Response
 from ...sessions.session import Session
 from ...settings.loading import serialize
-from ...settings.settings import ALLOCATOR, INLINE, UNKNOWN_PORT, Settings
+from ...settings.settings import INLINE, UNKNOWN_PORT, Settings
 from ...telemetry.tracing import Tracing, outgoing_headers
 from ...threads import BackgroundThread
 from ...types import JSONObject
@@ -29,6 +26,7 @@ from ..addresses import advertised_url
 from ..membership import registry_url, session_options
 from .folder import HostFolder, HostLock, LifeLine, digest, is_needed, noted, run_began
 from .manager import HostedWorkerManager, HostEndpoint
+from .spawn import environ_of_child, python_command
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +43,6 @@ FEW_STARTS = 2
 """The number of starts in a row that only the log reports."""
 LONGEST_PAUSE = 30.0
 
-_NOT_INHERITED = ("GUNICORN_", "LISTEN_", "NOTIFY_SOCKET", "WATCHDOG_", "WERKZEUG_", "SERVER_SOFTWARE")
-"""How the names of variables begin that are for the web server, and not for the processes that it starts."""
 _children: list[subprocess.Popen[bytes]] = []
 """The hosts that this process has started, until they are reaped: they outlive the runtime that started them."""
 
@@ -177,22 +173,12 @@ class ModelHost:
             lock.close()
 
     def _spawn(self, folder: HostFolder, lock: HostLock, settings: Settings) -> None:
-        environ = {k: v for k, v in os.environ.items() if not k.startswith(_NOT_INHERITED)}
         child = subprocess.Popen(  # noqa: S603 - our own interpreter
-            # With -P, so that nothing of the web server's folder, where its application is, can be imported.
-            [
-                _python(),
-                "-P",
-                "-m",
-                "modelyard.server.host_process",
-                str(folder.path),
-                str(folder.socket),
-                str(lock.fd),
-            ],
+            python_command("modelyard.server.host_process", str(folder.path), str(folder.socket), str(lock.fd)),
             stdin=subprocess.PIPE,
             stdout=2,
             pass_fds=[lock.fd],
-            env={**ALLOCATOR, **environ},
+            env=environ_of_child(),
             # In a session of its own: a signal of the terminal to the web server does not end it.
             start_new_session=True,
         )
@@ -260,13 +246,6 @@ class ModelHost:
             else:
                 return status
         return {"ready": False, "state": state.value, "reason": reason, "models": [], "unsaved": None, "host": host}
-
-
-def _python() -> str:
-    """Return the interpreter of this environment: within uWSGI `sys.executable` is uWSGI."""
-    if Path(sys.executable or "").name.startswith("python"):
-        return sys.executable
-    return str(Path(sys.exec_prefix, "bin", f"python{sys.version_info.major}"))
 
 
 class Shortcut(Session):

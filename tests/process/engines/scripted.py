@@ -32,7 +32,8 @@ class ScriptedParams(ModelParams):
 class Scripted(Engine):
     """Follows the prompt, which is JSON: ``name``, ``pieces``, ``size`` and ``fail_at``, and what it waits for.
 
-    It waits ``before`` the first piece and before ``each``, and computes for ``burn`` seconds without waiting.
+    It waits ``before`` the first piece and before ``each``, computes for ``burn`` seconds without waiting, and takes
+    ``megabytes`` of memory for a moment. With ``abort`` it ends the process as a failed check of C does.
     The last piece comes when the file ``until`` is there. A burst has ``at_once`` pieces.
     """
 
@@ -61,6 +62,9 @@ class Scripted(Engine):
         plan = _plan(request.prompt or request.messages[-1]["content"])
         name, pieces = plan.get("name", "?"), plan.get("pieces", request.max_new_tokens or 1)
         self._note("begin", name)
+        bytes(plan.get("megabytes", 0) * 1_000_000)
+        if plan.get("abort"):
+            os.abort()
         computed = 0
         try:
             yield from _pause(plan.get("before", 0), cancel)

@@ -190,7 +190,7 @@ def check_address(report: Examination) -> Iterator[Finding]:
     host = urlsplit(url).hostname or ""
     is_local = url.startswith("http+unix:") or is_loopback_host(host)
     if is_local and registry_host and not is_loopback_host(registry_host):
-        result = f"it is registered at {registry_host} as {url}, which is another machine's own address there"
+        result = f"it would be registered at {registry_host} as {url}, which every machine takes for its own"
         yield Finding.failure("address", result, "listen on 0.0.0.0, or set advertise to this machine's address")
     else:
         yield Finding.ok("address", f"others reach it at {url}" if url else "known with the first request")

@@ -32,7 +32,7 @@ class Reading:
     """The samples of ``/metrics`` by name, added up for each model; those without a model have the key of no model."""
     labels: Mapping[str, str]
     """Version and role of the service; empty without metrics."""
-    trouble: str | None
+    error: ModelyardError | None
     """Why there are no metrics."""
 
     def value(self, name: str, key: Key = ("", "")) -> float | None:
@@ -127,7 +127,7 @@ class Readings:
 
     def _growth(self, name: str, key: Key) -> float | None:
         """Return how much a counter has grown; None with one reading, without metrics, or after a restart."""
-        if len(self.kept) == 1 or self.last.trouble or self.kept[0].trouble:
+        if len(self.kept) == 1 or self.last.error or self.kept[0].error:
             return None
         growth = (self.last.value(name, key) or 0) - (self.kept[0].value(name, key) or 0)
         return growth if growth >= 0 else None
@@ -145,13 +145,13 @@ def read(client: Client) -> Reading:
         instances: list[JSONObject] | None = client.instances()
     except (ConfigError, Unauthorized, Forbidden):
         instances = None
-    text, trouble = "", None
+    text, failure = "", None
     try:
         text = client.metrics()
     except ModelyardError as error:
-        trouble = str(error)
+        failure = error
     sums, labels = _sums(text)
-    return Reading(time.monotonic(), status, instances, sums, labels, trouble)
+    return Reading(time.monotonic(), status, instances, sums, labels, failure)
 
 
 def _sums(text: str) -> tuple[dict[str, dict[Key, float]], Mapping[str, str]]:

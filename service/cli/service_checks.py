@@ -13,7 +13,7 @@ from http import HTTPStatus
 from itertools import pairwise
 
 from ..client.client import Client
-from ..errors import Forbidden, ModelyardError, Unauthorized, WorkerUnreachable
+from ..errors import ConfigError, Forbidden, ModelyardError, Unauthorized, WorkerUnreachable
 from ..sessions.address import parse_address
 from ..sessions.session import Session
 from ..telemetry import metrics
@@ -130,9 +130,11 @@ def check_token(visit: Visit) -> Iterator[Finding]:
     if refused:
         advice = "give a token or key: MODELYARD_TOKEN, or --token-file FILE (modelyard token new, modelyard key new)"
         yield Finding.failure("token", "; ".join(refused), advice)
-    elif visit.reading.trouble:
-        advice = "for rates and versions, give a token with the scope metrics; see the setting metrics"
-        yield Finding.warning("token", f"metrics: {visit.reading.trouble}", advice)
+    elif isinstance(visit.reading.error, ConfigError):
+        yield Finding.ok("token", "models and instances can be read; metrics are off")
+    elif visit.reading.error is not None:
+        advice = "for modelyard top and Prometheus, give a token with the scope metrics"
+        yield Finding.warning("token", f"metrics: {visit.reading.error}", advice)
     else:
         yield Finding.ok("token", "models, instances and metrics can be read")
 

@@ -108,8 +108,8 @@ def lines_of(readings: Readings, url: str, width: int | None, trouble: str | Non
     title = " ".join(filter(None, ("modelyard", last.labels.get("version"), last.labels.get("role"))))
     state = "ready" if last.status.get("ready") else f"{last.status.get('state')}: {last.status.get('reason')}"
     lines = [(f"{title}  {url}  {printable(trouble or state)}", False), (_totals(readings), False)]
-    if last.trouble:
-        lines.append((f"no rates: {printable(last.trouble)}", False))
+    if last.error is not None:
+        lines.append((f"no rates: {printable(str(last.error))}", False))
     loads = readings.loads()
     if loads:
         lines += [("", False), *_table(MODELS, [_row(load) for load in loads], width)]
@@ -171,5 +171,5 @@ def _document(readings: Readings) -> JSONObject:
         "reason": last.status.get("reason"),
         "models": [asdict(load) for load in readings.loads()],
         "instances": last.instances,
-        "trouble": last.trouble,
+        "no_rates": None if last.error is None else str(last.error),
     }

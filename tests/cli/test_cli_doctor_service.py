@@ -17,6 +17,7 @@ from modelyard.cli.readings import Reading
 from modelyard.cli.service_checks import Arrival, Probe, Visit
 from modelyard.client.client import Client
 from modelyard.cluster.registry.base import Instance
+from modelyard.errors import ConfigError, Forbidden
 from modelyard.server.runtime import Runtime
 from modelyard.sessions.session import Session
 from modelyard.types import JSONObject
@@ -85,7 +86,10 @@ def test_a_token_that_is_refused_is_a_failure(tmp_path: Path):
 
 
 def test_metrics_that_are_not_shown_are_a_warning(visit: Visit):
-    assert levels(service_checks.check_token(seen(visit, trouble="off", labels={}))) == ["warning"]
+    refused = seen(visit, error=Forbidden("no"), labels={})
+    assert levels(service_checks.check_token(refused)) == ["warning"]
+    off = seen(visit, error=ConfigError("no /metrics"), labels={})
+    assert levels(service_checks.check_token(off)) == ["ok"]
 
 
 def test_another_version_is_a_warning(visit: Visit):

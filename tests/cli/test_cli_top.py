@@ -20,6 +20,7 @@ from in_process import service, url_of
 from modelyard.cli import top
 from modelyard.cli.readings import Reading, Readings, read
 from modelyard.client.client import Client
+from modelyard.errors import ConfigError, ModelyardError
 from modelyard.server.runtime import Runtime
 from modelyard.types import JSONObject
 from running import console_script, wait_until
@@ -40,14 +41,14 @@ MODEL = {"model": "echo@llm", "state": "ready", "reason": "1 of 1 instances", "r
 def reading(
     at: float,
     role: str = "worker",
-    trouble: str | None = None,
+    error: ModelyardError | None = None,
     models: tuple[JSONObject, ...] = (MODEL,),
     **sums: float,
 ) -> Reading:
     status = {"ready": True, "state": "ready", "reason": None, "models": models}
     samples = {f"modelyard_{name}": {KEY: value} for name, value in sums.items()}
-    labels = {} if trouble else {"role": role, "version": "1"}
-    return Reading(at, status, None, samples, labels, trouble)
+    labels = {} if error else {"role": role, "version": "1"}
+    return Reading(at, status, None, samples, labels, error)
 
 
 def of_one(*readings: Reading):
@@ -86,9 +87,9 @@ def test_a_router_is_read_by_what_it_has_sent_on():
 
 
 def test_without_metrics_there_are_states_and_no_rates():
-    load = of_one(reading(0, trouble="off"), reading(2, trouble="off"))
+    load = of_one(reading(0, error=ConfigError("off")), reading(2, error=ConfigError("off")))
     assert (load.state, load.tokens_out, load.running, load.waiting) == ("ready", None, 2, 3)
-    assert ("no rates: off", False) in top.lines_of(_kept(reading(0, trouble="off")), "http://h/api", 80)
+    assert ("no rates: off", False) in top.lines_of(_kept(reading(0, error=ConfigError("off"))), "http://h/api", 80)
 
 
 def test_a_reason_is_shown_where_a_model_is_not_ready_and_no_table_without_models():
@@ -139,7 +140,7 @@ def test_as_json_it_is_one_document(running: Runtime):
     document = modelyard("top", "--interval", "0.2", "--json", "--url", url_of(running)).json
     assert [model["model"] for model in document["models"]] == ["echo", "echo-embed"]
     assert document["models"][0]["tokens_out"] == 0.0
-    assert document["trouble"] is None
+    assert document["no_rates"] is None
 
 
 def test_lines_are_no_wider_than_the_terminal_and_a_silence_is_named():

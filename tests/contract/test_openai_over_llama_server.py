@@ -46,7 +46,7 @@ def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Mode
     folder = tmp_path_factory.mktemp("llama")
     servers, made = [], {}
     for kind, weights in KINDS.items():
-        path = tiny_gguf.make(folder / f"{weights}.gguf", weights, chat_template=tiny_gguf.TOOL_TEMPLATE)
+        path = tiny_gguf.make(folder / f"{kind}.gguf", weights, chat_template=tiny_gguf.TOOL_TEMPLATE)
         socket = folder / f"{kind}.sock"
         servers.append(served(path, socket, kind))
         url = f"http+unix://{quote(str(socket), safe='')}/v1"

@@ -24,6 +24,8 @@ AUTO_LEAST = 512
 AUTO_SHARE = 0.5
 """The share of the memory that the weights leave which the context of all slots may have: other models need some."""
 AUTO_SHARE_OF_GPU = 0.9
+AUTO_MOST_OF_TEXTS = 8192
+"""The most tokens of a text to embed or rank that are chosen."""
 PROJECTOR_BATCH = 512
 """The least batch of a model with a projector: some of them compute a whole image in one."""
 
@@ -196,6 +198,8 @@ def context_of(params: LlamaCppParams, weights: Inspection, free: float, *, is_o
     tokens = with_cache_type(weights, params.cache_type).tokens_within(memory, params.slots)
     if tokens is None or trained is None:
         raise StartFailed("n_ctx: auto: the file does not tell the context or the shape of its model: give a number")
+    if params.worker_type != WorkerType.LLM:  # a text is one batch, whose computation takes memory too
+        tokens = min(tokens, AUTO_MOST_OF_TEXTS)
     chosen = tokens if tokens == trained else tokens // AUTO_STEP * AUTO_STEP
     if chosen < (least := min(AUTO_LEAST, trained)):
         raise StartFailed(

@@ -72,7 +72,7 @@ def check_images(messages: Any, model: str, *, takes_images: bool) -> None:
     """
     for field, url in _images_in(messages):
         if not takes_images:
-            message = f"is an image, and model {model!r} takes text alone (it has no mmproj): leave it out"
+            message = f"is an image, and model {model!r} takes text alone: leave it out, or choose one that has vision"
             raise InvalidRequest.of_field(field, message)
         try:
             _check(base64.b64decode(_content_of(field, url), validate=True))

@@ -61,6 +61,12 @@ def test_a_smaller_cache_has_room_for_more(weights):
     assert with_cache_type(weights, "q4_0").kv_bytes_per_token == 144
 
 
+def test_auto_of_texts_is_their_context_up_to_a_limit(tmp_path):
+    for trained, chosen in ((512, 512), (9000, 8192)):
+        embedder = inspect(tiny_gguf.make(tmp_path / f"{trained}.gguf", "embed", context=trained))
+        assert auto(embedder, math.inf, worker_type="text2vec") == chosen
+
+
 def test_auto_with_too_little_memory_says_what_helps(weights):
     message = "n_ctx: auto: 100 tokens for each of 2 slots fit into memory, 512 are needed: set fewer slots"
     with pytest.raises(StartFailed, match=message):

@@ -66,7 +66,7 @@ def test_a_png_that_unpacks_to_more_than_its_size_needs_is_not_unpacked():
 
 def test_a_model_without_images_is_named_with_the_place():
     assert fault_of(data_url(png()), takes_images=False) == (
-        "is an image, and model 'm' takes text alone (it has no mmproj): leave it out"
+        "is an image, and model 'm' takes text alone: leave it out, or choose one that has vision"
     )
 
 

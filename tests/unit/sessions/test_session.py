@@ -646,6 +646,32 @@ def test_what_has_come_whole_is_read_at_once_and_the_rest_later(
         assert server.connections == 1
 
 
+def test_chunks_that_come_alone_or_together_are_one_read_of_the_socket(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+):
+    parts = [http_chunk(b"alone"), http_chunk(b"to") + http_chunk(b"gether"), LAST]
+    go_on, counts = [threading.Event() for _ in parts], []
+    recv_into = socket.socket.recv_into
+
+    def counted(sock: socket.socket, *buffer: Any) -> int:
+        counts.append(recv_into(sock, *buffer))
+        return counts[-1]
+
+    def script(peer: Peer) -> bool:
+        peer.send(stream_head())
+        for event, part in zip(go_on, parts, strict=True):
+            event.wait(20)
+            peer.send(part)
+        return True
+
+    with faulty(script) as server, session.request("GET", server.url) as response:
+        monkeypatch.setattr(socket.socket, "recv_into", counted)
+        for event, content in zip(go_on, (b"alone", b"together", b""), strict=True):
+            event.set()
+            assert response.read1() == content
+        assert counts == [len(part) for part in parts]
+
+
 def test_a_request_leaves_in_one_write(session: Session, monkeypatch: pytest.MonkeyPatch):
     writes: list[bytes] = []
     sendall = socket.socket.sendall

@@ -136,8 +136,11 @@ def check_memory(report: Examination, machine: Machine) -> Iterator[Finding]:
     needs = {model.name: model.memory for model in report.models if model.memory}
     if not needs or machine.memory == math.inf:
         return
-    whole = sum(needs.values())
+    whole, budget = sum(needs.values()), report.settings.memory_budget
     each = ", ".join(f"{name} {size(need)}" for name, need in needs.items())
+    if budget is not None and whole > budget:
+        whole = budget
+        each += f"; not all at once: memory_budget is {size(budget)}"
     result = f"models take {size(whole)} ({each}); {size(int(machine.memory))} are free"
     if whole > SHARE_OF_MEMORY * machine.memory:
         advice = "if they do not run yet: end other programs, leave a model out, or lower its n_ctx or slots"

@@ -258,7 +258,7 @@ class _Models:
             except StartFailed as error:
                 self.missing.append(f"model {model.name!r}: {error}")
             with contextlib.suppress(ModelyardError, OSError):  # the start reports it
-                model.memory = engine.memory_needed()
+                model.memory = engine.memory
 
 
 def _note(kept: JSONObject) -> str | None:

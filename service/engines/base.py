@@ -221,6 +221,12 @@ class Engine:
         """Return a new engine for the same model, not started."""
         return type(self)(self.params, self.path)
 
+    @property
+    def memory(self) -> int:
+        """The bytes that the model counts with: its parameter ``memory``, or `memory_needed`. Raises BadModelFile."""
+        given: int | None = self.params.memory
+        return self.memory_needed() if given is None else given
+
     def memory_needed(self) -> int:
         """Return the bytes that the model takes while it is loaded, by its ``path`` and ``params``; 0 if unknown.
 

@@ -32,7 +32,7 @@ def gauges(models: LocalModels, budget: Budget, cluster: Cluster | None) -> Coun
     _set(values, metrics.THREADS_HELD, budget.held)
     for worker in models.workers():
         _add_model(values, worker)
-    if models.room.budget is not None:
+    if models.room.budget is not None and models.workers():  # not the web processes of a model host
         _set(values, metrics.MEMORY_BUDGET, models.room.budget)
     if cluster is not None and cluster.heartbeat is not None and cluster.heartbeat.succeeded_at is not None:
         _set(values, metrics.LAST_HEARTBEAT, cluster.heartbeat.succeeded_at)

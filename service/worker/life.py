@@ -151,14 +151,12 @@ class ModelLife:
 
     def _enter(self, cause: LoadCause) -> Lease | None:
         """Return the lease of its memory; None where it stays unloaded. Raises StartFailed, NotReady."""
-        engine, params = self.engine, self.params
+        engine = self.engine
         engine.path, engine.files = self._locate(), self._locate_files()
-        size = 0
-        if self._room.budget is not None:
-            size = engine.memory_needed() if params.memory is None else params.memory
+        size = 0 if self._room.budget is None else engine.memory
         is_wanted = {"start": lambda: False, "call": lambda: True, "request": lambda: self.gate.waiting > 0}
         self.reason = "waiting for memory"
-        return self._room.enter(self, size, self._starting, is_wanted[cause], params.start_timeout)
+        return self._room.enter(self, size, self._starting, is_wanted[cause], self.params.start_timeout)
 
     def _rest(self, previous: State) -> None:
         """Stay unloaded, until a request wants it."""

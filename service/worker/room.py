@@ -3,7 +3,8 @@
 A model stands in line until its memory is free. For the first of the line, models that are idle make room: of these,
 those that were used least recently. A model that is in use keeps its memory for a turn, so that the requests of one
 model are computed one after the other (A A A B B, not A B A B). Then its new requests wait, those that run end, and it
-makes room too. Pinned models never do.
+makes room too. Pinned models never do. In its turn a model counts as in use for a moment after its last request: a
+client that sends one request after the other would lose it each time.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from ..errors import NotReady, StartFailed
 from ..settings.sizes import size as shown
 from ..streams import Cancel
 
+LINGER = 0.25
+"""Seconds after its last request for which a model is not idle yet."""
 LOOK = 1.0
 """Seconds between two looks of a model in line whether it has room: all that matters wakes it before."""
 PAUSE = 0.05
@@ -177,10 +180,11 @@ class Room:
 
     def _may_end(self, lease: Lease, arrival: float) -> bool:
         """Return whether a model is idle, or has had its turn since the other one stands in line."""
-        return not lease.guest.is_in_use or self.clock() >= self._end_of_turn(lease, arrival)
+        return self.clock() >= self._end_of_turn(lease, arrival)
 
     def _end_of_turn(self, lease: Lease, arrival: float) -> float:
-        return max(arrival, lease.loaded_at) + self.turn
+        end = max(arrival, lease.loaded_at) + self.turn
+        return end if lease.guest.is_in_use else min(end, lease.guest.last_used + LINGER)
 
     def _until_next_turn(self, arrival: float) -> float:
         """Return the seconds until a turn ends that has not ended yet."""

@@ -109,6 +109,10 @@ def test_memory_that_is_less_than_the_models_take_is_a_warning(at: Path):
     for free, level in (2.0 * need, "ok"), (1.0 * need, "warning"):
         assert only(config_checks.check_memory(made, replace(ROOMY, memory=free))).level == level
     assert [*config_checks.check_memory(made, replace(ROOMY, memory=math.inf))] == [], "the system does not tell"
+    twice = "".join(f'[[models]]\nname = "{name}"\nmodel_path = "mine.gguf"\n' for name in ("mine", "yours"))
+    shared = report(f"[service]\nmemory_budget = {need}\n{twice}", models_dirs="models")
+    finding = only(config_checks.check_memory(shared, replace(ROOMY, memory=2.0 * need)))
+    assert (finding.level, "memory_budget is" in finding.result) == ("ok", True)
     assert [*config_checks.check_memory(report(), ROOMY)] == [], "an engine without weights"
 
 

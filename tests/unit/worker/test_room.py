@@ -9,7 +9,7 @@ import pytest
 from clocks import Clock
 from modelyard.errors import ModelyardError, NotReady, StartFailed
 from modelyard.streams import Cancel
-from modelyard.worker.room import Lease, Room
+from modelyard.worker.room import LINGER, Lease, Room
 from running import wait_until
 
 GB = 10**9
@@ -214,6 +214,19 @@ def test_a_model_that_is_idle_before_its_turn_is_over_makes_room_at_once():
     waiting = house.wait_for(Model("b"), 5 * GB)
     waiting.after(lambda: not busy.is_held, "it keeps its memory")
     busy.is_in_use = False
+    assert waiting.end() is not None
+
+
+def test_in_its_turn_a_model_is_in_use_for_a_moment_after_its_last_request():
+    house = House(turn=10)
+    busy = house.loaded("busy", 8 * GB, used=100.0)
+    waiting = house.wait_for(Model("b"), 5 * GB)
+    house.clock.now += LINGER / 2
+    waiting.after(lambda: not busy.is_held, "its next request may be on its way")
+    busy.last_used = house.clock.now
+    house.clock.now += LINGER - 0.01
+    waiting.after(lambda: not busy.is_held, "it was used meanwhile")
+    house.clock.now += 0.02
     assert waiting.end() is not None
 
 

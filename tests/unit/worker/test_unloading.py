@@ -30,9 +30,10 @@ Make = Callable[..., LocalWorkerManager]
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch) -> None:
-    """Let requests look at their lines often, and failed loads be tried again at once."""
+    """Let requests look at their lines often, and models make room soon after their last request."""
     monkeypatch.setattr("modelyard.worker.worker.TICK", 0.005)
     monkeypatch.setattr("modelyard.worker.admission.LOOK", 0.005)
+    monkeypatch.setattr("modelyard.worker.room.LINGER", 0.01)
 
 
 @pytest.fixture

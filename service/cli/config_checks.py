@@ -16,6 +16,7 @@ from ..cluster.addresses import advertised_url
 from ..cluster.keys import keys_exist
 from ..cluster.membership import session_options
 from ..cluster.registry import open_registry
+from ..cluster.registry.address import sqlite_path
 from ..errors import ConfigError, ModelyardError
 from ..server.clients import OTHER_FILES
 from ..sessions.session import Session
@@ -205,6 +206,9 @@ def check_registry(report: Examination) -> Iterator[Finding]:
     if not settings.registry or settings.registry.startswith("memory:"):
         return
     try:
+        if settings.registry.startswith("sqlite:") and not sqlite_path(settings.registry).exists():
+            yield Finding.ok("registry", "its file is made when the service starts")
+            return
         with (
             closing(Session(**session_options(settings))) as session,
             closing(open_registry(settings.registry, settings.heartbeat_timeout, session=session)) as registry,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import stat
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from modelyard.cli import config_checks
 from modelyard.cli.examine import Examination, examine
 from modelyard.cli.findings import Finding, Level
 from modelyard.cli.machine import Machine
+from modelyard.cluster.registry import open_registry
+from modelyard.cluster.registry.base import Instance
 from tiny_gguf import make
 
 ROOMY = Machine({}, 20_000, 1e12, lambda count: count)
@@ -164,7 +167,11 @@ def test_a_registry_that_does_not_answer_is_a_failure(at: Path):
     made = report(role="worker", registry="http://127.0.0.1:1/api")
     assert only(config_checks.check_registry(made)).level == "failure"
     made = report(role="worker", registry=f"sqlite:///{at}/registry.db")
-    assert only(config_checks.check_registry(made)).result == "answers: 0 of 0 instances are healthy"
+    assert only(config_checks.check_registry(made)).result == "its file is made when the service starts"
+    assert not (at / "registry.db").exists(), "it only looks"
+    with closing(open_registry(f"sqlite:///{at}/registry.db")) as registry:
+        registry.beat([Instance("echo@llm", "http://h/api")])
+    assert only(config_checks.check_registry(made)).result == "answers: 1 of 1 instances are healthy"
 
 
 # The command

@@ -16,12 +16,12 @@ from .watch import Watch
 LONGEST_NEXT = 2000
 
 
-def pages_blueprint(service: Service, path: str) -> Blueprint:
-    """Return the pages below ``path``. Raises ConfigError.
+def pages_blueprint(service: Service, path: str, docs: str | None = None) -> Blueprint:
+    """Return the pages below ``path``; ``docs`` is the path of the page of all calls. Raises ConfigError.
 
     A page is added by its module, with the scopes that it needs; the order is that of the navigation.
     """
-    site = Site(service, path)
+    site = Site(service, path, docs)
     watch = Watch(service)
     cluster.add(site, watch)
     models.add(site, watch)

@@ -46,15 +46,17 @@ class FormField:
         tags = set(str(extra.get("tags", "")).split(","))
         kind, value, low, high = description["param_type"], description["default_value"], *_bounds(extra)
         choices = ("true", "false") if kind == "bool" else tuple(map(str, description.get("valid_values") or ()))
+        words = extra.get("words") or {}
         is_private = "privacy" in tags or value == MASK
-        shape = "secret" if is_private else "choice" if choices else "number" if kind in ("int", "float") else "text"
+        is_number = kind in ("int", "float") and not words and "size" not in tags
+        shape = "secret" if is_private else "choice" if choices else "number" if is_number else "text"
         return cls(
             name=str(description["param_name"]),
             help=str(description.get("description") or ""),
-            value="" if is_private else _text(value),
+            value="" if is_private else next((word for word, number in words.items() if number == value), _text(value)),
             kind=shape,
             choices=choices,
-            limits=_limits(kind, str(extra.get("text_of", "")), low, high, extra.get("default")),
+            limits=_limits(kind, extra, low, high),
             step="1" if kind == "int" else "any",
             low=low,
             high=high,
@@ -93,7 +95,8 @@ def in_order(descriptions: Sequence[JSONObject]) -> tuple[list[FormField], list[
 
 def _declared(field: FormField, description: JSONObject) -> Param:
     """Return the declaration that a description is of, as far as a text needs it: another process may have it."""
-    shape = str((description.get("ext_metadata") or {}).get("text_of", ""))
+    extra = description.get("ext_metadata") or {}
+    shape = str(extra.get("text_of", ""))
     return Param(
         name=field.name,
         type=_SHAPES.get(shape) or _TYPES.get(description["param_type"], str),
@@ -104,7 +107,8 @@ def _declared(field: FormField, description: JSONObject) -> Param:
         choices=None if description["param_type"] == "bool" else field.choices or None,
         min=field.low,
         max=field.high,
-        tags=frozenset(),
+        tags=frozenset(str(extra.get("tags", "")).split(",")) & {"size"},
+        words=extra.get("words") or {},
         of_lists=shape == "lists",
     )
 
@@ -114,13 +118,15 @@ def _bounds(extra: Mapping[str, Any]) -> tuple[float | None, float | None]:
     return low if isinstance(low, int | float) else None, high if isinstance(high, int | float) else None
 
 
-def _limits(kind: str, shape: str, low: float | None, high: float | None, default: Any) -> str:
+def _limits(kind: str, extra: Mapping[str, Any], low: float | None, high: float | None) -> str:
+    shape, default = extra.get("text_of", ""), extra.get("default")
     parts = [_SHAPE_WORDS[shape]] if shape in _SHAPE_WORDS else []
     if low is not None or high is not None:
         ends = ("" if end is None else f"{end:,}".replace(",", "\u202f") for end in (low, high))
         parts = [" … ".join(ends).strip()]
     elif kind in ("int", "float"):
         parts = ["a whole number" if kind == "int" else "a number"]
+    parts += list(extra.get("words") or ())
     if default is not None:
         parts.append(f"default {_text(default)}")
     return ", ".join(parts)

@@ -20,6 +20,7 @@ from ...version import __version__
 from ...worker.protocol import Service
 from ..request import guard
 from ..request.access_log import log_access
+from ..request.bodies import limit_form
 from ..request.keys import add_headers
 from ..request.mounted import MountedBlueprint
 from ..request.problems import unforeseen
@@ -57,10 +58,11 @@ class Entry(NamedTuple):
 class Site:
     """The pages of a service, below one path. Add them before the blueprint is registered."""
 
-    def __init__(self, service: Service, path: str, name: str = "modelyard_pages") -> None:
-        """Begin a site without pages. Raises ConfigError."""
+    def __init__(self, service: Service, path: str, docs: str | None = None, name: str = "modelyard_pages") -> None:
+        """Begin a site without pages; ``docs`` is the path of the page of all calls. Raises ConfigError."""
         self.service = service
         self.path = path
+        self._docs = docs
         self.blueprint = MountedBlueprint(name, __name__, url_prefix=path)
         settings = service.settings
         signer = Signer(settings.pages_secret, lambda: state_folder(settings.state_path, settings.instance_name))
@@ -148,6 +150,7 @@ class Site:
         visitor = g.get("modelyard_visitor") or Visitor(frozenset())
         return {
             "link": link,
+            "calls_page": None if self._docs is None else request.script_root + self._docs,
             "asset": lambda name: link(self._assets.address(name)),
             "visitor": visitor,
             "navigation": [entry for entry in self._entries if not entry.needs or visitor.may(entry.needs)],
@@ -186,7 +189,7 @@ class Site:
         endpoint = (request.endpoint or "").rpartition(".")[2]
         if endpoint == "static_file":
             return None
-        request.max_content_length = LONGEST_FORM
+        limit_form(request, LONGEST_FORM)
         visitor = g.modelyard_visitor = self.sign_ins.visitor(request)
         g.modelyard_line.caller = visitor.name or None
         if visitor.key is not None:

@@ -72,6 +72,14 @@ def read_bytes(request: Request, limit: int) -> bytes:
     return data
 
 
+def limit_form(request: Request, limit: int) -> None:
+    """Let a form of more than ``limit`` bytes not be read. Raises RequestTooLarge if it says that it is longer."""
+    if (request.content_length or 0) > limit:
+        raise RequestTooLarge(f"the form has {request.content_length} bytes; at most {limit} are read")
+    if _REQUEST_HAS_LIMIT:
+        request.max_content_length = limit
+
+
 def _data_of(request: Request, limit: int) -> bytes:
     """Return the body: the rest that the server has, or what Flask kept when a view of the application read it."""
     # The application's own limit is for its own requests; a larger one must not let more in here. One byte more: a

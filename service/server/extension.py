@@ -154,7 +154,7 @@ def attach(
         if runtime.settings.passthrough:
             register(passthrough_blueprint(runtime, openai_paths))
     if pages_path is not None:
-        register(pages_blueprint(runtime, pages_path))
+        register(pages_blueprint(runtime, pages_path, f"{probes_prefix}/docs" if docs else None))
     if runtime.cluster is not None and runtime.settings.role in CONTROLLERS:
         registry = runtime.cluster.registry
         metrics = runtime.metrics

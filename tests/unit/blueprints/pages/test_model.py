@@ -138,14 +138,17 @@ class EveryType:
     lists: dict[str, list[str]] = param({}, help="lists")
     share: float | None = param(None, help="a share", max=1)
     often: bool = param(True, help="often")
+    length: int = param(0, help="a length", min=64, words={"auto": 0})
+    memory: int | None = param(None, help="bytes", tags=["size"])
     path: str | None = param(None, help="a path", tags=["operator"])
 
 
 def test_a_text_becomes_a_value_of_the_declared_type():
     form = {"new.words": "a, b", "new.table": "x=1,y=2", "new.lists": "x=1+2", "new.share": "0.5", "new.often": "false"}
-    assert changes({**form, "new.path": "/etc/passwd"}, describe(EveryType)) == {
+    form |= {"new.length": "128", "new.memory": "2KB", "new.path": "/etc/passwd"}
+    assert changes(form, describe(EveryType)) == {
         **{"words": ["a", "b"], "table": {"x": "1", "y": "2"}, "lists": {"x": ["1", "2"]}},
-        **{"share": 0.5, "often": False},
+        **{"share": 0.5, "often": False, "length": 128, "memory": 2000},
     }
     with pytest.raises(InvalidRequest, match=r"share: 1\.5 is more than 1") as raised:
         changes({"new.share": "1.5", "new.table": "x"}, describe(EveryType))
@@ -156,6 +159,10 @@ def test_the_limits_of_a_field_are_told():
     limits = {field.name: field.limits for field in map(FormField.of, describe(EveryType))}
     assert limits["words"] == "separated by commas"
     assert limits["share"] == "… 1"
+    assert limits["length"] == "64 …, auto"
+    assert changes({"new.length": "auto", "old.length": "128"}, describe(EveryType)) == {"length": 0}
+    values = {field.name: (field.value, field.kind) for field in map(FormField.of, describe(EveryType))}
+    assert values["length"] == ("auto", "text"), "a browser refuses words in a field of numbers"
     assert limits["lists"] == "NAME=VALUE+VALUE, …"
 
 

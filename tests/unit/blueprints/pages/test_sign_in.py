@@ -236,6 +236,12 @@ def test_files_are_kept_by_browsers_and_not_sent_twice(closed: FlaskClient):
     assert closed.get("/ui/static/0/absent.css").status_code == 404
 
 
+def test_a_form_that_is_too_long_is_refused(closed: FlaskClient):
+    refused = sign_in(closed, "x" * 300_000)
+    assert refused.status_code == 413
+    assert "at most 262144 are read" in refused.text
+
+
 def test_errors_below_the_pages_are_pages_and_others_stay_as_they_are(closed: FlaskClient):
     absent = closed.get("/ui/<b>absent</b>", headers={"Accept": "text/html"})
     assert (absent.status_code, absent.mimetype) == (404, "text/html")
@@ -255,7 +261,9 @@ def test_a_page_for_the_script_says_that_nobody_is_signed_in(closed: FlaskClient
 
 
 def test_the_first_address_of_a_service_leads_to_them_and_a_switch_takes_them_away(build: Build):
-    assert build().test_client().get("/").location == "/ui/"
+    browser = build().test_client()
+    assert browser.get("/").location == "/ui/"
+    assert '<a href="/docs">API</a>' in browser.get("/ui/").text
     off = build(pages=False, instance="off").test_client()
     assert (off.get("/ui/").status_code, off.get("/").status_code) == (404, 404)
     assert build(role="worker", registry=None, instance="worker").test_client().get("/ui/").status_code == 404

@@ -130,5 +130,5 @@ def _applied(site: Site, name: str, kind: str, action: str) -> tuple[str, bool]:
         if not changed:
             return "No parameter was changed: every field has the value that it had.", True
     outcome = site.service.manager.worker_apply(name, action, WorkerType(kind), changed)
-    words = f"{outcome.message[:1].upper()}{outcome.message[1:]}"
+    words = f"M{outcome.message[1:]}" if outcome.message.startswith("model ") else outcome.message
     return f"{words} ({seconds(outcome.timecost)})" if outcome.success else words, outcome.success

@@ -301,6 +301,23 @@ class Routes:
                 counts[key] = counts.get(key, 0) + traffic.in_flight
         return counts
 
+    def load_seen(self, instance: Instance) -> Load | None:
+        """Return the load of an instance now, as far as this process sees it; None if it has not reported any.
+
+        It is that of its last answer, if that is new, or of its last heartbeat, and at least what is under way.
+        """
+        with self._lock:
+            traffic = self._traffic.get((instance.key, instance.url)) or _Traffic()
+            beaten = Load.parse(instance.load)
+            load, busy = traffic.load or beaten, traffic.in_flight
+            if load is None:
+                return None
+            if traffic.load is not None and self.clock() - traffic.reported_at < LOAD_AGE:
+                busy += traffic.others
+            elif beaten is not None:
+                load, busy = beaten, max(busy, beaten.busy)
+        return Load(load.slots, max(0, load.slots - busy), max(0, busy - load.slots), load.loaded)
+
     def load_of(self, instances: Sequence[Instance]) -> Load | None:
         """Return the sum of the last reported loads, in answers or heartbeats; None if no instance has reported one."""
         with self._lock:

@@ -79,7 +79,7 @@ def instance_entries(cluster: Cluster) -> list[JSONObject]:
 
 
 def _entry(row: Instance, routes: Routes | None) -> JSONObject:
-    load = None if routes is None else routes.load_of([row])
+    load = None if routes is None else routes.load_seen(row)
     return {
         "model": row.key,
         "url": row.url,

@@ -357,6 +357,23 @@ def test_what_is_no_longer_registered_is_forgotten_but_for_what_is_under_way(rou
     assert routes.load_of([one, two]) is None
 
 
+def test_the_load_that_is_seen_is_of_the_last_answer_or_heartbeat_and_of_what_is_under_way(routes, clock):
+    silent, one = instance(2), instance(load="slots=4;free=4;waiting=0")
+    assert routes.load_seen(silent) is None
+    assert routes.load_seen(one) == Load(4, 4, 0)
+    fill(routes, one, 1)
+    assert routes.load_seen(one) == Load(4, 3, 0)
+    routes.answered(one, "slots=4;free=1;waiting=0")
+    assert routes.load_seen(one) == Load(4, 1, 0), "with two of others"
+    fill(routes, one, 4)
+    assert routes.load_seen(one) == Load(4, 0, 3)
+    for _ in range(5):
+        routes.ended(one)
+    assert routes.load_seen(one) == Load(4, 2, 0)
+    clock.now += LOAD_AGE + 1
+    assert routes.load_seen(one) == Load(4, 4, 0), "as its heartbeat says"
+
+
 def test_the_load_of_several_is_their_sum(routes):
     one, two = instance(1), instance(2)
     assert routes.load_of([one, two]) is None

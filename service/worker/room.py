@@ -139,8 +139,9 @@ class Room:
         finally:
             cancel.forget(self._wake)
             with self._changed:
+                if self._line[0] is guest:
+                    self._hold(())
                 self._line.remove(guest)
-                self._hold(())
                 self._changed.notify_all()
 
     def _step(self, guest: Guest, size: int, arrival: float) -> tuple[Lease | None, Sequence[Lease]]:

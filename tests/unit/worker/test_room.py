@@ -288,6 +288,22 @@ def test_a_model_that_is_no_longer_wanted_leaves_the_line_and_the_others_go_on()
     assert (busy.is_held, busy.unloads, house.room._line) == (False, 0, [])
 
 
+def test_who_leaves_from_the_end_of_the_line_changes_nothing_for_the_first():
+    house = House(turn=10)
+    busy = house.loaded("busy", 8 * GB)
+    busy.is_in_use = True
+    first, second = house.wait_for(Model("b"), 5 * GB), house.wait_for(Model("c"), 5 * GB)
+    house.clock.now += 10
+    first.after(lambda: busy.is_held, "its turn is over")
+    let_go: list[str] = []
+    busy.let_go = lambda: let_go.append("busy")  # type: ignore[method-assign]
+    second.is_wanted = False
+    assert second.end() is None
+    assert (let_go, busy.is_held) == ([], True)
+    busy.is_in_use = False
+    assert first.end() is not None
+
+
 def test_a_cancel_ends_the_wait_with_its_error():
     house = House()
     house.loaded("rock", 8 * GB, pinned=False).is_in_use = True

@@ -11,7 +11,7 @@ import importlib.util
 import time
 from http import HTTPStatus
 
-from flask import Response, current_app, request, url_for
+from flask import Response, current_app, request
 from werkzeug.wrappers import Response as AnyResponse
 
 from ...access.tokens import INFER
@@ -25,7 +25,6 @@ from .site import Site
 _CHAT_CALL = "modelyard_openai.chat_completions"
 _ANSWER = ("loaded", "loading", "unloaded")
 """The states of models that answer, at once or after a while."""
-_DOCS = "modelyard_docs.docs"
 
 
 def add(site: Site) -> None:
@@ -37,7 +36,6 @@ def add(site: Site) -> None:
             models=models_that(site, "completion"),
             chosen=request.args.get("model", ""),
             api=api_path(),
-            docs=url_for(_DOCS) if _DOCS in current_app.view_functions else "",
             has_markdown=_has_markdown(),
         )
 

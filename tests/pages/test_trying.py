@@ -212,7 +212,7 @@ def block(browser: Browser, *patterns: str) -> None:
 def test_texts_are_compared_without_a_script(page: Page):
     block(page.browser, "*.js")
     page.open("/ui/similarity")
-    page.one("form.fields button").click()
+    page.one("form.lines button").click()
     page.one("table.heat")
     assert len(page.browser.all("table.heat td")) == 25
     tones = {cell.value_of_css_property("background-color") for cell in page.browser.all("td.tone-0, td.tone-10")}

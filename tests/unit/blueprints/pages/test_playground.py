@@ -173,6 +173,11 @@ def test_without_the_library_words_stay_text(client: FlaskClient, monkeypatch: p
     assert client.post("/ui/playground/words", data=b"x", headers=OWN).status_code == 501
 
 
+def test_the_page_of_a_model_leads_to_where_it_is_tried(client: FlaskClient):
+    assert 'href="/ui/playground?model=said"' in client.get("/ui/model?name=said&type=llm").text
+    assert 'href="/ui/similarity?model=echo-embed"' in client.get("/ui/model?name=echo-embed&type=text2vec").text
+
+
 def test_in_an_application_it_names_the_api_of_the_prefix_or_none(tmp_path: Path):
     for openai, expected in ((True, 'data-api="/ml/v1"'), (False, 'data-api=""')):
         app = Flask("shop")

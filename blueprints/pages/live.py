@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 
 from flask import g, request
 
+from ...errors import ModelyardError
 from ...worker.protocol import Service
 from ..request.access_log import AccessLine
 from ..request.streaming import StreamResponse
@@ -61,7 +62,10 @@ class LiveStreams:
         yield f"retry: {RECONNECT}\n\n".encode()
         previous = ""
         while is_wanted():
-            text = render()
+            try:
+                text = render()
+            except ModelyardError:
+                return  # what it shows has gone: the page that the browser reads then says so
             yield _event(text) if text != previous else b":\n\n"
             previous = text
             left = end - self._clock()

@@ -236,6 +236,17 @@ def test_a_stream_ends_with_what_its_visitor_has_signed_in_with(build: Build, qu
         response.close()
 
 
+def test_a_stream_of_a_model_ends_when_the_model_has_gone(build: Build, quick: None):
+    app = build(registry_refresh=0.05)
+    response = stream_of(app, "/ui/model/events?name=echo&type=llm")
+    assert "ready" in next_event(response)
+    app.extensions[KEY].own.model_shutdown("echo", None)
+    for chunk in response.response:  # until the registry has forgotten it too
+        assert chunk.startswith((b"data:", b":"))
+    response.close()
+    assert stream_of(app, "/ui/model/events?name=echo&type=llm").status_code == 404
+
+
 def test_a_stream_that_no_server_takes_leaves_its_place(build: Build):
     app = build()
 

@@ -42,9 +42,9 @@ def worker_blueprint(service: Service, url_prefix: str, name: str = "modelyard_w
 
 
 def _loaded(service: Service, schema: Schema) -> JSONObject:
-    """Return the checked body of a call that takes no thread of the budget."""
+    """Return the checked body of a call that takes no thread of the budget: it has no prompt that a page could show."""
     service.check_open()
-    return load(schema, read_call(service))
+    return load(schema, read_call(service, keeps_body=False))
 
 
 def _manager(service: Service) -> WorkerManager:

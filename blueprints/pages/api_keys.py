@@ -5,6 +5,7 @@ A secret is shown once, in the answer to the form that has made it: it is in no 
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple
@@ -24,6 +25,7 @@ from .site import Site
 
 A_PAGE = 50
 """The keys that a page lists: for each of them that has limits the store is asked once."""
+_WHOLE = re.compile(r"[0-9]{1,20}")
 _LIMITS = {"requests": "requests a minute", "tokens": "tokens a minute", "parallel": "requests at once"}
 
 
@@ -81,7 +83,7 @@ class Draft(NamedTuple):
 def _limit(name: str, text: str) -> int | None:
     if not text:
         return None
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= LARGEST_LIMIT:
+    if not _WHOLE.fullmatch(text) or not 1 <= int(text) <= LARGEST_LIMIT:
         raise InvalidRequest(f"{_LIMITS[name]}: must be a whole number from 1, or empty for no limit")
     return int(text)
 

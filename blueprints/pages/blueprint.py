@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from http import HTTPStatus
+from urllib.parse import unquote
 
 from flask import Blueprint, redirect, request
 from werkzeug.wrappers import Response as AnyResponse
@@ -60,6 +61,7 @@ def _add_sign_in(site: Site) -> None:
 
 
 def _below(wanted: str) -> str:
-    """Return the page to go to after a sign-in, below the address of the site: nothing leads to another site."""
+    """Return the page to go to after a sign-in, below the address of the site: nothing leads out of it."""
     is_page = wanted.startswith("/") and len(wanted) <= LONGEST_NEXT and not any(c in wanted for c in "\\\r\n\t")
-    return wanted[1:].lstrip("/") if is_page else ""
+    steps = unquote(wanted.partition("?")[0]).split("/")
+    return wanted[1:].lstrip("/") if is_page and ".." not in steps else ""

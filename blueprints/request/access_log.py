@@ -170,16 +170,18 @@ class AccessLine:
             metrics.add(REFUSED, self.error)
 
 
-def read_call(service: Service) -> JSONObject:
+def read_call(service: Service, *, keeps_body: bool = True) -> JSONObject:
     """Return the body of the current request, and note its model and span.
 
+    Without ``keeps_body`` no page ever shows it: it may have private parameters.
     Raises InvalidRequest, RequestTooLarge, and Forbidden for a model that the request's API key may not use.
     """
     line: AccessLine = g.modelyard_line
     body = read_object(request, service.settings.max_body_bytes)
     model = body.get("model")
     line.model = model if isinstance(model, str) else None
-    line.keep_prompt(body)
+    if keeps_body:
+        line.keep_prompt(body)
     line.trace = read_body(service.tracing, request, line.trace, body)
     if line.model is not None:
         check_model(line.model)

@@ -81,12 +81,18 @@ class Signer:
 
 
 def _kept(path: Path) -> str:
-    """Return the secret in a file; the first process to ask makes it. Raises OSError."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "r+", encoding="ascii") as file:
+    """Return the secret in a file; the first process to ask makes it. Raises OSError, also for a symbolic link.
+
+    A secret that others could read, or that is damaged, is replaced: all sign-ins end.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(fd, "r+", encoding="ascii", errors="replace") as file:
         fcntl.flock(fd, fcntl.LOCK_EX)
-        secret = file.read().strip()
-        if len(secret) < SHORTEST:
+        secret, is_private = file.read().strip(), not os.fstat(fd).st_mode & 0o077
+        if not is_private:
+            log.warning("pages: %s could be read by others: it has a new secret, and who signed in has to again", path)
+            os.fchmod(fd, 0o600)
+        if len(secret) < SHORTEST or not is_private or not secret.isascii():
             secret = secrets.token_urlsafe(SHORTEST)
             file.seek(0)
             file.write(secret)

@@ -25,6 +25,9 @@ FORMATS = "PNG, JPEG, GIF or BMP"
 _DATA = re.compile(r"data:image/[a-z0-9.+-]+;base64,", re.IGNORECASE)
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
 _PNG = b"\x89PNG\r\n\x1a\n"
+_FIRST_OF_PNG = b"\0\0\0\rIHDR"
+_SMALLEST_BMP = 40
+"""The bytes of a header whose sizes are of four bytes each; an older one has others."""
 _JPEG_SIZES = frozenset({0xC0, 0xC1, 0xC2})
 """The markers of JPEG's headers that decoders know: baseline, extended and progressive."""
 _JPEG_ALONE = frozenset({0x01, *range(0xD0, 0xD9)})
@@ -102,13 +105,18 @@ def _content_of(field: str, url: str) -> str:
 def _check(data: bytes) -> None:
     """Raise _Damaged unless the header of an image is of a known format, and of at most `MAX_PIXELS`."""
     if data.startswith(_PNG):
+        if data[8:16] != _FIRST_OF_PNG:  # decoders skip what stands before it, and read another size
+            raise _Damaged("its size does not come first")
         width, height = struct.unpack_from(">II", data, 16)
     elif data.startswith(b"\xff\xd8"):
         width, height = _size_of_jpeg(data)
     elif data.startswith((b"GIF87a", b"GIF89a")):
         width, height = struct.unpack_from("<HH", data, 6)
     elif data.startswith(b"BM"):
-        width, height = map(abs, struct.unpack_from("<ii", data, 18))
+        header, width, height = struct.unpack_from("<Iii", data, 14)
+        if header < _SMALLEST_BMP:
+            raise _Damaged("its header is of an old kind")
+        width, height = abs(width), abs(height)
     else:
         raise _Damaged(f"it is not {FORMATS}")
     if not 1 <= width * height <= MAX_PIXELS:
@@ -137,7 +145,7 @@ def _check_unpacked(data: bytes, most: int) -> None:
     while place + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, place)
         chunk = data[place + 8 : place + 8 + length] if kind == b"IDAT" else b""
-        while chunk:
+        while chunk and not unpacker.eof:  # the unpacker would keep what follows, and copy it for each chunk
             unpacked += len(unpacker.decompress(chunk, _UNPACKED_STEP))
             if unpacked > most:
                 raise _Damaged("it holds more than its size needs")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import struct
+import zlib
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from modelyard.errors import InvalidRequest
+from modelyard.wire import images
 from modelyard.wire.images import MAX_PIXELS, check_images, text_of_parts
 from pictures import data_url, png, question
 
@@ -51,6 +54,7 @@ def test_an_address_is_never_fetched(url: str):
         (data_url(JPEG[:9]), "is not an image that can be read"),
         (data_url(b"\xff\xd8" + b"\xff\xe0\0\4ab" + b"ab"), "it has no size"),
         (data_url(b"GIF89a" + bytes(10)), f"it has 0 x 0 pixels, 1 to {MAX_PIXELS:,} are taken"),
+        (data_url(b"BM" + bytes(12) + struct.pack("<IHHI", 12, 65535, 65535, 0x10001)), "its header is of an old kind"),
         (data_url(GIF[:6] + b"\xff\xff\xff\xff" + bytes(20)), "it has 65535 x 65535 pixels"),
     ],
 )
@@ -62,6 +66,32 @@ def test_a_png_that_unpacks_to_more_than_its_size_needs_is_not_unpacked():
     bomb = png(width=8, height=8, data=bytes(50_000_000))
     assert len(bomb) < 60_000
     assert "it holds more than its size needs" in fault_of(data_url(bomb))
+
+
+def test_a_png_has_its_size_first_as_decoders_skip_other_chunks():
+    small, large = png(width=1, height=1), png(width=60_000, height=60_000, data=b"")
+    disguised = small[:8] + small[8:33].replace(b"IHDR", b"CgBI") + large[8:]
+    assert "its size does not come first" in fault_of(data_url(disguised))
+
+
+def test_what_follows_the_data_of_a_png_is_not_unpacked(monkeypatch: pytest.MonkeyPatch):
+    calls = []
+
+    class Unpacker:
+        def __init__(self) -> None:
+            self._unpacker = zlib.decompressobj()
+
+        def decompress(self, data: bytes, most: int) -> bytes:
+            calls.append(data)
+            return self._unpacker.decompress(data, most)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._unpacker, name)
+
+    monkeypatch.setattr(images, "zlib", SimpleNamespace(decompressobj=Unpacker, error=zlib.error))
+    image, more = png(), struct.pack(">I", 1) + b"IDATx" + bytes(4)
+    assert fault_of(data_url(image[:-12] + 100 * more + image[-12:])) == ""
+    assert len(calls) == 1
 
 
 def test_a_model_without_images_is_named_with_the_place():

@@ -119,6 +119,7 @@ def test_a_key_is_revoked_and_then_forgotten(app: Flask, admin: FlaskClient):
         ({"tokens": "1e9"}, "tokens a minute: must be"),
         ({"parallel": "²"}, "requests at once: must be"),
         ({"requests": str(10**13)}, "requests a minute: must be"),
+        ({"tokens": "9" * 5000}, "tokens a minute: must be"),
     ],
 )
 def test_a_refusal_names_the_field_and_keeps_the_form(app: Flask, admin: FlaskClient, fields: Any, words: str):

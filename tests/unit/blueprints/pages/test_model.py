@@ -281,6 +281,17 @@ def test_bodies_are_there_if_they_are_switched_on_and_cut(build: Build):
     assert len(shown) < 4 * recent.LONGEST_BODY + 6000
 
 
+def test_the_bodies_of_changes_are_never_kept_as_they_have_private_parameters(build: Build):
+    app = build(pages_bodies=True)
+    browser = app.test_client()
+    body = {"model": "echo", "worker_type": "llm", "params": {"api_key": "sk-private"}}
+    for call, more in ("apply", {"apply_type": "update_params"}), ("models/startup", {}):
+        browser.post(f"/api/worker/{call}", json={**body, **more})
+    shown = requests_of(browser)
+    assert shown.count("/api/worker/") == 2
+    assert "sk-private" not in shown
+
+
 def test_others_see_their_own_requests_alone(build: Build):
     app = build(tokens=TOKENS, key_store="memory:")
     app.extensions[KEY].keys.store.add(new_key("ann", digest_of("secret"), parse_scopes("infer")))

@@ -77,7 +77,9 @@ def test_with_tokens_a_visitor_is_sent_to_sign_in_and_then_back(closed: FlaskCli
     assert "t-infer" in page.text
 
 
-@pytest.mark.parametrize("wanted", ["https://e.example/", "//e.example/", "/\\e.example", "/\r\nX: y", "x"])
+@pytest.mark.parametrize(
+    "wanted", ["https://e.example/", "//e.example/", "/\\e.example", "/\r\nX: y", "x", "/../a", "/%2E%2e/a"]
+)
 def test_a_sign_in_leads_to_no_other_site(closed: FlaskClient, wanted: str):
     location = sign_in(closed, SECRETS["infer"], wanted).location
     assert re.fullmatch(r"/ui/(e\.example/)?", location)
@@ -170,6 +172,24 @@ def test_a_secret_that_is_too_short_is_refused_and_without_a_folder_there_is_one
     signer = Signer(None, lambda: tmp_path / "absent")
     assert signer.read(signer.sign([1], "x"), "x", 10) == [1]
     assert signer.read(signer.sign([1], "x"), "y", 10) is None
+
+
+@pytest.mark.parametrize(("before", "mode"), [(b"x" * 40, 0o644), (b"x" * 40, 0o660), (b"\xff" * 40, 0o600)])
+def test_a_secret_that_others_could_read_or_that_is_damaged_is_replaced(tmp_path: Path, before: bytes, mode: int):
+    file = tmp_path / "pages.secret"
+    file.write_bytes(before)
+    file.chmod(mode)
+    text = Signer(None, lambda: tmp_path).sign(1, "x")
+    assert file.read_bytes() != before
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert Signer(None, lambda: tmp_path).read(text, "x", 10) == 1
+
+
+def test_a_secret_is_never_written_where_a_link_leads(tmp_path: Path):
+    (tmp_path / "pages.secret").symlink_to(tmp_path / "elsewhere")
+    signer = Signer(None, lambda: tmp_path)
+    assert signer.read(signer.sign(1, "x"), "x", 10) == 1
+    assert not (tmp_path / "elsewhere").exists()
 
 
 # Forms of other sites

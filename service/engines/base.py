@@ -237,6 +237,9 @@ class Engine:
     def start(self, progress: Progress) -> None:
         """Load the model. Raise StartFailed, or any exception: its type decides what the client sees."""
 
+    def give_up(self) -> None:
+        """End a `start` that is under way in another thread and is no longer wanted, if that can be done at once."""
+
     def stop(self) -> None:
         """Free what `start` took. Called once, after all answers have ended or were cancelled."""
 

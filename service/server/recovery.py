@@ -103,11 +103,11 @@ class Recovery:
 
     def _remember(self, event: ModelEvent) -> None:
         """Record the change of a model for the next process."""
-        if event.kind == "health":
+        if event.kind in ("health", "starting"):
             return
         state, key = self._state, event.worker.key
         assert state is not None
-        if event.kind in ("starting", "loading"):
+        if event.kind == "loading":  # not while it waits for memory: then another model may end the process
             state.begin_start(key)
         elif event.kind == "failed":
             state.end_start(key)

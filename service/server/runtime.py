@@ -287,9 +287,12 @@ class Runtime:
         state, reason = ServiceState.READY, None
         # A gateway does its work without the backends that it does not reach.
         owned = workers if self.settings.owns_models else []
-        if not self._loaded.is_set() or any(worker.state is State.STARTING for worker in owned):
+        is_healthy = any(worker.is_healthy for worker in owned)
+        # One whose engine was lost is started again beside the others, which answer.
+        causes = [worker.cause for worker in owned if worker.state is State.STARTING]
+        if not self._loaded.is_set() or any(cause != "restart" or not is_healthy for cause in causes):
             state, reason = ServiceState.STARTING, "models are starting"
-        elif models and self.settings.owns_models and not any(worker.is_healthy for worker in owned):
+        elif models and self.settings.owns_models and not is_healthy:
             state, reason = ServiceState.FAILED, "no model is ready"
         if self.cluster is not None and not self.settings.owns_models:
             models += self.cluster.models()

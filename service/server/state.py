@@ -172,8 +172,10 @@ class StateFile:
         self.update(key, loading=True)
 
     def end_start(self, key: str) -> None:
-        """Note that the process survived the load of ``key``, whether it succeeded or not."""
-        self.update(key, loading=False, deaths=0)
+        """Note that the process survived the load of ``key``, whether it succeeded or not; nothing if none began."""
+        with self._changing():
+            if (entry := self._models.get(key, {})).get("loading"):
+                entry.update(loading=False, deaths=0)
 
     def end_all_starts(self) -> None:
         """Note that the process ends on request: the model that it was loading did not kill it."""

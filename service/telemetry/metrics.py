@@ -121,7 +121,8 @@ LOAD_SECONDS = _histogram(
 )
 LOADS = _counter(
     "model_loads",
-    "Loads of a model, by cause: start (of the process), call (that starts it), request.",
+    "Loads of a model, by cause: start (of the process), call (that starts it), request, "
+    "restart (its engine was lost).",
     *_MODEL,
     "cause",
 )

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+LOOK = 1.0
+"""Seconds until a model that is due is looked at again, where it could not be unloaded."""
+
 
 class Housekeeper(Keeper):
     """The keeper of all models of a process. Objects only, until a model that has a ``keep_alive`` is loaded."""
@@ -31,8 +34,8 @@ class Housekeeper(Keeper):
         """Keep ``models``."""
         self._models = models
         self._lock = threading.Lock()
-        self._loading: set[str] = set()
-        """The keys of models that a thread loads."""
+        self._loading: set[ModelLife] = set()
+        """The models that a thread loads. Not their keys: a change of parameters gives the key to another one."""
         self._watch = BackgroundThread("modelyard-idle", self._unload_idle)
         self._restarts = Restarts(self._start_again)
 
@@ -55,7 +58,7 @@ class Housekeeper(Keeper):
             owner = self._owner_of(model)
             with self._models.held(owner):
                 if owner.worker is model and model.state is State.FAILED:
-                    self._models.start_held(owner)
+                    self._models.start_held(owner, "restart")
         except (UnknownModel, LookupError):
             return True
         except ModelyardError:
@@ -64,16 +67,21 @@ class Housekeeper(Keeper):
 
     # Loads
 
+    def loading(self, model: ModelLife) -> None:
+        """Call the listeners of the models."""
+        with contextlib.suppress(LookupError):
+            self._models.tell("loading", self._owner_of(model))
+
     def wanted(self, model: ModelLife) -> None:
         """Load an unloaded model in a thread of its own, unless one is about to. Raises Overloaded."""
         with self._lock:
-            if model.key in self._loading:
+            if model in self._loading:
                 return
-            self._loading.add(model.key)
+            self._loading.add(model)
         try:
             start_thread(threading.Thread(target=self._load, args=(model,), name=f"load-{model.key}", daemon=True))
         except BaseException:
-            self._loading.discard(model.key)
+            self._loading.discard(model)
             raise
 
     def _load(self, model: ModelLife) -> None:
@@ -87,7 +95,7 @@ class Housekeeper(Keeper):
         except Exception:
             log.exception("model %s is not loaded", model.key)
         finally:
-            self._loading.discard(model.key)
+            self._loading.discard(model)
         if _is_wanted(model):  # by a request that has come meanwhile
             with contextlib.suppress(ModelyardError):
                 self.wanted(model)
@@ -141,7 +149,7 @@ class Housekeeper(Keeper):
             if left > 0:
                 pauses.append(left)
             elif not self._unload(model, "idle"):
-                pauses.append(limit)  # it is in use
+                pauses.append(min(limit, LOOK))  # it is in use, perhaps only by a look at its metadata
         return min(pauses, default=None)
 
     def stop(self) -> None:

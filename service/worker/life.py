@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from ..engines.base import Engine, ModelParams
-from ..errors import EngineError, ModelyardError, NotReady, StartTimeout
+from ..errors import EngineError, ModelyardError, NotReady, Overloaded, StartTimeout
 from ..streams import Cancel
 from ..telemetry.metrics import ENGINE, Metrics
 from ..types import ModelMetadata, WorkerType, worker_key
@@ -29,8 +29,9 @@ STOP_TIMEOUT = 35.0
 RETRY_PAUSE = 5.0
 """Seconds after a failed load in which requests are refused with its error; the next one tries again."""
 
-LoadCause: TypeAlias = Literal["start", "call", "request"]
-"""Why a model is loaded: with the start of its process, by a call that starts it, or by a request to it."""
+LoadCause: TypeAlias = Literal["start", "call", "request", "restart"]
+"""Why a model is loaded: with the start of its process, by a call that starts it, by a request to it, or because its
+engine was lost."""
 UnloadCause: TypeAlias = Literal["idle", "room"]
 
 
@@ -45,6 +46,9 @@ class Keeper:
 
     def wanted(self, model: ModelLife) -> None:
         """Load an unloaded model, for which a request waits, in another thread. Raises Overloaded."""
+
+    def loading(self, model: ModelLife) -> None:
+        """Note that a model has its memory, and its engine starts now; called in the thread that starts it."""
 
     def make_room(self, model: ModelLife) -> bool:
         """Unload a model so that another one can be loaded; return False if that is not possible now."""
@@ -83,6 +87,8 @@ class ModelLife:
         self.state = State.STOPPED
         self.reason = ""
         """Why it is in that state: the progress of a start, or the cause of a failure."""
+        self.cause: LoadCause = "start"
+        """Why it was started last, or is being started."""
         self.started_in = 0.0
         self.last_used = self._room.clock()
         self._lease: Lease | None = None
@@ -109,7 +115,7 @@ class ModelLife:
             if previous not in (State.STOPPED, State.FAILED, State.UNLOADED):
                 raise NotReady(f"model {self.name!r} is {previous.value}: it can't be started now")
             self.state = State.LOADING if previous is State.UNLOADED else State.STARTING
-            self.reason = "waiting to load"
+            self.reason, self.cause = "waiting to load", cause
             self._starting = Cancel()
         began = time.monotonic()
         try:
@@ -154,9 +160,9 @@ class ModelLife:
         engine = self.engine
         engine.path, engine.files = self._locate(), self._locate_files()
         size = 0 if self._room.budget is None else engine.memory
-        is_wanted = {"start": lambda: False, "call": lambda: True, "request": lambda: self.gate.waiting > 0}
+        is_wanted = {"call": lambda: True, "request": lambda: self.gate.waiting > 0}.get(cause, lambda: False)
         self.reason = "waiting for memory"
-        return self._room.enter(self, size, self._starting, is_wanted[cause], self.params.start_timeout)
+        return self._room.enter(self, size, self._starting, is_wanted, self.params.start_timeout)
 
     def _rest(self, previous: State) -> None:
         """Stay unloaded, until a request wants it."""
@@ -171,6 +177,7 @@ class ModelLife:
         if self.state is State.LOADING:
             self.gate.loading()
         try:
+            self._keeper.loading(self)
             is_late = not start_in_time(
                 self.engine, self._progress, self.name, timeout=limit, cancel=cancel, when_gone=lease.release
             )
@@ -275,7 +282,11 @@ class ModelLife:
         log.info("model %s is unloaded (%s)", self.key, cause)
         self.state = State.UNLOADED
         if self.gate.waiting:
-            self._keeper.wanted(self)
+            try:
+                self._keeper.wanted(self)
+            except Overloaded as error:  # of its requests, not of the model that it makes room for
+                reason = str(error)
+                self.gate.refuse(lambda: Overloaded(reason, retry_after=1))
         return True
 
     # Stop
@@ -353,7 +364,8 @@ class ModelLife:
     @property
     def trouble(self) -> str:
         """Why a model that is ready can't answer now; empty if it can, or the model is not ready."""
-        return self._watch.trouble if self._watch is not None and self.state is State.READY else ""
+        watch = self._watch  # another thread may end it
+        return watch.trouble if watch is not None and self.state is State.READY else ""
 
     @property
     def is_available(self) -> bool:

@@ -256,12 +256,13 @@ class LocalModels:
         worker = model.worker
         if worker.state is State.READY:
             return
-        is_available = worker.is_available
+        was_available = worker.is_available
         ends: dict[State, EventKind] = {
-            State.READY: "loaded" if is_available else "started",
+            State.READY: "loaded" if was_available else "started",
             State.UNLOADED: "unloaded",
         }
-        self.tell("loading" if is_available else "starting", model)
+        if not was_available:
+            self.tell("starting", model)
         try:
             with start_span(self._tracing, worker.params):
                 worker.start(cause)

@@ -37,8 +37,9 @@ EVERY_MODEL = "*"
 EventKind = Literal[
     "starting", "started", "failed", "stopped", "forgotten", "changed", "health", "loading", "loaded", "unloaded"
 ]
-"""``health``: a model that is ready has become unhealthy, or healthy again. The last three are of a model that accepts
-requests before and after; ``unloaded`` also of one that was not loaded with its process, and of a load that failed."""
+"""``health``: a model that is ready has become unhealthy, or healthy again. ``loading``: it has its
+memory, and its engine starts now. The last two are of a model that accepts requests before and after; ``unloaded``
+also of one that was not loaded with its process, and of a load that failed."""
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ def start_in_time(
 ) -> bool:
     """Start ``engine`` in a thread of its own; return False if it takes over ``timeout`` seconds, or is cancelled.
 
-    Such a late engine is stopped as soon as its start ends, and then ``when_gone`` is called; it must not be used
-    again. Raises the errors of the engine.
+    Such a late engine is told by `Engine.give_up`, and stopped as soon as its start ends; then ``when_gone`` is called.
+    It must not be used again. Raises the errors of the engine.
     """
     decided = threading.Event()
     failures: list[BaseException] = []
@@ -54,6 +54,8 @@ def start_in_time(
     cancel.forget(decided.set)
     with deciding:
         given_up = not has_ended
+    if given_up:
+        engine.give_up()
     if failures and not given_up:
         raise failures[0]
     return not given_up

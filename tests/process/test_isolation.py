@@ -148,6 +148,31 @@ def test_a_load_that_never_ends_is_given_up_and_its_process_with_it(start: Start
     wait_until(lambda: children(os.getpid()) == before, "its process has ended")
 
 
+def test_a_stop_ends_the_process_that_loads() -> None:
+    import scripted
+
+    kind = scripted.Stubborn
+    engine = IsolatedEngine(kind(kind.Params(model_name="m", engine="scripted", isolation="process")), Settings())
+    worker = ModelWorker(engine)
+    before = children(os.getpid())
+    errors: list[ModelyardError] = []
+
+    def start() -> None:
+        try:
+            worker.start()
+        except ModelyardError as error:
+            errors.append(error)
+
+    starting = threading.Thread(target=start)
+    starting.start()
+    wait_until(lambda: children(os.getpid()) != before, "its process loads")
+    worker.cancel_start()
+    starting.join(20)
+    assert worker.state is State.STOPPED
+    assert list(map(str, errors)) == ["model 'm' was stopped"]
+    wait_until(lambda: children(os.getpid()) == before, "its process has ended")
+
+
 def test_a_process_out_of_memory_says_so(start: Start) -> None:
     worker = start(memory_limit=400_000_000)
     assert str(failure_of(begin(worker, megabytes=1000))) == "the engine of model 'm' failed: MemoryError"

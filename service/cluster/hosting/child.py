@@ -77,7 +77,7 @@ class ChildProcess:
     def _keep(self) -> None:
         """Start the process and wait for its end: it is killed when the thread ends that has started it."""
         try:
-            process = self._process = subprocess.Popen(  # noqa: S603 - our own interpreter
+            process = subprocess.Popen(  # noqa: S603 - our own interpreter
                 python_command("modelyard.server.isolated_process", self._key),  # the key is for people, in ps
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -91,7 +91,10 @@ class ChildProcess:
             self._failure = error
             self._began.set()
             return
-        self.pid = process.pid
+        with self._lock:
+            self.pid, self._process = process.pid, process
+            if self._cause:
+                process.kill()
         self._began.set()
         status = process.wait()
         self._close_orders()
@@ -163,12 +166,16 @@ class ChildProcess:
             callback(self._why)
 
     def kill(self, cause: str) -> None:
-        """End it at once, because of ``cause``, words that go on with "the process of model ..."."""
+        """End it at once, or as soon as it is started, because of ``cause``.
+
+        These are words that go on with "the process of model ...".
+        """
         with self._lock:
-            if self._process is None or self._ended.is_set():
+            if self._ended.is_set():
                 return
             self._cause = self._cause or cause
-        self._process.kill()
+            if self._process is not None:
+                self._process.kill()
 
     def stop(self) -> None:
         """End it in order, or kill it where that takes too long. A second call does nothing."""

@@ -74,6 +74,8 @@ class IsolatedEngine(Engine):
         self._key = worker_key(self.params.registered_name, self.params.worker_type)
         self._session = Session(settings.connect_timeout, SILENCE, current_headers=outgoing_headers)
         self._child: ChildProcess | None = None
+        self._starting: ChildProcess | None = None
+        self._is_given_up = False
         self._model: RemoteModelWorker | None = None
         self._options = engine.options
         self._takes_images = engine.takes_images
@@ -108,7 +110,9 @@ class IsolatedEngine(Engine):
         Raises the error of the load, StartTimeout, and StartFailed with the last lines of a process that ends.
         """
         progress("starting its process")
-        child = ChildProcess(self._key, self.params.memory_limit)
+        child = self._starting = ChildProcess(self._key, self.params.memory_limit)
+        if self._is_given_up:
+            self.give_up()
         try:
             url = f"http+unix://{quote(str(child.folder.socket), safe='')}"
             child.start(self._order(child))
@@ -121,6 +125,12 @@ class IsolatedEngine(Engine):
         self._metadata = ModelMetadata(**loaded["metadata"])
         self._child, self._model = child, RemoteModelWorker(self._key, f"{url}/api", self._session)
         self._heard = time.monotonic()
+
+    def give_up(self) -> None:
+        """Kill the process that loads the model, also one that is not started yet."""
+        self._is_given_up = True
+        if self._starting is not None:
+            self._starting.kill("was killed: its start was given up")
 
     def _loaded(self, child: ChildProcess, url: str, progress: Progress) -> JSONObject:
         """Return what the process says of the model that it has loaded."""

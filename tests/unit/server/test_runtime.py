@@ -26,6 +26,7 @@ from modelyard.settings.settings import Settings
 from modelyard.streams import Cancel
 from modelyard.types import GenerateRequest, WorkerType
 from modelyard.worker.protocol import WorkerManager
+from modelyard.worker.states import State
 from running import wait_until
 from steered import Steered
 
@@ -383,6 +384,29 @@ def test_while_a_model_loads_it_is_noted_and_after_that_no_more(make, tmp_path):
     Steered.go.set()
     assert runtime.wait_loaded(30)
     assert state_file(tmp_path).models()["a@llm"]["loading"] is False
+
+
+def test_a_model_that_waits_for_memory_is_not_noted_as_one_that_loads(loaded, tmp_path):
+    runtime = loaded(*(table(name, memory=600) for name in "ab"), memory_budget=1000)
+    with runtime.manager.generate_stream(GenerateRequest("a", prompt="hold")) as running:
+        next(running)
+        with runtime.manager.generate_stream(GenerateRequest("b", prompt="x")) as waiting:
+            worker = runtime.local.models.find("b@llm")
+            wait_until(lambda: worker.reason == "waiting for memory", "it waits")
+            assert not state_file(tmp_path).models()["b@llm"].get("loading")
+            waiting.cancel.set()
+
+
+def test_a_model_whose_engine_was_lost_is_started_again_beside_the_others(loaded):
+    runtime = loaded(table("a"), table("b"))
+    a, b = runtime.local.models.workers()
+    for worker, cause, ready in ((a, "restart", True), (a, "call", False), (b, "restart", True)):
+        a.state = b.state = State.READY
+        worker.state, worker.cause = State.STARTING, cause
+        assert runtime.status()["ready"] is ready
+    a.state, a.cause = State.STARTING, "restart"
+    assert runtime.status()["state"] == "starting", "none answers"
+    a.state = b.state = State.READY
 
 
 def test_a_process_that_is_stopped_while_it_loads_was_not_killed_by_the_model(make, tmp_path):

@@ -336,6 +336,14 @@ def test_a_load_that_ends_counts_as_survived_however_it_went(path):
     assert died(path, "a@llm") == ["a@llm"]
 
 
+def test_a_process_that_loads_nothing_has_survived_no_load(path):
+    died(path, "a@llm")
+    state = StateFile(path)
+    state.count_deaths()
+    state.end_start("a@llm")  # it stays unloaded until a request wants it
+    assert died(path, "a@llm") == ["a@llm"]
+
+
 def test_a_death_is_counted_once(path):
     died(path, "a@llm")
     for _ in range(3):

@@ -314,11 +314,22 @@ def test_a_model_is_idle_after_its_last_request_and_not_before(make, monkeypatch
     stream = ask(manager, "a", "hold")
     next(stream)
     clock.now += 1000
-    assert (keeper._unload_idle(), states(manager)) == (100, "re"), "it answers"
+    assert (keeper._unload_idle(), states(manager)) == (1, "re"), "it answers"
     stream.close()
     assert (keeper._unload_idle(), states(manager)) == (pytest.approx(100), "re")
     clock.now += 100
     assert (keeper._unload_idle(), states(manager)) == (None, "un")
+
+
+def test_a_look_at_a_model_that_is_due_does_not_keep_it_for_another_keep_alive(make):
+    manager = make("a", budget=None, keep_alive=1000.0)
+    model = worker(manager, "a")
+    model.last_used -= 2000
+    look = model.gate.beside()
+    assert look is not None
+    assert manager.models._housekeeper._unload_idle() == 1
+    look.release()
+    assert (manager.models._housekeeper._unload_idle(), states(manager)) == (None, "un")
 
 
 def test_a_pinned_model_stays(make):
@@ -364,6 +375,47 @@ def test_a_stop_ends_a_load_and_its_memory_is_free_when_the_engine_is(make):
     assert other.end() == " x"
     with pytest.raises(NotReady, match="is stopped"):
         answer(manager, "b")
+
+
+def test_a_request_to_a_changed_model_loads_it_while_the_load_of_the_previous_one_still_ends(make):
+    manager = make("ab")
+    keeper, previous = manager.models._housekeeper, worker(manager, "b")
+    with manager.models.held(manager.models.all()[1]):
+        keeper.wanted(previous)  # its thread waits for the lock
+        changed = manager.models.new_worker("b", None, {})
+        assert changed.start("start") is None
+        manager.models.all()[1].worker = changed
+        with ask(manager, "b") as stream:
+            wait_until(lambda: changed in keeper._loading, "a thread is about to load it")
+            assert next(stream) is None
+    wait_until(lambda: not keeper._loading, "no thread is left")
+
+
+def test_the_requests_of_an_unloaded_model_are_refused_if_no_thread_can_load_it(make, monkeypatch):
+    manager = make("ab", turn=0.0)
+    with ask(manager, "a", "hold") as held:
+        next(held)
+        other = Asking(lambda: answer(manager, "b"))
+        wait_until(lambda: worker(manager, "a").gate._held, "the other one waits for its end")
+        late = Asking(lambda: answer(manager, "a"))
+        wait_until(lambda: worker(manager, "a").gate.waiting, "it stands in line")
+
+        def no_thread(thread: threading.Thread) -> None:
+            raise Overloaded("can't start new thread")
+
+        monkeypatch.setattr("modelyard.worker.housekeeper.start_thread", no_thread)
+    assert other.end() == " x", "it has its memory all the same"
+    assert isinstance(late.end(), Overloaded)
+
+
+def test_what_gives_up_the_start_of_an_engine_tells_it(make, monkeypatch):
+    monkeypatch.setattr(Steered, "give_up", lambda engine: Steered.go.set(), raising=False)
+    manager = make("ab", only={"b": {"hold_start": True}})
+    waiting = Asking(lambda: answer(manager, "b"))
+    wait_until(lambda: worker(manager, "b").reason == "stretching", "its engine starts")
+    assert manager.worker_apply("b", "stop", None, {}).success
+    assert isinstance(waiting.end(), NotReady)
+    wait_until(lambda: manager.models.room.taken == 0, "its memory is free")
 
 
 def test_a_stop_ends_the_wait_for_memory(make):

@@ -211,7 +211,10 @@ class WorkerManager(Protocol):
         """Return a score for each text; takes and raises like `embeddings`."""
 
     def count_token(self, model: str | None, prompt: str) -> int:
-        """Return the number of tokens of ``prompt``, by the first LLM if ``model`` is None. Never waits in line."""
+        """Return the number of tokens of ``prompt``, by the first LLM if ``model`` is None.
+
+        It waits for a model that is not loaded, and for nothing else.
+        """
 
     def model_metadata(self, model: str) -> ModelMetadata:
         """Return the metadata of a model. Never waits in line."""

@@ -6,9 +6,9 @@ It has no weights. Address and key come from the operator's configuration alone,
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import orjson
 
@@ -19,6 +19,7 @@ from ..sessions.session import Session
 from ..settings.params import param
 from ..streams import Cancel
 from ..types import Burst, GenerateRequest, JSONObject, ModelMetadata, WorkerType
+from ..wire.terms import ID_HEADER
 from . import openai_answers
 from .base import CancelEvent, Engine, ModelParams, OfTexts, Progress, Vectors
 from .openai_backends import Backend, Backends
@@ -64,6 +65,15 @@ class OpenAIParams(ModelParams):
     context_length: int | None = param(
         None, help="context length in the metadata; default: what the server says", min=1, max=100_000_000
     )
+
+
+class BackendCall(NamedTuple):
+    """A POST, for whichever server is called."""
+
+    path: str
+    body: bytes
+    headers: Mapping[str, str]
+    cancel: Cancel
 
 
 class OpenAI(Engine):
@@ -186,18 +196,19 @@ class OpenAI(Engine):
             fields |= {"stream": True, "stream_options": {"include_usage": True}}
         body = self._fields.body(fields, request.extra)
         answered = self._streamed if is_streamed else self._whole
-        session = request.terms.session
-        return self._backends.results(lambda backend: answered(backend, path, body, cancel), cancel, session)
+        headers = {ID_HEADER: request.terms.request_id} if request.terms.request_id else {}
+        call = BackendCall(path, body, headers, cancel)
+        return self._backends.results(lambda backend: answered(backend, call), cancel, request.terms.session)
 
-    def _whole(self, backend: Backend, path: str, body: bytes, cancel: Cancel) -> Bursts:
+    def _whole(self, backend: Backend, call: BackendCall) -> Bursts:
         answer = openai_answers.BackendAnswer(backend.where)
-        with self._sent(backend, path, body, cancel, self.params.whole_timeout) as response:
+        with self._sent(backend, call, self.params.whole_timeout) as response:
             yield answer.burst([response.content])
         yield answer.ending()
 
-    def _streamed(self, backend: Backend, path: str, body: bytes, cancel: Cancel) -> Bursts:
+    def _streamed(self, backend: Backend, call: BackendCall) -> Bursts:
         answer = openai_answers.BackendAnswer(backend.where)
-        with self._sent(backend, path, body, cancel) as response:
+        with self._sent(backend, call) as response:
             decoder = openai_answers.EventDecoder()
             quiet_since = time.monotonic()
             while (data := response.read1()) != b"":
@@ -240,10 +251,10 @@ class OpenAI(Engine):
     def _answer(self, path: str, fields: JSONObject, extra: JSONObject | None, cancel: CancelEvent) -> Any:
         """Return the answer to a POST as JSON."""
         assert isinstance(cancel, Cancel)
-        body = self._fields.body(fields, extra or {})
+        call = BackendCall(path, self._fields.body(fields, extra or {}), {}, cancel)
 
         def ask(backend: Backend) -> Any:
-            with self._sent(backend, path, body, cancel) as response:
+            with self._sent(backend, call) as response:
                 return _parsed(response.content, backend.where)
 
         return self._backends.result(ask, cancel)
@@ -255,14 +266,21 @@ class OpenAI(Engine):
             raise EngineError(f"{self._where} does not answer with one {field} for each of {count} texts")
         return [values[index] for index in range(count)]
 
-    def _sent(self, backend: Backend, path: str, body: bytes, cancel: Cancel, timeout: float | None = None) -> Response:
+    def _sent(self, backend: Backend, call: BackendCall, timeout: float | None = None) -> Response:
         """Return the response to a POST, whose status is 200. Raises what another status means.
 
         ``timeout`` is seconds until it begins, by default ``first_byte_timeout``.
         """
         assert self._session is not None
         times = (self.params.connect_timeout, timeout or self.params.first_byte_timeout)
-        response = self._session.request("POST", f"{backend.url}/{path}", body=body, timeout=times, cancel=cancel)
+        response = self._session.request(
+            "POST",
+            f"{backend.url}/{call.path}",
+            body=call.body,
+            headers=call.headers,
+            timeout=times,
+            cancel=call.cancel,
+        )
         if response.status_code == 200:
             return response
         with response:

@@ -34,7 +34,7 @@ from modelyard.errors import (
 from modelyard.sessions.session import Session
 from modelyard.settings.params import describe, from_json
 from modelyard.streams import Cancel, whole_answer
-from modelyard.types import Burst, GenerateRequest, WorkerType
+from modelyard.types import Burst, GenerateRequest, Terms, WorkerType
 from running import wait_until
 
 HELLO = [{"role": "human", "content": "one two"}]
@@ -475,9 +475,10 @@ def test_a_worker_passes_fields_on_to_its_backend(tmp_path: Path):
             url = f"http://127.0.0.1:{runtime.settings.port}/api"
             rows = RemoteModelWorker("vec@text2vec", url, session).embeddings(["a"], Cancel(), extra={"dimensions": 2})
             assert server.requests[-1].json()["dimensions"] == 2
-            request = GenerateRequest("gpt", HELLO, extra={"top_a": 1})
+            request = GenerateRequest("gpt", HELLO, extra={"top_a": 1}, terms=Terms(request_id="r1"))
             text = RemoteModelWorker("gpt@llm", url, session).generate(request, Cancel()).text
             assert server.requests[-1].json()["top_a"] == 1
+            assert server.requests[-1].headers["x-request-id"] == "r1"
     assert (rows, tokens_of(rows), text) == ([[0.5, 1.0]], 4, "a")
 
 

@@ -14,7 +14,7 @@ from flask import g, request
 from ...errors import ModelyardError
 from ...worker.protocol import Service
 from ..request.access_log import AccessLine
-from ..request.streaming import StreamResponse
+from ..request.streaming import StreamResponse, bound_writes, socket_of
 
 EVENT_STREAM = "text/event-stream"
 MOST = 4
@@ -53,9 +53,24 @@ class LiveStreams:
         if not request.environ.get("wsgi.multithread") or not self._free.acquire(blocking=False):
             return None
         response = g.modelyard_stream = StreamResponse(
-            _Events(self._events(render, is_wanted), self._free.release, g.modelyard_line), EVENT_STREAM
+            _Events(self._events(render, is_wanted), self._release_at_end(), g.modelyard_line), EVENT_STREAM
         )
         return response
+
+    def _release_at_end(self) -> Callable[[], None]:
+        """Bound the writes of the current request, and return what gives its place back.
+
+        A client that reads nothing would hold the thread until it goes.
+        """
+        sock = socket_of(request)
+        is_timed = sock is not None and bound_writes(sock, self._service.settings.write_timeout)
+
+        def release() -> None:
+            self._free.release()
+            if is_timed:
+                sock.settimeout(None)
+
+        return release
 
     def _events(self, render: Callable[[], str], is_wanted: Callable[[], bool]) -> Iterator[bytes]:
         end = self._clock() + self._lifetime

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from typing import Any
 
@@ -22,6 +23,8 @@ from .visitors import Visitor
 from .watch import Look, ModelView, Watch
 
 PAGE = "model"
+PLACE_WAIT = 0.25
+"""Seconds that a page waits while others read parameters."""
 _OF_LINE = (
     *("request_id", "caller", "queue_ms", "first_ms", "prompt_tokens", "completion_tokens", "finish_reason", "error"),
 )
@@ -30,7 +33,9 @@ _OF_LINE = (
 
 def add(site: Site, watch: Watch) -> None:
     """Add it to a site."""
-    site.add_live(PAGE, "model", lambda: _read(site, watch), more=lambda: _form(site), needs=[INFER])
+    # Another machine may have the parameters, and not answer: few threads of this process wait for it.
+    places = threading.BoundedSemaphore(max(1, site.service.settings.reserve // 4))
+    site.add_live(PAGE, "model", lambda: _read(site, watch), more=lambda: _form(site, places), needs=[INFER])
     site.add(f"{PAGE}/change", lambda: _change(site), needs=[ADMIN], methods=["POST"])
 
 
@@ -98,12 +103,16 @@ def _described(site: Site, name: str, kind: str) -> list[JSONObject]:
     return site.service.manager.parameter_descriptions(name, WorkerType(kind))
 
 
-def _form(site: Site) -> dict[str, Any]:
+def _form(site: Site, places: threading.Semaphore) -> dict[str, Any]:
     """Return the fields of the model's parameters; where they can't be read, the reason."""
+    if not places.acquire(timeout=PLACE_WAIT):
+        return {"fields": [], "fixed": [], "trouble": "other pages wait for parameters: load this page again"}
     try:
         open_fields, fixed_fields = parameters.in_order(_described(site, *_named(request.args)))
     except ModelyardError as error:
         return {"fields": [], "fixed": [], "trouble": str(error)}
+    finally:
+        places.release()
     return {"fields": open_fields, "fixed": fixed_fields, "trouble": ""}
 
 

@@ -41,6 +41,8 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
 }
 LONGEST_FORM = 256 * 1024
+REGION_TYPE = "text/plain"
+"""What the script of a page without a stream accepts: the live region alone, once, to be put in place."""
 
 View = Callable[[], AnyResponse]
 Reader = Callable[[], dict[str, Any]]
@@ -122,10 +124,13 @@ class Site:
         def follow() -> AnyResponse:
             reader, frame = read(), self.frame()
             visitor: Visitor = frame["visitor"]
-            response = self._streams.open(
-                lambda: self.rendered(f"{template}_live.html", **frame, **reader()),
-                lambda: self.sign_ins.is_current(visitor),
-            )
+
+            def region() -> str:
+                return self.rendered(f"{template}_live.html", **frame, **reader())
+
+            if request.accept_mimetypes.best == REGION_TYPE:
+                return Response(region(), content_type=f"{REGION_TYPE}; charset=utf-8")
+            response = self._streams.open(region, lambda: self.sign_ins.is_current(visitor))
             return response or Response(status=HTTPStatus.NO_CONTENT)
 
         self.add(page, whole, needs=needs, label=label)

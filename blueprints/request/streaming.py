@@ -53,7 +53,7 @@ class Call:
         self._used: Callable[[], int | None] = lambda: None
         self.cancel = Cancel()
         service.requests.add(self.cancel)
-        self._sock: Any = request.environ.get("gunicorn.socket") or request.environ.get("werkzeug.socket")
+        self._sock = socket_of(request)
         self._client = _client_of(request.environ, self._sock)
         if self._client is not None:
             try:
@@ -102,17 +102,8 @@ class Call:
 
     def bound_writes(self, seconds: float) -> None:
         """Limit each write to the client to ``seconds``."""
-        if self._sock is None:
-            return
-        with contextlib.suppress(OSError, AttributeError):
-            if os.get_blocking(self._sock.fileno()):
-                # The kernel's limit: a timeout of Python's socket would cost a poll for each write.
-                timeval = struct.pack("ll", int(seconds), int(seconds % 1 * 1_000_000))
-                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
-            else:
-                # gevent waits in its hub, where the kernel's limit has no effect.
-                self._sock.settimeout(seconds)
-                self._timed = True
+        if self._sock is not None:
+            self._timed = bound_writes(self._sock, seconds)
 
     def close(self, error: BaseException | None = None) -> None:
         """Release the socket, the thread and the place of the key; a second call does nothing.
@@ -144,6 +135,25 @@ def called(service: Service) -> Iterator[Call]:
         call.close(error)
         raise
     call.close()
+
+
+def socket_of(request: Request) -> Any:
+    """Return the socket of a request's client, where the server gives it; else None."""
+    return request.environ.get("gunicorn.socket") or request.environ.get("werkzeug.socket")
+
+
+def bound_writes(sock: Any, seconds: float) -> bool:
+    """Limit each write to a client to ``seconds``; return whether its socket has to lose its timeout in the end."""
+    with contextlib.suppress(OSError, AttributeError):
+        if os.get_blocking(sock.fileno()):
+            # The kernel's limit: a timeout of Python's socket would cost a poll for each write.
+            timeval = struct.pack("ll", int(seconds), int(seconds % 1 * 1_000_000))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
+        else:
+            # gevent waits in its hub, where the kernel's limit has no effect.
+            sock.settimeout(seconds)
+            return True
+    return False
 
 
 def _client_of(environ: WSGIEnvironment, sock: Any) -> ClientOfServer | None:

@@ -48,16 +48,14 @@
     note.hidden = false;
   }
 
-  /* The region of the whole page, where there is no stream. */
+  /* The region alone, where there is no stream. */
   async function poll() {
     try {
-      const answer = await fetch(location.href, { headers: { Accept: "text/html" }, cache: "no-store" });
-      const page = new DOMParser().parseFromString(await answer.text(), "text/html");
-      const fresh = page.querySelector("[data-live]");
-      if (answer.ok && fresh) {
-        morph(region, fresh);
+      const answer = await fetch(region.dataset.live, { headers: { Accept: "text/plain" }, cache: "no-store" });
+      if (answer.ok) {
+        show(await answer.text());
         tell("Updated every five seconds");
-      } else if (answer.redirected) {
+      } else if (answer.status === 401) {
         location.reload();
       } else {
         tell("No answer, trying again");

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -199,6 +201,41 @@ def test_a_process_has_a_few_streams_and_a_closed_one_leaves_its_place(build: Bu
     assert stream_of(app).status_code == 204
     for response in [*streams, again]:
         response.close()
+
+
+def test_a_page_without_a_stream_reads_its_region_alone(build: Build, monkeypatch: pytest.MonkeyPatch):
+    app = build(tokens=TOKENS)
+    browser = app.test_client()
+    headers = {"Accept": "text/plain"}
+    assert browser.get("/ui/events", headers=headers).status_code == 401
+    sign_in(browser, SECRETS["admin"])
+
+    def fail(*arguments: Any) -> Any:
+        raise AssertionError("the parameters need no second look")
+
+    monkeypatch.setattr(app.extensions[KEY].manager, "parameter_descriptions", fail)
+    for path in "/ui/events", "/ui/model/events?name=echo&type=llm":
+        region = browser.get(path, headers=headers, environ_overrides=THREADS)
+        assert (region.status_code, region.mimetype) == (200, "text/plain")
+        assert '<span class="state good">ready</span>' in region.text
+        assert "<form" not in region.text
+        assert "<html" not in region.text
+
+
+def test_a_client_that_reads_nothing_does_not_hold_a_stream(build: Build):
+    app = build(write_timeout=7.0)
+    for is_blocking, was_timed in (True, None), (False, 7.0):
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            ours.setblocking(is_blocking)
+            environ = {**THREADS, "gunicorn.socket": ours}
+            response = app.test_client().get("/ui/events", environ_overrides=environ)
+            assert ours.gettimeout() == was_timed
+            if is_blocking:
+                timeval = ours.getsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, 16)
+                assert struct.unpack("ll", timeval) == (7, 0)
+            response.close()
+            assert ours.gettimeout() is None
 
 
 def test_a_process_with_one_thread_has_no_stream(build: Build):

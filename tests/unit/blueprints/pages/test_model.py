@@ -16,7 +16,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from modelyard.access.keys import new_key
 from modelyard.access.tokens import digest_of, parse_scopes
-from modelyard.blueprints.pages import watch
+from modelyard.blueprints.pages import models, watch
 from modelyard.blueprints.pages.parameters import FormField, changes
 from modelyard.errors import InvalidRequest
 from modelyard.server.extension import KEY
@@ -237,6 +237,30 @@ def test_why_parameters_can_t_be_read_is_told(app: Flask, client: FlaskClient, m
     page = client.get(PAGE)
     assert page.status_code == 200
     assert "the machine does not answer" in page.text
+
+
+def test_few_pages_wait_for_parameters_that_another_machine_has(build: Build, monkeypatch: pytest.MonkeyPatch):
+    app = build(reserve=4)
+    monkeypatch.setattr(models, "PLACE_WAIT", 0.01)
+    waits, goes = threading.Event(), threading.Event()
+
+    def hang(*arguments: Any) -> Any:
+        waits.set()
+        goes.wait(10)
+        return []
+
+    monkeypatch.setattr(app.extensions[KEY].manager, "parameter_descriptions", hang)
+    first = threading.Thread(target=lambda: app.test_client().get(ECHO))
+    first.start()
+    try:
+        assert waits.wait(10)
+        page = app.test_client().get(ECHO)
+        assert page.status_code == 200
+        assert "other pages wait for parameters" in page.text
+    finally:
+        goes.set()
+        first.join(10)
+    assert "other pages" not in app.test_client().get(ECHO).text
 
 
 # The last requests

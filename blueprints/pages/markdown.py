@@ -50,7 +50,8 @@ def _link(
     renderer: RendererProtocol, tokens: Sequence[Token], index: int, options: OptionsDict, env: _Environment
 ) -> str:
     """Return the start of a link: the page that it leads to learns nothing of the one that it is on."""
-    return Markup('<a href="{}" rel="{}" target="_blank">').format(tokens[index].attrs.get("href", ""), _REL)
+    # A plain str: markdown-it-py 3 would escape all that it adds to a Markup.
+    return str(Markup('<a href="{}" rel="{}" target="_blank">').format(tokens[index].attrs.get("href", ""), _REL))
 
 
 def _picture(
@@ -59,4 +60,4 @@ def _picture(
     """Return a picture as a link to it."""
     address = tokens[index].attrs.get("src", "")
     text = tokens[index].content or address
-    return Markup('<a href="{}" rel="{}" target="_blank">{}</a>').format(address, _REL, text)
+    return str(Markup('<a href="{}" rel="{}" target="_blank">{}</a>').format(address, _REL, text))

@@ -6,6 +6,7 @@ import functools
 import sqlite3
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -102,6 +103,8 @@ class _MemoryTables:
         for statement in MIGRATIONS[-1]:
             self._connection.execute(_named(statement))
         self._statements = _Statements(self._connection, clock)
+        # Python 3.13 warns of a connection that was not closed.
+        weakref.finalize(self, self._connection.close)
 
     def read(self, work: Callable[[Statements], T]) -> T | None:
         return self.write(work)

@@ -12,12 +12,15 @@ from typing import Any
 
 from markdown_it import MarkdownIt
 from markdown_it.renderer import RendererProtocol
+from markdown_it.rules_block import StateBlock, table
 from markdown_it.token import Token
 from markdown_it.utils import OptionsDict
 from markupsafe import Markup
 
 LARGEST = 64 * 1024
 """The most bytes of a text: the slowest one takes about half a second."""
+MOST_CELLS = 16_384
+"""The most cells of all tables of a text, also of those that a row leaves out: four bytes could make hundreds."""
 _SCHEMES = ("http://", "https://")
 _REL = "noopener noreferrer nofollow"
 
@@ -41,9 +44,25 @@ def html_of(text: str) -> str:
 def _markdown() -> _Markdown:
     markdown = _Markdown("commonmark", {"html": False})
     markdown.enable(["table", "strikethrough"])
+    markdown.block.ruler.at("table", _table, {"alt": ["paragraph", "reference"]})
     markdown.add_render_rule("link_open", _link)
     markdown.add_render_rule("image", _picture)
+    for name in "th_open", "td_open":
+        markdown.add_render_rule(name, _cell)
     return markdown
+
+
+def _table(state: StateBlock, start: int, end: int, silent: bool) -> bool:
+    """Read a table, unless the text would have more than `MOST_CELLS`: then it stays text."""
+    if start + 1 >= end:
+        return False
+    columns = state.src.count("|", state.bMarks[start + 1], state.eMarks[start + 1]) + 1
+    # As if all further lines were of the table: so each line is looked at once.
+    if state.env.get("cells", 0) + columns * (end - start) > MOST_CELLS or not table(state, start, end, silent):
+        return False
+    if not silent:
+        state.env["cells"] = state.env.get("cells", 0) + columns * (state.line - start)
+    return True
 
 
 def _link(
@@ -61,3 +80,10 @@ def _picture(
     address = tokens[index].attrs.get("src", "")
     text = tokens[index].content or address
     return str(Markup('<a href="{}" rel="{}" target="_blank">{}</a>').format(address, _REL, text))
+
+
+def _cell(
+    renderer: RendererProtocol, tokens: Sequence[Token], index: int, options: OptionsDict, env: _Environment
+) -> str:
+    """Return the start of a cell, without the inline style of its column, which the pages' policy forbids."""
+    return f"<{tokens[index].tag}>"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from modelyard.blueprints.pages.markdown import LARGEST, html_of
+from modelyard.blueprints.pages.markdown import LARGEST, MOST_CELLS, html_of
 
 
 @pytest.mark.parametrize(
@@ -13,6 +13,7 @@ from modelyard.blueprints.pages.markdown import LARGEST, html_of
     [
         ("**a** `b`", "<p><strong>a</strong> <code>b</code></p>\n"),
         ("|a|\n|-|\n|~~1~~|", "<table>\n<thead>\n<tr>\n<th>a</th>\n</tr>\n</thead>\n<tbody>\n<tr>\n<td><s>1</s></td>"),
+        ("|a|\n|:-:|\n|1|", "<table>\n<thead>\n<tr>\n<th>a</th>\n</tr>\n</thead>\n<tbody>\n<tr>\n<td>1</td>"),
         ("```py\n1 < 2\n```", '<pre><code class="language-py">1 &lt; 2\n</code></pre>\n'),
     ],
 )
@@ -61,6 +62,15 @@ def test_a_link_tells_its_page_nothing_and_a_picture_is_a_link():
     assert html_of("![a](HTTP://a.example/b)") == f'<p><a href="HTTP://a.example/b" {rel}>a</a></p>\n'
     assert html_of("![](http://a.example)") == f'<p><a href="http://a.example" {rel}>http://a.example</a></p>\n'
     assert html_of("http://a.example") == "<p>http://a.example</p>\n"
+
+
+def test_short_rows_do_not_make_a_short_text_large():
+    table = "|" + "a|" * 64 + "\n|" + "-|" * 64 + "\n" + "|\n" * 60 + "\n"
+    html = html_of(table * (LARGEST // len(table)))
+    assert html.count("<td") <= MOST_CELLS
+    assert len(html) < 5 * LARGEST
+    rows = html_of("|a|b|\n|-|-|\n" + "|1|2|\n" * 1000)
+    assert rows.count("<td") == 2000
 
 
 @pytest.mark.parametrize("part", ["[", "![[", "*a ", "`a", "> ", "|a", "<a ", "_*", "[x]: y\n", "a\n", "(" * 9])

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ..errors import ModelyardError, NotReady, UnknownModel
+from ..errors import ModelyardError, NotReady, Overloaded, UnknownModel
 from ..threads import BackgroundThread, start_thread
 from .life import Keeper, ModelLife, UnloadCause
 from .restarts import Restarts
@@ -103,7 +103,10 @@ class Housekeeper(Keeper):
     def loaded(self, model: ModelLife) -> None:
         """Note that a model was loaded: it is unloaded once nobody has used it for its ``keep_alive``."""
         if model.params.keep_alive is not None and not model.pinned:
-            self._watch.start()
+            try:
+                self._watch.start()
+            except Overloaded as error:  # the load of the next model tries again
+                log.warning("idle models are not unloaded: %s", error)
             self._watch.wake()
 
     # Unloads

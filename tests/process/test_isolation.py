@@ -18,7 +18,16 @@ from modelyard.cluster.hosting import isolation
 from modelyard.cluster.hosting.isolation import IsolatedEngine
 from modelyard.engines.base import Engine
 from modelyard.engines.llama_cpp import LlamaCpp
-from modelyard.errors import BadModelFile, Cancelled, EngineError, EngineLost, ModelyardError, StartFailed, StartTimeout
+from modelyard.errors import (
+    BadModelFile,
+    Cancelled,
+    EngineError,
+    EngineLost,
+    ModelyardError,
+    Overloaded,
+    StartFailed,
+    StartTimeout,
+)
 from modelyard.settings.settings import Settings
 from modelyard.streams import Cancel, OutputStream
 from modelyard.types import GenerateRequest
@@ -171,6 +180,20 @@ def test_a_stop_ends_the_process_that_loads() -> None:
     assert worker.state is State.STOPPED
     assert list(map(str, errors)) == ["model 'm' was stopped"]
     wait_until(lambda: children(os.getpid()) == before, "its process has ended")
+
+
+def test_without_room_for_a_thread_no_process_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_reader(thread: threading.Thread) -> None:
+        if thread.name.startswith("isolated-log-"):
+            raise Overloaded("can't start new thread")
+        thread.start()
+
+    monkeypatch.setattr("modelyard.cluster.hosting.child.start_thread", no_reader)
+    before = children(os.getpid())
+    engine = LlamaCpp(LlamaCpp.Params(model_name="m", engine="llama.cpp"))
+    with pytest.raises(Overloaded, match="can't start new thread"):
+        IsolatedEngine(engine, Settings()).start(lambda sentence: None)
+    assert children(os.getpid()) == before
 
 
 def test_a_process_out_of_memory_says_so(start: Start) -> None:

@@ -189,5 +189,8 @@ class ChildProcess:
             log.warning("model %s: its process does not end within %g s, and is killed", self._key, END_TIMEOUT)
             self.kill("was stopped")
         self._keeper.join(KILL_TIMEOUT)
-        self._reader.join(KILL_TIMEOUT)
+        if self._reader.is_alive():
+            self._reader.join(KILL_TIMEOUT)
+        else:  # it has closed its pipe already, or was never started: there was no room for a thread
+            self._process_pipe("stderr").close()
         self._process_pipe("stdout").close()

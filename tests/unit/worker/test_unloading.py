@@ -332,6 +332,17 @@ def test_a_look_at_a_model_that_is_due_does_not_keep_it_for_another_keep_alive(m
     assert (manager.models._housekeeper._unload_idle(), states(manager)) == (None, "un")
 
 
+def test_without_room_for_a_thread_a_model_is_loaded_and_stays(make, monkeypatch):
+    manager = make("a", budget=None)
+
+    def no_thread() -> None:
+        raise Overloaded("can't start new thread")
+
+    monkeypatch.setattr(manager.models._housekeeper._watch, "start", no_thread)
+    assert manager.worker_apply("a", "restart", None, {"keep_alive": 1000.0}).success
+    assert answer(manager, "a") == " x"
+
+
 def test_a_pinned_model_stays(make):
     manager = make("a", budget=None, keep_alive=0.1, pinned=True)
     assert (manager.models._housekeeper._unload_idle(), states(manager)) == (None, "re")

@@ -56,7 +56,7 @@ class FormField:
             value="" if is_private else next((word for word, number in words.items() if number == value), _text(value)),
             kind=shape,
             choices=choices,
-            limits=_limits(kind, extra, low, high),
+            limits="" if is_private else _limits(kind, extra, low, high),
             step="1" if kind == "int" else "any",
             low=low,
             high=high,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from flask import Response, g
 
@@ -43,10 +44,15 @@ def check_model(model: str) -> None:
 
 
 def characters_of(prompt: GenerateRequest) -> int:
-    """Return the characters of a prompt, or of messages."""
-    contents = [message.get("content") for message in prompt.messages]
-    texts = (text if isinstance(text, str) else str(text or "") for text in (prompt.prompt, *contents))
-    return sum(map(len, texts))
+    """Return the characters of a prompt, or of messages; their images are no text."""
+    return _length(prompt.prompt) + sum(_length(message.get("content")) for message in prompt.messages)
+
+
+def _length(content: Any) -> int:
+    """Return the characters of a content: a text, or parts of which some may be images; others may have any form."""
+    if isinstance(content, list):
+        return sum(_length(part.get("text") if isinstance(part, Mapping) else part) for part in content)
+    return len(content if isinstance(content, str) else str(content or ""))
 
 
 def total_tokens(usage: JSONObject | None) -> int | None:

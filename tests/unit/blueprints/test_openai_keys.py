@@ -14,12 +14,14 @@ from flask.testing import FlaskClient
 from in_process import service
 from modelyard.access.keys import Key, Limits, new_key
 from modelyard.access.tokens import Token, digest_of, parse_scopes
+from modelyard.blueprints.request.keys import characters_of
 from modelyard.cluster.registry.base import MANAGER_KEY, Instance
 from modelyard.server.extension import KEY, Modelyard, create_app
 from modelyard.server.runtime import Runtime
 from modelyard.settings.passthrough import PassThrough
 from modelyard.settings.settings import Settings
 from modelyard.types import GenerateRequest
+from pictures import data_url, png, question
 from werkzeug.test import TestResponse
 
 CHAT = {"model": "echo", "messages": [{"role": "user", "content": "x" * 40}], "max_tokens": 20}
@@ -430,3 +432,8 @@ def test_the_clients_of_openai_and_anthropic_understand_every_refusal(tmp_path):
         claude = anthropic.Anthropic(base_url=root, api_key="ci", max_retries=0)
         with claude, pytest.raises(anthropic.RateLimitError, match="2 requests a minute"):
             claude.messages.create(model="echo", messages=messages, max_tokens=5)
+
+
+def test_images_are_no_text_that_a_key_pays_for_in_advance():
+    messages: list[Any] = [question(data_url(png()), text="four"), {"content": [7, {"text": None}]}, {"content": None}]
+    assert characters_of(GenerateRequest(model="m", messages=messages, prompt="abc")) == 8

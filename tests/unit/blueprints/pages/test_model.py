@@ -94,6 +94,9 @@ def test_a_private_value_is_never_sent_to_a_browser(client: FlaskClient):
     assert 'placeholder="set, and not shown"' in token[0]
     assert "very secret" not in page
     assert "******" not in page
+    of_another = {"param_name": "key", "param_type": "str", "default_value": "mine"}
+    field = FormField.of({**of_another, "ext_metadata": {"tags": "privacy", "default": "mine"}})
+    assert "mine" not in str(field), "of a program that does not mask it"
 
 
 def test_a_form_changes_what_differs_from_what_the_page_has_shown(app: Flask, client: FlaskClient):

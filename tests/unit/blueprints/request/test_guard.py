@@ -6,6 +6,7 @@ import io
 import json
 import socket
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,10 @@ from modelyard.server.extension import attach
 from modelyard.server.runtime import Runtime
 from modelyard.settings import loopback
 from modelyard.settings.settings import Settings
+from packaging.version import Version
 from running import ROOT
 
+OLD_CLIENT = Version(version("werkzeug")) < Version("3.1")
 LOOPBACK, ELSEWHERE = "127.0.0.1", "203.0.113.7"
 """An address of this machine, and one that no machine has."""
 
@@ -356,7 +359,11 @@ def test_a_browser_that_calls_for_a_page_of_another_site_is_not_this_machine(ser
 
 
 @pytest.mark.parametrize(
-    "host", ["shop.example", "shop.example:8000", "203.0.113.7", "[2001:db8::7]:80", "a b", "[", "/"]
+    "host",
+    [
+        *("shop.example", "shop.example:8000", "203.0.113.7", "[2001:db8::7]:80", "a b", "/"),
+        pytest.param("[", marks=pytest.mark.skipif(OLD_CLIENT, reason="Werkzeug's test client sends no such host")),
+    ],
 )
 def test_a_host_of_elsewhere_may_be_that_of_a_proxy_and_is_logged_once(serve, hosts, caplog, host):
     client = serve()

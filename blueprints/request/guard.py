@@ -128,8 +128,16 @@ class Guard:
         raise self._refusal(needed, token, secret is not None, by_address, request)
 
     def scopes_by_address(self, request: Request) -> frozenset[str]:
-        """Return the scopes that a request has without a token or key."""
-        return self._by_address(request.environ, self.is_closed())
+        """Return the scopes that a request for a page has without a token or key.
+
+        One to another name than those of this machine counts as through a proxy: a name server may give every site the
+        address of this machine, and then that site's scripts read what it answers.
+        """
+        environ, is_closed = request.environ, self.is_closed()
+        granted = self._granted(environ.get("REMOTE_ADDR"), is_closed)
+        if granted.by_default and foreign_host(environ):
+            return granted.forwarded
+        return self._by_address(environ, is_closed)
 
     def holder_of(self, request: Request) -> Token | Key | None:
         """Return the token or the key that a request sends. Raises Unauthorized and NotReady, like `Keys.find`."""

@@ -64,6 +64,15 @@ def test_behind_a_proxy_they_are_open_for_what_the_address_allows(build: Build):
     assert "Sign in" in page.text, "for what more a key may do"
 
 
+def test_a_site_whose_name_leads_to_this_machine_reads_what_infer_may(build: Build):
+    browser = build().test_client()
+    for host, status in ("localhost:8000", 200), ("[::1]:8000", 200), ("e.example:8000", 303):
+        assert browser.get("/ui/keys", headers={"Host": host}).status_code == status
+    page = browser.get("/ui/model?name=echo&type=llm", headers={"Host": "e.example:8000"})
+    assert page.status_code == 200
+    assert "Apply" not in page.text
+
+
 def test_with_tokens_a_visitor_is_sent_to_sign_in_and_then_back(closed: FlaskClient):
     first = closed.get("/ui/?a=b")
     assert (first.status_code, first.location) == (303, "/ui/sign-in?next=%2F%3Fa%3Db")

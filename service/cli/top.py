@@ -107,17 +107,17 @@ def lines_of(readings: Readings, url: str, width: int | None, trouble: str | Non
     last = readings.last
     title = " ".join(filter(None, ("modelyard", last.labels.get("version"), last.labels.get("role"))))
     state = "ready" if last.status.get("ready") else f"{last.status.get('state')}: {last.status.get('reason')}"
-    lines = [(f"{title}  {url}  {printable(trouble or state)}", False), (_totals(readings), False)]
+    lines = [(f"{title}  {url}  {trouble or state}", False), (_totals(readings), False)]
     if last.error is not None:
-        lines.append((f"no rates: {printable(str(last.error))}", False))
+        lines.append((f"no rates: {last.error}", False))
     loads = readings.loads()
     if loads:
         lines += [("", False), *_table(MODELS, [_row(load) for load in loads], width)]
     reasons = [(load.model, load.reason) for load in loads if load.reason and load.state != "ready"]
-    lines += [(f"  {model}: {printable(reason)}", False) for model, reason in reasons]
+    lines += [(f"  {model}: {reason}", False) for model, reason in reasons]
     if last.instances:
         lines += [("", False), *_table(INSTANCES, [_instance(row) for row in last.instances], width)]
-    return lines if width is None else [(text[:width], head) for text, head in lines]
+    return [(printable(text)[:width], head) for text, head in lines]
 
 
 def _totals(readings: Readings) -> str:
@@ -131,7 +131,7 @@ def _totals(readings: Readings) -> str:
         healthy = sum(bool(row["healthy"]) for row in last.instances)
         words.append(f"{healthy} of {len(last.instances)} instances healthy")
     error = (last.status.get("cluster") or {}).get("error")
-    return "  ".join([*words, *([f"registry: {printable(str(error))}"] if error else [])])
+    return "  ".join([*words, *([f"registry: {error}"] if error else [])])
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[object]], width: int | None) -> list[tuple[str, bool]]:

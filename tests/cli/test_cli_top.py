@@ -86,6 +86,14 @@ def test_a_router_is_read_by_what_it_has_sent_on():
     assert (load.tokens_out, load.running, load.slots) == (10.0, 3, None)
 
 
+def test_no_name_or_reason_of_a_service_steers_the_terminal():
+    model = {**MODEL, "model": "a\x1b]0;b\x07\0@llm", "state": "failed", "reason": "c\x1b[2J"}
+    kept = Readings(10.0)
+    kept.add(reading(0, "d\x1b[31m", models=(model,)))
+    for width in None, 200:
+        assert all(text.isprintable() for text, _ in top.lines_of(kept, "http://e", width))
+
+
 def test_without_metrics_there_are_states_and_no_rates():
     load = of_one(reading(0, error=ConfigError("off")), reading(2, error=ConfigError("off")))
     assert (load.state, load.tokens_out, load.running, load.waiting) == ("ready", None, 2, 3)

@@ -258,7 +258,8 @@ class _Models:
             except StartFailed as error:
                 self.missing.append(f"model {model.name!r}: {error}")
             with contextlib.suppress(ModelyardError, OSError):  # the start reports it
-                model.memory = engine.memory
+                given = engine.params.memory
+                model.memory = engine.memory_needed() if given is None else given
 
 
 def _note(kept: JSONObject) -> str | None:

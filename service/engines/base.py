@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias
 
-from ..errors import FieldError, InputTooLong, PromptTooLong, Unsupported
+from ..errors import FieldError, InputTooLong, PromptTooLong, StartFailed, Unsupported
 from ..settings.params import param
 from ..types import Burst, GenerateRequest, ModelMetadata, WorkerType
 
@@ -223,9 +223,22 @@ class Engine:
 
     @property
     def memory(self) -> int:
-        """The bytes that the model counts with: its parameter ``memory``, or `memory_needed`. Raises BadModelFile."""
+        """The bytes that the model counts with in memory_budget: its parameter ``memory``, or `memory_needed`.
+
+        Raises BadModelFile, and StartFailed for a model that fills the memory without that parameter.
+        """
         given: int | None = self.params.memory
+        if given is None and self.fills_memory:
+            raise StartFailed(
+                f"model {self.params.registered_name!r} takes the memory that is free at its start, and memory_budget "
+                "is set: set its parameter memory too, to the bytes that it may take, as in 4GB"
+            )
         return self.memory_needed() if given is None else given
+
+    @property
+    def fills_memory(self) -> bool:
+        """Whether it takes what is free at its start, so that only its parameter ``memory`` says how much that is."""
+        return False
 
     def memory_needed(self) -> int:
         """Return the bytes that the model takes while it is loaded, by its ``path`` and ``params``; 0 if unknown.

@@ -92,6 +92,11 @@ class LlamaCpp(Engine):
         projector = self.params.mmproj
         return [*(adapter.name for adapter in self.params.adapters), *([projector] if projector else [])]
 
+    @property
+    def fills_memory(self) -> bool:
+        """Whether the context is chosen from the free memory."""
+        return self.params.n_ctx == AUTO
+
     def memory_needed(self) -> int:
         """Return the bytes of all files, and of the context of all slots. Raises BadModelFile, StartFailed."""
         if self.path is None:

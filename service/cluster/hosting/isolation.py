@@ -88,6 +88,11 @@ class IsolatedEngine(Engine):
         """The files that parameters name beside ``model_path``. Raises StartFailed."""
         return self._engine.file_names
 
+    @property
+    def fills_memory(self) -> bool:
+        """Whether it takes what is free at its start."""
+        return self._engine.fills_memory
+
     def memory_needed(self) -> int:
         """Return the bytes that the model takes while it is loaded. Raises BadModelFile."""
         self._engine.path, self._engine.files = self.path, self.files

@@ -122,6 +122,13 @@ def test_pinned_models_are_started_first(make):
     assert states(make("abc", memory=30 * MB, only={"c": {"pinned": True, "memory": 50 * MB}})) == "re un re"
 
 
+def test_a_model_that_fills_the_memory_must_say_how_much_it_may_take(make, monkeypatch):
+    monkeypatch.setattr(Steered, "fills_memory", True)
+    manager = make("ab", only={"b": {"memory": None}})
+    assert states(manager) == "re fa"
+    assert "memory_budget is set: set its parameter memory too" in worker(manager, "b").reason
+
+
 def test_a_model_that_can_never_fit_has_failed_with_the_figures(make):
     manager = make("ab", only={"b": {"memory": 120 * MB}})
     assert states(manager) == "re fa"

@@ -81,17 +81,16 @@ class SignIns:
         return Visitor(scopes, holder, self._guard.is_closed())
 
     def is_current(self, visitor: Visitor) -> bool:
-        """Return whether what a visitor has signed in with is still valid, and whether they still need nothing else."""
+        """Return whether what a visitor has signed in with is the same still, and whether they still need nothing else.
+
+        A token of another secret, or with other scopes, is another one.
+        """
         try:
             if visitor.holder is not None:
-                return self._current(visitor.holder) is not None
+                return self._guard.named(*_place_of(visitor.holder)) == visitor.holder
         except ModelyardError:
             return False
         return visitor.closed or not self._guard.is_closed()
-
-    def _current(self, holder: Token | Key) -> Token | Key | None:
-        current = self._guard.named(*_place_of(holder))
-        return current if current is not None and hmac.compare_digest(current.digest, holder.digest) else None
 
     def _of_cookie(self, request: Request) -> Token | Key | None:
         value = self._signer.read(request.cookies.get(COOKIE), "sign-in", LIFETIME)

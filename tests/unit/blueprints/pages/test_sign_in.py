@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,11 @@ from modelyard.access.keys import new_key
 from modelyard.access.signing import Signer
 from modelyard.access.tokens import digest_of, new_secret, parse_scopes
 from modelyard.blueprints.pages import visitors
+from modelyard.blueprints.pages.visitors import Visitor
+from modelyard.blueprints.request.guard import Guard
 from modelyard.errors import ConfigError
 from modelyard.server.extension import KEY
+from modelyard.settings.settings import Settings
 from pages_service import OWN, SECRETS, TOKENS, Build, building, read_keys, sign_in
 from running import ROOT
 
@@ -199,6 +203,14 @@ def test_a_secret_is_never_written_where_a_link_leads(tmp_path: Path):
     signer = Signer(None, lambda: tmp_path)
     assert signer.read(signer.sign(1, "x"), "x", 10) == 1
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_sign_in_whose_token_has_lost_a_scope_or_has_another_secret_ends_its_streams(tmp_path: Path):
+    sign_ins = visitors.SignIns(Guard(Settings(tokens=TOKENS)), Signer(None, lambda: tmp_path), "/ui")
+    token = sign_ins.find(SECRETS["infer"])
+    assert sign_ins.is_current(Visitor(token.scopes, token))
+    for changes in {"scopes": parse_scopes("admin")}, {"digest": digest_of("another")}, {"name": "another"}:
+        assert not sign_ins.is_current(Visitor(token.scopes, replace(token, **changes)))
 
 
 # Forms of other sites

@@ -20,12 +20,11 @@ from itsdangerous import BadSignature, URLSafeTimedSerializer
 
 from ..errors import ConfigError
 from ..files import private_folder
+from ..settings.settings import SHORTEST_SECRET
 
 log = logging.getLogger(__name__)
 
 FILE = "pages.secret"
-SHORTEST = 32
-"""The fewest characters of a secret that is set."""
 
 
 class Signer:
@@ -35,9 +34,6 @@ class Signer:
     """
 
     def __init__(self, secret: str | None, folder: Callable[[], Path]) -> None:
-        """Keep the secret. Raises ConfigError if it is too short."""
-        if secret is not None and len(secret) < SHORTEST:
-            raise ConfigError(f"pages_secret: must have {SHORTEST} characters at least")
         self._secret = secret
         self._folder = folder
         self._reading = threading.Lock()
@@ -77,7 +73,7 @@ class Signer:
             return _kept(path)
         except OSError as error:
             log.warning("pages: %s: who signs in is known to this process alone; set pages_secret", error)
-            return secrets.token_urlsafe(SHORTEST)
+            return secrets.token_urlsafe(SHORTEST_SECRET)
 
 
 def _kept(path: Path) -> str:
@@ -92,8 +88,8 @@ def _kept(path: Path) -> str:
         if not is_private:
             log.warning("pages: %s could be read by others: it has a new secret, and who signed in has to again", path)
             os.fchmod(fd, 0o600)
-        if len(secret) < SHORTEST or not is_private or not secret.isascii():
-            secret = secrets.token_urlsafe(SHORTEST)
+        if len(secret) < SHORTEST_SECRET or not is_private or not secret.isascii():
+            secret = secrets.token_urlsafe(SHORTEST_SECRET)
             file.seek(0)
             file.write(secret)
             file.truncate()

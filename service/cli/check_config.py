@@ -79,4 +79,4 @@ def heading(model: ExaminedModel) -> str:
 
 
 def _rows(values: Mapping[str, Effective]) -> list[tuple[str, Any, str]]:
-    return [(name, value.declared.shown(value.value), value.place) for name, value in values.items()]
+    return [(name, value.shown, value.place) for name, value in values.items()]

@@ -45,7 +45,10 @@ def check_configuration(report: Examination) -> Iterator[Finding]:
     name = "configuration"
     see = "correct it: modelyard check-config shows every value with its place"
     yield from (Finding.failure(name, fault, see) for fault in report.faults)
-    yield from (Finding.failure("weights", fault, "fetch them, or leave the model out") for fault in report.missing)
+    yield from (
+        Finding.failure("weights", fault, "fetch them, name their folder (--models-dirs), or leave the model out")
+        for fault in report.missing
+    )
     for override in report.unused_overrides:
         yield Finding.warning(name, f"{override}: model {override.model!r} is not started", "leave it out")
     if not report.faults:
@@ -133,11 +136,14 @@ def check_folders(report: Examination) -> Iterator[Finding]:
 
 
 def check_memory(report: Examination, machine: Machine) -> Iterator[Finding]:
-    """Report less memory than the models of this process take."""
+    """Report less memory than the models of this process take, and models that memory_budget has no room for."""
     needs = {model.name: model.memory for model in report.models if model.memory}
+    budget = report.settings.memory_budget
+    if budget is not None:
+        yield from _too_large(report, budget)
     if not needs or machine.memory == math.inf:
         return
-    whole, budget = sum(needs.values()), report.settings.memory_budget
+    whole = sum(needs.values())
     each = ", ".join(f"{name} {size(need)}" for name, need in needs.items())
     if budget is not None and whole > budget:
         whole = budget
@@ -148,6 +154,17 @@ def check_memory(report: Examination, machine: Machine) -> Iterator[Finding]:
         yield Finding.warning("memory", result, advice)
     else:
         yield Finding.ok("memory", result)
+
+
+def _too_large(report: Examination, budget: int) -> Iterator[Finding]:
+    """Report each model that does not fit into ``budget`` beside the pinned ones."""
+    pinned = {model.name: model.memory for model in report.models if model.params and model.params["pinned"].value}
+    for model in report.models:
+        rest = budget - sum(need for name, need in pinned.items() if name != model.name)
+        if model.memory > max(rest, 0):
+            result = f"model {model.name} takes {size(model.memory)}; memory_budget has {size(max(rest, 0))} for it"
+            advice = "raise memory_budget, lower its n_ctx or slots, or set its memory"
+            yield Finding.failure("memory", result, advice)
 
 
 def check_libraries(report: Examination) -> Iterator[Finding]:

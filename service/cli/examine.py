@@ -47,10 +47,14 @@ class Effective:
         """The layer of the value, and the variable or the file."""
         return f"{self.origin.layer} {self.origin.place}".strip()
 
+    @property
+    def shown(self) -> Any:
+        """The value as people may see it."""
+        return self.declared.shown(self.declared.word_of(self.value))
+
     def document(self) -> JSONObject:
         """Return the value as people may see it, with its layer and place."""
-        shown = self.declared.shown(self.value)
-        return {"value": shown, "from": self.origin.layer, "where": self.origin.place or None}
+        return {"value": self.shown, "from": self.origin.layer, "where": self.origin.place or None}
 
 
 @dataclass

@@ -198,8 +198,8 @@ def params(client: Client, name: str, worker_type: str | None, json_wanted: bool
     for description in descriptions:
         declared = param_of(description)
         tags = " ".join(tags_of(description)) or None
-        value, kind = description.get("default_value"), description.get("param_type")
-        default = "required" if declared.required else declared.default
+        value, kind = declared.word_of(description.get("default_value")), description.get("param_type")
+        default = "required" if declared.required else declared.word_of(declared.default)
         lines.append((declared.name, value, kind, default, allowed(declared), tags, declared.help))
     print_table(("NAME", "VALUE", "TYPE", "DEFAULT", "ALLOWED", "TAGS", "HELP"), lines)
 

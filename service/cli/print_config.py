@@ -108,10 +108,10 @@ def _entries(values: Mapping[str, Effective]) -> Iterator[str]:
     for name, value in values.items():
         if value.value is None:
             yield f"# {name} is not set"
-        elif value.declared.shown(value.value) == MASK:
+        elif value.shown == MASK:
             yield f"# {name} is private: {value.place}"
         else:
-            yield f"{name} = {_toml(value.value)}  # {printable(value.place)}"
+            yield f"{name} = {_toml(value.declared.word_of(value.value))}  # {printable(value.place)}"
 
 
 def _toml(value: Any) -> str:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..settings.params import Param
+from ..settings.sizes import size
 from ..types import JSONObject
 from .failures import Misuse
 
@@ -79,11 +80,16 @@ def allowed(declared: Param) -> str | None:
         return " | ".join(declared.choices)
     if declared.words and (rest := allowed(replace(declared, words={}))):
         return ", ".join([rest, *declared.words])
-    if declared.min is not None and declared.max is not None:
-        return f"{declared.min:.15g} .. {declared.max:.15g}"
-    if declared.min is not None:
-        return f"at least {declared.min:.15g}"
-    return f"at most {declared.max:.15g}" if declared.max is not None else None
+    low, high = (None if end is None else _limit(declared, end) for end in (declared.min, declared.max))
+    if low is not None and high is not None:
+        return f"{low} .. {high}"
+    if low is not None:
+        return f"at least {low}"
+    return f"at most {high}" if high is not None else None
+
+
+def _limit(declared: Param, value: float) -> str:
+    return size(int(value)) if "size" in declared.tags else f"{value:.15g}"
 
 
 def guessed(text: str) -> Any:

@@ -119,8 +119,8 @@ class ModelParams:
     )
     isolation: str = param(
         "none",
-        help="none: the engine runs in the process that answers; process: in a process of its own, whose end is not "
-        "that of others, and which gives all memory back when the model is stopped",
+        help="none: the engine runs in the process that has the models; process: in a process of its own, whose end "
+        "fails no other model, and whose memory is free when the model is stopped",
         choices=("none", "process"),
     )
     start_timeout: float = param(300.0, help="seconds the start takes at most", min=0.1, max=86_400, tags=["shared"])
@@ -134,7 +134,7 @@ class ModelParams:
     pinned: bool = param(False, help="whether it stays loaded: it makes no room for others, and ignores keep_alive")
     memory: int | None = param(
         None,
-        help="bytes that it counts with in memory_budget, as in 2.5GB; default: an estimate by weights and context",
+        help="bytes to count for it in memory_budget, as in 2.5GB; default: an estimate by weights and context",
         min=0,
         max=2**50,
         tags=["size"],
@@ -223,7 +223,7 @@ class Engine:
 
     @property
     def memory(self) -> int:
-        """The bytes that the model counts with in memory_budget: its parameter ``memory``, or `memory_needed`.
+        """The bytes that memory_budget counts for the model: its parameter ``memory``, or `memory_needed`.
 
         Raises BadModelFile, and StartFailed for a model that fills the memory without that parameter.
         """

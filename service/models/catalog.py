@@ -137,7 +137,7 @@ class CatalogEntry:
     )
     model_path: str | None = param(None, help="weights, relative to a models folder")
     enabled: bool = param(True, help="whether it can be run")
-    start: bool = param(False, help="whether it is started with the service")
+    start: bool = param(False, help="whether it is started with the service; in a configuration file true by default")
     description: str = param("", help="description for people")
     params: JSONObject = field(default_factory=dict)
     source: Source | None = None

@@ -201,6 +201,10 @@ class Param:
             return ",".join(f"{name}={text}" for name, text in texts.items())
         return ",".join(value) if self.type is list and value is not None else value
 
+    def word_of(self, value: Any) -> Any:
+        """Return the word that stands for ``value``, as in a configuration file; without one, ``value``."""
+        return next((word for word, number in self.words.items() if number == value), value)
+
 
 def _parts(text: str, separator: str) -> list[str]:
     return [part.strip() for part in text.split(separator) if part.strip()]

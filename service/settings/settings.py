@@ -30,6 +30,7 @@ ROUTERS = ("standalone", "gateway")
 ALLOCATOR = {"GLIBC_TUNABLES": "glibc.malloc.tcache_max=128"}
 """Environment of the processes that we start. glibc then caches fewer freed blocks a thread: every stream has a thread,
 and each kept 16 KB otherwise."""
+SHORTEST_SECRET = 32
 INLINE, HOSTED, REMOTE = PLACEMENTS = ("inline", "hosted", "remote")
 """Where the models are: in the process that answers, in a separate process beside it, or at other services."""
 DEFAULT_PORT = 8000
@@ -241,6 +242,8 @@ class Settings:
         self.prefix = self.prefix.rstrip("/")
         self.tracing = _checked_tracing(self.tracing)
         _check_origins(self.cors_origins)
+        if self.pages_secret is not None and len(self.pages_secret) < SHORTEST_SECRET:
+            raise ConfigError(f"pages_secret: must have {SHORTEST_SECRET} characters at least")
         self.names  # noqa: B018 - raises ConfigError
         if self.placement is None and (self.workers > 1 or self.http_threads == "gevent"):
             self.placement = HOSTED

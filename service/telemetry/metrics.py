@@ -127,7 +127,7 @@ LOADS = _counter(
     "cause",
 )
 UNLOADS = _counter("model_unloads", "Models that were unloaded, by cause: idle (keep_alive), room.", *_MODEL, "cause")
-MEMORY = _gauge("model_memory_bytes", "Memory that a loaded model counts with in memory_budget.", *_MODEL)
+MEMORY = _gauge("model_memory_bytes", "Memory that memory_budget counts for a loaded model.", *_MODEL)
 MEMORY_BUDGET = _gauge("memory_budget_bytes", "Memory that the models of a process may take together (memory_budget).")
 LOAD_FAILURES = _counter("model_load_failures", "Starts of a model that failed.", *_MODEL, "error")
 ROUTED_RUNNING = _gauge("routed_num_requests_running", "Requests under way at the instances of a model.", *_MODEL)

@@ -18,6 +18,7 @@ from modelyard.cli.findings import Finding, Level
 from modelyard.cli.machine import Machine
 from modelyard.cluster.registry import open_registry
 from modelyard.cluster.registry.base import Instance
+from modelyard.settings.sizes import size
 from tiny_gguf import make
 
 ROOMY = Machine({}, 20_000, 1e12, lambda count: count)
@@ -117,6 +118,20 @@ def test_memory_that_is_less_than_the_models_take_is_a_warning(at: Path):
     finding = only(config_checks.check_memory(shared, replace(ROOMY, memory=2.0 * need)))
     assert (finding.level, "memory_budget is" in finding.result) == ("ok", True)
     assert [*config_checks.check_memory(report(), ROOMY)] == [], "an engine without weights"
+
+
+def test_a_model_that_memory_budget_has_no_room_for_is_a_failure(at: Path):
+    (at / "models").mkdir()
+    make(at / "models" / "mine.gguf")
+    table = '[[models]]\nname = "{}"\nmodel_path = "mine.gguf"\n{}\n'
+    models = table.format("one", "pinned = true") + table.format("two", "")
+    need = report(models, models_dirs="models").models[0].memory
+    failures: dict[int, list[Level]] = {2 * need: [], 2 * need - 1: ["failure"], need - 1: ["failure", "failure"]}
+    for budget, levels in failures.items():
+        made = report(f"[service]\nmemory_budget = {budget}\n{models}", models_dirs="models")
+        findings = [*config_checks.check_memory(made, ROOMY)]
+        assert [finding.level for finding in findings] == [*levels, "ok"]
+    assert f"model one takes {size(need)}; memory_budget has {size(need - 1)} for it" in findings[0].result
 
 
 def test_an_engine_without_its_library_is_a_failure_with_the_extra(monkeypatch: pytest.MonkeyPatch):

@@ -75,6 +75,14 @@ def test_the_file_gives_a_service_the_same_values():
     assert tables["spare"] == {"name": "spare", "engine": "echo", "start": False, "delay": 0.1}
 
 
+def test_a_word_in_place_of_a_number_is_shown_and_written():
+    given = ("-m", "smollm2-135m", "--set", "smollm2-135m.n_ctx=auto")
+    assert tomllib.loads(printed(*given, "--toml").out)["models"][0]["n_ctx"] == "auto"
+    (n_ctx,) = (row for row in printed(*given).out.splitlines() if row.startswith("n_ctx "))
+    assert n_ctx.split()[1] == "auto"
+    assert printed(*given, "--json").json["models"][0]["params"]["n_ctx"]["value"] == "auto"
+
+
 def test_each_value_says_where_it_comes_from_and_private_ones_are_named_alone():
     lines = printed("--config", "c.toml", "--toml", MODELYARD_RESERVE="9").out.splitlines()
     assert "port = 9001  # file c.toml" in lines

@@ -106,4 +106,5 @@ def test_what_a_parameter_takes_is_told_in_words():
     assert ranges["worker_type"] == "llm | text2vec | reranker"
     assert ranges["n_gpu_layers"] == "-1 .. 10000"
     assert ranges["start_timeout"] == "0.1 .. 86400"
+    assert ranges["memory_limit"] == "100.0 MB .. 1125.9 TB"
     assert ranges["model_path"] is None

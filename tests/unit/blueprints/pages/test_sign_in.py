@@ -179,9 +179,12 @@ def test_a_new_key_of_the_same_name_is_another_sign_in(build: Build):
     assert other.get("/ui/").status_code == 303
 
 
-def test_a_secret_that_is_too_short_is_refused_and_without_a_folder_there_is_one_all_the_same(tmp_path: Path):
+def test_a_secret_that_is_too_short_is_refused():
     with pytest.raises(ConfigError, match="pages_secret: must have 32 characters"):
-        Signer("short", lambda: tmp_path)
+        Settings(pages_secret="x" * 31)
+
+
+def test_without_a_folder_there_is_a_secret_all_the_same(tmp_path: Path):
     signer = Signer(None, lambda: tmp_path / "absent")
     assert signer.read(signer.sign([1], "x"), "x", 10) == [1]
     assert signer.read(signer.sign([1], "x"), "y", 10) is None

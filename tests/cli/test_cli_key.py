@@ -10,6 +10,7 @@ from commands import Ran, modelyard
 from modelyard.access.keys import Key, Limits
 from modelyard.access.tokens import digest_of
 from modelyard.cluster.keys import open_key_store
+from running import ROOT
 
 
 @pytest.fixture
@@ -38,6 +39,14 @@ def test_a_new_key_is_all_of_standard_output_and_its_hash_is_in_the_store(url, t
     assert (made.expires, made.limits) == (None, Limits())
     assert ran.complaint == f"shop ({made.id}) is in the store; the key is not shown again"
     assert secret.encode() not in b"".join(path.read_bytes() for path in tmp_path.iterdir())
+
+
+def test_the_command_that_the_sign_in_page_names_makes_a_key(url):
+    page = (ROOT / "blueprints/pages/templates/sign_in.html").read_text()
+    (words,) = re.findall(r"<code>modelyard key (.*?)</code>", page)
+    ran = key(url, *words.split())
+    assert ran.status == 0, ran.err
+    assert ["admin" in made.scopes for made in stored(url)] == [True]
 
 
 def test_all_of_a_key_can_be_given(url):

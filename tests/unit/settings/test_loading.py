@@ -199,6 +199,7 @@ def other_than_default(name: str) -> object:
         "default_models": {"llm": "large"},
         "fallbacks": {"large": ["small", "tiny"]},
         "unknown_models": "default",
+        "pages_secret": "a secret of pages, \n" * 2,
     }
     default = getattr(Settings(), name)
     if name in special:

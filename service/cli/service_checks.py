@@ -104,7 +104,7 @@ def check_service(visit: Visit) -> Iterator[Finding]:
     """Report a service that is not ready, models that failed, and changes that it does not remember."""
     status, url = visit.reading.status, visit.client.url
     if status["ready"]:
-        yield Finding.ok("service", f"{url} is ready, with {len(status['models'])} models")
+        yield Finding.ok("service", f"{url} is ready; models: {len(status['models'])}")
     else:
         advice = "wait while models start; else see its log, and modelyard models list"
         yield Finding.warning("service", f"{url} is not ready ({status.get('state')}): {status.get('reason')}", advice)
@@ -159,7 +159,7 @@ def check_clocks(visit: Visit) -> Iterator[Finding]:
         way = "ahead of" if ahead > 0 else "behind"
         yield Finding.warning("clocks", f"{url} is {abs(ahead):.0f} s {way} this machine", "let both follow NTP")
     if clocks and not wrong:
-        yield Finding.ok("clocks", f"{len(clocks)} addresses agree with this machine")
+        yield Finding.ok("clocks", f"the same as here at {len(clocks)} of {len(visit.probes)} addresses")
 
 
 def check_registry_of_service(visit: Visit) -> Iterator[Finding]:

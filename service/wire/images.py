@@ -20,6 +20,8 @@ from ..types import JSONObject
 KIND = "image_url"
 """The type of an image among the parts of a content."""
 MAX_PIXELS = 40_000_000
+MAX_PIXELS_TOGETHER = 4 * MAX_PIXELS
+"""The most pixels of all images of a chat: a body of a few megabytes could have minutes of unpacking."""
 FORMATS = "PNG, JPEG, GIF or BMP"
 
 _DATA = re.compile(r"data:image/[a-z0-9.+-]+;base64,", re.IGNORECASE)
@@ -73,14 +75,24 @@ def check_images(messages: Any, model: str, *, takes_images: bool) -> None:
 
     Messages that come from other processes may have any form: what can't have images is left to the engine.
     """
+    left = MAX_PIXELS_TOGETHER
     for field, url in _images_in(messages):
         if not takes_images:
             message = f"is an image, and model {model!r} takes text alone: leave it out, or choose one that has vision"
             raise InvalidRequest.of_field(field, message)
         try:
-            _check(base64.b64decode(_content_of(field, url), validate=True))
+            data = base64.b64decode(_content_of(field, url), validate=True)
+            width, height = _size_of(data)
+            left -= width * height
+            if left >= 0 and data.startswith(_PNG):
+                _check_unpacked(data, most=width * height * 8 + height * 16 + 1024)
         except (_Damaged, binascii.Error, struct.error, IndexError, zlib.error) as error:
             raise InvalidRequest.of_field(field, f"is not an image that can be read: {error}") from None
+        if left < 0:
+            message = (
+                f"is one too many: {MAX_PIXELS_TOGETHER:,} pixels are taken in all: send fewer images, or smaller ones"
+            )
+            raise InvalidRequest.of_field(field, message)
 
 
 def text_of_parts(content: Any) -> str:
@@ -102,8 +114,8 @@ def _content_of(field: str, url: str) -> str:
     return url[match.end() :]
 
 
-def _check(data: bytes) -> None:
-    """Raise _Damaged unless the header of an image is of a known format, and of at most `MAX_PIXELS`."""
+def _size_of(data: bytes) -> tuple[int, int]:
+    """Return the width and height of an image. Raises _Damaged for another format, or more than `MAX_PIXELS`."""
     if data.startswith(_PNG):
         if data[8:16] != _FIRST_OF_PNG:  # decoders skip what stands before it, and read another size
             raise _Damaged("its size does not come first")
@@ -121,8 +133,7 @@ def _check(data: bytes) -> None:
         raise _Damaged(f"it is not {FORMATS}")
     if not 1 <= width * height <= MAX_PIXELS:
         raise _Damaged(f"it has {width} x {height} pixels, 1 to {MAX_PIXELS:,} are taken")
-    if data.startswith(_PNG):
-        _check_unpacked(data, most=width * height * 8 + height * 16 + 1024)
+    return width, height
 
 
 def _size_of_jpeg(data: bytes) -> tuple[int, int]:

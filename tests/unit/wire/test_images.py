@@ -74,6 +74,12 @@ def test_a_png_has_its_size_first_as_decoders_skip_other_chunks():
     assert "its size does not come first" in fault_of(data_url(disguised))
 
 
+def test_all_images_together_have_a_limit():
+    large = data_url(GIF[:6] + struct.pack("<HH", 8000, 5000) + bytes(20))
+    assert fault_of(*[large] * 4) == ""
+    assert fault_of(*[large] * 4, data_url(GIF)).startswith("is one too many: 160,000,000 pixels are taken in all")
+
+
 def test_what_follows_the_data_of_a_png_is_not_unpacked(monkeypatch: pytest.MonkeyPatch):
     calls = []
 

@@ -167,6 +167,8 @@ class Terminal:
         self.modes = termios.tcgetattr(self.slave)
         self.shown = b""
         environ = {**os.environ, "TERM": term, "HOME": str(folder)}
+        for name in ("LINES", "COLUMNS"):  # which curses believes more than the terminal
+            environ.pop(name, None)
         self.process = subprocess.Popen(
             [console_script("modelyard"), "top", "--interval", "0.2", "--url", url],
             env=environ,

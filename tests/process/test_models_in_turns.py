@@ -75,8 +75,11 @@ def test_two_models_take_turns_in_memory_for_one(service: Service) -> None:
         each.join(60)
     assert answers == [200] * 12
     wait_until(lambda: states(service) in (("ready", "unloaded"), ("unloaded", "unloaded")), "the second rests again")
-    listed = {model["id"]: model["status"]["value"] for model in service.get("/v1/models").json()["data"]}
-    assert listed["second"] == "unloaded"
+
+    def listed() -> str:
+        return {model["id"]: model["status"]["value"] for model in service.get("/v1/models").json()["data"]}["second"]
+
+    wait_until(lambda: listed() == "unloaded", "this process has heard of it")
     assert service.model("second@llm")["context_length"] == 512
 
     metrics = service.get("/metrics").text

@@ -17,11 +17,13 @@ _PACKAGES = ("flask", "gunicorn", "gevent", "gguf", "opentelemetry-sdk", "reques
 
 def of_service(settings: Settings) -> JSONObject:
     """Return the attributes of a process."""
+    # `platform.platform` would start a program: under gevent the fork runs the greenlets of this process in the child.
+    system = os.uname()
     attributes: JSONObject = {
         "process.runtime.name": platform.python_implementation(),
         "process.runtime.version": platform.python_version(),
-        "os.description": platform.platform(),
-        "host.arch": platform.machine(),
+        "os.description": f"{system.sysname} {system.release} {system.version}",
+        "host.arch": system.machine,
         "modelyard.host.cores": len(os.sched_getaffinity(0)),
         "modelyard.host.memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
     }

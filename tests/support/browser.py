@@ -10,7 +10,12 @@ from pathlib import Path
 
 import pytest
 from selenium import webdriver
-from selenium.common.exceptions import JavascriptException, StaleElementReferenceException, WebDriverException
+from selenium.common.exceptions import (
+    JavascriptException,
+    StaleElementReferenceException,
+    TimeoutException,
+    WebDriverException,
+)
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
@@ -64,7 +69,11 @@ class Browser:
         def texts(driver: webdriver.Chrome) -> str:
             return next((each.text for each in self.all(selector) if text in each.text), "")
 
-        return str(wait.until(texts, f"{selector} never had {text!r}: {[each.text for each in self.all(selector)]}"))
+        try:
+            return str(wait.until(texts))
+        except TimeoutException:
+            seen = [each.text for each in self.all(selector)]
+            raise AssertionError(f"{selector} never had {text!r}: {seen}") from None
 
     def script(self, text: str) -> object:
         """Return what a script returns."""

@@ -434,6 +434,20 @@ def test_a_refusal_before_the_body_was_read_has_a_span(traced):
 # The start
 
 
+ATTRIBUTES = """
+import subprocess
+subprocess.Popen = None
+from modelyard.settings.settings import Settings
+from modelyard.telemetry.resource import of_service
+assert of_service(Settings())["os.description"].startswith("Linux ")
+"""
+
+
+def test_the_attributes_of_a_process_start_no_program():
+    """Under gevent the child of a fork would read the requests of this process."""
+    subprocess.run([sys.executable, "-c", ATTRIBUTES], timeout=60, check=True)
+
+
 def test_the_start_is_a_span_with_parameters_and_the_system(folder):
     traced = Traced(folder, registry=None, remote_headers=["X-Key=hunter2"])
     traced.runtime.stop()

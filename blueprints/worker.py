@@ -85,6 +85,9 @@ class _Chunks(ChunkEncoder):
     def begin(self) -> bytes:
         return b""
 
+    def alive(self) -> bytes:
+        return self.silence
+
     def end(self) -> bytes:
         return b""
 

@@ -42,7 +42,7 @@ class Burst(NamedTuple):
     """The pieces of an answer that are ready together, and, in the last one, how it ended.
 
     ``pieces`` are new text only. ``usage`` has ``prompt_tokens``, ``completion_tokens`` and ``total_tokens``, and may
-    have details by the keys of OpenAI's usage (``prompt_tokens_details``: ``cached_tokens``). ``metrics`` has the keys
+    have details by the keys of OpenAI's usage (`USAGE_DETAILS`). ``metrics`` has the keys
     of DB-GPT's inference metrics. Only the last burst of an answer may have no pieces.
     ``deltas``, where there are any, hold for each piece what else comes with it, by the keys of OpenAI's delta
     (``tool_calls``, ``reasoning_content``) and ``logprobs``; a piece may be empty then.
@@ -58,6 +58,23 @@ class Burst(NamedTuple):
     def counts(self) -> JSONObject | None:
         """The three counts of ``usage``, which are all that DB-GPT's clients know."""
         return None if self.usage is None else counts_of(self.usage)
+
+
+USAGE_DETAILS: Mapping[str, str] = {
+    "prompt_tokens_details": "cached_tokens",
+    "completion_tokens_details": "reasoning_tokens",
+}
+"""The details that a usage may have, each with the count in it."""
+
+
+def details_of(usage: Mapping[str, Any]) -> JSONObject:
+    """Return those of the `USAGE_DETAILS` that a usage has."""
+    given = {name: (usage.get(name), count) for name, count in USAGE_DETAILS.items()}
+    return {
+        name: {count: detail[count]}
+        for name, (detail, count) in given.items()
+        if isinstance(detail, dict) and type(detail.get(count)) is int
+    }
 
 
 def counts_of(usage: Mapping[str, Any]) -> JSONObject:

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ...streams import OutputStream
-from ...types import Burst, JSONObject
+from ...types import USAGE_DETAILS, Burst, JSONObject, details_of
 from ...version import __version__
 from .choices import parts_of
 from .schemas import Generation
 
+_OF_PROMPT, _OF_ANSWER = USAGE_DETAILS
 _FINISH_REASONS = frozenset({"stop", "length", "tool_calls", "content_filter", "function_call"})
 
 
@@ -54,7 +55,8 @@ class Usage:
         self._copies = copies
         self._prompt_tokens = self._completion_tokens = 0
         self._is_known = False
-        self._cached_tokens: int | None = None
+        self._details: dict[str, int] = {}
+        """The counts of the `USAGE_DETAILS` that were reported."""
 
     def add(self, index: int, usage: JSONObject | None) -> None:
         """Count the ``usage`` of the choice ``index``; None changes nothing."""
@@ -62,16 +64,23 @@ class Usage:
             return
         self._is_known = True
         self._completion_tokens += usage.get("completion_tokens") or 0
+        details = details_of(usage)
         if index % self._copies == 0:
             self._prompt_tokens += usage.get("prompt_tokens") or 0
-            cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
-            if isinstance(cached, int):
-                self._cached_tokens = (self._cached_tokens or 0) + cached
+        else:
+            details.pop(_OF_PROMPT, None)
+        for name, detail in details.items():
+            self._details[name] = self._details.get(name, 0) + detail[USAGE_DETAILS[name]]
 
     @property
     def cached_tokens(self) -> int | None:
         """The tokens of the prompts that an engine had in its cache; None if it has not reported them."""
-        return self._cached_tokens
+        return self._details.get(_OF_PROMPT)
+
+    @property
+    def reasoning_tokens(self) -> int:
+        """The tokens of the answer that are reasoning; 0 if the engine has not reported them."""
+        return self._details.get(_OF_ANSWER, 0)
 
     def total(self) -> JSONObject | None:
         """Return the sum in OpenAI's keys; None if the engine has not reported it."""
@@ -82,9 +91,7 @@ class Usage:
             "completion_tokens": self._completion_tokens,
             "total_tokens": self._prompt_tokens + self._completion_tokens,
         }
-        if self._cached_tokens is not None:
-            total["prompt_tokens_details"] = {"cached_tokens": self._cached_tokens}
-        return total
+        return total | {name: {USAGE_DETAILS[name]: count} for name, count in self._details.items()}
 
 
 @dataclass

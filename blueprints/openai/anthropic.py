@@ -20,6 +20,13 @@ from .events import PieceEvents, named_event
 _STOP_REASONS: Mapping[str, str] = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 COPIED = ("model", "max_tokens", "temperature", "top_p", "top_k", "stream")
 """The fields that a message shares with a chat."""
+_SENT_AS: Mapping[str, str] = {
+    "stop": "stop_sequences",
+    "response_format.json_schema": "output_config.format",
+    "response_format": "output_config.format",
+}
+"""The names of the fields of a message, by those of a chat."""
+_ROLES = ("user", "assistant", "system")
 _TOOL_REFERENCE = "tool_reference"
 _TOOL_CHOICES: Mapping[str, str] = {"auto": "auto", "any": "required", "none": "none"}
 
@@ -44,7 +51,9 @@ def prompt(body: Mapping[str, Any], model: str) -> schemas.Generation:
         chat["tools"] = _tools(body["tools"], _loaded_tools(body["messages"]))
     if body.get("tool_choice") is not None:
         chat |= _tool_choice(body["tool_choice"])
-    with renamed_faults({"stop": "stop_sequences"}):
+    if (form := _output_format(body)) is not None:
+        chat["response_format"] = form
+    with renamed_faults(_SENT_AS):
         return schemas.chat(chat, model)
 
 
@@ -57,18 +66,17 @@ def _system(system: Any) -> list[JSONObject]:
 
 
 def _texts(field: str, blocks: Any) -> list[str]:
-    """Return the texts of blocks; a tool that a search has found stands there by its name."""
-    if not isinstance(blocks, list):
-        raise fault(field, "must be a string or a list of blocks")
-    texts: list[str] = []
-    for index, block in enumerate(blocks):
-        if isinstance(block, dict) and block.get("type") == _TOOL_REFERENCE:
-            texts.append(str(block.get("tool_name")))
-            continue
-        if not isinstance(block, dict) or block.get("type") != "text" or not isinstance(block.get("text"), str):
-            raise fault(f"{field}[{index}]", "must be a block of type text: no model here takes anything else")
-        texts.append(block["text"])
-    return texts
+    return [_text(place, block) for place, block in _blocks(field, blocks)]
+
+
+def _text(place: str, block: JSONObject) -> str:
+    """Return the text of a block; a tool that a search has found stands there by its name."""
+    if block["type"] == _TOOL_REFERENCE:
+        return str(block.get("tool_name"))
+    text = block.get("text")
+    if block["type"] != "text" or not isinstance(text, str):
+        raise fault(place, "must be a block of type text: no model here takes anything else")
+    return text
 
 
 def _messages(messages: Any) -> Iterable[JSONObject]:
@@ -76,11 +84,13 @@ def _messages(messages: Any) -> Iterable[JSONObject]:
         raise fault("messages", "must be a list of at least one object with role and content")
     for index, message in enumerate(messages):
         field = f"messages[{index}]"
-        if not isinstance(message, dict) or message.get("role") not in ("user", "assistant"):
-            raise fault(f"{field}.role", "must be user or assistant")
+        if not isinstance(message, dict) or message.get("role") not in _ROLES:
+            raise fault(f"{field}.role", f"must be one of {', '.join(_ROLES)}")
         content = message.get("content")
         if isinstance(content, str):
             yield {"role": message["role"], "content": content}
+        elif message["role"] == "system":
+            yield {"role": "system", "content": "\n".join(_texts(f"{field}.content", content))}
         elif message["role"] == "user":
             yield from _user(f"{field}.content", content)
         else:
@@ -97,21 +107,32 @@ def _blocks(field: str, content: Any) -> list[tuple[str, JSONObject]]:
 
 
 def _user(field: str, content: Any) -> Iterable[JSONObject]:
-    """Yield the results of tools, each a message of its own, and then the text, with the images among it."""
+    """Yield the results of tools, each a message of its own, and then the text, with all images among it.
+
+    An image that a tool returns stands there too: few chat templates, and few servers, take one in a tool's message.
+    """
     parts: list[JSONObject] = []
     for place, block in _blocks(field, content):
         if block["type"] == "tool_result":
             result = block.get("content") or ""
-            text = result if isinstance(result, str) else "\n".join(_texts(f"{place}.content", result))
+            inner = [] if isinstance(result, str) else _parts(f"{place}.content", result)
+            parts += [part for part in inner if part["type"] == IMAGE]
+            text = result if isinstance(result, str) else "\n".join(p["text"] for p in inner if p["type"] != IMAGE)
             yield {"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": text}
-        elif block["type"] == "image":
-            parts.append(_image(place, block))
         else:
-            parts += [{"type": "text", "text": text} for text in _texts(place, [block])]
+            parts.append(_part(place, block))
     if any(part["type"] == IMAGE for part in parts):
         yield {"role": "user", "content": parts}
     elif parts:
         yield {"role": "user", "content": "\n".join(part["text"] for part in parts)}
+
+
+def _parts(field: str, blocks: Any) -> list[JSONObject]:
+    return [_part(place, block) for place, block in _blocks(field, blocks)]
+
+
+def _part(place: str, block: JSONObject) -> JSONObject:
+    return _image(place, block) if block["type"] == "image" else {"type": "text", "text": _text(place, block)}
 
 
 def _image(field: str, block: JSONObject) -> JSONObject:
@@ -138,7 +159,7 @@ def _assistant(field: str, content: Any) -> JSONObject:
         elif block["type"] == "thinking":
             message["reasoning_content"] = block.get("thinking")
         elif block["type"] != "redacted_thinking":
-            texts += _texts(place, [block])
+            texts.append(_text(place, block))
     return {**message, "content": "\n".join(texts)}
 
 
@@ -179,6 +200,18 @@ def _tool_choice(choice: Any) -> JSONObject:
     if choice.get("disable_parallel_tool_use") is True:
         fields["parallel_tool_calls"] = False
     return fields
+
+
+def _output_format(body: Mapping[str, Any]) -> JSONObject | None:
+    """Return the JSON that an answer must be, as chat has it; None for any text."""
+    config = body.get("output_config")
+    form = config.get("format") if isinstance(config, dict) else None
+    form = body.get("output_format") if form is None else form  # its name in betas
+    if form is None:
+        return None
+    if not isinstance(form, dict) or form.get("type") != "json_schema" or not isinstance(form.get("schema"), dict):
+        raise fault("output_config.format", "must be an object of type json_schema, with a schema")
+    return {"type": "json_schema", "json_schema": {"name": "output", "schema": form["schema"], "strict": True}}
 
 
 # Answers

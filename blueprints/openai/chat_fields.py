@@ -15,8 +15,10 @@ from ..request.fields import fault
 
 MAX_MESSAGES = 10_000
 NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
-ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
-"""The roles of messages, by those that chat templates know."""
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"} | {
+    "function": "tool"
+}
+"""The roles that chat templates know, by those of messages."""
 _TEXT_PARTS = ("text", "refusal")
 
 
@@ -38,23 +40,37 @@ def _message(field: str, message: Any) -> JSONObject:
     role = message.get("role")
     if not isinstance(role, str) or role not in ROLES:
         raise fault(f"{field}.role", f"must be one of {', '.join(ROLES)}")
+    message = _with_ids(message)
     checked: JSONObject = {"role": ROLES[role], "content": _content(f"{field}.content", message)}
     if message.get("tool_calls"):
         checked["tool_calls"] = _tool_calls(f"{field}.tool_calls", message["tool_calls"])
-    if role == "tool":
+    if ROLES[role] == "tool":
         if not isinstance(message.get("tool_call_id"), str):
-            raise fault(f"{field}.tool_call_id", "is missing: must be the id of the call that this answers")
+            name, word = ("name", "name") if role == "function" else ("tool_call_id", "id")
+            raise fault(f"{field}.{name}", f"is missing: must be the {word} of the call that this answers")
         checked["tool_call_id"] = message["tool_call_id"]
-    if isinstance(message.get("reasoning_content"), str):
-        checked["reasoning_content"] = message["reasoning_content"]
+    # vLLM has renamed the first to the second.
+    reasoning = message.get("reasoning_content") or message.get("reasoning")
+    if isinstance(reasoning, str):
+        checked["reasoning_content"] = reasoning
     return checked
+
+
+def _with_ids(message: JSONObject) -> JSONObject:
+    """Return a message of the old form, whose calls have no id, in that of today: the id is the function's name."""
+    if message["role"] == "function":
+        return {**message, "tool_call_id": message.get("name")}
+    call = message.get("function_call")
+    if not isinstance(call, dict) or message.get("tool_calls"):
+        return message
+    return {**message, "tool_calls": [{"id": call.get("name"), "type": "function", "function": call}]}
 
 
 def _content(field: str, message: JSONObject) -> Any:
     content = message.get("content")
     if content is None:
-        if message.get("tool_calls"):
-            return ""
+        if message["role"] == "assistant":  # it has called tools, or refused, or its answer was empty
+            return message["refusal"] if isinstance(message.get("refusal"), str) else ""
         raise fault(field, "is missing: must be a string or a list of parts")
     if isinstance(content, str):
         return content

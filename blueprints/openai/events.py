@@ -61,6 +61,10 @@ class Events:
         """Return the events before the first burst."""
         return b""
 
+    def alive(self) -> bytes:
+        """Return an event without text: LangChain takes no comment for a sign of life."""
+        return self._event(min(self._unended, default=0), self.nothing)
+
     def encode(self, burst: Burst) -> Iterable[bytes]:
         """Return the events of ``burst`` as one write; empty if it has nothing new."""
         if isinstance(burst, ChoiceBursts):
@@ -163,6 +167,10 @@ class PieceEvents(ABC):
         self._usage = usage
         self._generation = generation
         self._reason = "stop"
+
+    def alive(self) -> bytes:
+        """Return what breaks a silence: these answers have no event without content."""
+        return self.silence
 
     def encode(self, burst: Burst) -> Iterable[bytes]:
         """Return the events of ``burst`` as one write."""

@@ -53,7 +53,7 @@ def _usage(usage: Usage) -> JSONObject | None:
         "input_tokens": total["prompt_tokens"],
         "input_tokens_details": {"cached_tokens": usage.cached_tokens or 0, "cache_write_tokens": 0},
         "output_tokens": total["completion_tokens"],
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
         "total_tokens": total["total_tokens"],
     }
 
@@ -61,15 +61,20 @@ def _usage(usage: Usage) -> JSONObject | None:
 def _ended(
     header: Header, generation: schemas.Generation, reason: str, output: list[JSONObject], usage: Usage
 ) -> JSONObject:
-    is_cut = reason == "length"
+    status = _last_status(reason)
     return _response(
         header,
         generation,
-        "incomplete" if is_cut else "completed",
-        incomplete_details={"reason": "max_output_tokens"} if is_cut else None,
+        status,
+        incomplete_details={"reason": "max_output_tokens"} if status == "incomplete" else None,
         output=output,
         usage=_usage(usage),
     )
+
+
+def _last_status(reason: str) -> str:
+    """Return the status of a response and of its last item."""
+    return "incomplete" if reason == "length" else "completed"
 
 
 def _text_part(text: str) -> JSONObject:
@@ -109,6 +114,7 @@ def response_answer(
     if choice.text or not choice.tool_calls:
         output.append(_message_item(_number(), "completed", [_text_part(choice.text)]))
     output += [_call_item(_number(), "completed", call, generation.body["tools"]) for call in choice.tool_calls]
+    output[-1]["status"] = _last_status(choice.finish_reason)
     return _ended(header, generation, choice.finish_reason, output, usage)
 
 
@@ -185,7 +191,7 @@ class ResponseEvents(PieceEvents):
         self._output.append(item)
         return events + self._event("response.output_item.added", output_index=len(self._output) - 1, item=item)
 
-    def _finish_item(self) -> bytes:
+    def _finish_item(self, status: str = "completed") -> bytes:
         if self._goes_on is None:
             return b""
         self._goes_on = None
@@ -201,14 +207,14 @@ class ResponseEvents(PieceEvents):
             events = self._event(
                 "response.function_call_arguments.done", **place, name=item["name"], arguments=item["arguments"]
             )
-        item["status"] = "completed"
+        item["status"] = status
         return events + self._event("response.output_item.done", output_index=place["output_index"], item=item)
 
     def end(self) -> bytes:
         """Return the end of the response, with all of it."""
         has_more = any(item["type"] != "reasoning" for item in self._output)
         events = b"" if has_more else self._text("")
-        events += self._finish_item()
+        events += self._finish_item(_last_status(self._reason))
         response = _ended(self._header, self._generation, self._reason, self._output, self._usage)
         return events + self._event(f"response.{response['status']}", response=response)
 

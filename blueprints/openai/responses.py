@@ -37,6 +37,8 @@ def generation(body: Mapping[str, Any], model: str) -> schemas.Generation:
             raise fault(name, "is not supported: nothing is stored here, send the whole input")
     chat: JSONObject = {name: body[name] for name in COPIED if body.get(name) is not None}
     chat["messages"] = _messages(body.get("instructions"), body.get("input"))
+    if isinstance(reasoning := body.get("reasoning"), dict) and reasoning.get("effort") is not None:
+        chat["reasoning_effort"] = reasoning["effort"]
     if body.get("max_output_tokens") is not None:
         chat["max_completion_tokens"] = body["max_output_tokens"]
     tools = _tools(body["tools"]) if body.get("tools") else []
@@ -61,9 +63,13 @@ def _messages(instructions: Any, given: Any) -> list[JSONObject]:
         return [*messages, {"role": "user", "content": given}]
     if not isinstance(given, list) or not given:
         raise fault("input", "must be a string, or a list of items")
+    images: list[JSONObject] = []
     for index, item in enumerate(given):
         field = f"input[{index}]"
-        kind = item.get("type", "message") if isinstance(item, dict) else None
+        kind = (item.get("type") or "message") if isinstance(item, dict) else None
+        if images and kind != "function_call_output":
+            messages.append({"role": "user", "content": images})
+            images = []
         if kind == "message":
             _add_message(messages, field, item)
         elif kind == "function_call":
@@ -71,13 +77,11 @@ def _messages(instructions: Any, given: Any) -> list[JSONObject]:
         elif kind == "reasoning":
             _add_reasoning(messages, item)
         elif kind == "function_call_output":
-            if not isinstance(item.get("call_id"), str):
-                raise fault(f"{field}.call_id", "must be the id of the call that this answers")
-            output = item.get("output")
-            text = output if isinstance(output, str) else _text(f"{field}.output", output)
-            messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": text})
+            images += _add_output(messages, field, item)
         else:
             raise fault(f"{field}.type", f"is {kind!r}: messages, function calls and their outputs are understood")
+    if images:
+        messages.append({"role": "user", "content": images})
     return [{"content": "", **message} for message in messages]
 
 
@@ -91,6 +95,19 @@ def _add_call(messages: list[JSONObject], field: str, item: JSONObject) -> None:
     function = {"name": name_of(item), "arguments": item.get("arguments")}
     calls = messages[-1].setdefault("tool_calls", [])
     calls.append({"id": item.get("call_id"), "type": "function", "function": function})
+
+
+def _add_output(messages: list[JSONObject], field: str, item: JSONObject) -> list[JSONObject]:
+    """Add the text that a function has returned, and return its images.
+
+    They follow in a message of the user: few chat templates, and few servers, take one in a tool's message.
+    """
+    if not isinstance(item.get("call_id"), str):
+        raise fault(f"{field}.call_id", "must be the id of the call that this answers")
+    output = item.get("output")
+    read = output if isinstance(output, str) else _content(f"{field}.output", output)
+    messages.append({"role": "tool", "tool_call_id": item["call_id"], "content": text_of_parts(read)})
+    return [] if isinstance(read, str) else [part for part in read if part["type"] == IMAGE]
 
 
 def _add_message(messages: list[JSONObject], field: str, item: JSONObject) -> None:
@@ -111,13 +128,6 @@ def _add_reasoning(messages: list[JSONObject], item: JSONObject) -> None:
     reasoning = "".join(text for text in texts if isinstance(text, str))
     if reasoning:
         messages.append({"role": "assistant", "reasoning_content": reasoning})
-
-
-def _text(field: str, parts: Any) -> str:
-    content = _content(field, parts)
-    if not isinstance(content, str):
-        raise fault(field, "has an image: what a function returns is text")
-    return content
 
 
 def _content(field: str, parts: Any) -> Any:

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 
+EVENT_TIMEOUT = 60.0
+"""Seconds of silence in a stream until an event breaks it: LangChain gives up after 120 without one."""
+
 _HAS_BEGUN = (EngineError, WorkerLost, Cancelled)
 """Errors that come when a model may have computed something."""
 
@@ -177,6 +180,9 @@ class Encoder(Protocol):
     silence: bytes
     """The bytes that break a silence, without a meaning."""
 
+    def alive(self) -> bytes:
+        """Return the same as an event, which some clients wait for; it leaves after `EVENT_TIMEOUT`."""
+
     def begin(self) -> bytes:
         """Return what stands before the first burst; it leaves with it, or with the headers."""
 
@@ -203,6 +209,8 @@ class StreamBody:
         self._prefix = encoder.begin()
         """The part of the beginning that was not sent yet."""
         self._silence_timeout = silence_timeout
+        self._silence = 0.0
+        """Seconds without an event."""
         self._first: Burst | None = None
         self._writes: Iterator[bytes] = iter(())
         self._closed = False
@@ -258,14 +266,22 @@ class StreamBody:
                 if burst is not None and (data := self._encode(burst)) is not None:
                     return data
                 if time.monotonic() >= quiet_until:
-                    return self._encoder.silence
+                    return self._break_silence()
         except Exception as error:  # noqa: BLE001 - the end of the answer has every error
             self._ended = True
             return self._taken_prefix() + self._failure(error)
         self._end()
         return next(self._writes)
 
+    def _break_silence(self) -> bytes:
+        self._silence += self._silence_timeout
+        if self._silence < EVENT_TIMEOUT:
+            return self._encoder.silence
+        self._silence = 0.0
+        return self._taken_prefix() + self._encoder.alive()
+
     def _encode(self, burst: Burst) -> bytes | None:
+        self._silence = 0.0
         self._line.began_output()
         self._line.pieces = (self._line.pieces or 0) + len(burst.pieces)
         self._line.keep_answer(burst.pieces)

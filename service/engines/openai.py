@@ -209,6 +209,10 @@ class OpenAI(Engine):
     def _streamed(self, backend: Backend, call: BackendCall) -> Bursts:
         answer = openai_answers.BackendAnswer(backend.where)
         with self._sent(backend, call) as response:
+            if _media_type(response) == "application/json":  # it does not stream
+                yield answer.burst([response.content])
+                yield answer.ending()
+                return
             decoder = openai_answers.EventDecoder()
             quiet_since = time.monotonic()
             while (data := response.read1()) != b"":
@@ -281,10 +285,16 @@ class OpenAI(Engine):
             timeout=times,
             cancel=call.cancel,
         )
-        if response.status_code == 200:
+        if response.status_code == 200 and _media_type(response) != "text/html":
             return response
         with response:
+            if response.status_code == 200:
+                raise EngineError(f"{backend.where} answers with a page of HTML")
             raise openai_answers.refusal(response.status_code, response.headers, response.content, backend.where)
+
+
+def _media_type(response: Response) -> str:
+    return response.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def _parsed(body: bytes, where: str) -> Any:

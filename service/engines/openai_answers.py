@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+import time
 from collections.abc import Iterable, Mapping
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import orjson
 
 from ..errors import EngineError, FieldError, InvalidRequest, ModelyardError, NotReady, Overloaded, PromptTooLong
-from ..types import Burst, JSONObject
+from ..types import Burst, JSONObject, details_of
 from ..wire.errors import TOO_LONG
 
 DONE = b"[DONE]"
@@ -18,7 +21,9 @@ MAX_EVENT = 64 * 1024 * 1024
 """Bytes of one event: more is refused."""
 
 _MAX_TEXT = 2000
-_PAUSE = re.compile(r"\d{1,4}", re.ASCII)
+_MAX_PAUSE = 9999
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_PAUSE = re.compile(r"\d{1,4}(\.\d{1,9})?", re.ASCII)
 _TOO_LONG = re.compile(r"context.{0,20}(length|size|window)|prompt is too long|maximum.{0,20}tokens", re.IGNORECASE)
 _OVERLOADED = frozenset({429, 503, 529})
 _FAULT_OF_CLIENT = frozenset({400, 413, 415, 422})
@@ -30,12 +35,16 @@ class EventDecoder:
     def __init__(self) -> None:
         self._rest = b""
         self._data: list[bytes] = []
+        self._has_begun = False
 
     def feed(self, data: bytes) -> list[bytes]:
         """Return the data of each event that ``data`` completes. ValueError where one is over `MAX_EVENT`."""
         *lines, self._rest = (self._rest + data).replace(b"\r\n", b"\n").split(b"\n")
         if len(self._rest) + sum(map(len, self._data)) > MAX_EVENT:
             raise ValueError(f"an event is over {MAX_EVENT} bytes")
+        if lines and not self._has_begun:
+            self._has_begun = True
+            lines[0] = lines[0].removeprefix(_BYTE_ORDER_MARK)
         events: list[bytes] = []
         for line in lines:
             if line.startswith(b"data:"):
@@ -179,7 +188,8 @@ def _counts(usage: Any) -> JSONObject | None:
     if not isinstance(usage, dict):
         return None
     prompt, completion = usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    counts = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    return counts | details_of(usage)
 
 
 def refusal(status: int, headers: Mapping[str, str], body: bytes, where: str) -> ModelyardError:
@@ -193,13 +203,23 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes, where: str) ->
         faults: list[FieldError] = [{"field": param, "message": message}] if param else []
         return InvalidRequest(message or text, faults)
     if status in _OVERLOADED:
-        pause = headers.get("retry-after") or ""
-        return Overloaded(text, int(pause) if _PAUSE.fullmatch(pause) else 1)
+        return Overloaded(text, _pause_in(headers.get("retry-after") or ""))
     if status in (401, 403):
         return EngineError(f"{where} refuses the key of this service (api_key): {message or status}")
     if status == 404:
         return NotReady(f"{text}; it may not have the model (backend_model)", retry_after=5)
     return EngineError(text)
+
+
+def _pause_in(text: str) -> int:
+    """Return the seconds of a ``Retry-After``, which is a number or a date; 1 if it is neither."""
+    if _PAUSE.fullmatch(text):
+        return math.ceil(float(text))
+    try:
+        seconds = parsedate_to_datetime(text).timestamp() - time.time()
+    except (ValueError, OverflowError):
+        return 1
+    return min(max(1, math.ceil(seconds)), _MAX_PAUSE)
 
 
 def _status_of(error: Any) -> int:

@@ -10,7 +10,7 @@ from contextlib import closing
 from typing import TypeVar
 
 from ..affinity import Candidate, preferred
-from ..errors import ConfigError, Overloaded, Unavailable, WorkerUnreachable
+from ..errors import ConfigError, Overloaded, Unavailable, WorkerLost, WorkerUnreachable
 from ..sessions.address import origin_of
 from ..streams import Cancel
 
@@ -77,7 +77,8 @@ class Backends:
         """Yield the results of ``call`` at the server that a ``session`` prefers; without one, at the least busy.
 
         If it can't be reached, or refuses, before its first result (None is not one), the next server is called: each
-        once, as long as ``cancel`` is not set. Raises Overloaded if one was, or else the last error.
+        once, as long as ``cancel`` is not set. Raises Overloaded if one was, or else the last error; WorkerLost if the
+        server broke off after its first result.
         """
         tried: list[Backend] = []
         errors: list[Unavailable] = []
@@ -95,7 +96,7 @@ class Backends:
                 if isinstance(error, WorkerUnreachable):
                     backend.note(str(error))
                 if has_begun:
-                    raise
+                    raise WorkerLost(str(error)) from error
                 tried.append(backend)
                 errors.append(error)
                 if len(tried) == len(self._all):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import logging
 import math
@@ -19,6 +20,7 @@ from flask.testing import FlaskClient
 from in_process import SCRIPTED
 from modelyard import Modelyard
 from modelyard.access.tokens import INFER, WORKER, digest_of, new_secret
+from modelyard.blueprints.request import streaming
 from modelyard.engines.base import OfTexts
 from modelyard.engines.echo import Echo
 from modelyard.engines.scripted import Answers
@@ -183,6 +185,26 @@ def test_what_reaches_the_engine(client, answers):
     assert [first.seed, second.seed] == [5, 6]
 
 
+def test_answers_of_others_may_be_sent_back_as_they_are(client, answers):
+    function = {"name": "f", "arguments": "{}"}
+    messages = [
+        {"role": "assistant", "content": None, "refusal": "No.", "audio": None, "annotations": []},
+        {"role": "assistant", "content": None},
+        {"role": "assistant", "content": None, "function_call": function, "reasoning": "hm"},
+        {"role": "function", "name": "f", "content": "5"},
+        {"role": "user", "content": "a"},
+    ]
+    assert post(client, "/v1/chat/completions", {"model": "team/gpt", "messages": messages}).status_code == 200
+    call = {"id": "f", "type": "function", "function": function}
+    assert last_options(answers)["messages"] == [
+        {"role": "assistant", "content": "No."},
+        {"role": "assistant", "content": ""},
+        {"role": "assistant", "content": "", "tool_calls": [call], "reasoning_content": "hm"},
+        {"role": "tool", "content": "5", "tool_call_id": "f"},
+        {"role": "user", "content": "a"},
+    ]
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -215,7 +237,9 @@ def test_what_a_model_can_not_do_is_refused_with_model_and_field(client, field, 
         ({"role": "robot", "content": "a"}, "messages[0].role"),
         ({"role": "tool", "content": "a"}, "messages[0].tool_call_id"),
         ({"role": "assistant", "tool_calls": [{"id": "c"}]}, "messages[0].tool_calls[0].function"),
+        ({"role": "function", "content": "a"}, "messages[0].name"),
         ({"role": "user"}, "messages[0].content"),
+        ({"role": "user", "content": None}, "messages[0].content"),
         ({"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, "messages[0].content[0]"),
     ],
 )
@@ -262,19 +286,29 @@ def test_overload_is_503_with_a_pause(app, client):
     assert error_of(response)["type"] == "overloaded_error"
 
 
-def test_a_silence_is_broken_by_comments_alone(app, client, answers):
+@pytest.mark.parametrize(
+    ("path", "prompt", "nothing"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}]}, {"delta": {}}),
+        ("/v1/completions", {"prompt": "a"}, {"text": ""}),
+    ],
+)
+def test_a_silence_is_broken_by_comments_and_after_a_minute_by_an_event(
+    app, client, answers, monkeypatch, path, prompt, nothing
+):
+    monkeypatch.setattr(streaming, "EVENT_TIMEOUT", 0.3)
     settings = app.extensions["modelyard"].settings
     first, silence = settings.first_output_timeout, settings.silence_timeout
     settings.first_output_timeout = settings.silence_timeout = 0.1
     answers.hold()
     try:
-        body = {"model": "team/gpt", "messages": [{"role": "user", "content": "a"}], "stream": True}
-        response = client.post("/v1/chat/completions", json=body)
-        chunks = response.iter_encoded()
-        begun = next(chunks)
-        assert begun.startswith(b"data: ")
-        assert b'"role":"assistant"' in begun
-        assert next(chunks) == b": keep-alive\n\n"
+        response = client.post(path, json={"model": "team/gpt", "stream": True, **prompt})
+        begun, *silences, event = itertools.islice(response.iter_encoded(), 4)
+        assert begun.startswith(b"data: " if "messages" in prompt else b":")
+        assert (b'"role":"assistant"' in begun) == ("messages" in prompt)
+        assert silences == [b": keep-alive\n\n"] * 2
+        (choice,) = json.loads(event.removeprefix(b"data: "))["choices"]
+        assert choice == {"index": 0, **nothing, "logprobs": None, "finish_reason": None}
         response.close()
     finally:
         settings.first_output_timeout, settings.silence_timeout = first, silence

@@ -96,6 +96,10 @@ CHAT = [
 ]
 
 
+FORM = {"type": "json_schema", "schema": SCHEMA}
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+
+
 def message(**fields: Any) -> JSONObject:
     return {"model": "m", "max_tokens": 9, "messages": MESSAGES, **fields}
 
@@ -117,7 +121,9 @@ def test_a_message_is_read_as_a_chat():
     [
         ({"max_tokens": None}, "max_tokens"),
         ({"messages": []}, "messages"),
-        ({"messages": [{"role": "system", "content": "a"}]}, "messages[0].role"),
+        ({"messages": [{"role": "tool", "content": "a"}]}, "messages[0].role"),
+        ({"messages": [{"role": "user", "content": [{"type": "document"}]}]}, "messages[0].content[0]"),
+        ({"output_config": {"format": {"type": "json_schema"}}}, "output_config.format"),
         ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "messages[0].content[0].source"),
         ({"system": 5}, "system"),
@@ -129,6 +135,50 @@ def test_a_message_that_can_not_be_read_is_refused_with_its_field(fields, field)
     with pytest.raises(InvalidRequest) as refused:
         anthropic.generation(message(**fields), "m")
     assert refused.value.errors[0]["field"] == field
+
+
+def test_a_person_that_runs_the_application_may_speak_in_between():
+    said = [*MESSAGES, {"role": "system", "content": [{"type": "text", "text": "Hurry."}]}]
+    said.append({"role": "system", "content": "Please."})
+    messages = anthropic.generation(message(messages=said), "m").requests[0].options["messages"]
+    assert messages[-2:] == [{"role": "system", "content": "Hurry."}, {"role": "system", "content": "Please."}]
+
+
+@pytest.mark.parametrize("fields", [{"output_config": {"format": FORM}}, {"output_format": FORM}])
+def test_the_json_of_a_message_is_that_of_a_chat(fields):
+    options = anthropic.generation(message(**fields), "m").requests[0].options
+    assert options["response_format"]["type"] == "json_schema"
+    assert options["response_format"]["json_schema"]["schema"] == SCHEMA
+
+
+def test_an_image_that_a_tool_returns_is_shown_by_the_user_after_all_results():
+    picture = f"data:image/png;base64,{PIXEL}"
+    source = {"type": "base64", "media_type": "image/png", "data": PIXEL}
+    results = [
+        {"type": "tool_result", "tool_use_id": "call_1", "content": [{"type": "image", "source": source}]},
+        {"type": "tool_result", "tool_use_id": "call_2", "content": "none"},
+        {"type": "text", "text": "And now?"},
+    ]
+    said = [*MESSAGES[:2], {"role": "user", "content": results}]
+    expected = [
+        {"role": "tool", "content": "", "tool_call_id": "call_1"},
+        {"role": "tool", "content": "none", "tool_call_id": "call_2"},
+        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": picture}}]},
+    ]
+    outputs = [
+        {
+            "type": "function_call_output",
+            "call_id": "call_1",
+            "output": [{"type": "input_image", "image_url": picture}],
+        },
+        {"type": "function_call_output", "call_id": "call_2", "output": "none"},
+    ]
+    for items in (outputs, [*outputs, ITEMS[1]]):
+        messages = responses.generation({"input": [*ITEMS[:5], *items]}, "m").requests[0].options["messages"]
+        assert messages[3:6] == expected
+    messages = anthropic.generation(message(messages=said), "m").requests[0].options["messages"]
+    expected[2]["content"].append({"type": "text", "text": "And now?"})
+    assert messages[2:] == expected
 
 
 def test_the_events_of_a_message_are_those_of_its_blocks():
@@ -198,6 +248,18 @@ def test_cached_tokens_are_told_in_the_words_of_each_dialect():
     assert answer["usage"]["input_tokens_details"] == {"cached_tokens": 4, "cache_write_tokens": 0}
 
 
+def test_tokens_of_reasoning_are_those_that_the_engine_reports():
+    counted, details = Usage(2), {"completion_tokens_details": {"reasoning_tokens": 3}}
+    for index in range(2):
+        counted.add(index, {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8, **details})
+    assert counted.total() == {
+        **{"prompt_tokens": 3, "completion_tokens": 10, "total_tokens": 13},
+        "completion_tokens_details": {"reasoning_tokens": 6},
+    }
+    answer = response_answer(HEADER, [CHOICE], counted, responses.generation({"input": "a"}, "m"))
+    assert answer["usage"]["output_tokens_details"] == {"reasoning_tokens": 6}
+
+
 def test_a_message_that_fails_ends_with_an_error_event():
     encoder = anthropic.MessageEvents(HEADER, Usage(1), anthropic.generation(message(), "m"))
     body = json.loads(encoder.failure(Overloaded("full")).split(b"data: ")[1])
@@ -259,6 +321,17 @@ def test_reasoning_before_a_call_and_reasoning_alone_are_read_too():
     assert [message.get("reasoning_content") for message in messages] == [None, "hm", None, "hm", None]
     assert messages[1]["tool_calls"] == CHAT[2]["tool_calls"]
     assert messages[3]["content"] == ""
+
+
+def test_null_is_absent_and_the_effort_is_that_of_a_chat():
+    absent = dict.fromkeys(
+        ["instructions", "tools", "tool_choice", "text", "previous_response_id", "stream", "metadata"]
+    )
+    body = {**absent, "input": [{"type": None, "role": "user", "content": "a"}], "reasoning": {"effort": "low"}}
+    request = responses.generation(body, "m").requests[0]
+    assert request.messages == [{"role": "user", "content": "a"}]
+    assert request.extra == {"reasoning_effort": "low"}
+    assert responses.generation({**body, "reasoning": {"effort": None}}, "m").requests[0].extra == {}
 
 
 NAMESPACE = {
@@ -363,7 +436,11 @@ def test_a_response_of_reasoning_alone_has_an_empty_message_too():
 def test_a_response_that_is_cut_off_says_why():
     events = events_of(response_events(), [Burst(["a"], "length")])
     assert events[-1][0] == "response.incomplete"
-    assert events[-1][1]["response"]["incomplete_details"] == {"reason": "max_output_tokens"}
+    response = events[-1][1]["response"]
+    assert response["incomplete_details"] == {"reason": "max_output_tokens"}
+    assert [item["status"] for item in response["output"]] == ["incomplete"]
+    whole = response_answer(HEADER, [Choice("a", "length")], usage(), responses.generation({"input": "a"}, "m"))
+    assert (whole["status"], whole["output"][0]["status"]) == ("incomplete", "incomplete")
 
 
 def test_a_response_that_fails_says_so_in_the_stream():

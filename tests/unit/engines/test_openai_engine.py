@@ -6,6 +6,8 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from modelyard.errors import (
     Overloaded,
     PromptTooLong,
     StartFailed,
+    WorkerLost,
     WorkerSilent,
     WorkerUnreachable,
 )
@@ -188,6 +191,96 @@ def test_keep_alives_odd_lines_and_empty_choices_are_read_over():
     with over(streamed(*events)) as (made, _):
         assert whole_answer(iter(ask(made))).text == "ab"
         assert made.metadata().context_length == 4096
+
+
+def event(value: Any, end: bytes = b"\n\n") -> bytes:
+    return b"data: " + json.dumps(value, ensure_ascii=False).encode() + end
+
+
+def last(**more: Any) -> bytes:
+    return event(chunk(None, "stop", **more))
+
+
+COUNTS = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
+ODD_STREAMS = {
+    "a byte order mark": b"\xef\xbb\xbf" + event(chunk("gr\u00fcn")) + last() + DONE,
+    "lines of CRLF": (event(chunk("gr\u00fcn")) + last() + DONE).replace(b"\n", b"\r\n"),
+    "no space": (event(chunk("gr\u00fcn")) + last() + DONE).replace(b"data: ", b"data:"),
+    "comments, names and ids": b": hm\n\nevent: x\nid: 1\nretry: 5\n" + event(chunk("gr\u00fcn")) + last() + DONE,
+    "no end": event(chunk("gr\u00fcn")) + last(),
+    "no reason": event(chunk("gr\u00fcn")) + DONE,
+    "the reason twice": event(chunk("gr\u00fcn")) + last() + last() + DONE,
+    "the reason with the text": event(chunk("gr\u00fcn", "stop")) + DONE,
+    "no choices first": event({"choices": [], "prompt_filter_results": []}) + event(chunk("gr\u00fcn")) + last() + DONE,
+    "usage in every event": event(chunk("gr\u00fcn", usage={**COUNTS, "completion_tokens": 1})) + last(usage=COUNTS),
+    "usage and error that are null": event(chunk("gr\u00fcn", usage=None, error=None)) + last(usage=COUNTS) + DONE,
+    "usage after the reason": event(chunk("gr\u00fcn")) + last() + event({"choices": [], "usage": COUNTS}) + DONE,
+}
+
+
+@pytest.mark.parametrize("size", [1, 10_000])
+@pytest.mark.parametrize("odd", ODD_STREAMS)
+def test_streams_of_all_servers_are_read_however_they_are_cut(odd, size):
+    decoder, answer, data = EventDecoder(), BackendAnswer("backend"), ODD_STREAMS[odd]
+    parts = [data[at : at + size] for at in range(0, len(data), size)]
+    bursts = [answer.burst(decoder.feed(part)) for part in parts]
+    output = whole_answer(burst for burst in [*bursts, answer.ending()] if burst is not None)
+    assert (output.text, output.finish_reason) == ("gr\u00fcn", "stop")
+    assert output.usage == (COUNTS if "usage" in odd else None)
+
+
+def test_the_details_of_a_usage_are_kept():
+    details = {"prompt_tokens_details": {"cached_tokens": 1}, "completion_tokens_details": {"reasoning_tokens": 2}}
+    more = {"prompt_tokens_details": {"cached_tokens": 1, "audio_tokens": None}, "cost": 1, "total_tokens": 3}
+    with over(streamed(last(usage={**COUNTS, **details, **more}), DONE)) as (made, _):
+        assert ask(made)[-1].usage == {**COUNTS, **details}
+
+
+def test_a_server_that_does_not_stream_is_read_too():
+    answer = {"choices": [{"message": {"content": "a b"}, "finish_reason": "length"}], "usage": COUNTS}
+    with over(whole(200, answer)) as (made, _):
+        output = whole_answer(iter(ask(made)))
+    assert (output.text, output.finish_reason, output.usage) == ("a b", "length", COUNTS)
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+@pytest.mark.parametrize(
+    ("body", "kind", "error", "words"),
+    [
+        ({"error": {"message": "too hot", "code": 400}}, "application/json", InvalidRequest, "too hot"),
+        ({"error": {"message": "out of memory"}}, "application/json", EngineError, "out of memory"),
+        (b"<html>hello</html>", "text/html; charset=utf-8", EngineError, "answers with a page of HTML"),
+    ],
+)
+def test_an_error_of_status_200_is_an_error(body, kind, error, words, is_whole):
+    with over(whole(200, body, content_type=kind)) as (made, _), pytest.raises(error, match=words):
+        ask(made, whole=is_whole)
+
+
+def test_a_server_that_dies_after_a_piece_has_lost_the_answer():
+    begun = stream_head(content_type="text/event-stream") + http_chunk(event(chunk("a")))
+    with over(begun + b"ff\r\nhalf", Peer.reset) as (made, _), pytest.raises(WorkerLost, match="broke off"):
+        ask(made)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        *[("7", 7), ("0.2", 1), ("soon", 1), ("", 1)],
+        *[("Wed, 21 Oct 2015 07:28:00 GMT", 1), ("Fri, 31 Dec 9999 00:00:00 GMT", 9999)],
+    ],
+)
+def test_the_pause_of_a_busy_server_is_a_number_or_a_date(text, seconds):
+    error = refusal(429, {"retry-after": text}, b"", "it")
+    assert isinstance(error, Overloaded)
+    assert error.retry_after == seconds
+
+
+def test_the_pause_until_a_date_is_its_distance():
+    date = format_datetime(datetime.now(UTC) + timedelta(seconds=90), usegmt=True)
+    error = refusal(429, {"retry-after": date}, b"", "it")
+    assert isinstance(error, Overloaded)
+    assert 60 < error.retry_after <= 90
 
 
 def test_reasoning_has_two_names():

@@ -23,6 +23,8 @@ from .request.keys import may_see
 from .request.mounted import MountedBlueprint
 
 RegistryOf = Callable[[], Registry]
+RowsOf = Callable[[str | None], Sequence[Instance]]
+"""Returns the instances of a worker key; of all for None."""
 Check = Callable[[Request, Sequence[str]], None]
 """Raises where a request may not name one of these addresses."""
 
@@ -45,13 +47,29 @@ def controller_blueprint(
     They hold no thread of the budget: a registry must answer while every model is busy. ``check_registration`` decides
     what may be registered, by default the guard. ``metrics`` count the requests. Raises ConfigError.
     """
+    blueprint = _blueprint(name, settings, url_prefix, metrics)
+    check = check_registration or _guarded(blueprint, settings, keys)
+    _add_changes(blueprint, registry_of, settings.max_body_bytes, check)
+    _add_list(blueprint, lambda key: registry_of().instances(key))
+    _add_dbgpt_changes(blueprint, registry_of, settings.max_body_bytes, check)
+    _add_dbgpt_list(blueprint, registry_of)
+    return blueprint
+
+
+def instances_blueprint(
+    rows_of: RowsOf, settings: Settings, url_prefix: str, *, keys: Keys | None = None, metrics: Metrics | None = None
+) -> Blueprint:
+    """Return the call of a controller that a gateway has too: the list of the instances. Raises ConfigError."""
+    blueprint = _blueprint("modelyard_controller", settings, url_prefix, metrics)
+    _guarded(blueprint, settings, keys)
+    _add_list(blueprint, rows_of)
+    return blueprint
+
+
+def _blueprint(name: str, settings: Settings, url_prefix: str, metrics: Metrics | None) -> Blueprint:
     blueprint = MountedBlueprint(name, __name__, url_prefix=f"{url_prefix}/controller")
     problems.install(blueprint)
     log_access(blueprint, enabled=settings.access_log, routine=ROUTINE, metrics=metrics)
-    check = check_registration or _guarded(blueprint, settings, keys)
-    _add_instances(blueprint, registry_of, settings.max_body_bytes, check)
-    _add_dbgpt_changes(blueprint, registry_of, settings.max_body_bytes, check)
-    _add_dbgpt_list(blueprint, registry_of)
     return blueprint
 
 
@@ -59,7 +77,7 @@ def _guarded(blueprint: Blueprint, settings: Settings, keys: Keys | None) -> Che
     return guard.install(blueprint, settings, keys, requires_keys=settings.requires_keys).check_registration
 
 
-def _add_instances(blueprint: Blueprint, registry_of: RegistryOf, limit: int, check: Check) -> None:
+def _add_changes(blueprint: Blueprint, registry_of: RegistryOf, limit: int, check: Check) -> None:
     def body_of_request() -> list[Instance]:
         instances = schemas.instances(read_list(request, limit))
         check(request, [instance.url for instance in instances])
@@ -75,13 +93,13 @@ def _add_instances(blueprint: Blueprint, registry_of: RegistryOf, limit: int, ch
         forget = load_query(schemas.FORGET, request.args).get("forget", False)
         return json_response({"instances": _answer(registry_of().deregister(body_of_request(), forget=forget))})
 
+
+def _add_list(blueprint: Blueprint, rows_of: RowsOf) -> None:
     @blueprint.get("/instances")
     def instances() -> Response:
         query = load_query(schemas.ROWS_QUERY, request.args)
         healthy = query.get("healthy")
-        rows = registry_of().instances(query.get("key"), healthy_only=healthy is True)
-        if healthy is False:
-            rows = [row for row in rows if not row.healthy]
+        rows = [row for row in rows_of(query.get("key")) if healthy is None or row.healthy is healthy]
         return json_response([row_json.whole(row) for row in rows if may_see(row.key)])
 
 

@@ -19,7 +19,7 @@
     │   │   ├── NotConnected           there was no connection: the worker has not seen the request
     │   │   └── WorkerSilent           it was silent for too long, and may still be computing
     │   ├── RegistryUnavailable        neither a controller nor a store answers
-    │   └── RateLimited           429  a limit of the API key is reached
+    │   └── RateLimited           429  a limit of the API key, or of an address, is reached
     ├── WorkerLost                502  a remote worker broke off in the middle of its answer
     ├── Cancelled                 499  the client has gone
     ├── EngineError               500  the engine broke while it answered
@@ -222,7 +222,7 @@ class RegistryUnavailable(Unavailable):
 
 
 class RateLimited(Unavailable):
-    """A limit of the API key is reached; the text names it."""
+    """A limit of the API key, or of an address, is reached; the text names it."""
 
     code = "rate_limited"
     status = 429

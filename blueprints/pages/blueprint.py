@@ -8,7 +8,7 @@ from urllib.parse import unquote
 from flask import Blueprint, redirect, request
 from werkzeug.wrappers import Response as AnyResponse
 
-from ...errors import Unauthorized
+from ...errors import ModelyardError, RateLimited, Unauthorized
 from ...worker.protocol import Service
 from . import api_keys, cluster, models, playground, similarity
 from .site import EVERYONE, Site
@@ -42,17 +42,23 @@ def _add_sign_in(site: Site) -> None:
     def sign_in() -> AnyResponse:
         wanted = request.form.get("next", "")
         try:
-            holder = site.sign_ins.find(request.form.get("key", "").strip())
-        except Unauthorized as error:
-            status = HTTPStatus.UNAUTHORIZED
-            return site.render("sign_in.html", status, next=wanted, refusal=str(error))
+            holder = site.sign_ins.find(request, request.form.get("key", "").strip())
+        except (Unauthorized, RateLimited) as error:
+            refused = site.render("sign_in.html", HTTPStatus(error.status), next=wanted, refusal=str(error))
+            if isinstance(error, RateLimited):
+                refused.headers["Retry-After"] = str(error.retry_after)
+            return refused
         response = redirect(site.link_to() + _below(wanted), HTTPStatus.SEE_OTHER)
         site.sign_ins.begin(response, request, holder)
         return response
 
     def sign_out() -> AnyResponse:
         response = site.go_to("sign-in")
-        site.sign_ins.end(response, request)
+        try:
+            site.sign_ins.end(response, request)
+        except ModelyardError as error:
+            words = f"this browser is signed out, but a copy of its cookie would still be valid for some hours: {error}"
+            site.sign_ins.keep_outcome(response, request, words, good=False)
         return response
 
     site.add("sign-in", form, needs=EVERYONE)

@@ -14,6 +14,7 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from ...access.signing import Signer
 from ...access.tokens import INFER, METRICS, WORKER
+from ...cluster.keys.sign_outs import SignOuts
 from ...errors import Forbidden, ModelyardError, Unauthorized, Unavailable
 from ...files import state_folder
 from ...version import __version__
@@ -68,7 +69,10 @@ class Site:
         self.blueprint = MountedBlueprint(name, __name__, url_prefix=path)
         settings = service.settings
         signer = Signer(settings.pages_secret, lambda: state_folder(settings.state_path, settings.instance_name))
-        self.sign_ins = SignIns(guard.Guard(settings, service.keys, requires_keys=settings.requires_keys), signer, path)
+        door = guard.Guard(settings, service.keys, requires_keys=settings.requires_keys)
+        sign_outs = SignOuts(settings)
+        service.when_stopped(sign_outs.close)
+        self.sign_ins = SignIns(door, signer, sign_outs, path)
         self._assets = Assets()
         self._streams = live.LiveStreams(service, tick=live.TICK)
         self._entries: list[Entry] = []

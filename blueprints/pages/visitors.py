@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Iterable
+import secrets
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -13,7 +14,10 @@ from werkzeug.wrappers import Response
 from ...access.keys import Key
 from ...access.signing import Signer
 from ...access.tokens import ADMIN, Token
-from ...errors import Forbidden, ModelyardError, Unauthorized
+from ...access.wrong_keys import WrongKeys
+from ...cluster.keys.sign_outs import SignOuts
+from ...errors import Forbidden, ModelyardError, RateLimited, Unauthorized
+from ..request.detour import client_of
 from ..request.guard import Guard
 
 COOKIE = "modelyard_sign_in"
@@ -34,6 +38,8 @@ class Visitor:
     holder: Token | Key | None = None
     closed: bool = False
     """Whether a token or key was required of everybody at their request."""
+    sign_in: str = ""
+    """The id of their sign-in; empty without one."""
 
     @property
     def name(self) -> str:
@@ -62,11 +68,13 @@ class Visitor:
 class SignIns:
     """The sign-ins of a service: what their cookies are, and who has them."""
 
-    def __init__(self, guard: Guard, signer: Signer, path: str) -> None:
+    def __init__(self, guard: Guard, signer: Signer, sign_outs: SignOuts, path: str) -> None:
         """Set cookies for the pages below ``path``."""
         self._guard = guard
         self._signer = signer
+        self._sign_outs = sign_outs
         self._path = path
+        self._wrong_keys = WrongKeys()
 
     # Who it is
 
@@ -75,16 +83,19 @@ class SignIns:
 
         Raises NotReady while keys can't be checked. A cookie of a key that is not valid any more counts as none.
         """
-        holder = self._of_cookie(request) or self._guard.holder_of(request)
+        holder, sign_in = self._of_cookie(request)
+        holder = holder or self._guard.holder_of(request)
         by_address = self._guard.scopes_by_address(request)
         scopes = by_address if holder is None else by_address | holder.scopes
-        return Visitor(scopes, holder, self._guard.is_closed())
+        return Visitor(scopes, holder, self._guard.is_closed(), sign_in)
 
     def is_current(self, visitor: Visitor) -> bool:
         """Return whether what a visitor has signed in with is the same still, and whether they still need nothing else.
 
         A token of another secret, or with other scopes, is another one.
         """
+        if visitor.sign_in and self._sign_outs.has_ended(visitor.sign_in):
+            return False
         try:
             if visitor.holder is not None:
                 return self._guard.named(*_place_of(visitor.holder)) == visitor.holder
@@ -92,21 +103,30 @@ class SignIns:
             return False
         return visitor.closed or not self._guard.is_closed()
 
-    def _of_cookie(self, request: Request) -> Token | Key | None:
-        value = self._signer.read(request.cookies.get(COOKIE), "sign-in", LIFETIME)
-        if value is None:
-            return None
-        kind, name, mark = value
+    def _of_cookie(self, request: Request) -> tuple[Token | Key | None, str]:
+        """Return what a browser has signed in with, and the id of its sign-in; None without one that is valid."""
+        kind, name, mark, sign_in = self._read(request) or ("", "", "", "")
         try:
-            holder = self._guard.named(kind, name)
+            holder = self._guard.named(kind, name) if sign_in else None
         except Unauthorized:
-            return None
-        return holder if holder is not None and hmac.compare_digest(self._signer.mark(holder.digest), mark) else None
+            holder = None
+        is_same = holder is not None and hmac.compare_digest(self._signer.mark(holder.digest), mark)
+        return (holder, sign_in) if is_same and not self._sign_outs.has_ended(sign_in) else (None, "")
 
-    def find(self, secret: str) -> Token | Key:
-        """Return the token or the key of a secret. Raises Unauthorized and NotReady."""
+    def _read(self, request: Request) -> Sequence[str] | None:
+        return self._signer.read(request.cookies.get(COOKIE), "sign-in with an id", LIFETIME)
+
+    def find(self, request: Request, secret: str) -> Token | Key:
+        """Return the token or the key of a secret. Raises Unauthorized, and NotReady while keys can't be checked.
+
+        Raises RateLimited if the address of the request has sent too many that are wrong.
+        """
+        address = client_of(request.environ)
+        if pause := self._wrong_keys.pause(address):
+            raise RateLimited(f"too many wrong keys have come from {address}: try again in {pause} s", pause)
         holder = self._guard.find(secret) if secret else None
         if holder is None:
+            self._wrong_keys.note(address)
             raise Unauthorized("this key is not known here: it is mistyped, or was removed, or is of another service")
         return holder
 
@@ -114,12 +134,17 @@ class SignIns:
 
     def begin(self, response: Response, request: Request, holder: Token | Key) -> None:
         """Sign a visitor in: the next requests of the browser are those of the key."""
-        value = [*_place_of(holder), self._signer.mark(holder.digest)]
-        self._set(response, request, COOKIE, self._signer.sign(value, "sign-in"), LIFETIME)
+        value = [*_place_of(holder), self._signer.mark(holder.digest), secrets.token_hex(16)]
+        self._set(response, request, COOKIE, self._signer.sign(value, "sign-in with an id"), LIFETIME)
 
     def end(self, response: Response, request: Request) -> None:
-        """Sign a visitor out."""
+        """Sign a visitor out: a copy of the cookie opens nothing in any process of the service.
+
+        Raises ModelyardError if others can't be told; the browser loses its cookie all the same.
+        """
         response.delete_cookie(COOKIE, path=self._cookie_path(request))
+        if (value := self._read(request)) is not None:
+            self._sign_outs.end(value[3], LIFETIME)
 
     def keep_outcome(self, response: Response, request: Request, words: str, *, good: bool) -> None:
         """Keep the outcome of a form for the page that follows."""

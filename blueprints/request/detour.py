@@ -45,6 +45,13 @@ def detour(environ: Mapping[str, Any]) -> str:
     return "" if origin is None or _is_local_page(origin) else "its Origin is not of this machine"
 
 
+def client_of(environ: Mapping[str, Any]) -> str:
+    """Return the address of a client: of its connection, and through a proxy also the one that the proxy has added."""
+    peer = environ.get("REMOTE_ADDR") or "a unix socket"
+    forwarded = environ.get("HTTP_X_FORWARDED_FOR", "").rpartition(",")[2].strip()[:64]
+    return f"{forwarded} through {peer}" if forwarded else peer
+
+
 def is_of_plain_proxy(environ: Mapping[str, Any]) -> bool:
     """Return whether a request is HTTP/1.0: a ``proxy_pass`` of nginx, without more, sends that and no header."""
     return bool(environ.get("SERVER_PROTOCOL") == "HTTP/1.0")

@@ -18,10 +18,11 @@ from ...access.keys import Key
 from ...access.networks import IPAddress, Resolver, TrustedNetworks, address_of, is_of_this_machine, parse_networks
 from ...access.token_store import TokenStore
 from ...access.tokens import ADMIN, INFER, SCOPES, WORKER, Token, join_scopes
+from ...access.wrong_keys import WrongKeys
 from ...errors import Forbidden, InvalidRequest, NotReady, Unauthorized
 from ...settings.settings import Settings
 from ...worker.protocol import Keys
-from .detour import detour, foreign_host, is_of_plain_proxy
+from .detour import client_of, detour, foreign_host, is_of_plain_proxy
 from .keys import add_headers
 
 log = logging.getLogger(__name__)
@@ -102,6 +103,7 @@ class Guard:
         self._granted = functools.lru_cache(_ADDRESSES_KEPT)(self._granted_to)
         self._needs: dict[tuple[str, str], frozenset[str]] = {}
         self._has_warned = False
+        self._wrong_keys = WrongKeys()
 
     # Each request
 
@@ -231,6 +233,7 @@ class Guard:
             has = f"has only {join_scopes(by_address)}" if by_address else "has none"
             return Forbidden(f"{call}; {who} {has}: {_WHAT_TO_DO}")
         if is_sent:
+            self._wrong_keys.note(client_of(request.environ))
             return Unauthorized(f"{call}; the token or key is not known here: revoked, or of another service")
         return Unauthorized(f"{call}: send a token or key that has it, as in Authorization: Bearer TOKEN")
 

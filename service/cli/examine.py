@@ -254,13 +254,14 @@ class _Models:
         except BadModelFile as error:
             model.weights, model.weights_exist = path, False
             self.missing.append(f"model {model.name!r}: {error}")
+        if engine is None:
             return
-        if engine is not None:
+        try:
+            engine.files = self._declarations.locate_files(engine)
+        except StartFailed as error:
+            self.missing.append(f"model {model.name!r}: {error}")
+        if model.weights_exist:
             engine.path = located
-            try:
-                engine.files = self._declarations.locate_files(engine)
-            except StartFailed as error:
-                self.missing.append(f"model {model.name!r}: {error}")
             with contextlib.suppress(ModelyardError, OSError):  # the start reports it
                 given = engine.params.memory
                 model.memory = engine.memory_needed() if given is None else given

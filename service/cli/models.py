@@ -233,7 +233,7 @@ def _print_outcome(outcome: ApplyOutcome, json_wanted: bool) -> None:
 @_watch
 @with_client(READ_TIMEOUT)
 def instances(client: Client, name: str | None, *, healthy: bool, watch: bool, json_wanted: bool) -> None:
-    """List the instances of all models, or of NAME (a model, or name@type), as a controller sees them.
+    """List the instances of all models, or of NAME (a model, or name@type), as the service sees them.
 
     WorkerManager@service is a worker service itself: models can be started there (modelyard models start --at).
     """

@@ -27,7 +27,7 @@ class Reading:
     """Seconds of the monotonic clock."""
     status: JSONObject
     instances: Sequence[JSONObject] | None
-    """The rows of the registry; None from a service that is not a controller."""
+    """The rows of the registry; None from a service that has none."""
     sums: Mapping[str, Mapping[Key, float]]
     """The samples of ``/metrics`` by name, added up for each model; those without a model have the key of no model."""
     labels: Mapping[str, str]

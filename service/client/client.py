@@ -238,14 +238,16 @@ class Client:
         return self._calls.value("GET", path, lambda value: answers.objects(value, "param_name"))
 
     def instances(self) -> list[JSONObject]:
-        """Return the rows of the registry of a controller.
+        """Return the rows of the registry, as a controller, a standalone or a gateway sees them.
 
         Each has ``key`` (``name@type``), ``url``, ``healthy``, ``enabled``, ``weight``, ``load`` and
-        ``last_heartbeat`` (ISO 8601, UTC). Raises ConfigError if the service is not a controller.
+        ``last_heartbeat`` (ISO 8601, UTC). Raises ConfigError if the service is none of these.
         """
         rows = self._calls.value("GET", "controller/instances", answers.rows, accepted=(200, 404))
         if rows is None:
-            raise ConfigError(f"{self.url} is not a controller")
+            raise ConfigError(
+                f"{self.url} has no list of instances: a controller, a standalone and a gateway have one, a worker not"
+            )
         return rows
 
     def start(

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from ..errors import ModelyardError
+from ..errors import ModelyardError, NotReady
 from ..threads import BackgroundThread
 from .registry.base import MANAGER_KEY, Instance, Registry
 
@@ -69,6 +69,16 @@ class RegistryView:
     def last_instances(self, key: str) -> list[Instance]:
         """Return the instances of a worker key in the last read."""
         return self._by_key.get(key, [])
+
+    def listed(self, key: str | None = None) -> list[Instance]:
+        """Return the instances in the last read, of a worker key or all, by address. Nothing is read now.
+
+        Raises NotReady before the first read.
+        """
+        if not self.complete:
+            raise NotReady(f"the registry was not read yet{self.error and ': '}{self.error}", retry_after=1)
+        keys = sorted(self._by_key) if key is None else [key]
+        return [row for each in keys for row in self.last_instances(each)]
 
     def all(self) -> list[Instance]:
         """Return all instances."""

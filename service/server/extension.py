@@ -19,7 +19,7 @@ from typing import Any
 
 from flask import Blueprint, Flask, current_app, redirect, request
 
-from ..blueprints.controller import controller_blueprint
+from ..blueprints.controller import controller_blueprint, instances_blueprint
 from ..blueprints.health import health_blueprint
 from ..blueprints.metrics import metrics_blueprint
 from ..blueprints.openai.blueprint import openai_blueprint, paths_of_application
@@ -155,10 +155,12 @@ def attach(
             register(passthrough_blueprint(runtime, openai_paths))
     if pages_path is not None:
         register(pages_blueprint(runtime, pages_path, f"{probes_prefix}/docs" if docs else None))
-    if runtime.cluster is not None and runtime.settings.role in CONTROLLERS:
-        registry = runtime.cluster.registry
-        metrics = runtime.metrics
-        register(controller_blueprint(lambda: registry, runtime.settings, prefix, keys=runtime.keys, metrics=metrics))
+    if (cluster := runtime.cluster) is not None:
+        settings, keys, metrics = runtime.settings, runtime.keys, runtime.metrics
+        if settings.role in CONTROLLERS:
+            register(controller_blueprint(lambda: cluster.registry, settings, prefix, keys=keys, metrics=metrics))
+        elif cluster.view is not None:
+            register(instances_blueprint(cluster.view.listed, settings, prefix, keys=keys, metrics=metrics))
     return runtime
 
 

@@ -220,9 +220,17 @@ class Declarations:
         return self.resolve(engine.params.model_name, path) if path else None
 
     def locate_files(self, engine: Engine) -> dict[str, Path]:
-        """Return the path of each of `Engine.file_names`. Raises BadModelFile, StartFailed."""
-        folders = self.settings.models_paths
-        return {name: weights.resolve(name, folders, named_by="the parameter") for name in engine.file_names}
+        """Return the path of each of `Engine.file_names`. Raises StartFailed, for all that are missing."""
+        paths: dict[str, Path] = {}
+        faults: list[str] = []
+        for name in dict.fromkeys(engine.file_names):
+            try:
+                paths[name] = weights.resolve(name, self.settings.models_paths, named_by="the parameter")
+            except BadModelFile as error:
+                faults.append(str(error))
+        if faults:
+            raise BadModelFile("; ".join(faults))
+        return paths
 
     def resolve(self, name: str, path: str) -> Path:
         """Return the weights of a model within the models folders.

@@ -149,6 +149,17 @@ def test_an_adapter_that_is_missing_is_a_fault(at: Path):
     assert "model 'mine': there is no model file gone.gguf" in ran.complaint
 
 
+def test_every_file_that_is_missing_is_named(at: Path):
+    make(at / "models" / "mine.gguf")
+    more = 'lora = ["one.gguf", "two.gguf"]\nmmproj = "eye.gguf"\n'
+    models = [f'[[models]]\nname = "{name}"\nmodel_path = "{name}.gguf"\n{more}' for name in ("mine", "absent")]
+    ran = check(toml="\n".join(models))
+    assert ran.status == 1
+    for name in "one.gguf", "two.gguf", "eye.gguf":
+        assert ran.err.count(f"there is no model file {name}") == 2
+    assert "there is no model file absent.gguf" in ran.err
+
+
 def test_weights_that_are_missing_are_a_fault_with_the_command_that_fetches_them(at: Path):
     ran = check("-m", "smollm2-135m")
     assert ran.status == 1

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import requests
 import steered
 from commands import modelyard
 from in_process import service, url_of
@@ -49,11 +50,21 @@ def test_where_there_is_none_it_says_so(controller):
     assert modelyard("instances", "nope", "--url", url_of(controller)).out == "nothing is registered as nope\n"
 
 
-def test_a_worker_is_no_controller(tmp_path):
+def test_a_gateway_lists_the_instances_that_it_sees(controller, tmp_path):
+    with service(tmp_path / "g", role="gateway", registry=url_of(controller)) as gateway:
+        wait_until(lambda: gateway.cluster.view.complete, "the gateway has read its registry")
+        ran = modelyard("instances", "--healthy", "--json", "--url", url_of(gateway))
+        rows = requests.get(f"{url_of(controller)}/controller/instances", {"healthy": "true"}, timeout=10).json()
+        assert requests.post(f"{url_of(gateway)}/controller/instances", json=rows, timeout=10).status_code == 405
+    assert ran.json == rows
+    assert len(rows) == 2
+
+
+def test_a_worker_has_none(tmp_path):
     with service(tmp_path, role="worker") as worker:
         ran = modelyard("instances", "--url", url_of(worker))
     assert ran.status == 1
-    assert "is not a controller: is --url right?" in ran.err
+    assert "a controller, a standalone and a gateway have one, a worker not: is --url right?" in ran.err
 
 
 def test_a_model_is_started_and_forgotten_on_the_host_that_is_named(controller, tmp_path):

@@ -203,6 +203,21 @@ def test_places_that_are_not_renewed_are_free_again(place):
     assert take(lasting, made, "other", 0, places=1).lacking == "places"
 
 
+# Sign-ins
+
+
+def test_a_sign_in_that_has_ended_is_known_to_all_processes_while_its_cookie_lives(place, store):
+    other = place.open()
+    assert not other.has_ended("a" * 32)
+    for number in "a" * 32, "a" * 32, "b" * 32:
+        store.end_sign_in(number, 3600)
+    store.end_sign_in("c" * 32, 0.001)
+    wait_until(lambda: not other.has_ended("c" * 32), "the cookie would not be valid any more")
+    store.end_sign_in("d" * 32, 3600)
+    assert [other.has_ended(letter * 32) for letter in "abcde"] == [True, True, False, True, False]
+    assert other.stamp() == "", "there is no key"
+
+
 # Versions
 
 
@@ -210,8 +225,8 @@ def test_a_newer_file_is_refused(tmp_path):
     place = KEY_PLACES["sqlite"](tmp_path, StoreServers())
     added(place.open())
     with contextlib.closing(sqlite3.connect(tmp_path / "keys.db")) as connection, connection:
-        connection.execute("UPDATE modelyard_api_keys_schema SET version = 2")
-    with pytest.raises(ConfigError, match=r"store of keys .*keys\.db.*version 2.*up to 1"):
+        connection.execute("UPDATE modelyard_api_keys_schema SET version = 3")
+    with pytest.raises(ConfigError, match=r"store of keys .*keys\.db.*version 3.*up to 2"):
         place.open().all()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from urllib.parse import quote
 
 from ...errors import ConfigError, MissingLibrary, RegistryUnavailable
@@ -95,16 +96,17 @@ def key_store_url(settings: Settings) -> str | None:
     if settings.key_store is not None:
         return None if settings.key_store == "none" else settings.key_store
     if not settings.registry:
-        return _file_url(str(settings.state_path / settings.instance_name / "keys.db"))
+        return file_url(settings.state_path / settings.instance_name / "keys.db")
     scheme = settings.registry.partition(":")[0].lower()
     if scheme == "sqlite":
         path = sqlite_path(settings.registry)
-        return _file_url(str(path.with_suffix(f".keys{path.suffix}")))
+        return file_url(path.with_suffix(f".keys{path.suffix}"))
     return None if scheme in ("http", "https", "http+unix") else settings.registry
 
 
-def _file_url(path: str) -> str:
-    return f"sqlite:///{quote(path)}"
+def file_url(path: Path) -> str:
+    """Return the address of a store in a file."""
+    return f"sqlite:///{quote(str(path))}"
 
 
 def key_ring(settings: Settings) -> KeyRing | None:

@@ -98,6 +98,12 @@ class KeyStore(Protocol):
     def settle(self, holder: str, returns: Mapping[str, Return]) -> None:
         """Take back what a process does not need, by the id of the key, and renew its places. Others are skipped."""
 
+    def end_sign_in(self, number: str, seconds: float) -> None:
+        """Keep for ``seconds`` that the sign-in of an id has ended. A second call does no harm."""
+
+    def has_ended(self, number: str) -> bool:
+        """Return whether the sign-in of an id has ended."""
+
     def close(self) -> None:
         """Close the connections; a second call does nothing."""
 

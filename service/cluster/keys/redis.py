@@ -3,6 +3,7 @@
 `PREFIX:api-keys` is a hash from id to key, as JSON; `PREFIX:api-keys:names` has the ids of valid keys by name, and
 `PREFIX:api-keys:changes` counts the changes. `PREFIX:api-keys:use:ID` has the current window of a key with the
 requests and tokens used in it, and `PREFIX:api-keys:places:ID` the leased places of each process, with their end.
+`PREFIX:api-keys:ended:ID` is there while the cookie of a sign-in that was ended would be valid.
 Each change is one script: one round trip, and atomic. The server's clock is the store's.
 """
 
@@ -200,6 +201,14 @@ class RedisKeyStore:
         """Take back what a process does not need, and renew its places."""
         words = [word for number, back in returns.items() for word in (number, *back)]
         self._script(SETTLE, holder, self._lease, WINDOW, *words)
+
+    def end_sign_in(self, number: str, seconds: float) -> None:
+        """Keep for ``seconds`` that the sign-in of an id has ended."""
+        self._server.call(lambda client: client.set(f"{self._name}:ended:{number}", 1, px=int(seconds * 1000)))
+
+    def has_ended(self, number: str) -> bool:
+        """Return whether the sign-in of an id has ended."""
+        return bool(self._server.call(lambda client: client.exists(f"{self._name}:ended:{number}")))
 
     def close(self) -> None:
         """Close this process's connections; a later call opens them again."""

@@ -45,6 +45,10 @@ POSTGRESQL: tuple[schema.Migration, ...] = (
         )
         """,
     ),
+    (
+        'CREATE TABLE {prefix}_ended_sign_ins (id VARCHAR(32) COLLATE "C" NOT NULL, expires BIGINT NOT NULL)',
+        "CREATE INDEX {prefix}_ended_sign_ins_id ON {prefix}_ended_sign_ins (id)",
+    ),
 )
 """Most of each page of the use is free, so that a new version of a row is written beside the old, and no index."""
 
@@ -74,6 +78,15 @@ MYSQL: tuple[schema.Migration, ...] = (
             places BIGINT NOT NULL,
             expires BIGINT NOT NULL,
             PRIMARY KEY (key_id, holder)
+        ) ENGINE = InnoDB
+        """,
+    ),
+    (
+        """
+        CREATE TABLE IF NOT EXISTS {prefix}_ended_sign_ins (
+            id VARCHAR(32) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+            expires BIGINT NOT NULL,
+            KEY {prefix}_ended_sign_ins_id (id)
         ) ENGINE = InnoDB
         """,
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import sqlite3
 import threading
 import time
@@ -47,6 +48,10 @@ MIGRATIONS: tuple[schema.Migration, ...] = (
             PRIMARY KEY (key_id, holder)
         ) WITHOUT ROWID
         """,
+    ),
+    (
+        "CREATE TABLE {prefix}_ended_sign_ins (id TEXT NOT NULL, expires INTEGER NOT NULL)",
+        "CREATE INDEX {prefix}_ended_sign_ins_id ON {prefix}_ended_sign_ins (id)",
     ),
 )
 
@@ -100,7 +105,7 @@ class _MemoryTables:
         self._lock = threading.Lock()
         self._connection = sqlite3.connect(":memory:", check_same_thread=False)
         self._connection.row_factory = sqlite3.Row
-        for statement in MIGRATIONS[-1]:
+        for statement in itertools.chain(*MIGRATIONS):
             self._connection.execute(_named(statement))
         self._statements = _Statements(self._connection, clock)
         # Python 3.13 warns of a connection that was not closed.

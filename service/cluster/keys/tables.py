@@ -1,7 +1,7 @@
 """A store of keys in tables, by statements that SQLite, PostgreSQL, MySQL and MariaDB understand alike.
 
-``api_keys`` has the keys as JSON, ``api_key_use`` what is used of their limits in the current window, and
-``api_key_places`` the leased places of each process.
+``api_keys`` has the keys as JSON, ``api_key_use`` what is used of their limits in the current window,
+``api_key_places`` the leased places of each process, and ``ended_sign_ins`` the sign-ins of pages that were ended.
 """
 
 from __future__ import annotations
@@ -44,6 +44,9 @@ DELETE_OWN_PLACES = """
 INSERT_PLACES = """
     INSERT INTO {prefix}_api_key_places (key_id, holder, places, expires) VALUES (:id, :holder, :places, :expires)
 """
+INSERT_ENDED = "INSERT INTO {prefix}_ended_sign_ins (id, expires) VALUES (:id, {now} + :lifetime)"
+DELETE_EXPIRED = "DELETE FROM {prefix}_ended_sign_ins WHERE expires <= {now}"
+SELECT_ENDED = "SELECT id FROM {prefix}_ended_sign_ins WHERE id = :id AND expires > {now}"
 
 
 class Statements(Protocol):
@@ -154,6 +157,19 @@ class TableKeyStore:
                 self._hold(transaction, number, holder, back.places, now)
 
         self._tables.write(work)
+
+    def end_sign_in(self, number: str, seconds: float) -> None:
+        """Keep for ``seconds`` that the sign-in of an id has ended."""
+
+        def work(transaction: Statements) -> None:
+            transaction.run(DELETE_EXPIRED)
+            transaction.run(INSERT_ENDED, id=number, lifetime=int(seconds * MICROSECONDS))
+
+        self._tables.write(work, is_durable=True)
+
+    def has_ended(self, number: str) -> bool:
+        """Return whether the sign-in of an id has ended."""
+        return bool(self._tables.read(lambda transaction: transaction.run(SELECT_ENDED, id=number)))
 
     def close(self) -> None:
         """Close the connections."""

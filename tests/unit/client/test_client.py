@@ -494,12 +494,12 @@ def test_parameter_descriptions_are_asked_for_by_name_and_type() -> None:
         ]
 
 
-def test_instances_are_the_rows_of_a_controller_and_of_no_other_service() -> None:
+def test_instances_are_rows_and_a_service_without_the_call_has_none() -> None:
     rows = [{"key": "m@llm", "url": "http://h/api", "healthy": True, "load": None}]
     with faulty(in_turn(says(whole(200, rows)), says(whole(404, {"title": "Not Found"})))) as server:
         with client_of(server) as client:
             assert client.instances() == rows
-            with pytest.raises(errors.ConfigError, match="is not a controller"):
+            with pytest.raises(errors.ConfigError, match="has no list of instances"):
                 client.instances()
         assert server.requests[0].path == "/api/controller/instances"
 

@@ -61,7 +61,8 @@ def test_the_document_of_every_role_is_valid_and_has_its_calls(tmp_path: Path, r
     tags = {tag for operation in operations_of(document) for tag in operation["tags"]}
     assert ("OpenAI" in tags) == (role in ("standalone", "gateway"))
     assert ("Worker" in tags) == (role != "controller")
-    assert ("Controller" in tags) == (role in ("standalone", "controller"))
+    assert ("Controller" in tags) == (role != "worker")
+    assert ("post" in document["paths"].get("/api/controller/instances", {})) == (role in ("standalone", "controller"))
 
 
 def test_no_route_is_forgotten(tmp_path: Path):

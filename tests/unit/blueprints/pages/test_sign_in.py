@@ -16,9 +16,11 @@ from modelyard import Modelyard
 from modelyard.access.keys import new_key
 from modelyard.access.signing import Signer
 from modelyard.access.tokens import digest_of, new_secret, parse_scopes
+from modelyard.access.wrong_keys import LIMIT, SPAN
 from modelyard.blueprints.pages import visitors
 from modelyard.blueprints.pages.visitors import Visitor
 from modelyard.blueprints.request.guard import Guard
+from modelyard.cluster.keys.sign_outs import SignOuts
 from modelyard.errors import ConfigError
 from modelyard.server.extension import KEY
 from modelyard.settings.settings import Settings
@@ -37,6 +39,10 @@ def build(tmp_path: Path) -> Iterator[Build]:
 
 def cookie_of(response: Any) -> str:
     return next(text for text in response.headers.getlist("Set-Cookie") if text.startswith(visitors.COOKIE))
+
+
+def value_of(response: Any) -> str:
+    return cookie_of(response).partition("=")[2].partition(";")[0]
 
 
 def add_key(app: Flask, scopes: str = "infer", **options: Any) -> tuple[str, Any]:
@@ -112,6 +118,40 @@ def test_signing_out_ends_it(closed: FlaskClient):
     assert closed.get("/ui/").status_code == 303
 
 
+@pytest.mark.parametrize("has_keys", [True, False])
+def test_a_copied_cookie_is_of_no_use_after_a_sign_out_in_any_process(build: Build, tmp_path: Path, has_keys: bool):
+    store = f"sqlite:///{tmp_path / 'keys.db'}" if has_keys else "none"
+    browser, copy, other = (build(**GATEWAY, key_store=store).test_client() for _ in range(3))
+    cookie = value_of(sign_in(browser, SECRETS["infer"]))
+    sign_in(other, SECRETS["infer"])
+    copy.set_cookie(visitors.COOKIE, cookie, path="/ui")
+    assert copy.get("/ui/").status_code == 200
+    browser.post("/ui/sign-out", headers=OWN)
+    browser.set_cookie(visitors.COOKIE, cookie, path="/ui")
+    assert [client.get("/ui/").status_code for client in (browser, copy, other)] == [303, 303, 200]
+
+
+def test_a_sign_out_that_others_can_not_be_told_is_said(build: Build, tmp_path: Path):
+    (tmp_path / "a file").touch()
+    browser = build(**GATEWAY, key_store=f"sqlite:///{tmp_path / 'a file' / 'keys.db'}").test_client()
+    cookie = value_of(sign_in(browser, SECRETS["infer"]))
+    assert (
+        "a copy of its cookie would still be valid"
+        in browser.post("/ui/sign-out", headers=OWN, follow_redirects=True).text
+    )
+    browser.set_cookie(visitors.COOKIE, cookie, path="/ui")
+    assert browser.get("/ui/").status_code == 303, "this process knows it"
+
+
+def test_an_address_that_sends_many_wrong_keys_has_to_wait(closed: FlaskClient):
+    for _ in range(LIMIT):
+        assert sign_in(closed, "modelyard_wrong").status_code == 401
+    refused = sign_in(closed, SECRETS["infer"])
+    assert (refused.status_code, 0 < int(refused.headers["Retry-After"]) <= SPAN) == (429, True)
+    assert "too many wrong keys have come from 127.0.0.1: try again in" in refused.text
+    assert sign_in(closed, SECRETS["infer"], **{"X-Forwarded-For": "10.0.0.9, 10.0.0.1"}).status_code == 303
+
+
 def test_an_authenticating_proxy_may_send_the_token(closed: FlaskClient):
     page = closed.get("/ui/", headers={"Authorization": f"Bearer {SECRETS['infer']}"})
     assert page.status_code == 200
@@ -131,7 +171,7 @@ def test_the_cookie_is_for_the_pages_alone_and_has_no_key(closed: FlaskClient):
 
 
 def test_a_changed_cookie_and_an_old_one_count_as_none(closed: FlaskClient, monkeypatch: pytest.MonkeyPatch):
-    cookie = cookie_of(sign_in(closed, SECRETS["infer"])).partition("=")[2].partition(";")[0]
+    cookie = value_of(sign_in(closed, SECRETS["infer"]))
     closed.set_cookie(visitors.COOKIE, cookie.replace(cookie[5], "A" if cookie[5] != "A" else "B"), path="/ui")
     assert closed.get("/ui/").status_code == 303
     closed.set_cookie(visitors.COOKIE, cookie, path="/ui")
@@ -143,7 +183,7 @@ def test_a_changed_cookie_and_an_old_one_count_as_none(closed: FlaskClient, monk
 
 def test_all_processes_of_a_service_know_a_sign_in_and_other_services_do_not(build: Build):
     browser = build(**GATEWAY).test_client()
-    cookie = cookie_of(sign_in(browser, SECRETS["infer"])).partition("=")[2].partition(";")[0]
+    cookie = value_of(sign_in(browser, SECRETS["infer"]))
     for settings, status in ({}, 200), ({"instance": "another"}, 303), ({"pages_secret": "x" * 32}, 303):
         other = build(**GATEWAY, **settings).test_client()
         other.set_cookie(visitors.COOKIE, cookie, path="/ui")
@@ -152,7 +192,7 @@ def test_all_processes_of_a_service_know_a_sign_in_and_other_services_do_not(bui
 
 def test_a_shared_secret_makes_a_sign_in_good_for_several_services(build: Build):
     first, second = (build(**GATEWAY, instance=name, pages_secret="s" * 32).test_client() for name in "ab")
-    cookie = cookie_of(sign_in(first, SECRETS["infer"])).partition("=")[2].partition(";")[0]
+    cookie = value_of(sign_in(first, SECRETS["infer"]))
     second.set_cookie(visitors.COOKIE, cookie, path="/ui")
     assert second.get("/ui/").status_code == 200
 
@@ -170,9 +210,21 @@ def test_a_revoked_key_ends_the_sign_in_at_the_next_request(build: Build):
     assert browser.get("/ui/").status_code == 303
 
 
+def test_a_key_that_expires_ends_the_sign_in_at_the_next_request(build: Build):
+    app = build()
+    keys = app.extensions[KEY].keys
+    secret, _ = add_key(app, expires=time.time() + 3600)
+    read_keys(app)
+    browser = app.test_client()
+    sign_in(browser, secret)
+    assert browser.get("/ui/").status_code == 200
+    keys._wall_clock = lambda: time.time() + 3600
+    assert browser.get("/ui/").status_code == 303
+
+
 def test_a_new_key_of_the_same_name_is_another_sign_in(build: Build):
     browser = build(**GATEWAY).test_client()
-    cookie = cookie_of(sign_in(browser, SECRETS["infer"])).partition("=")[2].partition(";")[0]
+    cookie = value_of(sign_in(browser, SECRETS["infer"]))
     renewed = [TOKENS[0].replace(digest_of(SECRETS["infer"]).hex(), digest_of("modelyard_renewed").hex())]
     other = build(**{**GATEWAY, "tokens": renewed}).test_client()
     other.set_cookie(visitors.COOKIE, cookie, path="/ui")
@@ -208,9 +260,15 @@ def test_a_secret_is_never_written_where_a_link_leads(tmp_path: Path):
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_a_sign_in_whose_token_has_lost_a_scope_or_has_another_secret_ends_its_streams(tmp_path: Path):
-    sign_ins = visitors.SignIns(Guard(Settings(tokens=TOKENS)), Signer(None, lambda: tmp_path), "/ui")
-    token = sign_ins.find(SECRETS["infer"])
+def test_a_sign_in_that_has_ended_or_whose_token_is_another_ends_its_streams(tmp_path: Path):
+    settings = Settings(tokens=TOKENS, key_store=f"sqlite:///{tmp_path / 'keys.db'}")
+    guard, sign_outs = Guard(settings), SignOuts(settings)
+    sign_ins = visitors.SignIns(guard, Signer(None, lambda: tmp_path), sign_outs, "/ui")
+    token = guard.find(SECRETS["infer"])
+    assert token is not None
+    sign_outs.end("b", 60)
+    assert not sign_ins.is_current(Visitor(token.scopes, token, sign_in="b"))
+    assert sign_ins.is_current(Visitor(token.scopes, token, sign_in="a"))
     assert sign_ins.is_current(Visitor(token.scopes, token))
     for changes in {"scopes": parse_scopes("admin")}, {"digest": digest_of("another")}, {"name": "another"}:
         assert not sign_ins.is_current(Visitor(token.scopes, replace(token, **changes)))

@@ -43,8 +43,6 @@ def main() -> None:
     os.close(int(sys.argv[3]))
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     os.environ[HANDED_VARIABLE] = sys.stdin.read()
-    # uWSGI's threads block all signals, and the processes that they start inherit that.
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     pid, since = os.getpid(), time.monotonic()
     notes = {"starts": 1, **noted(lock.path), "since": since}
     lock.note(**notes, pid=pid)

@@ -141,8 +141,6 @@ def _own_pipes() -> tuple[IO[bytes], IO[bytes]]:
 
 def _end_with_parent(parent: int) -> None:
     """Be killed with the parent, also while stopped or in a call that never returns; ignore what a terminal sends."""
-    # uWSGI's threads block all signals, and the processes that they start inherit that.
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     # The parent lets the answers end first; a handler, unlike "ignore", is not inherited by what an engine starts.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, _stay)

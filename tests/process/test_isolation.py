@@ -246,6 +246,51 @@ def test_its_parameters_are_neither_on_its_command_line_nor_in_its_environment(
     assert b"hunter2" not in process.joinpath("environ").read_bytes()
 
 
+GEVENT = """
+from gevent import monkey
+monkey.patch_all()
+import json, os, signal, sys
+import gevent
+from modelyard.cluster.hosting.isolation import IsolatedEngine
+from modelyard.engines.echo import Echo
+from modelyard.errors import EngineLost
+from modelyard.settings.settings import Settings
+from modelyard.streams import Cancel
+from modelyard.types import GenerateRequest
+from modelyard.worker.worker import ModelWorker
+
+forks, ticks, ends = [], [], []
+os.register_at_fork(before=lambda: forks.append(os.getpid()))
+
+def tick():
+    while True:
+        ticks.append(len(ends))
+        gevent.sleep(0.005)
+
+gevent.spawn(tick)
+engine = IsolatedEngine(Echo(Echo.Params(model_name="m", engine="echo", isolation="process")), Settings())
+worker = ModelWorker(engine)
+worker.start()
+ends.append("start")
+before = len(ticks)
+text = worker.generate(GenerateRequest("m", prompt="a"), Cancel()).text
+os.kill(engine.pid, signal.SIGKILL)
+while not worker.reason:
+    gevent.sleep(0.005)
+print(json.dumps([forks, before, bool(text), worker.reason]))
+"""
+
+
+def test_under_gevent_it_is_started_without_a_fork_in_python_and_blocks_no_other_greenlet() -> None:
+    command = [sys.executable, "-c", GEVENT]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    forks, ticks, answered, reason = json.loads(done.stdout)
+    assert (forks, answered) == ([], True)
+    assert reason == "the process of model m@llm was killed by SIGKILL"
+    assert ticks > 10, "they go on while the process starts"
+
+
 ORPHAN = """
 import os, sys, time
 from modelyard.cluster.hosting.isolation import IsolatedEngine

@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,44 @@ def test_a_web_process_that_hangs_hinders_nobody_and_is_replaced(run: Services) 
 
 
 # The host
+
+
+NOTES_FORKS = """
+import os
+
+control_socket_disable = True
+
+
+def note(path, text):
+    with open(path, "a") as notes:
+        notes.write(text + "\\n")
+
+
+def post_fork(server, worker):
+    os.register_at_fork(before=lambda: note("{folder}/forks", str(os.getpid())))
+
+
+def pre_request(worker, request):
+    note("{folder}/requests", request.query)
+"""
+
+
+def test_under_gevent_a_host_is_started_without_a_fork_in_python_and_no_request_is_read_twice(run: Services) -> None:
+    folder = run.folder()
+    (folder / "notes.py").write_text(NOTES_FORKS.format(folder=folder))
+    arguments, options = ["-c", str(folder / "notes.py")], {"host_timeout": 60, "tracing": f"file:{folder}/spans"}
+    service = monolith(run, *arguments, workers=1, worker_class="gevent", models="script", folder=folder, **options)
+    host = wait_host(service)
+    worker = children(host)
+    kill(host, *worker)
+    wait_until(lambda: not any(map(is_alive, (host, *worker))), "the host has ended")
+    with ThreadPoolExecutor(10) as pool:
+        burst = list(pool.map(lambda number: service.post(f"{API}generate?{number}", script(pieces=2)), range(30)))
+    assert [answer.json()["text"] for answer in burst] == ["xx"] * 30
+    assert host_pid(service) != host
+    read = [line for line in (folder / "requests").read_text().splitlines() if line]
+    assert sorted(map(int, read)) == list(range(30))
+    assert not (folder / "forks").exists(), "the child of a fork runs the greenlets of its parent"
 
 
 @pytest.mark.parametrize("what", ["its two processes", "its master", "its worker"])

@@ -1,7 +1,8 @@
 """ChildProcess: the process of one isolated model, from its start to its end, whatever ends it.
 
-It gets its order over its standard input, and answers it by one line on its standard output. What it writes to its
-standard error goes into this process's log. It ends when its standard input is closed, and when this process ends.
+It gets its order over its standard input, and answers it by one line on its standard output: both are one socket. What
+it writes to its standard error goes into this process's log. It ends when its standard input is closed, and when this
+process ends. A read of a socket, unlike one of a pipe, blocks a greenlet alone under gevent.
 """
 
 from __future__ import annotations
@@ -10,20 +11,18 @@ import contextlib
 import json
 import logging
 import os
-import select
 import signal
-import subprocess
+import socket
 import sys
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import IO
 
 from ...files import SocketFolder
 from ...settings.sizes import size
 from ...threads import start_thread
 from ...types import JSONObject
-from .spawn import environ_of_child, python_command
+from .spawn import Spawned, environ_of_child, python_command, socket_pair
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +30,7 @@ END_TIMEOUT = 5.0
 """Seconds that it gets to end in order before it is killed."""
 KILL_TIMEOUT = 5.0
 LINES_KEPT = 5
+RECEIVE_SIZE = 1 << 16
 LINE_LENGTH = 300
 
 _LEVELS = {name: getattr(logging, name) for name in ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")}
@@ -46,9 +46,12 @@ class ChildProcess:
         """
         self._key = key
         self._memory_limit = memory_limit
+        self._talk, self._its_talk = socket_pair()
+        self._log, self._its_log = socket_pair()
         self.folder = SocketFolder("isolated")
         self.pid = 0
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Spawned | None = None
+        self._answer = b""
         self._failure: BaseException | None = None
         self._began = threading.Event()
         self._lock = threading.Lock()
@@ -69,28 +72,25 @@ class ChildProcess:
         if self._failure is not None:
             raise self._failure
         start_thread(self._reader)
-        pipe = self._process_pipe("stdin")
-        with contextlib.suppress(OSError, ValueError):  # it has ended, which `answer` shows
-            pipe.write(json.dumps({**order, "parent": os.getpid(), "path": sys.path}).encode() + b"\n")
-            pipe.flush()
+        with contextlib.suppress(OSError):  # it has ended, which `answer` shows
+            self._talk.sendall(json.dumps({**order, "parent": os.getpid(), "path": sys.path}).encode() + b"\n")
 
     def _keep(self) -> None:
         """Start the process and wait for its end: it is killed when the thread ends that has started it."""
         try:
-            process = subprocess.Popen(  # noqa: S603 - our own interpreter
+            process = Spawned(
                 python_command("modelyard.server.isolated_process", self._key),  # the key is for people, in ps
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
                 # Its settings are in its order; what is secret among these variables is not for it.
-                env=environ_of_child(without=["MODELYARD_"]),
-                # In a session of its own: a signal of the terminal does not end it before its answers have ended.
-                start_new_session=True,
+                environ_of_child(without=["MODELYARD_"]),
+                {0: self._its_talk.fileno(), 1: self._its_talk.fileno(), 2: self._its_log.fileno()},
             )
         except BaseException as error:  # noqa: BLE001 - raised again by the thread that starts it
             self._failure = error
             self._began.set()
             return
+        finally:
+            self._its_talk.close()
+            self._its_log.close()
         with self._lock:
             self.pid, self._process = process.pid, process
             if self._cause:
@@ -104,6 +104,7 @@ class ChildProcess:
             callback = None if self._is_stopping else self._callback
         self.folder.remove()
         if callback is not None:
+            self._talk.close()
             callback(self._why)
 
     def _described(self, status: int) -> str:
@@ -117,16 +118,11 @@ class ChildProcess:
 
     def _close_orders(self) -> None:
         with contextlib.suppress(OSError):
-            self._process_pipe("stdin").close()
-
-    def _process_pipe(self, name: str) -> IO[bytes]:
-        pipe: IO[bytes] | None = getattr(self._process, name)
-        assert pipe is not None
-        return pipe
+            self._talk.shutdown(socket.SHUT_WR)
 
     def _read_log(self) -> None:
-        with self._process_pipe("stderr") as pipe:
-            for data in pipe:
+        with self._log, self._log.makefile("rb") as lines:
+            for data in lines:
                 line = data.decode("utf-8", "replace").rstrip()
                 level, _, text = line.partition(" ")
                 if level not in _LEVELS:
@@ -136,15 +132,18 @@ class ChildProcess:
                     log.log(_LEVELS[level], "model %s, pid %d: %s", self._key, self.pid, text)
 
     def answer(self, timeout: float) -> bytes | None:
-        """Return the only line that it answers: None if it has not come within ``timeout`` seconds, empty at its end.
-
-        It is written at once, so a part of it never stays alone.
-        """
-        pipe = self._process_pipe("stdout")
-        if not select.select([pipe], [], [], timeout)[0]:
+        """Return its only line; None if that has not come within ``timeout`` seconds, empty at its end."""
+        self._talk.settimeout(timeout)
+        try:
+            while not self._answer.endswith(b"\n"):
+                if not (data := self._talk.recv(RECEIVE_SIZE)):
+                    return b""
+                self._answer += data
+        except TimeoutError:
             return None
-        with pipe:
-            return pipe.readline()
+        except ConnectionError:  # it has ended before it read its order
+            return b""
+        return self._answer
 
     @property
     def last_lines(self) -> str:
@@ -181,16 +180,14 @@ class ChildProcess:
         """End it in order, or kill it where that takes too long. A second call does nothing."""
         with self._lock:
             self._is_stopping = True
-        if self._process is None:
-            self.folder.remove()
-            return
-        self._close_orders()
-        if not self._ended.wait(END_TIMEOUT):
-            log.warning("model %s: its process does not end within %g s, and is killed", self._key, END_TIMEOUT)
-            self.kill("was stopped")
-        self._keeper.join(KILL_TIMEOUT)
-        if self._reader.is_alive():
-            self._reader.join(KILL_TIMEOUT)
-        else:  # it has closed its pipe already, or was never started: there was no room for a thread
-            self._process_pipe("stderr").close()
-        self._process_pipe("stdout").close()
+        if self._process is not None:
+            self._close_orders()
+            if not self._ended.wait(END_TIMEOUT):
+                log.warning("model %s: its process does not end within %g s, and is killed", self._key, END_TIMEOUT)
+                self.kill("was stopped")
+            self._keeper.join(KILL_TIMEOUT)
+            if self._reader.is_alive():
+                self._reader.join(KILL_TIMEOUT)
+        for end in (self._talk, self._its_talk, self._log, self._its_log):
+            end.close()
+        self.folder.remove()

@@ -7,7 +7,6 @@ finds its lock free starts it; it lives as long as any process holds its life li
 from __future__ import annotations
 
 import logging
-import subprocess
 import time
 from dataclasses import replace
 from typing import Any
@@ -26,7 +25,7 @@ from ..addresses import advertised_url
 from ..membership import registry_url, session_options
 from .folder import HostFolder, HostLock, LifeLine, digest, is_needed, noted, run_began
 from .manager import HostedWorkerManager, HostEndpoint
-from .spawn import environ_of_child, python_command
+from .spawn import Spawned, environ_of_child, python_command, socket_pair
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +41,10 @@ IN_A_ROW = 60.0
 FEW_STARTS = 2
 """The number of starts in a row that only the log reports."""
 LONGEST_PAUSE = 30.0
+LOCK_FILE = 3
+"""The number of the open file with the lock in the process of the host."""
 
-_children: list[subprocess.Popen[bytes]] = []
+_children: list[Spawned] = []
 """The hosts that this process has started, until they are reaped: they outlive the runtime that started them."""
 
 
@@ -173,19 +174,16 @@ class ModelHost:
             lock.close()
 
     def _spawn(self, folder: HostFolder, lock: HostLock, settings: Settings) -> None:
-        child = subprocess.Popen(  # noqa: S603 - our own interpreter
-            python_command("modelyard.server.host_process", str(folder.path), str(folder.socket), str(lock.fd)),
-            stdin=subprocess.PIPE,
-            stdout=2,
-            pass_fds=[lock.fd],
-            env=environ_of_child(),
-            # In a session of its own: a signal of the terminal to the web server does not end it.
-            start_new_session=True,
-        )
-        _children.append(child)
-        assert child.stdin is not None
-        with child.stdin as pipe:
-            pipe.write(serialize(settings).encode())
+        order, other_end = socket_pair()
+        with order, other_end:
+            child = Spawned(
+                python_command("modelyard.server.host_process", str(folder.path), str(folder.socket), str(LOCK_FILE)),
+                environ_of_child(),
+                {0: other_end.fileno(), 1: 2, LOCK_FILE: lock.fd},
+            )
+            _children.append(child)
+            other_end.close()
+            order.sendall(serialize(settings).encode())
         log.info("the model host is started: pid %d, on %s", child.pid, folder.socket)
 
     def _hosts_settings(self, folder: HostFolder) -> Settings:

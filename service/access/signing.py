@@ -20,7 +20,7 @@ from itsdangerous import BadSignature, URLSafeTimedSerializer
 
 from ..errors import ConfigError
 from ..files import private_folder
-from ..settings.settings import SHORTEST_SECRET
+from ..settings.checks import SHORTEST_SECRET
 
 log = logging.getLogger(__name__)
 

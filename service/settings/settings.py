@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from ..errors import ConfigError
 from ..types import JSONObject
+from .checks import check_together, checked_tracing
 from .folders import expanded, home_folder
 from .layers import Origin
 from .loopback import is_loopback_host, loopback_address
@@ -30,14 +29,11 @@ ROUTERS = ("standalone", "gateway")
 ALLOCATOR = {"GLIBC_TUNABLES": "glibc.malloc.tcache_max=128"}
 """Environment of the processes that we start. glibc then caches fewer freed blocks a thread: every stream has a thread,
 and each kept 16 KB otherwise."""
-SHORTEST_SECRET = 32
 INLINE, HOSTED, REMOTE = PLACEMENTS = ("inline", "hosted", "remote")
 """Where the models are: in the process that answers, in a separate process beside it, or at other services."""
 DEFAULT_PORT = 8000
 UNKNOWN_PORT = 0
 """The port of an application, until its server or its first request names one."""
-_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9.:\[\]_-]+")
-"""The origin of a web page as browsers send it; ``null``, of a page without one, is not among them."""
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
@@ -235,40 +231,14 @@ class Settings:
     """Where each value comes from that is not the default."""
 
     def __post_init__(self) -> None:
-        if self.reserve >= self.threads:
-            raise ConfigError(f"reserve ({self.reserve}) must be less than threads ({self.threads})")
-        if self.prefix and not self.prefix.startswith("/"):
-            raise ConfigError(f"prefix {self.prefix!r} must start with a slash, or be empty")
         self.prefix = self.prefix.rstrip("/")
-        self.tracing = _checked_tracing(self.tracing)
-        _check_origins(self.cors_origins)
-        if self.pages_secret is not None and len(self.pages_secret) < SHORTEST_SECRET:
-            raise ConfigError(f"pages_secret: must have {SHORTEST_SECRET} characters at least")
-        self.names  # noqa: B018 - raises ConfigError
+        self.tracing = checked_tracing(self.tracing)
         if self.placement is None and (self.workers > 1 or self.http_threads == "gevent"):
             self.placement = HOSTED
         if self.placement == REMOTE and self.role in OWNERS:
             self.role = "gateway"
-        if self.workers > 1 and self.owns_models:
-            raise ConfigError(
-                f"workers ({self.workers}): with placement inline a process owns its models, and each would load all "
-                "of them: leave the placement out, or run one process"
-            )
-        if self.http_threads == "gevent" and self.owns_models:
-            raise ConfigError(
-                "http_threads gevent: with placement inline an engine would block its loop: leave the placement out, "
-                "or use gthread"
-            )
-        if self.has_backends and not self.registry and not self.model_tables:
-            raise ConfigError(
-                "a gateway needs --registry, the address of a controller or of a store, or models of other servers in "
-                'its configuration ([[models]] with engine = "openai")'
-            )
-        if self.registry and self.registry.startswith("memory:"):
-            if self.workers > 1:
-                raise ConfigError("registry memory: is in one process: with several workers, use another store")
-            if self.is_hosted and self.routes:
-                raise ConfigError("registry memory: is in one process: where models are hosted, use another store")
+        self.names  # noqa: B018 - raises ConfigError
+        check_together(self)
 
     @property
     def names(self) -> Names:
@@ -365,33 +335,3 @@ class Settings:
             "new --file FILE) and set --tokens-file FILE, or make an API key (modelyard key new), listen on 127.0.0.1 "
             "behind a proxy with authentication, or set --insecure"
         )
-
-
-def _check_origins(origins: Sequence[str]) -> None:
-    """Raise ConfigError for what no browser sends as the origin of a page."""
-    for origin in origins:
-        if origin != "*" and not _ORIGIN.fullmatch(origin):
-            raise ConfigError(
-                f"cors_origins {origin!r}: expected SCHEME://HOST[:PORT] in lower case and without a path, as in "
-                "https://chat.example.com, or *"
-            )
-    if "*" in origins and len(origins) > 1:
-        raise ConfigError("cors_origins: * stands for all origins: leave out the others")
-
-
-def _checked_tracing(value: str | None) -> str | None:
-    """Return the destination of spans, None for ``off``. Raises ConfigError."""
-    if value in (None, "off", "host", "otlp"):
-        return None if value == "off" else value
-    kind, _, place = (value or "").partition(":")
-    if kind == "file" and place:
-        return value
-    if kind == "otlp":
-        parts = urlsplit(place)
-        if "@" in parts.netloc:
-            raise ConfigError("tracing: an address without name and password: set them in OTEL_EXPORTER_OTLP_HEADERS")
-        if parts.scheme in ("http", "https") and parts.netloc:
-            return value
-    elif kind != "file" and re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", value or ""):
-        return value
-    raise ConfigError(f"tracing {value!r}: expected file:PATH, otlp, otlp:http://HOST:PORT, host, module:Class, or off")

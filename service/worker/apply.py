@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import EngineError, ModelyardError
 from ..settings import params as parameters
 from ..types import JSONObject
-from .life import LoadCause
+from .keeper import LoadCause
 from .local_model import LocalModel
 from .local_models import LocalModels
 from .states import State

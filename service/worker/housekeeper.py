@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from ..errors import ModelyardError, NotReady, Overloaded, UnknownModel
 from ..threads import BackgroundThread, start_thread
-from .life import Keeper, ModelLife, UnloadCause
+from .keeper import Keeper, UnloadCause
+from .life import ModelLife
 from .restarts import Restarts
 from .states import State
 

@@ -1,26 +1,28 @@
-"""The life of a model: one engine with its state, from start to stop, and the gate in front of it."""
+"""The life of a model: one engine from start to stop, and what is in front of it: the gate, and joint texts."""
 
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any
 
-from ..engines.base import Engine, ModelParams
+from ..engines.base import CancelEvent, Engine, Vectors
 from ..errors import EngineError, ModelyardError, NotReady, Overloaded, StartTimeout
 from ..streams import Cancel
 from ..telemetry.metrics import ENGINE, Metrics
-from ..types import ModelMetadata, WorkerType, worker_key
+from ..types import ModelMetadata
 from .admission import Gate
+from .condition import ModelCondition
 from .counting import CallCounts
 from .health import HealthWatch
+from .joint import JointTexts
+from .keeper import Keeper, LoadCause, UnloadCause
 from .room import Lease, Room
 from .start import start_error, start_in_time
-from .states import AVAILABLE, State
+from .states import State
 
 log = logging.getLogger(__name__)
 
@@ -29,33 +31,8 @@ STOP_TIMEOUT = 35.0
 RETRY_PAUSE = 5.0
 """Seconds after a failed load in which requests are refused with its error; the next one tries again."""
 
-LoadCause: TypeAlias = Literal["start", "call", "request", "restart"]
-"""Why a model is loaded: with the start of its process, by a call that starts it, by a request to it, or because its
-engine was lost."""
-UnloadCause: TypeAlias = Literal["idle", "room"]
 
-
-class Keeper:
-    """The owner of a model, which hears of it and unloads it. This one is that of a model by itself."""
-
-    def health_changed(self, model: ModelLife) -> None:
-        """Note that a model that is ready has become unhealthy, or healthy again; called in a thread of its watch."""
-
-    def lost(self, model: ModelLife) -> None:
-        """Note that a model that was ready has failed, because its engine was lost; called in any thread."""
-
-    def wanted(self, model: ModelLife) -> None:
-        """Load an unloaded model, for which a request waits, in another thread. Raises Overloaded."""
-
-    def loading(self, model: ModelLife) -> None:
-        """Note that a model has its memory, and its engine starts now; called in the thread that starts it."""
-
-    def make_room(self, model: ModelLife) -> bool:
-        """Unload a model so that another one can be loaded; return False if that is not possible now."""
-        return model.unload("room")
-
-
-class ModelLife:
+class ModelLife(ModelCondition):
     """The life of a model of this process. All calls block. It is a `room.Guest`."""
 
     def __init__(
@@ -73,35 +50,31 @@ class ModelLife:
         ``locate_files`` finds the files of `Engine.file_names`. ``room`` has the memory of all models, by default one
         without a limit. Calls are counted in ``metrics``.
         """
-        self.engine = engine
+        super().__init__(engine)
         self._locate = locate
         self._locate_files = locate_files
         self._keeper = keeper or Keeper()
         self._room = room or Room()
-        self._watch: HealthWatch | None = None
-        self.params: ModelParams = engine.params
-        self.name = self.params.registered_name
-        self.worker_type = WorkerType(self.params.worker_type)
-        self.key = worker_key(self.name, self.worker_type)
         self._counts = CallCounts(metrics or Metrics(), ENGINE, self.name, self.worker_type.value)
-        self.state = State.STOPPED
-        self.reason = ""
-        """Why it is in that state: the progress of a start, or the cause of a failure."""
         self.cause: LoadCause = "start"
         """Why it was started last, or is being started."""
         self.started_in = 0.0
         self.last_used = self._room.clock()
         self._lease: Lease | None = None
         self._starting = Cancel()
-        self._retry_at = 0.0
         self._last_metadata = ModelMetadata(self.name)
         self._lock = threading.Lock()
         self._active: set[Cancel] = set()
         self.gate = self._new_gate()
+        params = self.params
+        self._joint = JointTexts(self._embed, engine.joint_texts, params.joint_letters, params.joint_delay / 1000)
 
     def _new_gate(self) -> Gate:
         params = self.params
         return Gate(self.name, params.limit_model_concurrency, params.max_waiting, params.queue_timeout)
+
+    def _embed(self, texts: Sequence[str], cancel: CancelEvent, **more: Any) -> Vectors:
+        return self.engine.embed(texts, cancel, **more)  # of the engine now: a failed stop renews it
 
     # Start
 
@@ -204,10 +177,6 @@ class ModelLife:
         self.state, self.reason = (State.UNLOADED if previous is State.UNLOADED else State.FAILED), str(failure)
         self.gate.refuse(self._not_loaded)
 
-    def _not_loaded(self) -> NotReady:
-        pause = max(1, math.ceil(self._retry_at - time.monotonic()))
-        return NotReady(f"model {self.name!r} could not be loaded: {self.reason}", retry_after=pause)
-
     def cancel_start(self) -> None:
         """End a start that is under way: it is stopped then, and its engine is freed as soon as that can be."""
         with self._lock:
@@ -215,9 +184,6 @@ class ModelLife:
                 return
             starting = self._starting
         starting.set(self._stopped())
-
-    def _stopped(self) -> NotReady:
-        return NotReady(f"model {self.name!r} was stopped")
 
     def _renew_engine(self) -> None:
         self.engine = self.engine.renewed()
@@ -341,15 +307,7 @@ class ModelLife:
             self._lease.release()
             self._lease = None
 
-    def quarantine(self) -> None:
-        """Mark it as failed, because its process died too often during its load. A start by hand tries again."""
-        self.state = State.FAILED
-        self.reason = (
-            "quarantined: the process died each of the last times that it loaded; "
-            f"see the log, then start it by hand: modelyard models start {self.name}"
-        )
-
-    # State
+    # Health
 
     def _watch_health(self) -> None:
         if self.engine.health_interval is not None:
@@ -360,35 +318,3 @@ class ModelLife:
         if self._watch is not None:
             self._watch.stop()
             self._watch = None
-
-    @property
-    def trouble(self) -> str:
-        """Why a model that is ready can't answer now; empty if it can, or the model is not ready."""
-        watch = self._watch  # another thread may end it
-        return watch.trouble if watch is not None and self.state is State.READY else ""
-
-    @property
-    def is_available(self) -> bool:
-        """Whether it accepts requests: it is ready, or is loaded for them."""
-        return self.state in AVAILABLE
-
-    @property
-    def is_healthy(self) -> bool:
-        """Whether it is available, and as far as is known can answer."""
-        return self.is_available and not self.trouble
-
-    @property
-    def shown_state(self) -> tuple[State, str]:
-        """The state and reason for people."""
-        trouble = self.trouble
-        return (State.UNHEALTHY, trouble) if trouble else (self.state, self.reason)
-
-    def check_available(self) -> None:
-        """Raise NotReady, with the reason, unless it is available; also for a while after it could not be loaded."""
-        if self.state is State.READY:
-            return
-        if not self.is_available:
-            why = f" ({self.reason})" if self.reason else ""
-            raise NotReady(f"model {self.name!r} is {self.state.value}{why}", retry_after=5)
-        if self.state is State.UNLOADED and time.monotonic() < self._retry_at:
-            raise self._not_loaded()

@@ -18,7 +18,7 @@ from ..types import JSONObject, WorkerType, worker_key
 from .admission import Budget
 from .declarations import Declarations
 from .housekeeper import Housekeeper
-from .life import LoadCause
+from .keeper import LoadCause
 from .local_model import LocalModel
 from .protocol import EventKind, ModelEvent
 from .room import Room

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from ..engines.base import CancelEvent, Engine, Vectors, rank_by_cosine
+from ..engines.base import CancelEvent, Vectors, rank_by_cosine
 from ..engines.tool_calls import ToolCalls
 from ..errors import Cancelled, EngineError, InvalidRequest, ModelyardError, NotReady
 from ..streams import TICK, Cancel, OutputStream, pumped, whole_answer
-from ..telemetry.metrics import Metrics
 from ..types import DEFAULT_TERMS, Burst, GenerateRequest, JSONObject, ModelMetadata, ModelOutput, Terms, WorkerType
 from ..wire.images import check_images
 from .admission import Ticket
-from .joint import JointTexts
-from .life import Keeper, ModelLife
-from .room import Room
+from .life import ModelLife
 from .spans import CallSpan
 from .states import State
 
@@ -28,21 +24,6 @@ log = logging.getLogger(__name__)
 
 class ModelWorker(ModelLife):
     """A model of this process. All calls block; those that compute hold a slot of the gate."""
-
-    def __init__(
-        self,
-        engine: Engine,
-        locate: Callable[[], Path | None] = lambda: None,
-        keeper: Keeper | None = None,
-        metrics: Metrics | None = None,
-        room: Room | None = None,
-        *,
-        locate_files: Callable[[], Mapping[str, Path]] = dict,
-    ) -> None:
-        """Hold ``engine``, which is not started yet; see `ModelLife`."""
-        super().__init__(engine, locate, keeper, metrics, room, locate_files=locate_files)
-        params = self.params
-        self._joint = JointTexts(self._embed, engine.joint_texts, params.joint_letters, params.joint_delay / 1000)
 
     def generate_stream(self, request: GenerateRequest, cancel: Cancel) -> OutputStream:
         """Admit the request and return its stream, which owns the slot or the place in line. Close it.
@@ -133,9 +114,6 @@ class ModelWorker(ModelLife):
         more = self._keywords(extra)
         embed = partial(self._embed if more else self._joint.embed, texts, cancel, **more)
         return self._computed("embeddings", embed, texts, cancel, terms)
-
-    def _embed(self, texts: Sequence[str], cancel: CancelEvent, **more: Any) -> Vectors:
-        return self.engine.embed(texts, cancel, **more)  # of the engine now: a failed stop renews it
 
     def _rank(self, query: str, texts: Sequence[str], cancel: CancelEvent, **more: Any) -> Sequence[float]:
         return self.engine.rerank(query, texts, cancel, **more)

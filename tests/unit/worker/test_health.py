@@ -11,7 +11,8 @@ from modelyard.engines.echo import Echo
 from modelyard.errors import EngineError
 from modelyard.streams import Cancel
 from modelyard.types import GenerateRequest
-from modelyard.worker.life import Keeper, ModelLife
+from modelyard.worker.keeper import Keeper
+from modelyard.worker.life import ModelLife
 from modelyard.worker.states import State
 from modelyard.worker.worker import ModelWorker
 from running import wait_until

@@ -16,7 +16,8 @@ from modelyard.streams import Cancel
 from modelyard.types import GenerateRequest
 from modelyard.worker.admission import Budget
 from modelyard.worker.declarations import Declarations
-from modelyard.worker.life import Keeper, ModelLife
+from modelyard.worker.keeper import Keeper
+from modelyard.worker.life import ModelLife
 from modelyard.worker.local_models import LocalModels
 from modelyard.worker.manager import LocalWorkerManager
 from modelyard.worker.restarts import IN_A_ROW, LONGEST_PAUSE, Restarts

@@ -9,6 +9,7 @@ import os
 import socket
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -44,8 +45,9 @@ def serve(role: str | None, model: tuple[str, ...], overrides: tuple[str, ...], 
     settings.refuse_open_door(has_keys=settings.requires_keys and keys_exist(settings))
     if importlib.util.find_spec("gunicorn") is None:
         raise MissingLibrary("serve needs gunicorn: pip install 'modelyard[server]'")
-    check_port(settings)
-    click.echo(f"modelyard: {settings.role} on http://{settings.address}{settings.prefix}", err=True)
+    check_address(settings)
+    address = settings.address if _socket_of(settings) else f"http://{settings.address}{settings.prefix}"
+    click.echo(f"modelyard: {settings.role} on {address}", err=True)
     command = [sys.executable, "-m", "gunicorn", "-c", "python:modelyard.server.gunicorn", "modelyard.server.wsgi:app"]
     sys.stderr.flush()
     environ = {**ALLOCATOR, **os.environ, **environment_of(given, overrides)}
@@ -60,8 +62,12 @@ def environment_of(given: Mapping[str, str], overrides: Sequence[str]) -> dict[s
     return variables
 
 
-def check_port(settings: Settings) -> None:
+def check_address(settings: Settings) -> None:
     """Raise ConfigError when the address can't be listened on; gunicorn would retry for five seconds."""
+    path = _socket_of(settings)
+    if path is not None:
+        _check_socket(path)
+        return
     family = socket.AF_INET6 if ":" in settings.bind_host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -72,3 +78,26 @@ def check_port(settings: Settings) -> None:
                 hint = f"choose another with --port, or see which process has it: ss -ltnp 'sport = :{settings.port}'"
                 raise ConfigError(f"port {settings.port} of {settings.host} is in use: {hint}") from error
             raise ConfigError(f"{settings.address} can't be listened on: {error.strerror}") from error
+
+
+def _socket_of(settings: Settings) -> Path | None:
+    """Return the path of the unix socket to listen on; None for a host and a port."""
+    return Path(settings.host.removeprefix("unix:")) if settings.host.startswith("unix:") else None
+
+
+def _check_socket(path: Path) -> None:
+    """Raise ConfigError when no socket can be made at a path. One that a service left behind is replaced."""
+    if not path.is_absolute():
+        raise ConfigError(f"host unix:{path}: expected a whole path, as in unix:/run/modelyard/gateway.sock")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise ConfigError(f"unix:{path} can't be listened on: {path.parent} is not a folder that this user may write")
+    if path.exists() and not path.is_socket():
+        raise ConfigError(f"unix:{path} can't be listened on: there is a file that is not a socket")
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return
+        except OSError as error:  # such as a path of more than 107 bytes
+            raise ConfigError(f"unix:{path} can't be listened on: {error}") from error
+    raise ConfigError(f"unix:{path} is in use: choose another path, or see which process has it: ss -lxp src {path}")

@@ -52,7 +52,8 @@ class Settings:
     )
     host_timeout: float = param(10.0, help="seconds a request waits for a model host that is starting", min=0, max=600)
     host: str = param(
-        "127.0.0.1", help="address to listen on; other than loopback needs tokens, networks or --insecure"
+        "127.0.0.1",
+        help="address to listen on, or unix:/PATH; other than loopback needs tokens, networks or --insecure",
     )
     port: int = param(DEFAULT_PORT, help="port to listen on", min=1, max=65535)
     prefix: str = param("/api", help="path that the worker's calls stand under")
@@ -317,8 +318,10 @@ class Settings:
 
     @property
     def address(self) -> str:
-        """Host and port, as in a URL."""
+        """Host and port, as in a URL, or ``unix:`` and the path of a socket."""
         host = self.bind_host
+        if host.startswith("unix:"):
+            return host
         return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 
     @property

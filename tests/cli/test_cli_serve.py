@@ -258,6 +258,28 @@ def test_a_port_in_use_is_refused_at_once(at: Path):
     assert "is in use" in ran.complaint
 
 
+def test_a_unix_socket_is_listened_on(at: Path):
+    path = at / "s"
+    with socket.socket(socket.AF_UNIX) as left_behind:
+        left_behind.bind(str(path))
+    assert handed("--host", f"unix:{path}").address == f"unix:{path}"
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("s", "in use"), ("file", "not a socket"), ("none/s", "not a folder"), ("s" * 108, "too long")],
+)
+def test_a_socket_that_can_not_be_made_is_refused_at_once(at: Path, name: str, reason: str):
+    (at / "file").touch()
+    with socket.socket(socket.AF_UNIX) as taken:
+        taken.bind(str(at / "s"))
+        taken.listen()
+        ran = serve("--host", f"unix:{at / name}")
+    assert ran.status == 1
+    assert reason in ran.complaint
+    assert "expected a whole path" in serve("--host", "unix:s").complaint
+
+
 def test_without_gunicorn_the_extra_is_named(at: Path, monkeypatch: pytest.MonkeyPatch):
     find = importlib.util.find_spec
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import configparser
 import grp
-import json
 import os
 import pwd
 import re
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from faulty import faulty, says, whole
 from in_process import service
 from modelyard.cli import cli
 from modelyard.cli.examine import examine
@@ -122,7 +122,8 @@ def test_the_image_is_built_from_what_is_there():
     assert {extra for words in extras for extra in words.split(",")} <= set(setup["options.extras_require"])
     kept = (DEPLOY / "docker" / "Dockerfile.dockerignore").read_text(encoding="utf-8")
     names = re.findall(r"^!(.+)$", kept, re.MULTILINE)
-    assert {"service", "blueprints", "setup.cfg", "pyproject.toml"} <= set(names)
+    copied = re.findall(r"^COPY ([a-z]\S+)", text, re.MULTILINE)
+    assert {"service", "blueprints", "setup.cfg", "pyproject.toml", *copied} <= set(names)
     assert all((ROOT / name).exists() for name in names)
     names = {name.lower() for name in re.findall(r"MODELYARD_([A-Z_]+)=", text)}
     assert names == {"host", "models_dirs", "state_dir"} <= set(params_of(Settings))
@@ -130,16 +131,30 @@ def test_the_image_is_built_from_what_is_there():
 
 
 def test_the_image_asks_a_service_for_its_health(tmp_path: Path):
-    (words,) = re.findall(r"^HEALTHCHECK .*? CMD (\[.*\])$", dockerfile(), re.MULTILINE)
-    python, *arguments = json.loads(words)
-    assert python == "python"
-    with service(tmp_path, [{"name": "echo"}], role="worker") as running:
-        for port, status in ((running.settings.port, 0), (1, 1)):
-            environ = {**os.environ, "MODELYARD_PORT": str(port), "http_proxy": "http://127.0.0.1:1"}
-            ran = subprocess.run(
-                [sys.executable, *arguments], env=environ, capture_output=True, timeout=60, check=False
-            )
-            assert ran.returncode == status, ran.stderr
+    assert 'CMD ["python", "/opt/modelyard/healthcheck.py"]' in dockerfile()
+    path = tmp_path / "s"
+    with service(tmp_path, [{"name": "echo"}], role="worker") as running, faulty(says(whole(200, {})), path=path):
+        places = {
+            "loopback": ({"MODELYARD_PORT": str(running.settings.port)}, 0),
+            "every address": ({"MODELYARD_HOST": "0.0.0.0", "MODELYARD_PORT": str(running.settings.port)}, 0),
+            "a socket": ({"MODELYARD_HOST": f"unix:{path}"}, 0),
+            "another port": ({"MODELYARD_PORT": "1"}, 1),
+            "no socket": ({"MODELYARD_HOST": f"unix:{path}.none"}, 1),
+        }
+        for name, (variables, status) in places.items():
+            environ = {**os.environ, **variables, "http_proxy": "http://127.0.0.1:1"}
+            command = [sys.executable, "-I", DEPLOY / "docker" / "healthcheck.py"]
+            ran = subprocess.run(command, env=environ, capture_output=True, timeout=60, check=False)
+            assert ran.returncode == status, (name, ran.stderr)
+
+
+def test_nginx_of_the_cluster_is_configured_as_any_other():
+    """Compose mounts files as they are, so there is a copy whose upstream is the socket that the gateway listens on."""
+    compose = yaml.safe_load((DEPLOY / "docker" / "compose.yaml").read_text(encoding="utf-8"))
+    host = compose["services"]["gateway"]["environment"]["MODELYARD_HOST"]
+    block = (DEPLOY / "nginx" / "modelyard.conf").read_text(encoding="utf-8").partition("\n\n")[2]
+    copy = (DEPLOY / "docker" / "nginx.conf").read_text(encoding="utf-8").partition("\n\n")[2]
+    assert copy == block.replace("127.0.0.1:8000", host)
 
 
 def test_the_services_of_the_cluster_are_configured():
@@ -159,7 +174,7 @@ def test_the_services_of_the_cluster_are_configured():
     assert started == {"controller": "controller", "worker-1": "worker", "worker-2": "worker", "gateway": "gateway"}
     assert set(compose["volumes"]) == {
         volume.partition(":")[0] for each in compose["services"].values() for volume in each["volumes"]
-    } - {"../nginx/modelyard.conf"}
+    } - {"./nginx.conf"}
 
 
 @pytest.mark.parametrize(

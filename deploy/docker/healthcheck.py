@@ -1,4 +1,4 @@
-"""Ask the service of this container for its health, at the address that its variables name: exit status 0 if it answers.
+"""Ask the service of this container for its health, at the address in its variables: exit status 0 if it answers.
 
 The process runs; whether its models are ready is told by /readyz.
 """

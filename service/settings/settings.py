@@ -53,7 +53,7 @@ class Settings:
     host_timeout: float = param(10.0, help="seconds a request waits for a model host that is starting", min=0, max=600)
     host: str = param(
         "127.0.0.1",
-        help="address to listen on, or unix:/PATH; other than loopback needs tokens, networks or --insecure",
+        help="address to listen on, or unix:/PATH; one beyond loopback needs tokens, networks or --insecure",
     )
     port: int = param(DEFAULT_PORT, help="port to listen on", min=1, max=65535)
     prefix: str = param("/api", help="path that the worker's calls stand under")

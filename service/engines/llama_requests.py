@@ -21,6 +21,7 @@ from ..sessions.session import Session
 from ..types import Burst, GenerateRequest, JSONObject, counts_of
 from ..wire.messages import openai_messages
 from .base import CancelEvent, room_in_context
+from .llama_schemas import with_schemas
 
 _TIMEOUT = 10.0
 SPARE_TOKENS = 3
@@ -34,7 +35,7 @@ def chat_body(request: GenerateRequest, default_max_new_tokens: int) -> JSONObje
     """Return the body of a chat completion."""
     body = _common(request, default_max_new_tokens)
     body["messages"] = openai_messages(request.messages)
-    body |= request.options
+    body |= with_schemas(request.options)
     if request.stop_token_ids:
         body |= {"logprobs": True, "top_logprobs": 1}
     return body
@@ -46,7 +47,7 @@ def completion_body(request: GenerateRequest, default_max_new_tokens: int) -> JS
         raise InvalidRequest.of_field("prompt", "is empty, and there are no messages: give one of them")
     body = _common(request, default_max_new_tokens)
     body["prompt"] = request.prompt
-    body |= request.options
+    body |= with_schemas(request.options)
     if request.stop_token_ids or "logprobs" in request.options:
         body["logprobs"] = max(1, _others(request.options))
     return body
@@ -127,7 +128,7 @@ class LlamaAnswer:
         try:
             result = handle(body, callback)
         except (ValueError, RuntimeError, TypeError) as error:
-            if isinstance(error, ValueError) and (field := self._field_at_fault()):
+            if not isinstance(error, RuntimeError) and (field := self._field_at_fault()):
                 raise InvalidRequest.of_field(field, f"is refused: {error}") from error
             if not self._has_begun and not isinstance(error, RuntimeError):
                 raise unfit(self._field, str(error)) from error
@@ -173,9 +174,9 @@ class LlamaAnswer:
 
     def _refusal(self, error: Any) -> ModelyardError:
         refused = refusal(error, self._model, self._field)
-        if type(refused) is InvalidRequest and "grammar" in self._options:
+        if type(refused) is InvalidRequest and (field := self._field_at_fault()):
             # It is read when the answer begins: of what is wrong with a request, this is found last.
-            return InvalidRequest.of_field("grammar", f"is refused: {refused}")
+            return InvalidRequest.of_field(field, f"is refused: {refused}")
         if type(refused) is InvalidRequest and self._has_images:
             return InvalidRequest.of_field("messages", f"have an image that can't be read: {refused}")
         return refused

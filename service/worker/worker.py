@@ -10,7 +10,7 @@ from typing import Any
 
 from ..engines.base import CancelEvent, Vectors, rank_by_cosine
 from ..engines.tool_calls import ToolCalls
-from ..errors import Cancelled, EngineError, InvalidRequest, ModelyardError, NotReady
+from ..errors import Cancelled, EngineError, FieldError, InvalidRequest, ModelyardError, NotReady
 from ..streams import TICK, Cancel, OutputStream, pumped, whole_answer
 from ..types import DEFAULT_TERMS, Burst, GenerateRequest, JSONObject, ModelMetadata, ModelOutput, Terms, WorkerType
 from ..wire.images import check_images
@@ -51,12 +51,19 @@ class ModelWorker(ModelLife):
     def _check_options(self, options: JSONObject) -> None:
         if not options:
             return
-        message = f"is not supported by model {self.name!r}: leave it out"
         if "messages" in options:
             check_images(options["messages"], self.name, takes_images=self.engine.takes_images is not False)
-        fields = sorted(options.keys() - self.engine.options)
+        fields = options.keys() - self.engine.options
+        if "tools" in fields:  # the others come with them, whether the client has sent them or not
+            fields -= {"tool_choice", "parallel_tool_calls"}
         if fields:
-            raise InvalidRequest.of_fields([{"field": field, "message": message} for field in fields])
+            faults = [FieldError(field=field, message=self._not_taken(field)) for field in sorted(fields)]
+            raise InvalidRequest.of_fields(faults)
+
+    def _not_taken(self, option: str) -> str:
+        if option == "messages":
+            return f"have calls of tools, or what these have returned, and model {self.name!r} takes text alone"
+        return f"is not supported by model {self.name!r}: leave it out"
 
     def _answer(
         self, request: GenerateRequest, cancel: Cancel, ticket: Ticket, span: CallSpan, *, is_checked: bool

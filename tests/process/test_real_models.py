@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -526,6 +527,26 @@ def test_an_answer_is_json_of_the_schema_that_was_asked_for(openai_service: Serv
     refused = chat(openai_service, response_format=form)
     assert refused.status_code == 400
     assert refused.json()["error"]["param"] == "response_format"
+
+
+@pytest.mark.parametrize(
+    ("schema", "pattern"),
+    [
+        ({"type": "string", "pattern": r"^\d{3}-ä{2}$"}, r'"\d{3}-ä{2}"'),
+        ({"type": "string", "pattern": "^[^0-9]{4}$"}, '"[^0-9]{4}"'),
+        (
+            {"type": "object", "properties": {"c": {"type": "array", "items": {"$ref": "#"}, "maxItems": 0}}}
+            | {"required": ["c"], "additionalProperties": False},
+            r'\{\s*"c":\s*\[\s*\]\s*\}',
+        ),
+    ],
+)
+def test_an_answer_keeps_to_patterns_and_to_a_schema_of_itself(
+    openai_service: Service, schema: dict[str, Any], pattern: str
+) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": schema}}
+    text = chat(openai_service, response_format=form).json()["choices"][0]["message"]["content"]
+    assert re.fullmatch(pattern, text), text
 
 
 def test_an_answer_keeps_to_a_grammar_or_a_bare_schema(openai_service: Service) -> None:

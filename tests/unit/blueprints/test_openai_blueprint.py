@@ -226,7 +226,15 @@ def test_what_a_model_can_not_do_is_refused_with_model_and_field(client, field, 
     assert error["type"] == "invalid_request_error"
     assert field in error["message"]
     assert "'steered'" in error["message"]
-    assert error["param"] in (field, "logprobs", "tool_choice")
+    assert error["param"] in (field, "logprobs")
+
+
+def test_calls_in_a_history_are_refused_as_such(client):
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    messages = [{"role": "assistant", "tool_calls": [call]}, {"role": "tool", "tool_call_id": "c", "content": "5"}]
+    error = error_of(post(client, "/v1/chat/completions", {"model": "steered", "messages": messages}))
+    assert error["param"] == "messages"
+    assert "calls of tools" in error["message"]
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,10 @@ from typing import Any
 
 import click
 
+from ..client.answers import only_model
 from ..client.client import Client
-from ..errors import ModelyardError
-from ..types import JSONObject, plain
+from ..errors import InvalidRequest, ModelyardError
+from ..types import JSONObject, WorkerType, plain
 from .completion import model_of_service
 from .connected import with_client
 from .failures import Misuse, complain
@@ -72,6 +73,10 @@ class Conversation:
     def _messages(self) -> list[JSONObject]:
         first = [{"role": "system", "content": self.system}] if self.system else []
         return [*first, *self._turns]
+
+    def partner(self) -> str:
+        """Return the model that answers. Raises the errors of `Client.models`, InvalidRequest if there are several."""
+        return self.model or only_model(self._client.models(), (WorkerType.LLM.value,), self._client.url)
 
     def clear(self) -> None:
         """Forget all messages."""
@@ -179,7 +184,7 @@ def _answer_once(conversation: Conversation, message: str, *, stats: bool, json_
 def _converse(conversation: Conversation, *, stats: bool) -> None:
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401, PLC0415 - it gives `input` a history and arrow keys
-    click.echo("/help lists the commands, Ctrl-D ends", err=True)
+    click.echo(f"{_introduction(conversation)}\n/help lists the commands, Ctrl-D ends", err=True)
     while True:
         try:
             line = _read_line()
@@ -194,6 +199,14 @@ def _converse(conversation: Conversation, *, stats: bool) -> None:
         message = _command(conversation, line) if line.startswith("/") else line
         if message:
             _answer(conversation, message, stats=stats)
+
+
+def _introduction(conversation: Conversation) -> str:
+    """Return which model answers, or that one has to be chosen. Raises the errors of `Client.models`."""
+    try:
+        return f"you talk to {conversation.partner()}"
+    except InvalidRequest as error:
+        return f"choose a model with /model NAME; {error}"
 
 
 def _read_line() -> str:
@@ -223,16 +236,25 @@ def _command(conversation: Conversation, line: str) -> str | None:
     rest = rest.strip()
     if name == "/clear":
         conversation.clear()
-    elif name == "/undo":
-        conversation.undo()
-    elif name == "/again":
-        return conversation.undo()
+        outcome = "the conversation is forgotten"
+    elif name in ("/undo", "/again"):
+        text = conversation.undo()
+        if text is not None and name == "/again":
+            return text
+        outcome = "there is no message" if text is None else f"forgotten: {text}"
     elif name == "/system":
         conversation.system = rest or None
+        outcome = f"the model is told first: {rest or 'nothing'}"
     elif name == "/model":
         conversation.model = rest or None
+        try:
+            outcome = _introduction(conversation)
+        except ModelyardError as error:
+            complain(str(error))
+            return None
     else:
-        click.echo(HELP if name == "/help" else f"there is no command {safe_text(name)}\n{HELP}")
+        outcome = HELP if name == "/help" else f"there is no command {name}: /help lists them"
+    click.echo(safe_text(outcome), err=True)
     return None
 
 

@@ -26,7 +26,7 @@ _PLACES = {
     "remove": _Place("pull", "remove", "Remove weights that were pulled."),
     "inspect": _Place("inspect", "inspect", "Show what weights hold and need."),
     "models": _Place("models", "models", "See and change the models of a running service."),
-    "instances": _Place("models", "instances", "List what is registered at a controller."),
+    "instances": _Place("models", "instances", "List what is registered in a cluster."),
     "top": _Place("top", "top", "Watch the models of a running service."),
     "chat": _Place("chat", "chat", "Talk to a model."),
     "complete": _Place("texts", "complete", "Continue a text."),

@@ -17,6 +17,7 @@ from ..cluster.keys import keys_exist
 from ..cluster.membership import session_options
 from ..cluster.registry import open_registry
 from ..cluster.registry.address import sqlite_path
+from ..cluster.registry.base import MANAGER_KEY
 from ..errors import ConfigError, ModelyardError
 from ..server.clients import OTHER_FILES
 from ..sessions.session import Session
@@ -36,6 +37,8 @@ LIBRARIES = {
 
 PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 """Variables, in small or capital letters, that name a proxy."""
+_WITHOUT_MODELS = {"gateway": "the models of its registry", "controller": "a registry, and no models"}
+"""What a role has without models of its own."""
 SHARE_OF_MEMORY = 0.9
 """The part of the available memory that models may take before it is a warning."""
 
@@ -52,15 +55,17 @@ def check_configuration(report: Examination) -> Iterator[Finding]:
     for override in report.unused_overrides:
         yield Finding.warning(name, f"{override}: model {override.model!r} is not started", "leave it out")
     if not report.faults:
-        models = ", ".join(model.key or model.name for model in report.models) or "no model"
-        yield Finding.ok(name, f"{report.settings.role} with {models}")
+        role = report.settings.role
+        models = ", ".join(model.key or model.name for model in report.models) or _WITHOUT_MODELS.get(role, "no model")
+        yield Finding.ok(name, f"{role} with {models}")
 
 
 def check_access(report: Examination) -> Iterator[Finding]:
     """Report a service that other machines reach, and that asks nobody who they are."""
     settings = report.settings
     try:
-        settings.refuse_open_door(has_keys=settings.requires_keys and keys_exist(settings))
+        has_keys = settings.requires_keys and keys_exist(settings)
+        settings.refuse_open_door(has_keys=has_keys)
     except ConfigError as error:
         yield Finding.failure("access", f"{settings.host} can be reached, and nobody has to log in", str(error))
     except ModelyardError as error:
@@ -70,8 +75,10 @@ def check_access(report: Examination) -> Iterator[Finding]:
             advice = "leave insecure out, and make tokens (modelyard token new) or keys (modelyard key new)"
             yield Finding.warning("access", f"{settings.host} is open to everybody who reaches it", advice)
         else:
-            who = "this machine" if settings.is_loopback else "those with a token, a key or a trusted address"
-            yield Finding.ok("access", f"{settings.host} is for {who}")
+            needs_secret = has_keys or settings.tokens or settings.tokens_file
+            place = "only programs of this machine reach" if settings.is_loopback else "other machines reach"
+            pass_ = "a token, a key or a trusted address" if needs_secret or not settings.is_loopback else "no key"
+            yield Finding.ok("access", f"{place} {settings.host}; they need {pass_}")
 
 
 def check_threads(report: Examination) -> Iterator[Finding]:
@@ -198,10 +205,10 @@ def check_proxies(report: Examination, machine: Machine) -> Iterator[Finding]:
 
 
 def check_address(report: Examination) -> Iterator[Finding]:
-    """Report an advertised address that other machines can't reach."""
+    """Report an address that is registered where other machines read it, and that they can't reach."""
     settings = report.settings
     registry_host = urlsplit((settings.registry or "").partition(",")[0]).hostname
-    if not settings.registry or settings.role == "controller":
+    if not settings.registry or settings.role not in OWNERS:
         return
     try:
         url = advertised_url(settings)
@@ -214,7 +221,9 @@ def check_address(report: Examination) -> Iterator[Finding]:
         result = f"it would be registered at {registry_host} as {url}, which every machine takes for its own"
         yield Finding.failure("address", result, "listen on 0.0.0.0, or set advertise to this machine's address")
     else:
-        yield Finding.ok("address", f"others reach it at {url}" if url else "known with the first request")
+        who = "routers of this machine" if is_local else "routers"
+        result = f"it is registered as {url}, where {who} reach it" if url else "known with the first request"
+        yield Finding.ok("address", result)
 
 
 def check_registry(report: Examination) -> Iterator[Finding]:
@@ -235,8 +244,8 @@ def check_registry(report: Examination) -> Iterator[Finding]:
         advice = "start it, correct registry, or give token or token_file with the scope worker"
         yield Finding.failure("registry", str(error), advice)
     else:
-        healthy = sum(row.healthy for row in rows)
-        yield Finding.ok("registry", f"answers: {healthy} of {len(rows)} instances are healthy")
+        healthy = [row.healthy for row in rows if row.key != MANAGER_KEY]
+        yield Finding.ok("registry", f"answers; instances of models: {len(healthy)}, healthy: {sum(healthy)}")
 
 
 def _int(model: ExaminedModel, name: str) -> int:

@@ -122,7 +122,8 @@ def examine(
         settings = load_layers(given, environ, faults, overrides=overrides)
     _check_parts(settings, faults)
     catalog = Catalog.load(settings.model_tables, settings.models_paths, faults=faults)
-    names = _names_to_start(settings, catalog, faults)
+    # Where the role does not fit, these would be the models of another.
+    names = _names_to_start(settings, catalog, faults) if options.get("role", settings.role) == settings.role else []
     declarations = Declarations(settings, catalog, environ, faults)
     models = _Models(declarations, _state(settings) if kept else {}, faults)
     models.add_all(names)

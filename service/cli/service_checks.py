@@ -13,6 +13,7 @@ from http import HTTPStatus
 from itertools import pairwise
 
 from ..client.client import Client
+from ..cluster.registry.base import MANAGER_KEY
 from ..errors import ConfigError, Forbidden, ModelyardError, Unauthorized, WorkerUnreachable
 from ..sessions.address import parse_address
 from ..sessions.session import Session
@@ -176,7 +177,9 @@ def check_registry_of_service(visit: Visit) -> Iterator[Finding]:
         advice = "start it, or forget it: it is removed after a day"
         yield Finding.warning("its registry", f"{row['key']} at {row['url']}: {_last_seen(row)}", advice)
     if not cluster.get("error") and not silent:
-        yield Finding.ok("its registry", f"reached; {len(rows)} instances are registered" if rows else "reached")
+        number = sum(row["key"] != MANAGER_KEY for row in rows)
+        result = "reached" if visit.reading.instances is None else f"reached; instances of models: {number}"
+        yield Finding.ok("its registry", result)
 
 
 def _last_seen(row: JSONObject) -> str:
@@ -192,15 +195,16 @@ def check_addresses(visit: Visit) -> Iterator[Finding]:
     errors = {url: probe.error for url, probe in registered.items() if probe.error is not None}
     keys = Counter(str(row["url"]) for row in visit.reading.instances or ())
     for url, error in errors.items():
-        result = f"{url} (of {keys[url]} instances) does not answer here: {error}"
+        result = f"{url} (rows in the registry: {keys[url]}) does not answer here: {error}"
         advice = "set advertise there to an address that other machines reach, or open its port"
         yield Finding.failure("addresses", result, advice)
     failing = visit.reading.sums.get(f"{metrics.INSTANCES.name} failing", {})
     for (model, kind), number in failing.items():
         advice = "see the log of the service; it tries them again by itself"
-        yield Finding.failure("addresses", f"the service reaches {number:.0f} instances of {model}@{kind} not", advice)
+        result = f"instances of {model}@{kind} that the service does not reach: {number:.0f}"
+        yield Finding.failure("addresses", result, advice)
     if registered and not errors and not any(failing.values()):
-        yield Finding.ok("addresses", f"{len(registered)} registered addresses answer here")
+        yield Finding.ok("addresses", f"registered addresses that answer here: {len(registered)}")
 
 
 @dataclass(frozen=True)

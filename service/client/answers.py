@@ -38,7 +38,7 @@ def only_model(states: Iterable[ModelState], worker_types: tuple[str, ...], url:
         of_type = [state for state in states if state.worker_type == worker_type]
         names = sorted({state.name for state in of_type if state.state == "ready"} or {s.name for s in of_type})
         if len(names) > 1:
-            fault = f"say which: {', '.join(names)} are at {url}"
+            fault = f"name one of those at {url}: {', '.join(names)}"
             raise InvalidRequest.of_field("model", fault)
         if names:
             return names[0]

@@ -17,7 +17,7 @@ from modelyard.cli.examine import Examination, examine
 from modelyard.cli.findings import Finding, Level
 from modelyard.cli.machine import Machine
 from modelyard.cluster.registry import open_registry
-from modelyard.cluster.registry.base import Instance
+from modelyard.cluster.registry.base import MANAGER_KEY, Instance
 from modelyard.settings.sizes import size
 from tiny_gguf import make
 
@@ -48,6 +48,30 @@ def test_faults_and_missing_weights_are_failures_with_what_to_do():
     assert "0 is less than 1" in findings[0].result
     assert "modelyard pull smollm2-135m" in findings[1].result
     assert only(config_checks.check_configuration(report())).result == "standalone with echo@llm"
+
+
+@pytest.mark.parametrize(
+    ("options", "result"),
+    [
+        ({"role": "controller"}, "controller with a registry, and no models"),
+        ({"role": "gateway", "registry": "http://10.0.0.7:8000/api"}, "gateway with the models of its registry"),
+        ({"role": "worker", "models": ""}, "worker with no model"),
+    ],
+)
+def test_a_role_without_models_is_shown_with_what_it_has(options: dict[str, str], result: str):
+    assert only(config_checks.check_configuration(report("", **options))).result == result
+
+
+def test_of_a_role_that_does_not_fit_no_models_are_looked_for():
+    (finding,) = config_checks.check_configuration(report("", role="gateway"))
+    assert "a gateway needs --registry" in finding.result
+
+
+def test_who_reaches_an_address_is_said(at: Path):
+    assert only(config_checks.check_access(report())).result == (
+        "only programs of this machine reach 127.0.0.1; they need no key"
+    )
+    assert only(config_checks.check_access(report(tokens_file="tokens"))).result.endswith("a trusted address")
 
 
 def test_a_set_of_a_model_that_is_not_started_is_a_warning():
@@ -173,8 +197,9 @@ def test_an_address_that_the_registry_would_take_for_itself_is_a_failure(options
     assert only(config_checks.check_address(made)).level == level
 
 
-def test_a_service_without_a_registry_has_no_address_to_check():
+def test_a_service_that_registers_nothing_has_no_address_to_check():
     assert [*config_checks.check_address(report(role="worker"))] == []
+    assert [*config_checks.check_address(report(role="gateway", registry="http://127.0.0.1:8000/api"))] == []
     assert [*config_checks.check_registry(report())] == []
 
 
@@ -185,8 +210,8 @@ def test_a_registry_that_does_not_answer_is_a_failure(at: Path):
     assert only(config_checks.check_registry(made)).result == "its file is made when the service starts"
     assert not (at / "registry.db").exists(), "it only looks"
     with closing(open_registry(f"sqlite:///{at}/registry.db")) as registry:
-        registry.beat([Instance("echo@llm", "http://h/api")])
-    assert only(config_checks.check_registry(made)).result == "answers: 1 of 1 instances are healthy"
+        registry.beat([Instance("echo@llm", "http://h/api"), Instance(MANAGER_KEY, "http://h/api")])
+    assert only(config_checks.check_registry(made)).result == "answers; instances of models: 1, healthy: 1"
 
 
 # The command

@@ -143,14 +143,17 @@ def test_a_registered_address_that_does_not_answer_is_a_failure(running: Runtime
             (finding,) = service_checks.check_addresses(Visit.to(client))
     finally:
         running.cluster.registry.deregister(wrong, forget=True)
-    assert (finding.level, "http://127.0.0.1:1/api (of 1 instances)" in finding.result) == ("failure", True)
+    assert (finding.level, "http://127.0.0.1:1/api (rows in the registry: 1)" in finding.result) == ("failure", True)
     assert "advertise" in str(finding.advice)
 
 
 def test_instances_that_the_service_does_not_reach_are_a_failure(visit: Visit):
     sums = {"modelyard_instances failing": {("far", "llm"): 2.0}}
     (finding,) = service_checks.check_addresses(seen(visit, sums=sums))
-    assert (finding.level, "2 instances of far@llm" in finding.result) == ("failure", True)
+    assert (finding.level, "instances of far@llm that the service does not reach: 2" in finding.result) == (
+        "failure",
+        True,
+    )
 
 
 # A stream

@@ -162,7 +162,7 @@ def test_without_a_name_the_only_model_of_the_kind_is_meant_and_it_is_asked_for_
 @pytest.mark.parametrize(
     ("keys", "kind", "says_so"),
     [
-        (["a@llm", "b@llm"], errors.InvalidRequest, "say which: a, b"),
+        (["a@llm", "b@llm"], errors.InvalidRequest, "name one of those at .*: a, b"),
         (["a@text2vec"], errors.UnknownModel, "no model of the type llm"),
     ],
 )

@@ -330,6 +330,17 @@ def test_prometheus_loads_the_alerts():
     subprocess.run(["promtool", "check", "rules", DEPLOY / "prometheus-alerts.yml"], check=True, timeout=30)
 
 
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+def test_each_alert_fires_when_it_should_and_at_no_other_time():
+    path = Path(__file__).with_name("alerts_test.yml")
+    (group,) = yaml.safe_load((DEPLOY / "prometheus-alerts.yml").read_text())["groups"]
+    *cases, quiet = yaml.safe_load(path.read_text())["tests"]
+    alerts = [rule["alert"] for rule in group["rules"]]
+    assert [case["name"] for case in cases] == [each["alertname"] for each in quiet["alert_rule_test"]] == alerts
+    ran = subprocess.run(["promtool", "test", "rules", path], capture_output=True, text=True, timeout=60, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
 def test_the_page_lists_the_metrics_as_they_are():
     page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(modelyard_\w+)` \| (\w+) \| (.*?) ?\| (.*?) \|$", page, re.MULTILINE)

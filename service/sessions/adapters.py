@@ -8,12 +8,12 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from http.cookiejar import DefaultCookiePolicy
 from typing import Any
 
 import requests
 from requests.adapters import HTTPAdapter
-from urllib3 import HTTPConnectionPool
+from requests.structures import CaseInsensitiveDict
+from urllib3 import BaseHTTPResponse, HTTPConnectionPool
 
 from .address import Origin, origin_of
 from .calls import current_call
@@ -115,6 +115,14 @@ class _Adapter(HTTPAdapter):
         """Return the path and query: no request is sent through a proxy."""
         return request.path_url
 
+    def build_response(self, req: requests.PreparedRequest, resp: BaseHTTPResponse) -> requests.Response:
+        """Return the response without its cookies, which no session of ours keeps, and without a guess of its text."""
+        response = requests.Response()
+        response.status_code, response.reason = resp.status, resp.reason or ""
+        response.headers = CaseInsensitiveDict(resp.headers)
+        response.raw, response.url, response.request = resp, req.url or "", req
+        return response
+
     def close(self) -> None:
         """Close the idle connections; those in use are closed when their responses are."""
         for pool in list(self._pools.values()):
@@ -123,17 +131,16 @@ class _Adapter(HTTPAdapter):
 
 
 class _RequestsSession(requests.Session):
-    """A session that takes nothing from the environment, keeps no cookie and follows no redirect."""
+    """A session that takes nothing from the environment, keeps no cookie, follows no redirect and calls no hook."""
 
     def __init__(self, adapter: HTTPAdapter) -> None:
         super().__init__()
-        self.trust_env = False
-        self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         for scheme in ("http://", "https://", "http+unix://"):
             self.mount(scheme, adapter)
 
-    def get_redirect_target(self, resp: requests.Response) -> None:
-        """Return None: a redirect is never followed."""
+    def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
+        """Return the response as the adapter has it. ``options`` are those of `HTTPAdapter.send`."""
+        return self.get_adapter(request.url or "").send(request, **options)
 
 
 def new_requests_session(tls: Callable[[], ssl.SSLContext]) -> requests.Session:

@@ -39,6 +39,7 @@ class Response:
         self._cancel = cancel
         self._content: bytes | None = None
         self._failure: ModelyardError | None = None
+        self._is_closed = False
         self._silence = 0.0
         if call.incoming is not None:
             call.incoming.source.is_in_head = False
@@ -83,6 +84,9 @@ class Response:
                     self._failure = WorkerUnreachable(f"{self._call.origin} answers with over {limit} bytes")
                     self.close()
                     raise self._failure
+                if self._raw.length_remaining == 0:
+                    self.close()
+                    break
             self._content = b"".join(parts)
         return self._content
 
@@ -144,6 +148,9 @@ class Response:
 
     def close(self) -> None:
         """End it, and discard what was not read. A second call does nothing."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         if self._cancel is not None:
             self._cancel.forget(self._call.end)
         self._call.let_go()

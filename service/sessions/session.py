@@ -91,21 +91,23 @@ class Session:
         """
         try:
             origin = origin_of(url)
-            prepared = self._prepared(method, url).copy()
+            template = self._prepared(method, url)
         except ValueError as error:
             raise WorkerUnreachable(str(error)) from None
         connect_timeout, read_timeout = timeout or (self.connect_timeout, self.read_timeout)
-        fields = prepared.headers
-        fields.update(self._current_headers())
+        fields = dict(template.headers)
+        _set(fields, self._current_headers())
         if self._token is not None and (token := self._token()) is not None:
-            fields["Authorization"] = f"Bearer {token}"
+            _set(fields, {"Authorization": f"Bearer {token}"})
         if body is not None:
-            prepared.body = body
-            fields["Content-Type"] = "application/json"
-            fields["Content-Length"] = str(len(body))
+            _set(fields, {"Content-Type": "application/json", "Content-Length": str(len(body))})
         if not reuse:
-            fields["Connection"] = "close"
-        fields.update(headers or {})
+            _set(fields, {"Connection": "close"})
+        _set(fields, headers or {})
+        prepared = requests.PreparedRequest()
+        prepared.method, prepared.url, prepared.body = template.method, template.url, body
+        # A plain dict: to copy and to read one of requests costs more than all else that is done with it.
+        prepared.headers = fields  # type: ignore[assignment]
         call = Call(origin, read_timeout, until, fresh=not reuse, keep=reuse)
         try:
             return self._send(prepared, connect_timeout, call, cancel)
@@ -125,7 +127,6 @@ class Session:
                     prepared,
                     stream=True,
                     timeout=(connect_timeout, call.read_timeout),
-                    allow_redirects=False,
                     proxies={},
                 )
             return Response(response, call, cancel)
@@ -149,6 +150,15 @@ class Session:
         """
         if (session := self._sessions.pop()) is not None:
             session.close()
+
+
+def _set(fields: dict[str, str], headers: Mapping[str, str]) -> None:
+    """Set ``headers`` in ``fields``, where a name may be written in other case."""
+    for name, value in headers.items():
+        if name not in fields:
+            for other in [other for other in fields if other.lower() == name.lower()]:
+                del fields[other]
+        fields[name] = value
 
 
 def _trusting(ca: str) -> Callable[[], ssl.SSLContext]:

@@ -84,6 +84,28 @@ def test_a_request_says_who_asks_and_what_was_configured():
     assert f"//{request.headers['host']}/" in server.url
 
 
+def test_a_header_is_sent_once_however_its_name_is_written(monkeypatch: pytest.MonkeyPatch):
+    sent = Session(headers={"user-agent": "mine", "authorization": "Basic none"}, token=lambda: "secret")
+    writes: list[bytes] = []
+    sendall = socket.socket.sendall
+
+    def noted(sock: socket.socket, data: bytes, *flags: int) -> None:
+        writes.append(data)
+        sendall(sock, data, *flags)
+
+    with faulty(says(HELLO)) as server:
+        monkeypatch.setattr(socket.socket, "sendall", noted)
+        ask(sent, "POST", server.url, body=b"{}", headers={"CONTENT-TYPE": "application/x"})
+        sent.close()
+    first, *lines = writes[0].decode().partition("\r\n\r\n")[0].split("\r\n")
+    headers = [(name.lower(), value) for name, value in (line.split(": ") for line in lines)]
+    assert first.startswith("POST ")
+    assert len(dict(headers)) == len(headers)
+    assert {("content-type", "application/x"), ("authorization", "Bearer secret"), ("user-agent", "mine")} < set(
+        headers
+    )
+
+
 def test_a_request_without_a_body_has_no_length(session: Session):
     with faulty(says(HELLO)) as server:
         ask(session, "GET", server.url)

@@ -168,7 +168,8 @@ class OutputStream:
 
     def close(self) -> None:
         """End the answer at once. Called by the thread that iterates, or after it."""
-        if not self._open.acquire(blocking=False):
+        # In this order: under gevent an attempt that fails costs a switch, and each stream is closed twice.
+        if self._open.locked() or not self._open.acquire(blocking=False):
             return
         if not self._ended:
             self._failure = self.cancel.error

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import secrets
 import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -16,6 +16,11 @@ from .schemas import Generation
 
 _OF_PROMPT, _OF_ANSWER = USAGE_DETAILS
 _FINISH_REASONS = frozenset({"stop", "length", "tool_calls", "content_filter", "function_call"})
+
+
+def new_id(prefix: str) -> str:
+    """Return a random id that begins with ``prefix``."""
+    return prefix + secrets.token_hex(16)
 
 
 def finish_reason(reason: str | None) -> str:
@@ -34,7 +39,7 @@ class Header:
     @classmethod
     def new(cls, prefix: str, model: str) -> Header:
         """Return the header of a new answer; ``prefix`` begins its id."""
-        return cls(f"{prefix}{uuid.uuid4().hex}", model)
+        return cls(new_id(prefix), model)
 
     def of(self, kind: str) -> JSONObject:
         """Return the first keys of an ``object`` of this ``kind``."""

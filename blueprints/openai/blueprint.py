@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -15,15 +14,16 @@ from ...types import JSONObject, WorkerType
 from ...wire.terms import ID_HEADER
 from ...worker.protocol import Service
 from ..request import cors, guard
-from ..request.access_log import log_access, naming, read_call, vectors_response
+from ..request.access_log import AccessLine, log_access, naming, read_call, vectors_response
 from ..request.bodies import json_response
+from ..request.current import current_request
 from ..request.fields import fault, load
 from ..request.keys import check_model, total_tokens, visible
 from ..request.mounted import MountedBlueprint
 from ..request.streaming import Call, Encoder, called, stream_response
 from ..request.terms import terms_of
 from . import anthropic, errors, response_events, responses, schemas
-from .answers import Choice, Header, Usage, chat_answer, completion_answer, whole_choices
+from .answers import Choice, Header, Usage, chat_answer, completion_answer, new_id, whole_choices
 from .chat_fields import text_to_count
 from .choices import check_copies, open_choices
 from .errors import is_anthropic
@@ -97,14 +97,15 @@ def _name_answers(blueprint: Blueprint) -> None:
 
     @blueprint.before_request
     def name_request() -> None:
-        g.modelyard_line.request_id = g.modelyard_line.request_id or f"req_{uuid.uuid4().hex}"
+        line: AccessLine = g.modelyard_line
+        line.request_id = line.request_id or new_id("req_")
 
     @blueprint.after_request
     def name_response(response: Response) -> Response:
         line = g.get("modelyard_line")
         if line is not None and line.request_id:
             response.headers[ID_HEADER] = line.request_id
-            if errors.is_anthropic():
+            if is_anthropic():
                 response.headers["request-id"] = line.request_id
             response.headers["openai-processing-ms"] = str(line.milliseconds())
         return response
@@ -170,11 +171,12 @@ def _text_view(service: Service, text_call: _TextCall) -> Callable[[], Response]
 
 
 def _generate(service: Service, text_call: _TextCall) -> Response:
-    call = Call(service, request)
+    line: AccessLine = g.modelyard_line
+    call = Call(service, current_request())
     try:
         body = read_call(service)
         generation = text_call.read(body, model_of(service, body, WorkerType.LLM))
-        g.modelyard_line.model = generation.model
+        line.model = generation.model
         terms = terms_of(service, body, generation.requests[0])
         for prompt in generation.requests:
             prompt.terms = terms
@@ -182,15 +184,15 @@ def _generate(service: Service, text_call: _TextCall) -> Response:
         check_copies(service.manager, generation.model, generation.copies)
         limits = [prompt.max_new_tokens for prompt in generation.requests]
         call.admit(generation.characters, limits, used=lambda: total_tokens(usage.total()))
-        g.modelyard_line.usage = usage.total
+        line.usage = usage.total
         stream = open_choices(service.manager, service.budget, generation.requests, call.cancel)
         if generation.stream:
             events = text_call.events(header, usage, generation)
-            g.modelyard_stream = response = stream_response(service, call, stream, g.modelyard_line, events)
+            g.modelyard_stream = response = stream_response(service, call, stream, line, events)
             return response
         with stream:
             choices = whole_choices(stream, len(generation.requests), usage)
-        g.modelyard_line.note_answer(stream)
+        line.note_answer(stream)
     except BaseException as error:
         call.close(error)
         raise
@@ -269,7 +271,7 @@ def _rerank(service: Service) -> Response:
             scores,
             texts,
             model,
-            f"rerank-{uuid.uuid4().hex}",
+            new_id("rerank-"),
             top_n=loaded.get("top_n"),
             tokens=tokens,
             with_texts=bool(loaded.get("return_text" if shape == TEI else "return_documents")),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from flask import Blueprint, Response, g, request
+from flask import Blueprint, Response, g
 from werkzeug.exceptions import HTTPException
 
 from ...errors import (
@@ -30,6 +30,7 @@ from ...errors import (
 from ...types import JSONObject
 from ...wire.errors import TOO_LONG
 from ..request.bodies import json_response
+from ..request.current import current_request
 from ..request.problems import unforeseen, with_headers
 
 INVALID = "invalid_request_error"
@@ -119,7 +120,8 @@ def _shaped(body: JSONObject, status: int) -> JSONObject:
 
 def is_anthropic() -> bool:
     """Return whether the request is of Anthropic's API: by its path, or at a path of both by the client's header."""
-    return "anthropic-version" in request.headers or request.path.endswith(("/messages", "/messages/count_tokens"))
+    call = current_request()
+    return "anthropic-version" in call.headers or call.path.endswith(("/messages", "/messages/count_tokens"))
 
 
 def status_of(error: type[ModelyardError]) -> int:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 import orjson
-from flask import Blueprint, Request, Response, g, request
+from flask import Blueprint, Request, Response, g
 
 from ...engines.base import Vectors, cut_texts, other_model_of, tokens_of
 from ...errors import Unavailable
@@ -25,6 +25,7 @@ from ...wire.errors import BY_CODE
 from ...wire.terms import ID_HEADER, QUEUE_HEADER, checked_id
 from ...worker.protocol import Service
 from .bodies import json_response, read_object
+from .current import current_request
 from .keys import check_model
 from .traces import CallTrace, arrived, read_body
 
@@ -177,12 +178,13 @@ def read_call(service: Service, *, keeps_body: bool = True) -> JSONObject:
     Raises InvalidRequest, RequestTooLarge, and Forbidden for a model that the request's API key may not use.
     """
     line: AccessLine = g.modelyard_line
-    body = read_object(request, service.settings.max_body_bytes)
+    call = current_request()
+    body = read_object(call, service.settings.max_body_bytes)
     model = body.get("model")
     line.model = model if isinstance(model, str) else None
     if keeps_body:
         line.keep_prompt(body)
-    line.trace = read_body(service.tracing, request, line.trace, body)
+    line.trace = read_body(service.tracing, call, line.trace, body)
     if line.model is not None:
         check_model(line.model)
     return body
@@ -228,10 +230,11 @@ def log_access(
 
     @blueprint.before_request
     def begin() -> None:
-        view = (request.endpoint or "").rpartition(".")[2]
-        trace = arrived(tracing, request) if tracing is not None else None
+        call = current_request()
+        view = (call.endpoint or "").rpartition(".")[2]
+        trace = arrived(tracing, call) if tracing is not None else None
         g.modelyard_line = AccessLine(
-            request, enabled=enabled, routine=view in routine, trace=trace, metrics=metrics, recent=recent
+            call, enabled=enabled, routine=view in routine, trace=trace, metrics=metrics, recent=recent
         )
 
     @blueprint.after_request

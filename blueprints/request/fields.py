@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
+from marshmallow import EXCLUDE, Schema, ValidationError, fields, missing, validate
 
 from ...errors import FieldError, InvalidRequest
 from ...types import JSONObject
@@ -93,11 +93,24 @@ def stops(stop: Any, most: int) -> list[str]:
 
 
 def load(schema: Schema, body: Mapping[str, Any]) -> JSONObject:
-    """Return the checked fields of ``body``; null means absent. Raises InvalidRequest with each fault."""
-    try:
-        loaded: JSONObject = schema.load({key: value for key, value in body.items() if value is not None})
-    except ValidationError as error:
-        raise InvalidRequest.of_fields(_flat(error.messages, "")) from None
+    """Return the checked fields of ``body``; null means absent. Raises InvalidRequest with each fault.
+
+    It is for schemas that only have fields: no hooks, no validators of their own, no defaults.
+    """
+    loaded: JSONObject = {}
+    faults: dict[str, Any] = {}
+    # Field by field: the schema's own `load` takes as long for a field that is absent as for one that is there.
+    for name, field in schema.fields.items():
+        key = name if field.data_key is None else field.data_key
+        value = body.get(key)
+        if value is None and not field.required:
+            continue
+        try:
+            loaded[field.attribute or name] = field.deserialize(missing if value is None else value, key, body)
+        except ValidationError as error:
+            faults[key] = error.messages
+    if faults:
+        raise InvalidRequest.of_fields(_flat(faults, ""))
     return loaded
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from flask import Blueprint, Request, Response, g, request
+from flask import Blueprint, Request, Response, g
 
 from ...access.keys import Key
 from ...access.networks import IPAddress, Resolver, TrustedNetworks, address_of, is_of_this_machine, parse_networks
@@ -22,6 +22,7 @@ from ...access.wrong_keys import WrongKeys
 from ...errors import Forbidden, InvalidRequest, NotReady, Unauthorized
 from ...settings.settings import Settings
 from ...worker.protocol import Keys
+from .current import current_request
 from .detour import client_of, detour, foreign_host, is_of_plain_proxy
 from .keys import add_headers
 
@@ -305,7 +306,7 @@ def install(
 
     @blueprint.before_request
     def check() -> None:
-        token = guard.check(request)
+        token = guard.check(current_request())
         if token is None:
             return
         line = g.get("modelyard_line")

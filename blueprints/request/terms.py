@@ -7,12 +7,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import orjson
-from flask import g, request
+from flask import g
+from werkzeug.datastructures import Headers
 
 from ...types import GenerateRequest, JSONObject, Terms
 from ...wire.chunks import ROUTE_HEADER, ROUTE_LOCAL
 from ...wire.terms import BATCH, INTERACTIVE, PRIORITY_HEADER, SESSION_HEADER, may_wait
 from ...worker.protocol import Service
+from .current import current_request
 from .fields import fault
 
 _SESSION_HEADERS = (SESSION_HEADER, "x-conversation-id")
@@ -26,19 +28,20 @@ def terms_of(service: Service, body: Mapping[str, Any], prompt: GenerateRequest 
     It belongs to a session if it has a ``prompt``. Raises InvalidRequest, and Overloaded for a batch request if the
     threads that are left are for interactive ones.
     """
-    batch = _is_batch(body)
+    headers = current_request().headers
+    batch = _is_batch(headers, body)
     if batch:
         service.budget.check_batch()
-    session = _session_of(body, prompt) if prompt is not None and service.settings.session_affinity else ""
-    return Terms(may_wait(request.headers.get("Prefer")), batch, session, g.modelyard_line.request_id)
+    session = _session_of(headers, body, prompt) if prompt is not None and service.settings.session_affinity else ""
+    return Terms(may_wait(headers.get("Prefer")), batch, session, g.modelyard_line.request_id)
 
 
 # Priority
 
 
-def _is_batch(body: Mapping[str, Any]) -> bool:
+def _is_batch(headers: Headers, body: Mapping[str, Any]) -> bool:
     """Return whether a request stands in line behind interactive ones. The header has precedence over the ``body``."""
-    header = request.headers.get(PRIORITY_HEADER)
+    header = headers.get(PRIORITY_HEADER)
     if header is not None:
         return _means_batch(PRIORITY_HEADER, header)
     if (priority := body.get("priority")) is not None:
@@ -57,24 +60,24 @@ def _means_batch(field: str, value: Any) -> bool:
 # The session
 
 
-def _session_of(body: Mapping[str, Any], prompt: GenerateRequest) -> str:
+def _session_of(headers: Headers, body: Mapping[str, Any], prompt: GenerateRequest) -> str:
     """Return the key of a request's session: a hash of the first name that it has, or of its first messages.
 
     Empty without both: a raw prompt does not show which part of it stays the same. A router has sent the key with the
     request, if there is one.
     """
-    if request.headers.get(ROUTE_HEADER) == ROUTE_LOCAL:
-        name = request.headers.get(SESSION_HEADER, "")
+    if headers.get(ROUTE_HEADER) == ROUTE_LOCAL:
+        name = headers.get(SESSION_HEADER, "")
     else:
-        name = next(_names(body), "") or _beginning(prompt)
+        name = next(_names(headers, body), "") or _beginning(prompt)
     return hashlib.blake2b(name.encode(), digest_size=8).hexdigest() if name else ""
 
 
-def _names(body: Mapping[str, Any]) -> Iterator[str]:
+def _names(headers: Headers, body: Mapping[str, Any]) -> Iterator[str]:
     """Yield the names of a session, the most exact first: those of OpenAI's clients, Anthropic's and DB-GPT's."""
     metadata, context = _object(body, "metadata"), _object(body, "context")
     for name in (
-        *map(request.headers.get, _SESSION_HEADERS),
+        *map(headers.get, _SESSION_HEADERS),
         body.get("prompt_cache_key"),
         context.get("conv_uid"),
         body.get("user"),

@@ -7,6 +7,7 @@ and the exit status that ends the master with its worker.
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import signal
@@ -190,6 +191,8 @@ def post_worker_init(worker: Any) -> None:
     _clients.start()
     Ending(runtime, _clients).start()
     runtime.start(_end_service)
+    # The program stays: a full pass of the garbage collector over it would stop all answers for tens of milliseconds.
+    gc.freeze()
 
 
 def post_request(worker: Any, request: Any, environ: Any, response: Any) -> None:

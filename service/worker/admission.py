@@ -1,6 +1,6 @@
 """Admission: a `Gate` for each model (slots and a line), and a `Budget` for each process (threads).
 
-The budget is a bounded semaphore, the gate a bounded semaphore with a line. A request that does not fit is refused at
+The budget is a count with a limit, the gate a bounded semaphore with a line. A request that does not fit is refused at
 once, before anything is computed.
 """
 
@@ -128,6 +128,8 @@ class Gate:
         self.queue_timeout = queue_timeout
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
+        self._awaits_idle = 0
+        """The threads that wait for `_idle`. Without them it is not notified: under gevent that costs a switch."""
         self._free = slots
         self._interactive: deque[Ticket] = deque()
         self._batch: deque[Ticket] = deque()
@@ -198,7 +200,7 @@ class Gate:
             self._grant()
         else:
             self._beside -= 1
-        if self.is_idle:
+        if self._awaits_idle and self.is_idle:
             self._idle.notify_all()
 
     def _grant(self) -> None:
@@ -260,7 +262,11 @@ class Gate:
     def wait_idle(self, timeout: float) -> bool:
         """Block until all slots are free, for ``timeout`` seconds at most; return whether they are."""
         with self._lock:
-            return self._idle.wait_for(lambda: self.is_idle, timeout)
+            self._awaits_idle += 1
+            try:
+                return self._idle.wait_for(lambda: self.is_idle, timeout)
+            finally:
+                self._awaits_idle -= 1
 
     @property
     def is_idle(self) -> bool:
@@ -307,25 +313,26 @@ class Gate:
 
 
 class Budget:
-    """A bounded semaphore of the threads that data-plane requests may hold. The rest serve administration."""
+    """The threads that data-plane requests may hold. The rest serve administration."""
 
     def __init__(self, threads: int, reserve: int) -> None:
         """Keep ``reserve`` of the ``threads`` free."""
         self.threads = threads
         self.reserve = reserve
         self.total = threads - reserve
-        self._free = threading.BoundedSemaphore(self.total)
-        # One item for each thread that is taken: a semaphore does not tell its value.
-        self._taken: deque[None] = deque()
+        self._lock = threading.Lock()
+        self._held = 0
 
     def enter(self) -> None:
         """Take a thread; `leave` returns it. Raises Overloaded if none is free."""
-        if not self._free.acquire(blocking=False):
-            raise Overloaded(
-                f"this process is busy: {self.total} requests run or wait, which is all that its {self.threads} "
-                f"threads less {self.reserve} in reserve allow; try again later, or raise --threads"
-            )
-        self._taken.append(None)
+        with self._lock:
+            if self._held < self.total:
+                self._held += 1
+                return
+        raise Overloaded(
+            f"this process is busy: {self.total} requests run or wait, which is all that its {self.threads} "
+            f"threads less {self.reserve} in reserve allow; try again later, or raise --threads"
+        )
 
     def check_batch(self) -> None:
         """Raise Overloaded if a batch request, which has entered, leaves too few threads for interactive ones."""
@@ -337,14 +344,16 @@ class Budget:
             )
 
     def leave(self) -> None:
-        """Return a thread. Raises IndexError if none is taken."""
-        self._taken.pop()
-        self._free.release()
+        """Return a thread. Raises ValueError if none is taken."""
+        with self._lock:
+            if not self._held:
+                raise ValueError("no thread of the budget is taken")
+            self._held -= 1
 
     @property
     def held(self) -> int:
         """Return how many requests hold a thread now."""
-        return len(self._taken)
+        return self._held
 
     def check_room(self, name: str, wanted: int, taken: int) -> None:
         """Raise Conflict if ``wanted`` slots and the ``taken`` ones exceed the budget."""

@@ -477,6 +477,13 @@ def test_the_budget_holds_what_the_threads_allow_less_the_reserve():
     assert budget.held == 2
 
 
+def test_no_more_threads_come_back_than_were_taken():
+    budget = Budget(threads=10, reserve=8)
+    with pytest.raises(ValueError, match="no thread"):
+        budget.leave()
+    assert budget.held == 0
+
+
 def test_the_budget_is_exact_under_many_threads():
     budget = Budget(threads=12, reserve=8)
 

@@ -45,7 +45,7 @@ class Burst(NamedTuple):
     have details by the keys of OpenAI's usage (`USAGE_DETAILS`). ``metrics`` has the keys
     of DB-GPT's inference metrics. Only the last burst of an answer may have no pieces.
     ``deltas``, where there are any, hold for each piece what else comes with it, by the keys of OpenAI's delta
-    (``tool_calls``, ``reasoning_content``) and ``logprobs``; a piece may be empty then.
+    (``tool_calls``, ``reasoning_content``, ``refusal``) and ``logprobs``; a piece may be empty then.
     """
 
     pieces: list[str]

@@ -110,11 +110,14 @@ class Choice:
     logprobs: JSONObject | None = None
     offsets: list[int] = field(default_factory=list)
     """The place of each token of ``logprobs`` in the text."""
+    refusal: str = ""
+    """Why the model does not answer, where it says so apart from the text."""
 
     def add(self, piece: str, delta: JSONObject) -> None:
         """Add a piece, and what came with it."""
         offset, self.text = len(self.text), self.text + piece
         self.reasoning += delta.get("reasoning_content") or ""
+        self.refusal += delta.get("refusal") or ""
         for part in delta.get("tool_calls") or ():
             self._add_call(part)
         if (logprobs := delta.get("logprobs")) is not None:
@@ -197,8 +200,8 @@ def _answer(answer: JSONObject, contents: list[JSONObject], choices: Sequence[Ch
 
 
 def _message(choice: Choice) -> JSONObject:
-    message: JSONObject = {"role": "assistant", "content": choice.text or (None if choice.tool_calls else "")}
-    message["refusal"] = None
+    nothing = None if choice.tool_calls or choice.refusal else ""
+    message: JSONObject = {"role": "assistant", "content": choice.text or nothing, "refusal": choice.refusal or None}
     if choice.reasoning:
         message["reasoning_content"] = choice.reasoning
     if choice.tool_calls:

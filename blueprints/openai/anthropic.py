@@ -246,8 +246,8 @@ def message_answer(
     choice, content = choices[0], []
     if choice.reasoning:
         content.append({"type": "thinking", "thinking": choice.reasoning, "signature": ""})
-    if choice.text:
-        content.append({"type": "text", "text": choice.text})
+    if text := choice.text or choice.refusal:
+        content.append({"type": "text", "text": text})
     for call in choice.tool_calls:
         function = call["function"]
         content.append({"type": "tool_use", "id": call["id"], "name": function["name"], "input": _input(function)})
@@ -282,7 +282,7 @@ class MessageEvents(PieceEvents):
         if reasoning := delta.get("reasoning_content"):
             events += self._within(("thinking", 0), {"type": "thinking", "thinking": "", "signature": ""})
             events += self._delta({"type": "thinking_delta", "thinking": reasoning})
-        if piece:
+        if piece := piece or delta.get("refusal") or "":
             events += self._within(("text", 0), {"type": "text", "text": ""})
             events += self._delta({"type": "text_delta", "text": piece})
         for part in delta.get("tool_calls") or ():

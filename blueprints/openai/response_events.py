@@ -111,8 +111,9 @@ def response_answer(
     choice, output = choices[0], []
     if choice.reasoning:
         output.append(_reasoning_item(_number(), "completed", choice.reasoning))
-    if choice.text or not choice.tool_calls:
-        output.append(_message_item(_number(), "completed", [_text_part(choice.text)]))
+    text = choice.text or choice.refusal
+    if text or not choice.tool_calls:
+        output.append(_message_item(_number(), "completed", [_text_part(text)]))
     output += [_call_item(_number(), "completed", call, generation.body["tools"]) for call in choice.tool_calls]
     output[-1]["status"] = _last_status(choice.finish_reason)
     return _ended(header, generation, choice.finish_reason, output, usage)
@@ -146,7 +147,8 @@ class ResponseEvents(PieceEvents):
 
     def _piece(self, piece: str, delta: JSONObject) -> bytes:
         events = self._reasoning(reasoning) if (reasoning := delta.get("reasoning_content")) else b""
-        events += self._text(piece) if piece else b""
+        text = piece or delta.get("refusal")
+        events += self._text(text) if text else b""
         for part in delta.get("tool_calls") or ():
             events += self._call(part)
         return events

@@ -24,7 +24,10 @@ _MAX_TEXT = 2000
 _MAX_PAUSE = 9999
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _PAUSE = re.compile(r"\d{1,4}(\.\d{1,9})?", re.ASCII)
-_TOO_LONG = re.compile(r"context.{0,20}(length|size|window)|prompt is too long|maximum.{0,20}tokens", re.IGNORECASE)
+_TOO_LONG = re.compile(
+    r"context.{0,20}(length|size|window)|prompt is too long|maximum.{0,20}tokens|`inputs`.{0,30}tokens", re.IGNORECASE
+)
+"""What vLLM, SGLang, llama-server, Anthropic, OpenAI and TGI write of a prompt that is too long."""
 _OVERLOADED = frozenset({429, 503, 529})
 _FAULT_OF_CLIENT = frozenset({400, 413, 415, 422})
 
@@ -50,7 +53,8 @@ class EventDecoder:
             if line.startswith(b"data:"):
                 self._data.append(line.removeprefix(b"data:").removeprefix(b" "))
             elif not line and self._data:
-                events.append(b"\n".join(self._data))
+                if event := b"\n".join(self._data):
+                    events.append(event)
                 self._data = []
         return events
 
@@ -145,6 +149,8 @@ def _content_of(choice: JSONObject) -> tuple[str, JSONObject]:
     reasoning = given.get("reasoning_content") or given.get("reasoning")
     if isinstance(reasoning, str) and reasoning:
         delta["reasoning_content"] = reasoning
+    if isinstance(given.get("refusal"), str) and given["refusal"]:
+        delta["refusal"] = given["refusal"]
     if given.get("tool_calls"):
         delta["tool_calls"] = given["tool_calls"]
     if (logprobs := choice.get("logprobs")) and (content := _logprobs_in(logprobs)) is not None:
@@ -185,9 +191,11 @@ def _logprobs_in(logprobs: Any) -> list[JSONObject] | None:
 
 
 def _counts(usage: Any) -> JSONObject | None:
-    if not isinstance(usage, dict):
+    if not isinstance(usage, dict) or not usage:
         return None
-    prompt, completion = usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0
+    prompt, completion = (
+        count if type(count := usage.get(name)) is int else 0 for name in ("prompt_tokens", "completion_tokens")
+    )
     counts = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
     return counts | details_of(usage)
 

@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 import pytest
-from modelyard.blueprints.openai import anthropic, responses
-from modelyard.blueprints.openai.answers import Choice, Header, Usage
+from modelyard.blueprints.openai import anthropic, responses, schemas
+from modelyard.blueprints.openai.answers import Choice, Header, Usage, chat_answer
 from modelyard.blueprints.openai.response_events import ResponseEvents, response_answer
 from modelyard.errors import EngineError, InvalidRequest, Overloaded
 from modelyard.types import Burst, JSONObject
@@ -264,6 +264,25 @@ def test_a_message_that_fails_ends_with_an_error_event():
     encoder = anthropic.MessageEvents(HEADER, Usage(1), anthropic.generation(message(), "m"))
     body = json.loads(encoder.failure(Overloaded("full")).split(b"data: ")[1])
     assert body == {"type": "error", "error": {"type": "overloaded_error", "message": "full"}}
+
+
+def test_a_refusal_is_a_refusal_in_a_chat_and_a_text_elsewhere():
+    burst = Burst(["", ""], "stop", deltas=[{"refusal": "I can"}, {"refusal": "not."}])
+    choice = Choice()
+    for delta in burst.deltas or ():
+        choice.add("", delta)
+    answer = chat_answer(HEADER, [choice], usage(), schemas.chat({"messages": CHAT}, "m"))
+    assert answer["choices"][0]["message"] == {"role": "assistant", "content": None, "refusal": "I cannot."}
+    assert faults_of("/chat/completions", answer) == []
+    whole = anthropic.message_answer(HEADER, [choice], usage(), anthropic.generation(message(), "m"))
+    assert whole["content"] == [{"type": "text", "text": "I cannot."}]
+    events = events_of(message_events(), [burst])
+    texts = [body["delta"]["text"] for name, body in events if name == "content_block_delta"]
+    assert texts == ["I can", "not."]
+    whole = response_answer(HEADER, [choice], usage(), responses.generation({"input": "a"}, "m"))
+    streamed = events_of(response_events(), [burst])[-1][1]["response"]
+    for response in (whole, streamed):
+        assert response["output"][0]["content"][0]["text"] == "I cannot."
 
 
 # Responses

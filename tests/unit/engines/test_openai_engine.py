@@ -203,18 +203,23 @@ def last(**more: Any) -> bytes:
 
 COUNTS = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
 ODD_STREAMS = {
-    "a byte order mark": b"\xef\xbb\xbf" + event(chunk("gr\u00fcn")) + last() + DONE,
-    "lines of CRLF": (event(chunk("gr\u00fcn")) + last() + DONE).replace(b"\n", b"\r\n"),
-    "no space": (event(chunk("gr\u00fcn")) + last() + DONE).replace(b"data: ", b"data:"),
-    "comments, names and ids": b": hm\n\nevent: x\nid: 1\nretry: 5\n" + event(chunk("gr\u00fcn")) + last() + DONE,
-    "no end": event(chunk("gr\u00fcn")) + last(),
-    "no reason": event(chunk("gr\u00fcn")) + DONE,
-    "the reason twice": event(chunk("gr\u00fcn")) + last() + last() + DONE,
-    "the reason with the text": event(chunk("gr\u00fcn", "stop")) + DONE,
-    "no choices first": event({"choices": [], "prompt_filter_results": []}) + event(chunk("gr\u00fcn")) + last() + DONE,
-    "usage in every event": event(chunk("gr\u00fcn", usage={**COUNTS, "completion_tokens": 1})) + last(usage=COUNTS),
-    "usage and error that are null": event(chunk("gr\u00fcn", usage=None, error=None)) + last(usage=COUNTS) + DONE,
-    "usage after the reason": event(chunk("gr\u00fcn")) + last() + event({"choices": [], "usage": COUNTS}) + DONE,
+    "a byte order mark": b"\xef\xbb\xbf" + event(chunk("grün")) + last() + DONE,
+    "lines of CRLF": (event(chunk("grün")) + last() + DONE).replace(b"\n", b"\r\n"),
+    "no space": (event(chunk("grün")) + last() + DONE).replace(b"data: ", b"data:"),
+    "comments, names and ids": b": hm\n\nevent: x\nid: 1\nretry: 5\n" + event(chunk("grün")) + last() + DONE,
+    "no end": event(chunk("grün")) + last(),
+    "no reason": event(chunk("grün")) + DONE,
+    "the reason twice": event(chunk("grün")) + last() + last() + DONE,
+    "the reason with the text": event(chunk("grün", "stop")) + DONE,
+    "no choices first": event({"choices": [], "prompt_filter_results": []}) + event(chunk("grün")) + last() + DONE,
+    "usage in every event": event(chunk("grün", usage={**COUNTS, "completion_tokens": 1})) + last(usage=COUNTS),
+    "usage and error that are null": event(chunk("grün", usage=None, error=None)) + last(usage=COUNTS) + DONE,
+    "usage that says nothing": event(chunk("grün", usage={}))
+    + last(usage=COUNTS)
+    + event({"choices": [], "usage": {}})
+    + DONE,
+    "events without data": b"data:\n\n" + event(chunk("grün")) + b"data: \n\n" + last() + DONE,
+    "usage after the reason": event(chunk("grün")) + last() + event({"choices": [], "usage": COUNTS}) + DONE,
 }
 
 
@@ -225,8 +230,16 @@ def test_streams_of_all_servers_are_read_however_they_are_cut(odd, size):
     parts = [data[at : at + size] for at in range(0, len(data), size)]
     bursts = [answer.burst(decoder.feed(part)) for part in parts]
     output = whole_answer(burst for burst in [*bursts, answer.ending()] if burst is not None)
-    assert (output.text, output.finish_reason) == ("gr\u00fcn", "stop")
+    assert (output.text, output.finish_reason) == ("grün", "stop")
     assert output.usage == (COUNTS if "usage" in odd else None)
+
+
+def test_a_refusal_of_the_model_is_kept_apart_from_its_text():
+    deltas = [{"content": None, "refusal": text} for text in ("I can", "not.")]
+    events = [{"choices": [{"delta": delta, "finish_reason": None}]} for delta in deltas]
+    with over(streamed(*events, chunk(None, "stop"), DONE)) as (made, _):
+        given = [delta for burst in ask(made) for delta in burst.deltas or ()]
+    assert given == [{"refusal": "I can"}, {"refusal": "not."}]
 
 
 def test_the_details_of_a_usage_are_kept():
@@ -365,6 +378,12 @@ def test_a_backend_that_is_gone_is_unreachable():
         (400, {"error": {"message": "bad tool", "code": None}}, InvalidRequest, "bad tool"),
         (400, {"error": {"message": "x", "code": "context_length_exceeded"}}, PromptTooLong, "x"),
         (400, {"object": "error", "message": "maximum context length is 5"}, PromptTooLong, "maximum"),
+        (
+            422,
+            {"error": "`inputs` must have less than 5 tokens. Given: 9", "error_type": "x"},
+            PromptTooLong,
+            "Given: 9",
+        ),
         (422, {"detail": [{"loc": ["body"], "msg": "missing"}]}, InvalidRequest, "missing"),
         (401, {"error": "no"}, EngineError, "api_key"),
         (404, {"error": {"message": "no such model"}}, NotReady, "backend_model"),

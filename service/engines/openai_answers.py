@@ -6,7 +6,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -23,6 +23,11 @@ MAX_EVENT = 64 * 1024 * 1024
 _MAX_TEXT = 2000
 _MAX_PAUSE = 9999
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_TEXT = re.compile(rb'"(?:content|text)"\s*:\s*"((?:[^"\\]|\\.)+)"')
+"""The text of an event, within its quotes."""
+_PROBE = b"?!"
+_MOST_TRIES = 4
+"""Events that become the model of the next ones, of which none is like them: a field of some servers always changes."""
 _PAUSE = re.compile(r"\d{1,4}(\.\d{1,9})?", re.ASCII)
 _TOO_LONG = re.compile(
     r"context.{0,20}(length|size|window)|prompt is too long|maximum.{0,20}tokens|`inputs`.{0,30}tokens", re.IGNORECASE
@@ -59,12 +64,50 @@ class EventDecoder:
         return events
 
 
+class TextEvents:
+    """Reads events that differ from an earlier one in their text alone, in half the time that their JSON takes.
+
+    What stands before and after the text is compared byte by byte.
+    """
+
+    def __init__(self) -> None:
+        """Know no event yet."""
+        self._before = self._after = b""
+        self._tries = 0
+
+    def text_of(self, event: bytes) -> str | None:
+        """Return the text of ``event``; None where something else is new."""
+        before, after = self._before, self._after
+        if not before or not event.startswith(before) or not event.endswith(after):
+            return None
+        try:
+            # With its quotes: a text that has a bare one is not JSON.
+            text: str = orjson.loads(event[len(before) - 1 : len(event) - len(after) + 1])
+        except orjson.JSONDecodeError:
+            return None
+        self._tries = 0
+        return text
+
+    def learn(self, event: bytes, text_in: Callable[[bytes], str | None]) -> None:
+        """Take ``event``, which says nothing but its text, as the model of the next ones.
+
+        ``text_in`` reads any event. It is called for one that is made up, to see that the text was found.
+        """
+        fields = list(_TEXT.finditer(event)) if self._tries < _MOST_TRIES else []
+        self._tries += 1
+        if len(fields) == 1:
+            before, after = event[: fields[0].start(1)], event[fields[0].end(1) :]
+            if text_in(before + _PROBE + after) == _PROBE.decode():
+                self._before, self._after = before, after
+
+
 class BackendAnswer:
     """One streamed answer of a backend: its events in, bursts out."""
 
     def __init__(self, where: str) -> None:
         """``where`` names the backend in messages."""
         self._where = where
+        self._texts = TextEvents()
         self._has_begun = False
         self._finish_reason: str | None = None
         self._usage: JSONObject | None = None
@@ -86,6 +129,10 @@ class BackendAnswer:
             if event == DONE:
                 self.has_ended = True
                 continue
+            if text := self._texts.text_of(event):
+                pieces.append(text)
+                deltas.append({})
+                continue
             try:
                 choice = self._choice(event)
             except ModelyardError as error:
@@ -96,6 +143,8 @@ class BackendAnswer:
             if choice is None:
                 continue
             piece, delta = _content_of(choice)
+            if piece and not delta and self._finish_reason is None and self._usage is None:
+                self._texts.learn(event, self._text_in)
             if "logprobs" in delta and (echoed := _before_tokens(piece, delta["logprobs"]["content"])):
                 pieces.append(echoed)
                 deltas.append({})
@@ -112,6 +161,10 @@ class BackendAnswer:
         if not self.has_ended and self._finish_reason is None:
             raise EngineError(f"{self._where} broke off its answer")
         return Burst([], self._finish_reason or "stop", self._usage)
+
+    def _text_in(self, event: bytes) -> str | None:
+        choice = self._choice(event)
+        return None if choice is None else _content_of(choice)[0]
 
     def _check(self) -> None:
         if self._error is not None:

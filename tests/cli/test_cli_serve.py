@@ -140,6 +140,21 @@ def test_an_engine_in_the_working_directory_is_found_before_and_after_gunicorn_s
     assert service.model("mine@llm")["state"] == "ready"
 
 
+def test_full_passes_of_the_collector_are_rare_and_leave_out_what_was_loaded(run: Services):
+    folder = run.folder()
+    (folder / "own_engine.py").write_text(
+        "import gc\n"
+        "from modelyard.engines.echo import Echo\n"
+        "from modelyard.types import Burst\n\n"
+        "class Own(Echo):\n"
+        "    name = 'own'\n"
+        "    def generate_stream(self, request, cancel):\n"
+        "        yield Burst([str([gc.get_freeze_count() > 10_000, gc.get_threshold()[2]])], 'stop')\n"
+    )
+    service = run.start('[[models]]\nname = "mine"\nworker_class = "own_engine:Own"\n', folder=folder)
+    assert service.post("/api/worker/generate", {"model": "mine", "prompt": "x"}).json()["text"] == "[True, 50]"
+
+
 @pytest.mark.parametrize("host", ["::1", "[::1]"])
 def test_the_loopback_address_of_ipv6_is_served(run: Services, host: str):
     service = run.start("", "-m", "echo", "--host", host, wait="nothing")

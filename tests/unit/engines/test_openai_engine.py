@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -16,6 +16,7 @@ import requests
 from faulty import LAST, Faulty, Peer, Script, faulty, http_chunk, in_turn, stream_head, whole
 from in_process import SCRIPTED, service
 from modelyard.cluster.remote_model import RemoteModelWorker
+from modelyard.engines import openai_answers
 from modelyard.engines.base import tokens_of
 from modelyard.engines.openai import OpenAI, OpenAIParams
 from modelyard.engines.openai_answers import BackendAnswer, EventDecoder, refusal
@@ -320,6 +321,64 @@ def test_a_refusal_names_the_field_of_the_backend():
     error = refusal(400, {}, body, "it")
     assert isinstance(error, InvalidRequest)
     assert [fault["field"] for fault in error.errors] == ["temperature"]
+
+
+FIELDS = {"id": "c-1", "object": "chat.completion.chunk", "created": 1, "model": "m"}
+ODD_TEXTS = ('say "no"', "a\\", "\u00e9\n", '","', '"}', "?!", "", " x")
+
+
+def read_one_by_one(events: Sequence[bytes]) -> Burst | None:
+    """Return the burst of events of which none is read like one before."""
+    parts = [BackendAnswer("backend").burst([event]) for event in events]
+    pieces = [piece for part in parts if part for piece in part.pieces]
+    deltas = [delta for part in parts if part for delta in part.deltas or [{}] * len(part.pieces)]
+    return Burst(pieces, deltas=deltas if any(deltas) else None) if pieces else None
+
+
+@pytest.mark.parametrize("separators", [(", ", ": "), (",", ":")])
+def test_events_that_differ_in_their_text_are_read_as_each_alone(separators):
+    chat = [chunk(text, **FIELDS) for text in ("a", *ODD_TEXTS, "b")]
+    completions = [{**FIELDS, "choices": [{"index": 0, "text": text}]} for text in ("a", *ODD_TEXTS)]
+    reasoned = {"choices": [{"index": 0, "delta": {"content": "c", "reasoning_content": "hm"}, "finish_reason": None}]}
+    twice = {"choices": [{"index": 0, "delta": {"content": "c"}}, {"index": 1, "delta": {"content": "d"}}]}
+    others = [chunk("x", **FIELDS | {"created": 2}), {**FIELDS, **reasoned}, {**FIELDS, **twice}, chunk("y", **FIELDS)]
+    for made in (chat, completions, [*chat, *others, *chat, *completions]):
+        events = [json.dumps(event, separators=separators).encode() for event in made]
+        assert BackendAnswer("backend").burst(events) == read_one_by_one(events)
+
+
+def test_only_the_first_of_events_that_differ_in_their_text_is_read_as_json(monkeypatch: pytest.MonkeyPatch):
+    read: list[bytes] = []
+
+    def loads(data: bytes) -> Any:
+        read.append(data)
+        return json.loads(data)
+
+    monkeypatch.setattr(openai_answers.orjson, "loads", loads)
+    events = [json.dumps(chunk(f"t{number}", **FIELDS)).encode() for number in range(20)]
+    assert BackendAnswer("backend").burst(events) == Burst([f"t{number}" for number in range(20)])
+    whole = [data for data in read if data.startswith(b"{")]
+    assert len(whole) == 2  # it, and the one that is made up of it
+    read.clear()
+    unlike = [json.dumps(chunk("t", **FIELDS | {"obfuscation": "x" * number})).encode() for number in range(1, 60)]
+    BackendAnswer("backend").burst(unlike)
+    assert len(read) < 70
+
+
+@pytest.mark.parametrize("text", [b'a","b', b"a\\", b"a\n", b"\xff", b"\\x"])
+def test_a_text_that_is_no_json_is_refused_wherever_it_comes(text):
+    before, after = json.dumps(chunk("TEXT", **FIELDS)).encode().split(b"TEXT")
+    answer = BackendAnswer("backend")
+    answer.burst([before + b"a" + after, before + b"b" + after])
+    with pytest.raises(EngineError, match="not JSON"):
+        answer.burst([before + text + after])
+
+
+def test_a_reason_within_events_of_text_is_kept():
+    events = [json.dumps(chunk(text, "length", **FIELDS)).encode() for text in ("a", "b", "c")]
+    answer = BackendAnswer("backend")
+    assert answer.burst(events) == Burst(["a", "b", "c"])
+    assert answer.ending().finish_reason == "length"
 
 
 def test_an_answer_that_breaks_off_is_an_error():

@@ -176,10 +176,14 @@ class Cluster:
     def _announce(self, worker: ModelWorker, heartbeat: Heartbeat) -> None:
         """Register a model while it is healthy, deregister it while it is not."""
         params = worker.params
+
+        def describe() -> Instance:
+            # While a change of parameters takes its time, another worker has its place.
+            return self._instance(self._local.models.find(worker.key) or worker)
+
         with self._announcing:  # the start and the watch of its health may come together
             if worker.is_healthy and params.register:
-                describe, interval = (lambda: self._instance(worker)), params.heartbeat_interval
-                heartbeat.add(worker.key, describe, interval, beats=params.send_heartbeat)
+                heartbeat.add(worker.key, describe, params.heartbeat_interval, beats=params.send_heartbeat)
             else:
                 heartbeat.remove(worker.key)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..errors import EngineError, ModelyardError
+from ..errors import EngineError, ModelyardError, NotReady
 from ..settings import params as parameters
 from ..types import JSONObject
 from .keeper import LoadCause
@@ -73,7 +73,8 @@ def _changes(worker: ModelWorker, params: Mapping[str, Any]) -> tuple[JSONObject
 def _replace(models: LocalModels, model: LocalModel, over_http: JSONObject, cause: LoadCause | None) -> str:
     """Give the model new parameters; if it does not start with them, it continues with the previous ones.
 
-    With the ``cause`` None it is not started. Return what to add to the outcome.
+    With the ``cause`` None it is not started. Return what to add to the outcome. Requests that come meanwhile stand in
+    line if the model was available.
     """
     previous, previous_values = model.worker, model.over_http
     fresh = models.new_worker(previous.params.model_name, previous.worker_type, over_http)
@@ -81,14 +82,20 @@ def _replace(models: LocalModels, model: LocalModel, over_http: JSONObject, caus
     ran, note = previous.is_available, ""
     try:
         if ran:
-            note = _stop_replaced(previous)
+            fresh.stand_in(previous)
         model.worker, model.over_http = fresh, over_http
+        if ran:
+            note = _stop_replaced(previous)
         if cause is None:
             models.tell("changed", model)
             return note
         models.start_held(model, cause)
     except ModelyardError as error:
+        reason = str(error)
+        if ran and previous.state is not State.READY:
+            previous.stand_in(previous)
         model.worker, model.over_http = previous, previous_values
+        fresh.gate.close(lambda: NotReady(f"the change of model {fresh.name!r} failed: {reason}", retry_after=1))
         if not ran:
             models.tell("changed", model)
             raise

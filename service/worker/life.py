@@ -62,6 +62,8 @@ class ModelLife(ModelCondition):
         self.last_used = self._room.clock()
         self._lease: Lease | None = None
         self._starting = Cancel()
+        self._stands_in = False
+        """Whether requests stand in line for its start, which has not begun."""
         self._last_metadata = ModelMetadata(self.name)
         self._lock = threading.Lock()
         self._active: set[Cancel] = set()
@@ -85,16 +87,18 @@ class ModelLife(ModelCondition):
         """
         with self._lock:
             previous = self.state
-            if previous not in (State.STOPPED, State.FAILED, State.UNLOADED):
+            stands_in, self._stands_in = self._stands_in, False
+            if previous not in (State.STOPPED, State.FAILED, State.UNLOADED) and not stands_in:
                 raise NotReady(f"model {self.name!r} is {previous.value}: it can't be started now")
-            self.state = State.LOADING if previous is State.UNLOADED else State.STARTING
+            self.state = State.LOADING if stands_in or previous is State.UNLOADED else State.STARTING
             self.reason, self.cause = "waiting to load", cause
-            self._starting = Cancel()
+            if not stands_in:
+                self._starting = Cancel()
         began = time.monotonic()
         try:
             lease = self._enter(cause)
             if lease is None:
-                self._rest(previous)
+                self._rest()
                 return
             began = time.monotonic()
             self._start_engine(lease)
@@ -106,7 +110,7 @@ class ModelLife(ModelCondition):
         self.started_in = time.monotonic() - began
         self.last_used = self._room.clock()
         self._counts.started(self.started_in, cause)
-        if previous is not State.UNLOADED:
+        if self.state is State.STARTING:
             self.gate = self._new_gate()
         with self._lock:
             self.state, self.reason = State.READY, ""
@@ -115,6 +119,15 @@ class ModelLife(ModelCondition):
         self._watch_health()
         log.info("model %s is ready after %.1f s", self.key, self.started_in)
         self.engine.when_lost(self._lose_engine)
+
+    def stand_in(self, previous: ModelLife) -> None:
+        """Let requests stand in line from now on, for the start that follows: it takes the place of ``previous``."""
+        previous._note_metadata()
+        with self._lock:
+            self.gate = self._new_gate()
+            self.gate.hold()
+            self._last_metadata, self._starting, self._stands_in = previous._last_metadata, Cancel(), True
+            self.state, self.reason = State.LOADING, "waiting until the one before it has stopped"
 
     def _lose_engine(self, reason: str) -> None:
         """Fail, and refuse what waits in line. Answers that have begun end with the error of the engine."""
@@ -133,17 +146,28 @@ class ModelLife(ModelCondition):
         engine = self.engine
         engine.path, engine.files = self._locate(), self._locate_files()
         size = 0 if self._room.budget is None else engine.memory
-        is_wanted = {"call": lambda: True, "request": lambda: self.gate.waiting > 0}.get(cause, lambda: False)
+        is_wanted = (lambda: True) if cause == "call" else (lambda: self.gate.waiting > 0)
         self.reason = "waiting for memory"
         return self._room.enter(self, size, self._starting, is_wanted, self.params.start_timeout)
 
-    def _rest(self, previous: State) -> None:
+    def _rest(self) -> None:
         """Stay unloaded, until a request wants it."""
-        if previous is not State.UNLOADED:
+        if self.state is State.STARTING:
             self.gate = self._new_gate()
         self.gate.hold()
-        self.state, self.reason = State.UNLOADED, ""
+        with self._lock:
+            self.state, self.reason = State.UNLOADED, ""
         log.info("model %s stays unloaded until a request wants it", self.key)
+        self._load_for_line()
+
+    def _load_for_line(self) -> None:
+        """Have the model, which is unloaded, loaded for the requests that stand in its line."""
+        if self.gate.waiting:
+            try:
+                self._keeper.wanted(self)
+            except Overloaded as error:  # of its requests, not of the model that it makes room for
+                reason = str(error)
+                self.gate.refuse(lambda: Overloaded(reason, retry_after=1))
 
     def _start_engine(self, lease: Lease) -> None:
         limit, cancel = self.params.start_timeout, self._starting
@@ -236,10 +260,7 @@ class ModelLife(ModelCondition):
                 return False
             self.state, self.reason = State.UNLOADING, ""
         self._stop_watch()
-        try:
-            self._last_metadata = self.engine.metadata()
-        except Exception as error:  # noqa: BLE001 - the engine's: what was known last stays
-            log.warning("model %s: its metadata can't be read: %s", self.key, error)
+        self._note_metadata()
         try:
             self._stop_engine()
         except EngineError as error:
@@ -247,13 +268,17 @@ class ModelLife(ModelCondition):
         self._counts.unloaded(cause)
         log.info("model %s is unloaded (%s)", self.key, cause)
         self.state = State.UNLOADED
-        if self.gate.waiting:
-            try:
-                self._keeper.wanted(self)
-            except Overloaded as error:  # of its requests, not of the model that it makes room for
-                reason = str(error)
-                self.gate.refuse(lambda: Overloaded(reason, retry_after=1))
+        self._load_for_line()
         return True
+
+    def _note_metadata(self) -> None:
+        """Keep the metadata of a loaded engine for the time when it is not."""
+        if self._lease is None:
+            return
+        try:
+            self._last_metadata = self.engine.metadata()
+        except Exception as error:  # noqa: BLE001 - the engine's: what was known last stays
+            log.warning("model %s: its metadata can't be read: %s", self.key, error)
 
     # Stop
 

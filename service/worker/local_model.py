@@ -21,7 +21,7 @@ class LocalModel:
     worker: ModelWorker
     over_http: JSONObject
     claimed: int = 0
-    """Slots that a change under way holds for the next worker."""
+    """Slots that a change under way holds."""
     _lifecycle: threading.Lock = field(default_factory=threading.Lock)
 
     @property

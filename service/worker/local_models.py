@@ -151,10 +151,10 @@ class LocalModels:
         self.budget.check_room(worker.name, worker.gate.slots, taken)
 
     def claim(self, model: LocalModel, worker: ModelWorker) -> None:
-        """Hold slots for the worker that is about to replace the model's current one. Raises Conflict."""
+        """Hold slots for the worker that is about to replace the model's current one, and for that. Raises Conflict."""
         with self._lock:
             self._check_room(worker)
-            model.claimed = worker.gate.slots
+            model.claimed = max(worker.gate.slots, model.worker.gate.slots)
 
     # Starting and stopping
 
@@ -256,12 +256,11 @@ class LocalModels:
         worker = model.worker
         if worker.state is State.READY:
             return
-        was_available = worker.is_available
         ends: dict[State, EventKind] = {
-            State.READY: "loaded" if was_available else "started",
+            State.READY: "loaded" if worker.state is State.UNLOADED else "started",
             State.UNLOADED: "unloaded",
         }
-        if not was_available:
+        if not worker.is_available:
             self.tell("starting", model)
         try:
             with start_span(self._tracing, worker.params):

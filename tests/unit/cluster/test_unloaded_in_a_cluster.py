@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -70,3 +71,25 @@ def test_requests_go_where_the_model_is_loaded_and_elsewhere_when_it_is_no_more(
     assert (state_at(yard.full, "m@llm"), state_at(yard.full, "other@llm")) == ("ready", "unloaded")
     wait_until(lambda: shown() == ("loaded", "ready"), "the gateway shows that it is loaded")
     assert yard.gateway.manager.model_states()["other@llm"] is State.UNLOADED
+
+
+def test_an_instance_stays_registered_while_its_model_restarts_and_a_gateway_waits_for_it(yard: Yard) -> None:
+    yard.full.local.model_shutdown("m", None)
+    wait_until(lambda: len(yard.gateway.manager.get_model_instances("m@llm")) == 1, "one instance is left")
+    changed = {"hold_start": True, "weight": 2.0}
+    answers: list[str] = []
+    restart = threading.Thread(target=lambda: yard.free.local.worker_apply("m", "restart", None, changed))
+    asking = threading.Thread(target=lambda: answers.append(yard.ask()))
+    restart.start()
+    wait_until(lambda: Steered.holding == 1, "it is loaded")
+    asking.start()
+    wait_until(lambda: (model := yard.free.local.models.find("m@llm")) and model.gate.waiting == 1, "it waits there")
+    Steered.go.set()
+    for thread in (restart, asking):
+        thread.join(20)
+    assert answers == [" x"]
+
+    def weights() -> list[float]:
+        return [row["weight"] for row in yard.gateway.instances() if row["model"] == "m@llm"]
+
+    wait_until(lambda: weights() == [2.0], "it is registered with what has changed")

@@ -479,3 +479,86 @@ def test_an_engine_that_fails_to_stop_is_replaced_and_the_next_request_loads_ano
     assert answer(manager, "a") == " x"
     assert worker(manager, "a").engine is not first
     Steered.made.remove(first)
+
+
+# Restarts
+
+
+def restarted(manager: LocalWorkerManager, **params: Any) -> Any:
+    return Asking(lambda: manager.worker_apply("a", "restart", None, params))
+
+
+def test_requests_stand_in_line_while_their_model_restarts_and_another_one_has_taken_its_memory(make):
+    manager = make("ab")
+    running, other = ask(manager, "a", "hold"), ask(manager, "b", "hold")
+    next(running)
+    cut_off = Asking(lambda: list(running))
+    taking = Asking(lambda: next(burst for burst in other if burst))
+    wait_until(lambda: worker(manager, "b").reason == "waiting for memory", "the other one waits for it")
+    restart = restarted(manager)
+    assert isinstance(cut_off.end(), NotReady)
+    assert taking.end()
+    wait_until(lambda: worker(manager, "a").reason == "waiting for memory", "it waits for its turn")
+    late = Asking(lambda: answer(manager, "a"))
+    wait_until(lambda: worker(manager, "a").gate.waiting == 1, "a request waits with it")
+    assert "loaded=0" in worker(manager, "a").load
+    other.close()
+    assert (late.end(), restart.end().success) == (" x", True)
+
+
+def test_the_time_of_a_request_in_line_ends_while_its_model_restarts(make):
+    manager = make("ab", only={"a": {"queue_timeout": 0.05}})
+    other = ask(manager, "b", "hold")
+    cut_off = Asking(lambda: next(burst for burst in other if burst))
+    cut_off.end()
+    restart = restarted(manager)
+    wait_until(lambda: worker(manager, "a").reason == "waiting for memory", "it waits for its turn")
+    with pytest.raises(Overloaded, match=r"its turn did not come in 0\.05 s"):
+        answer(manager, "a")
+    other.close()
+    assert restart.end().success
+
+
+def test_where_a_restart_fails_those_in_line_are_refused_and_later_ones_answered(make):
+    manager = make("a")
+    restart = restarted(manager, hold_start=True, fail="other")
+    wait_until(lambda: Steered.holding == 1, "it is loaded")
+    assert manager.model_metadata("a").context_length == 128, "of the one before"
+    waiting = Asking(lambda: answer(manager, "a"))
+    wait_until(lambda: worker(manager, "a").gate.waiting == 1, "a request waits")
+    Steered.go.set()
+    assert isinstance(waiting.end(), NotReady)
+    assert "it runs on with the parameters it had" in restart.end().message
+    assert answer(manager, "a") == " x"
+
+
+def test_where_an_engine_does_not_let_go_those_in_line_for_the_next_one_are_refused(make, monkeypatch):
+    manager = make("a")
+    first = worker(manager, "a")
+    waiting: list[Asking] = []
+
+    def never(timeout: float) -> bool:
+        waiting.append(Asking(lambda: answer(manager, "a")))
+        wait_until(lambda: worker(manager, "a").gate.waiting == 1, "a request waits")
+        return False
+
+    monkeypatch.setattr(first.gate, "wait_idle", never)
+    assert not restarted(manager).end().success
+    assert isinstance(waiting[0].end(), NotReady)
+    assert worker(manager, "a") is first
+    assert answer(manager, "a") == " x"
+
+
+def test_a_change_that_leaves_a_model_unloaded_loads_it_for_those_that_came_meanwhile(make, monkeypatch):
+    manager = make("ab")
+    first = worker(manager, "b")
+    asked: list[Asking] = []
+
+    def stop(self: ModelWorker) -> None:
+        asked.append(Asking(lambda: answer(manager, "b")))
+        wait_until(lambda: worker(manager, "b").gate.waiting == 1, "a request waits")
+
+    monkeypatch.setattr(first, "stop", lambda: stop(first))
+    assert manager.worker_apply("b", "update_params", None, {"size": 3}).success
+    assert asked[0].end() == " x"
+    assert states(manager) == "un re"

@@ -24,7 +24,7 @@ from ..worker.worker import ModelWorker
 
 
 def gauges(models: LocalModels, budget: Budget, cluster: Cluster | None) -> Counts:
-    """Return the gauges of a process now, which add up over the processes of its service."""
+    """Return the gauges of a process now: its part in those of its service."""
     values: Counts = {}
     _set(values, metrics.PROCESSES, 1)
     _set(values, metrics.THREADS, budget.threads)

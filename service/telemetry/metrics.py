@@ -31,6 +31,8 @@ class Family:
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
     """The upper bounds, without infinity."""
+    largest: bool = False
+    """Whether the value of a service is the largest of its processes' values, and not their sum."""
 
     @property
     def exposed_name(self) -> str:
@@ -63,8 +65,8 @@ def _counter(name: str, help: str, *labels: str) -> Family:
     return _family(Family(PREFIX + name, "counter", help, labels))
 
 
-def _gauge(name: str, help: str, *labels: str) -> Family:
-    return _family(Family(PREFIX + name, "gauge", help, labels))
+def _gauge(name: str, help: str, *labels: str, largest: bool = False) -> Family:
+    return _family(Family(PREFIX + name, "gauge", help, labels, largest=largest))
 
 
 def _histogram(name: str, help: str, *labels: str, buckets: tuple[float, ...] = _SECONDS) -> Family:
@@ -111,11 +113,14 @@ ENGINE = _call_families("", "")
 ROUTED = _call_families("routed_", ", as the router sees them")
 """Of the models of a cluster, in the process that chooses their instances."""
 
+BATCH = _histogram(
+    "batch_texts", "Texts that an engine embeds in one call, of one request or of several.", *_MODEL, buckets=_TEXTS
+)
 RUNNING = _gauge("num_requests_running", "Requests that hold a slot.", *_MODEL)
 WAITING = _gauge("num_requests_waiting", "Requests in line, by priority.", *_MODEL, "priority")
 SLOTS = _gauge("num_slots", "Requests that may run at once (limit_model_concurrency).", *_MODEL)
 PLACES = _gauge("num_waiting_places", "Requests that may wait in line (max_waiting).", *_MODEL)
-MODEL_STATE = _gauge("model_state", "1 for the state that a model is in.", *_MODEL, "state")
+MODEL_STATE = _gauge("model_state", "1 for the state that a model is in.", *_MODEL, "state", largest=True)
 LOAD_SECONDS = _histogram(
     "model_load_seconds", "Time of the starts of a model that succeeded.", *_MODEL, buckets=_SECONDS_OF_LOADS
 )
@@ -134,7 +139,9 @@ ROUTED_RUNNING = _gauge("routed_num_requests_running", "Requests under way at th
 INSTANCES = _gauge("instances", "Instances in the registry, by state.", *_MODEL, "state")
 REGISTRY_UP = _gauge("registry_up", "1 if the last call of the registry succeeded.")
 HEARTBEATS = _counter("heartbeats", "Calls of the heartbeat to the registry.", "outcome")
-LAST_HEARTBEAT = _gauge("last_heartbeat_timestamp_seconds", "Time of the last heartbeat that succeeded, since 1970.")
+LAST_HEARTBEAT = _gauge(
+    "last_heartbeat_timestamp_seconds", "Time of the last heartbeat that succeeded, since 1970.", largest=True
+)
 HTTP_REQUESTS = _counter("http_requests", "HTTP requests that have ended.", "call", "status")
 HTTP_SECONDS = _histogram("http_request_duration_seconds", "Time from arrival to last byte.", "call")
 REFUSED = _counter("requests_refused", "HTTP requests that were refused, and may be sent again.", "reason")
@@ -194,15 +201,21 @@ class Metrics:
 
 
 def added(parts: Iterable[Mapping[str, Mapping[tuple[str, ...], list[float]]]]) -> Counts:
-    """Return the sum of counts; a histogram whose buckets differ in a part is taken from the first."""
+    """Return the sum of counts, and the largest value where that is the one of a family.
+
+    A histogram whose buckets differ in a part is taken from the first.
+    """
     total: Counts = {}
     for part in parts:
         for name, cells in part.items():
             sums = total.setdefault(name, {})
+            is_largest = name in FAMILIES and FAMILIES[name].largest
             for labels, cell in cells.items():
                 previous = sums.get(labels)
                 if previous is None:
                     sums[labels] = list(cell)
+                elif is_largest:
+                    sums[labels] = max(previous, cell)
                 elif len(previous) == len(cell):
                     sums[labels] = [a + b for a, b in zip(previous, cell, strict=True)]
     return total

@@ -77,7 +77,7 @@ class SharedMetrics:
             os.close(fd)
 
     def total(self) -> Sample:
-        """Return the sum over all processes, as it was written last, and now for this one. It never falls."""
+        """Return the sum over all processes, as it was written last, and now for this one. Counts never fall."""
         own, folder = self._sample(), self._folder
         if folder is None or self._fd is None:
             return own

@@ -9,7 +9,7 @@ from typing import TypeVar
 from ..engines.base import tokens_of
 from ..errors import EngineError, ModelyardError
 from ..streams import Cancel, OutputStream
-from ..telemetry.metrics import LOAD_FAILURES, LOAD_SECONDS, LOADS, UNLOADS, CallFamilies, Metrics, Value
+from ..telemetry.metrics import BATCH, LOAD_FAILURES, LOAD_SECONDS, LOADS, UNLOADS, CallFamilies, Metrics, Value
 
 R = TypeVar("R")
 
@@ -71,6 +71,10 @@ class CallCounts:
             *self._success(began, cancel, "stop"),
         )
         return results
+
+    def batch(self, texts: int) -> None:
+        """Count a call of the engine that embeds so many ``texts``, of one request or of several."""
+        self._metrics.observe(BATCH, texts, *self._labels)
 
     def _success(self, began: float, cancel: Cancel, finish_reason: str | None) -> tuple[Value, ...]:
         families, labels = self._families, self._labels

@@ -76,6 +76,7 @@ class ModelLife(ModelCondition):
         return Gate(self.name, params.limit_model_concurrency, params.max_waiting, params.queue_timeout)
 
     def _embed(self, texts: Sequence[str], cancel: CancelEvent, **more: Any) -> Vectors:
+        self._counts.batch(len(texts))
         return self.engine.embed(texts, cancel, **more)  # of the engine now: a failed stop renews it
 
     # Start

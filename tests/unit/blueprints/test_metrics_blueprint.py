@@ -129,6 +129,8 @@ def test_texts_are_counted_by_call(client: FlaskClient):
     assert value(client, "texts_total", model="rank", worker_type="reranker") == 3, "the query is one"
     assert value(client, "request_texts_bucket", model="emb", le="4.0") == 1
     assert value(client, "request_texts_bucket", model="emb", le="2.0") == 0
+    assert (value(client, "batch_texts_count", model="emb"), value(client, "batch_texts_sum", model="emb")) == (1, 3)
+    assert value(client, "batch_texts_count", model="rank") == 0, "a reranker embeds nothing"
 
 
 def test_lines_and_refusals_are_seen_while_the_model_is_full(client: FlaskClient, app: Flask):
@@ -339,6 +341,21 @@ def test_each_alert_fires_when_it_should_and_at_no_other_time():
     assert [case["name"] for case in cases] == [each["alertname"] for each in quiet["alert_rule_test"]] == alerts
     ran = subprocess.run(["promtool", "test", "rules", path], capture_output=True, text=True, timeout=60, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+@pytest.mark.parametrize("role", ["standalone", "worker", "controller", "gateway"])
+def test_promtool_has_nothing_to_say_of_a_scrape(build: Build, role: str):
+    app = build(role=role, metrics="open")
+    runtime: Runtime = app.extensions[KEY]
+    runtime.start()
+    assert runtime.wait_loaded(10)
+    client = app.test_client()
+    for path in (CHAT, "/api/worker/generate", "/api/controller/instances"):
+        client.post(path, json={"model": "echo", "messages": [{"role": "user", "content": "x"}]})
+    scrape = client.get("/metrics").data
+    checked = subprocess.run(["promtool", "check", "metrics"], input=scrape, timeout=30, capture_output=True)
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
 
 
 def test_the_page_lists_the_metrics_as_they_are():

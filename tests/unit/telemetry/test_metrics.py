@@ -10,7 +10,17 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from modelyard.telemetry.metrics import ENGINE, FAMILIES, MANY, RUNNING, Counts, Metrics, added
+from modelyard.telemetry.metrics import (
+    ENGINE,
+    FAMILIES,
+    LAST_HEARTBEAT,
+    MANY,
+    MODEL_STATE,
+    RUNNING,
+    Counts,
+    Metrics,
+    added,
+)
 from modelyard.telemetry.shared_metrics import Sample, SharedMetrics
 from running import wait_until
 
@@ -99,6 +109,13 @@ def test_threads_lose_nothing():
 def test_histograms_of_other_buckets_are_not_added():
     # As after an update of the package, where a file of the version before is left.
     assert added([{"h": {LABELS: [1.0, 1.0]}}, {"h": {LABELS: [1.0, 1.0, 1.0]}}]) == {"h": {LABELS: [1.0, 1.0]}}
+
+
+def test_what_processes_know_alike_is_not_added_up():
+    # Each process of a gateway has the state of a model of its own; an alert reads that it is 1.
+    failed = (*LABELS, "failed")
+    parts = [{MODEL_STATE.name: {failed: [state]}, LAST_HEARTBEAT.name: {(): [at]}} for state, at in ((1, 5), (1, 9))]
+    assert added([*parts, {MODEL_STATE.name: {failed: [0]}}]) == parts[1]
 
 
 def test_names_are_those_that_prometheus_accepts():

@@ -50,8 +50,8 @@ class Conversation:
     def say(self, text: str, write: Callable[[str], object]) -> JSONObject:
         """Send a message, and pass the pieces of its answer to ``write``; return the output's fields.
 
-        Ctrl-C ends the answer: what has come stays in the conversation. Raises the errors of `Client.stream`, after
-        which the message is not part of the conversation.
+        Ctrl-C ends the answer: what has come stays in the conversation. Raises the errors of `Client.stream`, on a new
+        line after the pieces that had come; the message is not part of the conversation then.
         """
         self._turns.append({"role": "user", "content": text})
         pieces: list[str] = []
@@ -66,6 +66,8 @@ class Conversation:
                 output = {**plain(stream.output), "text": "".join(pieces), "seconds": seconds}
         except BaseException:
             self._turns.pop()
+            if pieces:
+                write("\n")
             raise
         self._turns.append({"role": "assistant", "content": "".join(pieces)})
         return output

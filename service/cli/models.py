@@ -249,11 +249,15 @@ def _show_instances(client: Client, name: str | None, healthy: bool, json_wanted
         click.echo(f"nothing is registered{f' as {name}' if name else ''}")
         return
     heads = ("KEY", "ADDRESS", "HEALTHY", "LAST HEARTBEAT", "LOAD", "WEIGHT", "NOTE")
-    columns = ("key", "url", "healthy", "last_heartbeat", "load", "weight")
-    lines = [
-        (*(row.get(column) for column in columns), None if row.get("enabled", True) else "disabled") for row in listed
-    ]
-    print_table(heads, lines)
+    print_table(heads, map(_instance, listed))
+
+
+def _instance(row: JSONObject) -> tuple[object, ...]:
+    """Return the cells of an instance; the time of its heartbeat to the second."""
+    heartbeat = (row.get("last_heartbeat") or "").partition(".")
+    at = f"{heartbeat[0]}Z" if heartbeat[1] else heartbeat[0] or None
+    note = None if row.get("enabled", True) else "disabled"
+    return (row["key"], row["url"], row["healthy"], at, row.get("load"), row.get("weight"), note)
 
 
 def _is_named(row: JSONObject, name: str | None) -> bool:

@@ -94,14 +94,14 @@ def _narrowed(widths: list[int], width: int) -> list[int]:
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> Iterable[str]:
-    columns = [_wrapped(cell, width) for cell, width in zip(cells, widths, strict=True)]
+    columns = [wrapped(cell, width) for cell, width in zip(cells, widths, strict=True)]
     for number in range(max(len(column) for column in columns)):
         parts = [column[number] if number < len(column) else "" for column in columns]
         padded = [part + " " * (width - _width(part)) for part, width in zip(parts, widths, strict=True)]
         yield (" " * GAP).join(padded).rstrip()
 
 
-def _wrapped(text: str, width: int) -> list[str]:
+def wrapped(text: str, width: int) -> list[str]:
     """Break ``text`` at spaces; a word that is too long is broken anywhere."""
     lines = [""]
     for word in text.split(" "):

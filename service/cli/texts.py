@@ -45,10 +45,15 @@ def complete(
     prompt = text_of(words)
     options: JSONObject = {"max_new_tokens": max_tokens, "temperature": temperature, "stop": list(stop) or None}
     with client.stream(prompt=prompt, model=model, **options) as stream:
-        for piece in stream:
+        try:
+            for piece in stream:
+                if not json_wanted:
+                    write(piece)
+        finally:
             if not json_wanted:
-                write(piece)
-        click.echo(as_json(plain(stream.output)) if json_wanted else "")
+                click.echo()
+        if json_wanted:
+            click.echo(as_json(plain(stream.output)))
 
 
 @click.command()

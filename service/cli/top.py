@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 
@@ -18,7 +18,7 @@ from ..threads import BackgroundThread
 from ..types import JSONObject
 from .connected import READ_TIMEOUT, with_client
 from .readings import ModelLoad, Readings, read
-from .tables import as_json, printable, table, terminal_width
+from .tables import as_json, printable, table, terminal_width, wrapped
 
 INTERVAL = 2.0
 """Seconds between two readings."""
@@ -107,17 +107,23 @@ def lines_of(readings: Readings, url: str, width: int | None, trouble: str | Non
     last = readings.last
     title = " ".join(filter(None, ("modelyard", last.labels.get("version"), last.labels.get("role"))))
     state = "ready" if last.status.get("ready") else f"{last.status.get('state')}: {last.status.get('reason')}"
-    lines = [(f"{title}  {url}  {trouble or state}", False), (_totals(readings), False)]
+    texts = [f"{title}  {url}  {trouble or state}", _totals(readings)]
     if last.error is not None:
-        lines.append((f"no rates: {last.error}", False))
+        texts.append(f"no rates: {last.error}")
+    lines = [(text, False) for text in _wrapped(texts, width)]
     loads = readings.loads()
     if loads:
         lines += [("", False), *_table(MODELS, [_row(load) for load in loads], width)]
     reasons = [(load.model, load.reason) for load in loads if load.reason and load.state != "ready"]
-    lines += [(f"  {model}: {reason}", False) for model, reason in reasons]
+    told = _wrapped((f"{model}: {reason}" for model, reason in reasons), width and width - 2)
+    lines += [(f"  {text}", False) for text in told]
     if last.instances:
         lines += [("", False), *_table(INSTANCES, [_instance(row) for row in last.instances], width)]
-    return [(printable(text)[:width], head) for text, head in lines]
+    return [(text[:width], head) for text, head in lines]
+
+
+def _wrapped(texts: Iterable[str], width: int | None) -> list[str]:
+    return [line for text in texts for line in (wrapped(printable(text), width) if width else [printable(text)])]
 
 
 def _totals(readings: Readings) -> str:

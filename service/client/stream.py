@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections import deque
@@ -74,17 +75,15 @@ class TextStream:
 
     def __next__(self) -> str:
         while True:
-            try:
+            with contextlib.suppress(IndexError):
                 piece = self._ready.popleft()
-            except IndexError:
-                self._wait()
-                if self._ended and not self._ready:
-                    if self._failure is not None:
-                        raise self._failure from None
-                    raise StopIteration from None
-            else:
                 self._pieces.append(piece)
                 return piece
+            self._wait()
+            if self._ended and not self._ready:
+                if self._failure is not None:
+                    raise self._failure
+                raise StopIteration
 
     def begin(self) -> None:
         """Wait for the first bytes of the answer, which need not hold a piece. Raises the refusal of the service."""

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from commands import modelyard
+from faulty import breaks_off, faulty, http_chunk, output, stream_head
 from in_process import service, url_of
 from modelyard.cli import cli
 
@@ -80,6 +81,14 @@ def test_without_a_text_the_next_step_is_named(url, command):
 def test_an_error_is_one_line(url):
     ran = modelyard("chat", "a", "-m", "nobody", "--url", url)
     assert (ran.status, "nobody" in ran.complaint) == (1, True)
+
+
+@pytest.mark.parametrize("command", ["chat", "complete"])
+def test_an_answer_that_breaks_off_is_kept_apart_from_the_reason(command):
+    with faulty(breaks_off(stream_head(), http_chunk(output("Once upon")))) as server:
+        ran = modelyard(command, "a", "-m", "m", "--url", server.url)
+    assert (ran.status, ran.out) == (1, "Once upon\n")
+    assert "broke off its answer: " in ran.complaint
 
 
 def test_tokens_are_counted(url):

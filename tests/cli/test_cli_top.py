@@ -108,6 +108,14 @@ def test_a_reason_is_shown_where_a_model_is_not_ready_and_no_table_without_model
     assert not any(is_heading for _, is_heading in top.lines_of(_kept(quiet), "http://h/api", 80))
 
 
+def test_a_narrow_terminal_shows_whole_reasons():
+    failed = reading(0, models=({**MODEL, "state": "failed", "reason": "there is no file 日本語.gguf in " + "x" * 50},))
+    lines = [text for text, _ in top.lines_of(_kept(failed), "http://localhost:8000/api", 40)]
+    assert all(sum(2 if char > "\u2000" else 1 for char in text) <= 40 for text in lines)
+    assert "x" * 50 in "".join(lines)
+    assert any(text.endswith("ready") for text in lines), "the state is not cut off"
+
+
 def _kept(first: Reading) -> Readings:
     kept = Readings(10.0)
     kept.add(first)

@@ -255,6 +255,7 @@ def test_an_answer_that_breaks_off_is_never_asked_for_again(script, kind: type[e
         with pytest.raises(kind) as caught:
             client.chat("x", model="m")
         assert type(caught.value) is kind
+        assert "deque" not in str(caught.value), "the reason is that of the connection"
         assert len(server.requests) == 1
 
 

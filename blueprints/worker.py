@@ -123,8 +123,10 @@ def _add_generation(blueprint: Blueprint, service: Service) -> None:
             prompt = _prompt(service, body)
             call.admit(characters_of(prompt), [prompt.max_new_tokens])
             with _manager(service).generate_stream(prompt, call.cancel) as stream:
-                output = whole_answer(stream)
-            g.modelyard_line.note_answer(stream)
+                try:
+                    output = whole_answer(stream)
+                finally:
+                    g.modelyard_line.note_answer(stream)
             call.count(total_tokens(output.usage))
         response = naming(stream.model, json_response(output))
         return _with_load(response, service, prompt.model, WorkerType.LLM)

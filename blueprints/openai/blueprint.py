@@ -191,8 +191,10 @@ def _generate(service: Service, text_call: _TextCall) -> Response:
             g.modelyard_stream = response = stream_response(service, call, stream, line, events)
             return response
         with stream:
-            choices = whole_choices(stream, len(generation.requests), usage)
-        line.note_answer(stream)
+            try:
+                choices = whole_choices(stream, len(generation.requests), usage)
+            finally:
+                line.note_answer(stream)
     except BaseException as error:
         call.close(error)
         raise

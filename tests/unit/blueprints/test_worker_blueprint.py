@@ -985,6 +985,14 @@ def test_the_access_line_has_the_tokens_and_why_the_answer_ended(client, lines, 
 
 
 @pytest.mark.parametrize("call", ["generate", "generate_stream"])
+def test_the_line_of_an_answer_that_broke_off_has_the_time_of_its_first_piece(client, lines, call):
+    post(client, call, prompt("break")).close()
+    (line,) = lines()
+    assert line["error"] == "engine_error"
+    assert 0 <= line["first_ms"] <= line["ms"]
+
+
+@pytest.mark.parametrize("call", ["generate", "generate_stream"])
 def test_the_time_in_line_is_in_the_access_line_and_a_header(client, lines, runtime, call):
     gate = runtime.local.models.find("s@llm").gate
     held, answers = gate.request(), []

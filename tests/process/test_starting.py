@@ -48,7 +48,11 @@ def test_an_import_starts_no_thread_and_opens_no_file(module: str, run: Services
 def test_it_answers_at_once_and_is_ready_when_its_models_are(run: Services) -> None:
     folder = run.folder()
     tables = ECHO + scripted("late", start_when=folder / "go")
-    service = run.start(tables, folder=folder, wait="up")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.settimeout(30)
+        systemd.bind(str(folder / "notify"))
+        service = run.start(tables, folder=folder, environ={"NOTIFY_SOCKET": str(folder / "notify")}, wait="up")
+        assert systemd.recv(4096).startswith(b"READY=1"), "the unit is of Type=notify"
     wait_until(lambda: service.model("late@llm").get("reason") == "reading the script", "its progress")
     answer = service.get("/readyz")
     assert answer.status_code == 503

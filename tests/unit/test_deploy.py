@@ -49,6 +49,7 @@ def test_the_unit_gives_a_drain_its_time():
     stop = int(unit()["Service"]["TimeoutStopSec"])
     assert stop > Settings().drain_timeout + 15
     assert unit()["Service"]["KillMode"] == "mixed"
+    assert unit()["Service"]["Type"] == "notify", "a process test has what it sends"
 
 
 def test_systemd_has_nothing_to_say_of_the_unit(tmp_path: Path):

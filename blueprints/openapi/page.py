@@ -16,6 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ...types import JSONObject
+from ..request.guard import origin_of
 from ..request.mounted import MountedBlueprint
 from .document import OTHER_PATHS, document
 from .notation import limits_of, name_of, prose, type_of
@@ -91,7 +92,7 @@ def docs_blueprint(prefix: str, path_prefix: str, name: str = "modelyard_docs") 
     @blueprint.get(f"{path_prefix}/docs")
     def docs() -> Response:
         page, policy = rendered()
-        address = _address(request.root_url.rstrip("/"))
+        address = _address(origin_of(request) + request.script_root)
         data = page.replace(_BASE_MARK, address).encode()
         response = Response(data, content_type="text/html; charset=utf-8")
         response.set_etag(hashlib.sha256(data).hexdigest()[:32])

@@ -20,6 +20,8 @@ from ...access.tokens import ADMIN, INFER, SCOPES, digest_of, join_scopes, new_s
 from ...cluster.keys import NO_STORE
 from ...errors import ConfigError, InvalidRequest
 from ...worker.protocol import Keys
+from ..request.guard import origin_of
+from .parts import Choice
 from .playground import api_path
 from .site import Site
 
@@ -118,18 +120,15 @@ def add(site: Site) -> None:
 
     def listed(draft: Draft, *, made: Key | None = None, secret: str = "", refusal: str = "") -> AnyResponse:
         keys = site.service.keys
-        wanted = request.args.get("find", "").strip()
-        found = [] if keys is None else [key for key in reversed(keys.all()) if wanted in key.name or wanted == key.id]
-        number = min(max(1, request.args.get("part", 1, int)), -(-len(found) // A_PAGE) or 1)
-        shown = found[(number - 1) * A_PAGE : number * A_PAGE]
+        newest_first = [] if keys is None else [*reversed(keys.all())]
+        part = Choice.of_request().part(
+            newest_first, A_PAGE, lambda key, wanted: wanted in key.name or wanted == key.id
+        )
         return site.render(
             "keys.html",
             HTTPStatus.UNPROCESSABLE_ENTITY if refusal else HTTPStatus.OK,
-            rows=_rows(keys, shown),
-            amount=len(found),
-            number=number,
-            pages=-(-len(found) // A_PAGE),
-            wanted=wanted,
+            rows=_rows(keys, part.rows),
+            part=part,
             draft=draft,
             made=made,
             secret=secret,
@@ -138,7 +137,7 @@ def add(site: Site) -> None:
             scopes=SCOPES,
             is_open=keys is not None and not keys.is_required(),
             unavailable=NO_STORE if keys is None else "",
-            api=request.host_url.rstrip("/") + api_path(),
+            api=origin_of(request) + api_path(),
         )
 
     site.add("keys", page, needs=(ADMIN,), methods=("GET", "POST"), label="Keys")

@@ -9,10 +9,16 @@ from typing import Any
 from flask import g
 
 from ...types import JSONObject
+from .parts import Choice
+from .rendering import tone
 from .site import Reader, Site
 from .visitors import Visitor
 from .watch import KEPT_FOR, Look, ModelView, Watch
 
+A_PAGE = 50
+"""The models that the page lists: so it stays below 100 KB, and so does each event of its stream."""
+MOST_INSTANCES = 60
+"""The instances that a page lists at most."""
 CURVE = (240.0, 48.0)
 """The width and the height of the curve, in its own units."""
 
@@ -22,25 +28,35 @@ def add(site: Site, watch: Watch) -> None:
 
     def read() -> Reader:
         visitor: Visitor = g.modelyard_visitor
-        return lambda: _values(watch.look(), visitor)
+        choice = Choice.of_request()
+        return lambda: _values(watch.look(), visitor, choice)
 
     site.add_live("", "cluster", read, label="Cluster")
 
 
-def _values(look: Look, visitor: Visitor) -> dict[str, Any]:
-    """Return what the page shows to a visitor: of the models that they may use."""
+def _values(look: Look, visitor: Visitor, choice: Choice) -> dict[str, Any]:
+    """Return what the page shows to a visitor: of the models that they may use, those that have failed first."""
     models = [model for model in look.models if visitor.sees(model.name)]
     keys = [model.key for model in models]
+    failed_first = sorted(models, key=lambda model: tone(model.state) != "bad")
+    part = choice.part(failed_first, A_PAGE, lambda model, wanted: wanted in model.name or wanted == model.state)
     return {
         "status": look.status,
         "troubles": list(_troubles(look.status)),
-        "models": models,
-        "paces": {key: look.pace([key]) for key in keys},
+        "part": part,
+        "paces": {model.key: look.pace([model.key]) for model in part.rows},
         "pace": look.pace(keys),
         "total": _total(models),
         "curve": curve_points(look.curve(keys)),
+        **instances_of(part.rows),
         "now": time.time(),
     }
+
+
+def instances_of(models: Iterable[ModelView]) -> dict[str, Any]:
+    """Return the instances of models that a page lists, each with its model's name, and how many more there are."""
+    rows = [(model.name, instance) for model in models for instance in model.instances]
+    return {"of_registry": rows[:MOST_INSTANCES], "more_instances": len(rows[MOST_INSTANCES:])}
 
 
 def _total(models: Sequence[ModelView]) -> JSONObject:

@@ -17,6 +17,7 @@ from ...telemetry.recent import Recent, RecentRequests
 from ...types import JSONObject, WorkerType
 from ...worker.protocol import APPLY_TYPES
 from . import parameters
+from .cluster import instances_of
 from .rendering import seconds
 from .site import Reader, Site
 from .visitors import Visitor
@@ -59,7 +60,8 @@ def _read(site: Site, watch: Watch) -> Reader:
     def values() -> dict[str, Any]:
         look = watch.look()
         return {
-            "model": view_of(look, name, kind),
+            "model": (model := view_of(look, name, kind)),
+            **instances_of([model]),
             "pace": look.pace([f"{name}@{kind}"]),
             "requests": [_shown(each) for each in recent.of(name) if visitor.may_change or _is_own(each.line, visitor)],
             "bodies": recent.bodies,

@@ -8,6 +8,7 @@ from typing import Any
 
 from ...errors import FieldError, InvalidRequest
 from ...settings.params import MASK, Param
+from ...settings.sizes import size
 from ...types import JSONObject
 
 NEW, OLD = "new.", "old."
@@ -56,7 +57,7 @@ class FormField:
             value="" if is_private else next((word for word, number in words.items() if number == value), _text(value)),
             kind=shape,
             choices=choices,
-            limits="" if is_private else _limits(kind, extra, low, high),
+            limits="" if is_private else _limits(kind, extra, low, high, is_size="size" in tags),
             step="1" if kind == "int" else "any",
             low=low,
             high=high,
@@ -118,11 +119,13 @@ def _bounds(extra: Mapping[str, Any]) -> tuple[float | None, float | None]:
     return low if isinstance(low, int | float) else None, high if isinstance(high, int | float) else None
 
 
-def _limits(kind: str, extra: Mapping[str, Any], low: float | None, high: float | None) -> str:
+def _limits(
+    kind: str, extra: Mapping[str, Any], low: float | None, high: float | None, *, is_size: bool = False
+) -> str:
     shape, default = extra.get("text_of", ""), extra.get("default")
     parts = [_SHAPE_WORDS[shape]] if shape in _SHAPE_WORDS else []
     if low is not None or high is not None:
-        ends = ("" if end is None else f"{end:,}".replace(",", "\u202f") for end in (low, high))
+        ends = ("" if end is None else size(int(end)) if is_size else _grouped(end) for end in (low, high))
         parts = [" … ".join(ends).strip()]
     elif kind in ("int", "float"):
         parts = ["a whole number" if kind == "int" else "a number"]
@@ -132,7 +135,15 @@ def _limits(kind: str, extra: Mapping[str, Any], low: float | None, high: float 
     return ", ".join(parts)
 
 
+def _grouped(value: float) -> str:
+    """Return a number with groups of thousands, as in ``12 345``."""
+    return f"{value:,}".replace(",", "\u202f")
+
+
 def _text(value: Any) -> str:
+    """Return a value as people write it: ``60`` for 60.0."""
     if value is None:
         return ""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
     return str(value).lower() if isinstance(value, bool) else str(value)

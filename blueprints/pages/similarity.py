@@ -22,6 +22,7 @@ from ...errors import InvalidRequest, ModelyardError
 from ...types import JSONObject
 from ...worker.protocol import Service
 from ..openai.vectors import as_probabilities, counted
+from ..request.guard import origin_of
 from ..request.keys import check_model
 from ..request.streaming import called
 from ..request.terms import terms_of
@@ -192,7 +193,7 @@ def _commands(trial: Trial, path: str, *, embeds: bool) -> list[str]:
         bodies.append(("embeddings", {"model": trial.model, "input": trial.texts}))
     if trial.query:
         bodies.append(("rerank", {"model": trial.model, "query": trial.query, "documents": trial.texts}))
-    base = f"{request.host_url.rstrip('/')}{path}"
+    base = f"{origin_of(request)}{path}"
     return [
         f"curl {shlex.quote(f'{base}/{call}')} \\\n"
         '  -H "Authorization: Bearer $MODELYARD_TOKEN" -H "Content-Type: application/json" \\\n'

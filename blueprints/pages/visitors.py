@@ -18,7 +18,7 @@ from ...access.wrong_keys import WrongKeys
 from ...cluster.keys.sign_outs import SignOuts
 from ...errors import Forbidden, ModelyardError, RateLimited, Unauthorized
 from ..request.detour import client_of
-from ..request.guard import Guard
+from ..request.guard import Guard, scheme_of
 
 COOKIE = "modelyard_sign_in"
 OUTCOME_COOKIE = "modelyard_outcome"
@@ -161,8 +161,7 @@ class SignIns:
         response.delete_cookie(OUTCOME_COOKIE, path=self._cookie_path(request))
 
     def _set(self, response: Response, request: Request, name: str, value: str, lifetime: int) -> None:
-        secure = request.is_secure or request.headers.get("X-Forwarded-Proto") == "https"
-        path = self._cookie_path(request)
+        path, secure = self._cookie_path(request), scheme_of(request) == "https"
         response.set_cookie(name, value, max_age=lifetime, path=path, secure=secure, httponly=True, samesite="Strict")
 
     def _cookie_path(self, request: Request) -> str:

@@ -327,6 +327,16 @@ def install(
     return guard
 
 
+def scheme_of(request: Request) -> str:
+    """Return the scheme that a browser speaks, also to a proxy that names it: ``http`` or ``https``."""
+    return "https" if request.headers.get("X-Forwarded-Proto") == "https" else request.scheme
+
+
+def origin_of(request: Request) -> str:
+    """Return the address at which a browser sees this service, without a path."""
+    return f"{scheme_of(request)}://{request.host}"
+
+
 def _secret_in(environ: Mapping[str, Any]) -> str | None:
     scheme, _, secret = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
     if scheme.lower() != "bearer":

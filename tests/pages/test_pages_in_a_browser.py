@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode
 
 import pytest
@@ -12,14 +13,23 @@ import steered
 from browser import DESKTOP, PHONE, Browser
 from in_process import service
 from modelyard.blueprints.pages import live
+from modelyard.blueprints.request.guard import Guard
 from modelyard.server.runtime import Runtime
 from pages_service import SECRETS, TOKENS
-from running import wait_until
+from running import free_port, wait_until
 from selenium.webdriver.common.keys import Keys
 from steered import Steered
 
 HOSTILE = "<img src=x onerror=document.title=1>"
-TABLES = ({"name": "s", "worker_class": steered.PATH}, {"name": "echo"}, {"name": HOSTILE, "engine": "echo"})
+LONG = "organisation/" + "n" * 100
+"""A name without a place to break it; and the reason why a model is not there is as long."""
+TABLES = (
+    {"name": "s", "worker_class": steered.PATH},
+    {"name": "echo"},
+    {"name": HOSTILE, "engine": "echo"},
+    {"name": LONG, "engine": "echo"},
+    {"name": "absent", "engine": "llama.cpp", "model_path": f"{'w' * 200}.gguf"},
+)
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +42,10 @@ def closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
         folder = tmp_path_factory.mktemp("pages")
         with service(folder, TABLES, role="standalone", tokens=TOKENS, key_store="memory:", pages_bodies=True) as made:
             yield made
+
+
+QUICK_TIMERS = "const set = setInterval; window.setInterval = (call, ms) => set(call, ms / 50);"
+"""A script that lets the timers of a page run fifty times as fast."""
 
 
 def address(runtime: Runtime, page: str = "", **query: str) -> str:
@@ -84,6 +98,7 @@ def test_without_a_stream_the_page_reads_itself_again(browser: Browser, closed: 
     browser.open("about:blank")
     headers = {"Authorization": f"Bearer {SECRETS['infer']}"}
     held: list[requests.Response] = []
+    script = browser.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": QUICK_TIMERS})
 
     def hold() -> bool:
         held.append(requests.get(address(closed, "events"), headers=headers, stream=True, timeout=30))
@@ -93,7 +108,11 @@ def test_without_a_stream_the_page_reads_itself_again(browser: Browser, closed: 
         wait_until(hold, "every stream is held")
         browser.open(address(closed))
         browser.wait("[data-live-state]", "every five seconds")
+        while held:
+            held.pop().close()
+        browser.wait("[data-live-state]", "Live")
     finally:
+        browser.driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", script)
         for response in held:
             response.close()
 
@@ -162,15 +181,16 @@ def test_every_page_fits_in_the_dark_and_in_the_light(browser: Browser, closed: 
     sign_in(browser, closed)
     ask(closed, "a few words", "echo")
     grounds = {}
-    pages = {"": {}, "model": {"name": "echo", "type": "llm"}, "absent": {}, "sign-in": {}}
-    for page, query in pages.items():
+    pages: list[tuple[str, dict[str, str]]] = [("", {}), ("nowhere", {}), ("sign-in", {})]
+    pages += [("model", {"name": name, "type": "llm"}) for name in ("echo", LONG, "absent")]
+    for page, query in pages:
         browser.open(address(closed, page, **query))
         browser.resize(size)
         for scheme in "light", "dark":
             browser.prefer(scheme)
             grounds[scheme] = browser.script("return getComputedStyle(document.body).backgroundColor")
             assert browser.script("return document.documentElement.scrollWidth <= innerWidth"), page
-            browser.picture(Path(f"{page or 'cluster'}-{size[0]}-{scheme}.png"))
+            browser.picture(Path(f"{query.get('name', page or 'cluster')[:9]}-{size[0]}-{scheme}.png"))
         assert [text for text in browser.complaints() if "404" not in text] == []
     assert grounds["light"] != grounds["dark"]
 
@@ -190,3 +210,22 @@ def test_a_name_that_is_html_is_text_and_a_page_is_small(browser: Browser, close
         ".reduce((sum, e) => sum + e.decodedBodySize, 0)"
     )
     assert 10_000 < int(str(sizes)) < 100_000
+
+
+def test_a_page_outlives_a_restart_of_its_service(browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(live, "TICK", 0.05)
+    monkeypatch.setattr(live, "RECONNECT", 100)
+    port = free_port()
+    settings: Any = {"role": "standalone", "tokens": TOKENS, "key_store": "memory:", "port": port}
+    with service(tmp_path, [{"name": "echo"}], **settings) as first:
+        sign_in(browser, first)
+        browser.wait("[data-live-state]", "Live")
+        browser.script("window.mark = 1")
+    browser.wait("[data-live-state]", "Connecting")
+    with service(tmp_path, [{"name": "echo"}, {"name": "more", "engine": "echo"}], **settings) as second:
+        browser.wait("tbody", "more")
+        assert browser.script("return document.querySelector('[data-live-state]').textContent + window.mark") == "Live1"
+        with monkeypatch.context() as patch:
+            patch.setattr(Guard, "named", lambda *place: None)  # the sign-in has ended
+            browser.wait("h1", "Sign in")
+        assert second.settings.port == port

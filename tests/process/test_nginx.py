@@ -129,6 +129,19 @@ def test_a_client_of_it_may_not_change_models(front: Front) -> None:
     assert (status, body["type"]) == (403, "urn:modelyard:error:forbidden")
 
 
+def test_the_forms_of_the_pages_pass_through_it(front: Front) -> None:
+    # The pages refuse a form of which the Origin is not the Host that it was sent to.
+    url = f"http://127.0.0.1:{front.port}"
+    body = {"model": "script", "messages": messages(pieces=3)}
+    statuses = {}
+    for origin in (url, "http://elsewhere.example"):
+        headers = {"Origin": origin, "Sec-Fetch-Site": "same-origin"}
+        statuses[origin] = requests.post(
+            f"{url}/ui/playground/chat", json=body, headers=headers, timeout=20
+        ).status_code
+    assert statuses == {url: 200, "http://elsewhere.example": 403}
+
+
 def test_a_large_body_passes_and_one_that_is_too_large_is_refused_in_json(front: Front) -> None:
     padded = {"model": "script", "messages": messages(), "user": "u" * 2_000_000}
     assert answer(front.port, "POST", CHAT, padded)[0] == 200

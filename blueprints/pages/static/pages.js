@@ -3,6 +3,8 @@
 
 (() => {
   const POLL = 5000;
+  /* Without a stream, the number of polls until one is asked for again. */
+  const POLLS = 12;
   const region = document.querySelector("[data-live]");
   const note = document.querySelector("[data-live-state]");
 
@@ -48,7 +50,7 @@
     note.hidden = false;
   }
 
-  /* The region alone, where there is no stream. */
+  /* Read the region alone, where there is no stream, and return whether the service answers. */
   async function poll() {
     try {
       const answer = await fetch(region.dataset.live, { headers: { Accept: "text/plain" }, cache: "no-store" });
@@ -60,14 +62,32 @@
       } else {
         tell("No answer, trying again");
       }
+      return answer.ok;
     } catch {
       tell("No connection, trying again");
+      return false;
     }
   }
 
   function follow() {
     let stream = null;
     let timer = null;
+
+    /* Poll until there may be a stream again: the service is back, or some time has passed. */
+    async function wait() {
+      let polls = 0;
+      let wasUp = await poll();
+      if (stream || timer || document.hidden) return;
+      timer = setInterval(async () => {
+        const isUp = await poll();
+        polls += 1;
+        if (timer && ((isUp && !wasUp) || polls >= POLLS)) {
+          close();
+          open();
+        }
+        wasUp = isUp;
+      }, POLL);
+    }
 
     function open() {
       stream = new EventSource(region.dataset.live);
@@ -78,8 +98,7 @@
       stream.onerror = () => {
         if (stream && stream.readyState === EventSource.CLOSED) {
           stream = null;
-          poll();
-          timer = setInterval(poll, POLL);
+          wait();
         } else {
           tell("Connecting");
         }

@@ -80,6 +80,7 @@ function addMessage(role, label) {
   $("hint").hidden = true;
   const item = element("article", `message ${role}`);
   const words = element("div", "words");
+  words.dir = "auto";
   item.append(element("h2", "", label), words);
   log.append(item);
   log.scrollTop = log.scrollHeight;

@@ -139,6 +139,11 @@ def test_the_commands_read_the_address_that_the_browser_has_written(tmp_path: Pa
     assert "<script" not in response.text
 
 
+def test_the_commands_speak_https_where_a_proxy_does(tmp_path: Path):
+    page = app_of(tmp_path).test_client().get("/docs", headers={"Host": "h.test", "X-Forwarded-Proto": "https"}).text
+    assert "export MODELYARD_URL=https://h.test MODELYARD_TOKEN=" in page
+
+
 def test_a_browser_that_has_it_is_told_so(tmp_path: Path):
     client = app_of(tmp_path).test_client()
     first = client.get("/docs")

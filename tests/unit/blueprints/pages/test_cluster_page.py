@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import struct
 import threading
@@ -15,7 +16,7 @@ from modelyard.access.keys import new_key
 from modelyard.access.tokens import digest_of, parse_scopes
 from modelyard.blueprints.pages import live, watch
 from modelyard.blueprints.pages.live import LiveStreams
-from modelyard.blueprints.pages.watch import KEPT_FOR, Counted, Look, Watch
+from modelyard.blueprints.pages.watch import KEPT_FOR, Counted, Look, ModelView, Watch
 from modelyard.server.extension import KEY
 from modelyard.telemetry.metrics import ENGINE, ROUTED, Metrics
 from modelyard.telemetry.shared_metrics import Sample
@@ -52,6 +53,36 @@ def next_event(response: Any) -> str:
 
 
 # The page
+
+
+def test_of_many_models_it_shows_a_part_those_that_have_failed_first_and_those_that_are_looked_for(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+):
+    def view(name: str, state: str = "ready") -> ModelView:
+        instance = {"url": f"http://10.0.0.7:8000/{name}", "state": "usable", "reason": "", "heartbeat": 1.0}
+        loads = {"running": 3, "waiting": 0, "slots": 8}
+        return ModelView(f"{name}@llm", state, "", 4096, **loads, instances=[{**instance, **loads}])
+
+    models = [*(view(f"m-{number:03}") for number in range(130)), view("z-broken", "failed")]
+    look = Look(0.0, {"state": "ready", "reason": None}, models, {}, [])
+    monkeypatch.setattr(Watch, "look", lambda self: look)
+    app = build()
+    client = app.test_client()
+    first = client.get("/ui/").text
+    assert names_in(first)[:2] == ["z-broken", "m-000"]
+    assert (len(names_in(first)), "131 models" in first, ">1 of 3<" in first) == (50, True, True)
+    assert first.count("http://10.0.0.7") == 50, "the instances are those of the part"
+    assert len(first.encode()) < 80_000, "with its files it is below 100 KB"
+    third = client.get("/ui/?part=9").text
+    assert names_in(third) == [f"m-{number:03}" for number in range(99, 130)]
+    assert names_in(next_event(stream_of(app, "/ui/events?part=3"))) == names_in(third)
+    assert names_in(client.get("/ui/?find=m-12").text) == [f"m-{number}" for number in range(120, 130)]
+    assert names_in(client.get("/ui/?find=failed").text) == ["z-broken"]
+    assert "No model is named so" in client.get("/ui/?find=<x>").text
+
+
+def names_in(page: str) -> list[str]:
+    return re.findall(r'<a href="/ui/model\?[^"]*">([^<]*)</a>', page)
 
 
 def test_it_shows_models_with_states_reasons_and_instances(build: Build):

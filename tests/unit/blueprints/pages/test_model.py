@@ -142,16 +142,17 @@ class EveryType:
     share: float | None = param(None, help="a share", max=1)
     often: bool = param(True, help="often")
     length: int = param(0, help="a length", min=64, words={"auto": 0})
-    memory: int | None = param(None, help="bytes", tags=["size"])
+    memory: int | None = param(None, help="bytes", min=100_000_000, max=1000**4, tags=["size"])
+    pause: float = param(60.0, help="seconds", max=3600)
     path: str | None = param(None, help="a path", tags=["operator"])
 
 
 def test_a_text_becomes_a_value_of_the_declared_type():
     form = {"new.words": "a, b", "new.table": "x=1,y=2", "new.lists": "x=1+2", "new.share": "0.5", "new.often": "false"}
-    form |= {"new.length": "128", "new.memory": "2KB", "new.path": "/etc/passwd"}
+    form |= {"new.length": "128", "new.memory": "2GB", "new.path": "/etc/passwd"}
     assert changes(form, describe(EveryType)) == {
         **{"words": ["a", "b"], "table": {"x": "1", "y": "2"}, "lists": {"x": ["1", "2"]}},
-        **{"share": 0.5, "often": False, "length": 128, "memory": 2000},
+        **{"share": 0.5, "often": False, "length": 128, "memory": 2_000_000_000},
     }
     with pytest.raises(InvalidRequest, match=r"share: 1\.5 is more than 1") as raised:
         changes({"new.share": "1.5", "new.table": "x"}, describe(EveryType))
@@ -163,9 +164,11 @@ def test_the_limits_of_a_field_are_told():
     assert limits["words"] == "separated by commas"
     assert limits["share"] == "… 1"
     assert limits["length"] == "64 …, auto"
+    assert limits["memory"] == "100.0 MB … 1.0 TB"
     assert changes({"new.length": "auto", "old.length": "128"}, describe(EveryType)) == {"length": 0}
     values = {field.name: (field.value, field.kind) for field in map(FormField.of, describe(EveryType))}
     assert values["length"] == ("auto", "text"), "a browser refuses words in a field of numbers"
+    assert values["pause"] == ("60", "number")
     assert limits["lists"] == "NAME=VALUE+VALUE, …"
 
 

@@ -50,7 +50,8 @@ def cells_of(page: str) -> list[tuple[str, str]]:
 
 def ranking_of(page: str) -> list[tuple[str, str]]:
     """Return the scores and the texts of the ranking, in its order."""
-    return re.findall(r'<tr><td class="number">([^<]*)</td>.*?<th scope="row">([^<]*)</th></tr>', page, re.DOTALL)
+    row = r'<tr><td class="number">([^<]*)</td>.*?<th scope="row"><bdi>([^<]*)</bdi></th></tr>'
+    return re.findall(row, page, re.DOTALL)
 
 
 def test_the_page_offers_models_with_vectors_and_texts_to_begin_with(client: FlaskClient):
@@ -141,6 +142,8 @@ def test_texts_and_query_are_text_and_the_commands_hold_them_as_they_are(client:
     assert second[1] == "http://localhost/v1/rerank"
     ranked = client.post("/v1/rerank", data=second[-1]).get_json()
     assert len(ranked["results"]) == 2
+    client.environ_base["HTTP_X_FORWARDED_PROTO"] = "https"
+    assert "curl https://localhost/v1/embeddings" in compare(client, "a").text
 
 
 def test_one_text_has_a_table_of_itself(client: FlaskClient):

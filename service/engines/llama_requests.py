@@ -24,6 +24,7 @@ from .base import CancelEvent, room_in_context
 from .llama_schemas import with_schemas
 
 _TIMEOUT = 10.0
+_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 SPARE_TOKENS = 3
 """Tokens that the library may compute over the limit: with them, a character that the limit would cut is whole.
 
@@ -35,10 +36,21 @@ def chat_body(request: GenerateRequest, default_max_new_tokens: int) -> JSONObje
     """Return the body of a chat completion."""
     body = _common(request, default_max_new_tokens)
     body["messages"] = openai_messages(request.messages)
-    body |= with_schemas(request.options)
+    body |= with_schemas(request.options) | _thinking(request.extra)
     if request.stop_token_ids:
         body |= {"logprobs": True, "top_logprobs": 1}
     return body
+
+
+def _thinking(extra: JSONObject) -> JSONObject:
+    """Return what chat templates read of how much a model should think; other models ignore it."""
+    fields: JSONObject = {}
+    if extra.get("reasoning_effort") in _EFFORTS:
+        fields["reasoning_effort"] = extra["reasoning_effort"]
+    given = extra.get("chat_template_kwargs")
+    if isinstance(given, dict) and isinstance(given.get("enable_thinking"), bool):
+        fields["chat_template_kwargs"] = {"enable_thinking": given["enable_thinking"]}
+    return fields
 
 
 def completion_body(request: GenerateRequest, default_max_new_tokens: int) -> JSONObject:

@@ -33,6 +33,26 @@ def test_a_chat_is_streamed_with_its_messages_and_nothing_that_was_not_said():
     assert body == {**STREAMED, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 80}
 
 
+@pytest.mark.parametrize(
+    ("extra", "fields"),
+    [
+        ({"reasoning_effort": "none", "unknown": 5}, {"reasoning_effort": "none"}),
+        ({"reasoning_effort": "much"}, {}),
+        ({"reasoning_effort": ["low"], "chat_template_kwargs": 5}, {}),
+        (
+            {"chat_template_kwargs": {"enable_thinking": False, "other": "{{ x }}"}},
+            {"chat_template_kwargs": {"enable_thinking": False}},
+        ),
+        ({"chat_template_kwargs": {"enable_thinking": "no"}, "chat_template": "a"}, {}),
+    ],
+)
+def test_a_caller_says_how_much_a_model_thinks_and_nothing_else_of_its_template(extra, fields):
+    request = GenerateRequest("m", messages=[{"role": "user", "content": "a"}])
+    plain = chat_body(request, 9)
+    request.extra = extra
+    assert chat_body(request, 9) == {**plain, **fields}
+
+
 def test_a_raw_prompt_is_a_completion():
     assert completion_body(request(prompt="once"), 77) == {**STREAMED, "prompt": "once", "max_tokens": 80}
 

@@ -30,6 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_gguf.make_adapter(made / "lora.gguf")
     tiny_gguf.make_adapter(made / "wide.gguf", width=96)
     tiny_gguf.make_adapter(made / "qwen.gguf", architecture="qwen2")
+    tiny_gguf.make(made / "thinking.gguf", chat_template=tiny_gguf.THINKING_TEMPLATE)
     tiny_gguf.make_projector(made / "mmproj.gguf")
     tiny_gguf.make_projector(made / "narrow.gguf", width=32)
     return made
@@ -160,6 +161,20 @@ def test_conversations_with_one_system_prompt_each_find_their_own_again(start):
     prompts, cached = zip(*shares, strict=True)
     assert cached[:2] == (0, 0)
     assert all(cached[turn] >= prompts[turn - 2] for turn in range(2, 6)), "all of the turn before"
+
+
+def test_a_model_thinks_unless_the_request_says_not_to(start):
+    worker = start("thinking.gguf")
+
+    def prompt_tokens(**extra: Any) -> int:
+        request = GenerateRequest("m", messages=[user("a")], max_new_tokens=1, extra=extra)
+        usage = whole_answer(worker.generate_stream(request, Cancel())).usage or {}
+        return int(usage["prompt_tokens"])
+
+    plain = prompt_tokens()
+    assert prompt_tokens(reasoning_effort="low") == plain
+    assert prompt_tokens(reasoning_effort="none") == plain + len("<think>\n\n</think>\n\n")
+    assert prompt_tokens(chat_template_kwargs={"enable_thinking": False}) == prompt_tokens(reasoning_effort="none")
 
 
 def user(text: str) -> dict[str, str]:

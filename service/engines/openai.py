@@ -17,7 +17,8 @@ from ..errors import EngineError, ModelyardError, StartFailed
 from ..sessions.response import Response
 from ..sessions.session import Session
 from ..settings.params import param
-from ..streams import Cancel
+from ..streams import TICK, Cancel
+from ..threads import WaitingThreads
 from ..types import Burst, GenerateRequest, JSONObject, ModelMetadata, WorkerType
 from ..wire.terms import ID_HEADER
 from . import openai_answers
@@ -97,6 +98,7 @@ class OpenAI(Engine):
         self._session: Session | None = None
         self._backends: Backends
         self._fields: Fields
+        self._waiting: WaitingThreads
         self._context_length = self.params.context_length
 
     # Life
@@ -113,6 +115,7 @@ class OpenAI(Engine):
                 template_params=params.template_params,
             )
             token = OutgoingToken(params.api_key, params.api_key_file)
+            self._waiting = WaitingThreads(f"backend-{params.model_name}", params.limit_model_concurrency)
             self._session = Session(params.connect_timeout, params.first_byte_timeout, token=token, ca=params.ca)
             progress("asking for the list of models")
             trouble = self._look(Cancel(), params.silence_timeout)
@@ -167,6 +170,7 @@ class OpenAI(Engine):
     def stop(self) -> None:
         """Close the connections."""
         if self._session is not None:
+            self._waiting.stop()
             self._session.close()
             self._session = None
 
@@ -208,7 +212,9 @@ class OpenAI(Engine):
 
     def _streamed(self, backend: Backend, call: BackendCall) -> Bursts:
         answer = openai_answers.BackendAnswer(backend.where)
-        with self._sent(backend, call) as response:
+        # A server may send its headers only after a line: until then there are signs of life too.
+        sent = self._waiting.result(lambda: self._sent(backend, call), TICK, Response.close)
+        with (yield from sent) as response:
             if _media_type(response) == "application/json":  # it does not stream
                 yield answer.burst([response.content])
                 yield answer.ending()

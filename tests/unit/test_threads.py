@@ -7,7 +7,7 @@ import threading
 import pytest
 from modelyard import threads
 from modelyard.errors import Overloaded
-from modelyard.threads import BackgroundThread, startable
+from modelyard.threads import BackgroundThread, WaitingThreads, startable
 from running import wait_until
 
 
@@ -159,3 +159,36 @@ def test_it_is_found_out_how_many_threads_can_be_started(monkeypatch: pytest.Mon
     monkeypatch.setattr(threading.Thread, "start", limited)
     assert startable(5) == 3
     assert threading.active_count() == before
+
+
+def test_a_call_that_waits_gives_signs_of_life_its_result_and_its_error() -> None:
+    waiting, go = WaitingThreads("waiting", 1), threading.Event()
+    try:
+        calls = waiting.result(lambda: go.wait(20), 0.01, discard=lambda result: None)
+        assert [next(calls), next(calls)] == [None, None]
+        go.set()
+        with pytest.raises(StopIteration) as end:
+            while True:
+                next(calls)
+        assert end.value.value is True
+
+        def late() -> None:
+            raise TimeoutError("of the call itself")
+
+        with pytest.raises(TimeoutError, match="of the call itself"):
+            list(waiting.result(late, 0.01, discard=lambda result: None))
+    finally:
+        waiting.stop()
+
+
+def test_a_result_that_nobody_waits_for_is_discarded() -> None:
+    waiting, go = WaitingThreads("waiting", 1), threading.Event()
+    discarded: list[bool] = []
+    calls = waiting.result(lambda: go.wait(20), 0.01, discard=discarded.append)
+    assert next(calls) is None
+    calls.close()
+    go.set()
+    wait_until(lambda: discarded == [True], "it is discarded")
+    waiting.stop()
+    with pytest.raises(Overloaded):
+        next(waiting.result(lambda: None, 0.01, discard=lambda result: None))

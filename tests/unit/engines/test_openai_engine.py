@@ -16,7 +16,7 @@ import requests
 from faulty import LAST, Faulty, Peer, Script, faulty, http_chunk, in_turn, stream_head, whole
 from in_process import SCRIPTED, service
 from modelyard.cluster.remote_model import RemoteModelWorker
-from modelyard.engines import openai_answers
+from modelyard.engines import openai, openai_answers
 from modelyard.engines.base import tokens_of
 from modelyard.engines.openai import OpenAI, OpenAIParams
 from modelyard.engines.openai_answers import BackendAnswer, EventDecoder, refusal
@@ -424,6 +424,70 @@ def test_silence_is_an_error_and_a_sign_of_life_until_then():
         with pytest.raises(EngineError, match="silent for 1 s"):
             list(bursts)
         wait_until(lambda: server.open_connections == 0, "the connection is closed")
+
+
+class Queue:
+    """A script that keeps its headers back until `go`, as a server does whose requests stand in line."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+
+    def __call__(self, peer: Peer) -> None:
+        assert self.go.wait(20)
+        peer.send(streamed(chunk("late", "stop"), DONE))
+
+
+@pytest.fixture
+def queue(monkeypatch: pytest.MonkeyPatch) -> Iterator[Queue]:
+    monkeypatch.setattr(openai, "TICK", 0.02)
+    made = Queue()
+    yield made
+    made.go.set()
+
+
+def test_headers_that_are_late_leave_signs_of_life_until_they_come(queue):
+    with over(queue) as (made, _):
+        bursts = iter(made.generate_stream(GenerateRequest("gpt", HELLO), Cancel()))
+        assert [next(bursts), next(bursts)] == [None, None]
+        queue.go.set()
+        assert whole_answer(bursts).text == "late"
+
+
+def test_a_client_that_goes_before_the_headers_ends_the_request(queue):
+    cancel = Cancel()
+    with over(queue) as (made, server):
+        bursts = made.generate_stream(GenerateRequest("gpt", HELLO), cancel)
+        assert next(iter(bursts)) is None
+        cancel.set()
+        with pytest.raises(Cancelled):
+            list(bursts)
+        queue.go.set()
+        wait_until(lambda: server.open_connections == 0, "the connection is closed")
+
+
+def test_headers_that_come_after_the_reader_has_gone_are_not_kept(queue):
+    with over(queue) as (made, server):
+        bursts = made.generate_stream(GenerateRequest("gpt", HELLO), Cancel())
+        assert next(iter(bursts)) is None
+        bursts.close()
+        queue.go.set()
+        wait_until(lambda: server.open_connections == 0, "the connection is closed")
+
+
+def test_a_client_reads_comments_while_its_request_stands_in_line_elsewhere(queue, tmp_path):
+    with faulty(answering(queue)) as server:
+        tables = [{"name": "gpt", "engine": "openai", "base_url": server.url, "limit_model_concurrency": 4}]
+        with service(tmp_path, tables, first_output_timeout=0.05, silence_timeout=0.05) as runtime:
+            body = {"model": "gpt", "messages": [{"role": "user", "content": "x"}], "stream": True}
+            url = f"http://127.0.0.1:{runtime.settings.port}/v1/chat/completions"
+            with requests.post(url, json=body, stream=True, timeout=20) as response:
+                lines = (line for line in response.iter_lines() if line)
+                shown = [next(lines) for _ in range(3)]
+                queue.go.set()
+                rest = b"".join(lines)
+    assert b'"role":"assistant"' in shown[0]
+    assert shown[1:] == [b": keep-alive"] * 2
+    assert b"late" in rest and rest.endswith(b"data: [DONE]")
 
 
 def test_a_backend_that_is_gone_is_unreachable():

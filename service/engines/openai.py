@@ -219,7 +219,6 @@ class OpenAI(Engine):
                 yield answer.burst([response.content])
                 yield answer.ending()
                 return
-            decoder = openai_answers.EventDecoder()
             quiet_since = time.monotonic()
             while (data := response.read1()) != b"":
                 if data is None:
@@ -231,10 +230,10 @@ class OpenAI(Engine):
                     continue
                 quiet_since = time.monotonic()
                 try:
-                    events = decoder.feed(data)
+                    burst = answer.read(data)
                 except ValueError as error:
                     raise EngineError(f"{backend.where}: {error}") from None
-                if (burst := answer.burst(events)) is not None:
+                if burst is not None:
                     yield burst
         yield answer.ending()
 

@@ -25,6 +25,9 @@ _MAX_PAUSE = 9999
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _TEXT = re.compile(rb'"(?:content|text)"\s*:\s*"((?:[^"\\]|\\.)+)"')
 """The text of an event, within its quotes."""
+_OPENING, _CLOSING = b"data: ", b"\n\n"
+_BETWEEN = b'","'
+"""The bytes between two strings of a JSON list."""
 _PROBE = b"?!"
 _MOST_TRIES = 4
 """Events that become the model of the next ones, of which none is like them: a field of some servers always changes."""
@@ -44,6 +47,11 @@ class EventDecoder:
         self._rest = b""
         self._data: list[bytes] = []
         self._has_begun = False
+
+    @property
+    def is_within_event(self) -> bool:
+        """Whether a part of an event has come, and not its end."""
+        return bool(self._rest or self._data)
 
     def feed(self, data: bytes) -> list[bytes]:
         """Return the data of each event that ``data`` completes. ValueError where one is over `MAX_EVENT`."""
@@ -72,8 +80,24 @@ class TextEvents:
 
     def __init__(self) -> None:
         """Know no event yet."""
-        self._before = self._after = b""
+        self._before = self._after = self._seam = b""
         self._tries = 0
+
+    def texts_of(self, data: bytes) -> list[str]:
+        """Return the texts of ``data``, events with their framing; nothing where something else is new, or may be."""
+        before, after = _OPENING + self._before, self._after + _CLOSING
+        if not self._before or not data.startswith(before) or not data.endswith(after):
+            return []
+        texts = data[len(before) - 1 : len(data) - len(after) + 1].split(self._seam)
+        listed = _BETWEEN.join(texts)
+        # Only the quotes around the texts: so each of them is a JSON string exactly if all are.
+        if listed.count(b'"') != 2 * len(texts) or b'\\"' in listed:
+            return []
+        try:
+            strings: list[str] = orjson.loads(b"[%b]" % listed)
+        except orjson.JSONDecodeError:
+            return []
+        return strings if all(strings) else []
 
     def text_of(self, event: bytes) -> str | None:
         """Return the text of ``event``; None where something else is new."""
@@ -99,6 +123,7 @@ class TextEvents:
             before, after = event[: fields[0].start(1)], event[fields[0].end(1) :]
             if text_in(before + _PROBE + after) == _PROBE.decode():
                 self._before, self._after = before, after
+                self._seam = after + _CLOSING + _OPENING + before
 
 
 class BackendAnswer:
@@ -107,6 +132,7 @@ class BackendAnswer:
     def __init__(self, where: str) -> None:
         """``where`` names the backend in messages."""
         self._where = where
+        self._decoder = EventDecoder()
         self._texts = TextEvents()
         self._has_begun = False
         self._finish_reason: str | None = None
@@ -115,6 +141,13 @@ class BackendAnswer:
         """The error of an event, kept until the pieces before it are on their way."""
         self.has_ended = False
         """Whether the backend has said that it is whole."""
+
+    def read(self, data: bytes) -> Burst | None:
+        """Return what the next bytes of a stream say, as `burst` does. Raises ValueError like the decoder."""
+        if not self._decoder.is_within_event and (texts := self._texts.texts_of(data)):
+            self._check()
+            return Burst(texts)
+        return self.burst(self._decoder.feed(data))
 
     def burst(self, events: Iterable[bytes]) -> Burst | None:
         """Return what ``events`` say as one burst; None if that is nothing new. Raises the error of an event.

@@ -345,6 +345,12 @@ def test_events_that_differ_in_their_text_are_read_as_each_alone(separators):
     for made in (chat, completions, [*chat, *others, *chat, *completions]):
         events = [json.dumps(event, separators=separators).encode() for event in made]
         assert BackendAnswer("backend").burst(events) == read_one_by_one(events)
+        for size in (1, 2, 3, len(events)):
+            answer, pieces = BackendAnswer("backend"), []
+            for first in range(0, len(events), size):
+                burst = answer.read(b"".join(b"data: %b\n\n" % event for event in events[first : first + size]))
+                pieces += burst.pieces if burst else []
+            assert pieces == read_one_by_one(events).pieces
 
 
 def test_only_the_first_of_events_that_differ_in_their_text_is_read_as_json(monkeypatch: pytest.MonkeyPatch):
@@ -372,6 +378,12 @@ def test_a_text_that_is_no_json_is_refused_wherever_it_comes(text):
     answer.burst([before + b"a" + after, before + b"b" + after])
     with pytest.raises(EngineError, match="not JSON"):
         answer.burst([before + text + after])
+    for texts in ([text], [text, b"c"], [text, b',"c'], [text, b",1,", b"c\\", b"d"]):
+        answer = BackendAnswer("backend")
+        events = [b"data: %b\n\n" % (before + piece + after) for piece in (b"a", *texts)]
+        assert answer.read(events[0]) == Burst(["a"])
+        with pytest.raises(EngineError, match="not JSON"):
+            answer.read(b"".join(events[1:]))
 
 
 def test_a_reason_within_events_of_text_is_kept():
@@ -379,6 +391,17 @@ def test_a_reason_within_events_of_text_is_kept():
     answer = BackendAnswer("backend")
     assert answer.burst(events) == Burst(["a", "b", "c"])
     assert answer.ending().finish_reason == "length"
+
+
+def test_events_that_are_cut_anywhere_have_the_same_texts():
+    texts = ["a", " b", "\u00e9", "c\n"] * 3
+    data = b"".join(b"data: %b\n\n" % json.dumps(chunk(text, **FIELDS)).encode() for text in texts)
+    for size in (50, 97, 170, 171, 340, 1000):
+        answer, pieces = BackendAnswer("backend"), []
+        for first in range(0, len(data), size):
+            burst = answer.read(data[first : first + size])
+            pieces += burst.pieces if burst else []
+        assert pieces == texts
 
 
 def test_an_answer_that_breaks_off_is_an_error():

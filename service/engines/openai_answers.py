@@ -6,7 +6,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -15,22 +15,12 @@ import orjson
 from ..errors import EngineError, FieldError, InvalidRequest, ModelyardError, NotReady, Overloaded, PromptTooLong
 from ..types import Burst, JSONObject, details_of
 from ..wire.errors import TOO_LONG
+from .openai_events import EventDecoder, TextEvents
 
 DONE = b"[DONE]"
-MAX_EVENT = 64 * 1024 * 1024
-"""Bytes of one event: more is refused."""
 
 _MAX_TEXT = 2000
 _MAX_PAUSE = 9999
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_TEXT = re.compile(rb'"(?:content|text)"\s*:\s*"((?:[^"\\]|\\.)+)"')
-"""The text of an event, within its quotes."""
-_OPENING, _CLOSING = b"data: ", b"\n\n"
-_BETWEEN = b'","'
-"""The bytes between two strings of a JSON list."""
-_PROBE = b"?!"
-_MOST_TRIES = 4
-"""Events that become the model of the next ones, of which none is like them: a field of some servers always changes."""
 _PAUSE = re.compile(r"\d{1,4}(\.\d{1,9})?", re.ASCII)
 _TOO_LONG = re.compile(
     r"context.{0,20}(length|size|window)|prompt is too long|maximum.{0,20}tokens|`inputs`.{0,30}tokens", re.IGNORECASE
@@ -38,92 +28,6 @@ _TOO_LONG = re.compile(
 """What vLLM, SGLang, llama-server, Anthropic, OpenAI and TGI write of a prompt that is too long."""
 _OVERLOADED = frozenset({429, 503, 529})
 _FAULT_OF_CLIENT = frozenset({400, 413, 415, 422})
-
-
-class EventDecoder:
-    """Takes the bytes of server-sent events as they come, and gives the data of those that are whole. No I/O."""
-
-    def __init__(self) -> None:
-        self._rest = b""
-        self._data: list[bytes] = []
-        self._has_begun = False
-
-    @property
-    def is_within_event(self) -> bool:
-        """Whether a part of an event has come, and not its end."""
-        return bool(self._rest or self._data)
-
-    def feed(self, data: bytes) -> list[bytes]:
-        """Return the data of each event that ``data`` completes. ValueError where one is over `MAX_EVENT`."""
-        *lines, self._rest = (self._rest + data).replace(b"\r\n", b"\n").split(b"\n")
-        if len(self._rest) + sum(map(len, self._data)) > MAX_EVENT:
-            raise ValueError(f"an event is over {MAX_EVENT} bytes")
-        if lines and not self._has_begun:
-            self._has_begun = True
-            lines[0] = lines[0].removeprefix(_BYTE_ORDER_MARK)
-        events: list[bytes] = []
-        for line in lines:
-            if line.startswith(b"data:"):
-                self._data.append(line.removeprefix(b"data:").removeprefix(b" "))
-            elif not line and self._data:
-                if event := b"\n".join(self._data):
-                    events.append(event)
-                self._data = []
-        return events
-
-
-class TextEvents:
-    """Reads events that differ from an earlier one in their text alone, in half the time that their JSON takes.
-
-    What stands before and after the text is compared byte by byte.
-    """
-
-    def __init__(self) -> None:
-        """Know no event yet."""
-        self._before = self._after = self._seam = b""
-        self._tries = 0
-
-    def texts_of(self, data: bytes) -> list[str]:
-        """Return the texts of ``data``, events with their framing; nothing where something else is new, or may be."""
-        before, after = _OPENING + self._before, self._after + _CLOSING
-        if not self._before or not data.startswith(before) or not data.endswith(after):
-            return []
-        texts = data[len(before) - 1 : len(data) - len(after) + 1].split(self._seam)
-        listed = _BETWEEN.join(texts)
-        # Only the quotes around the texts: so each of them is a JSON string exactly if all are.
-        if listed.count(b'"') != 2 * len(texts) or b'\\"' in listed:
-            return []
-        try:
-            strings: list[str] = orjson.loads(b"[%b]" % listed)
-        except orjson.JSONDecodeError:
-            return []
-        return strings if all(strings) else []
-
-    def text_of(self, event: bytes) -> str | None:
-        """Return the text of ``event``; None where something else is new."""
-        before, after = self._before, self._after
-        if not before or not event.startswith(before) or not event.endswith(after):
-            return None
-        try:
-            # With its quotes: a text that has a bare one is not JSON.
-            text: str = orjson.loads(event[len(before) - 1 : len(event) - len(after) + 1])
-        except orjson.JSONDecodeError:
-            return None
-        self._tries = 0
-        return text
-
-    def learn(self, event: bytes, text_in: Callable[[bytes], str | None]) -> None:
-        """Take ``event``, which says nothing but its text, as the model of the next ones.
-
-        ``text_in`` reads any event. It is called for one that is made up, to see that the text was found.
-        """
-        fields = list(_TEXT.finditer(event)) if self._tries < _MOST_TRIES else []
-        self._tries += 1
-        if len(fields) == 1:
-            before, after = event[: fields[0].start(1)], event[fields[0].end(1) :]
-            if text_in(before + _PROBE + after) == _PROBE.decode():
-                self._before, self._after = before, after
-                self._seam = after + _CLOSING + _OPENING + before
 
 
 class BackendAnswer:

@@ -16,10 +16,11 @@ import requests
 from faulty import LAST, Faulty, Peer, Script, faulty, http_chunk, in_turn, stream_head, whole
 from in_process import SCRIPTED, service
 from modelyard.cluster.remote_model import RemoteModelWorker
-from modelyard.engines import openai, openai_answers
+from modelyard.engines import openai, openai_events
 from modelyard.engines.base import tokens_of
 from modelyard.engines.openai import OpenAI, OpenAIParams
-from modelyard.engines.openai_answers import BackendAnswer, EventDecoder, refusal
+from modelyard.engines.openai_answers import BackendAnswer, refusal
+from modelyard.engines.openai_events import EventDecoder
 from modelyard.engines.openai_fields import NEVER_SENT
 from modelyard.engines.scripted import Answers
 from modelyard.errors import (
@@ -360,7 +361,7 @@ def test_only_the_first_of_events_that_differ_in_their_text_is_read_as_json(monk
         read.append(data)
         return json.loads(data)
 
-    monkeypatch.setattr(openai_answers.orjson, "loads", loads)
+    monkeypatch.setattr(openai_events.orjson, "loads", loads)
     events = [json.dumps(chunk(f"t{number}", **FIELDS)).encode() for number in range(20)]
     assert BackendAnswer("backend").burst(events) == Burst([f"t{number}" for number in range(20)])
     whole = [data for data in read if data.startswith(b"{")]
@@ -384,6 +385,22 @@ def test_a_text_that_is_no_json_is_refused_wherever_it_comes(text):
         assert answer.read(events[0]) == Burst(["a"])
         with pytest.raises(EngineError, match="not JSON"):
             answer.read(b"".join(events[1:]))
+
+
+def test_a_model_of_events_is_replaced_as_often_as_another_fits(monkeypatch: pytest.MonkeyPatch):
+    read: list[bytes] = []
+
+    def loads(data: bytes) -> Any:
+        read.append(data)
+        return json.loads(data)
+
+    monkeypatch.setattr(openai_events.orjson, "loads", loads)
+    answer = BackendAnswer("backend")
+    for second in range(10):
+        events = [json.dumps(chunk("t", **FIELDS | {"created": second})).encode() for _ in range(4)]
+        for event in events:
+            assert answer.read(b"data: %b\n\n" % event) == Burst(["t"])
+    assert len([data for data in read if data.startswith(b"{")]) == 20
 
 
 def test_a_reason_within_events_of_text_is_kept():

@@ -24,7 +24,7 @@ from .request.fields import load, load_query
 from .request.keys import characters_of, check_model, total_tokens, visible
 from .request.mounted import MountedBlueprint
 from .request.streaming import Call, StreamResponse, called, stream_response
-from .request.terms import terms_of
+from .request.terms import count_tokens, terms_of
 
 
 def worker_blueprint(service: Service, url_prefix: str, name: str = "modelyard_worker") -> Blueprint:
@@ -162,7 +162,7 @@ def _add_cheap_calls(blueprint: Blueprint, service: Service) -> None:
     @blueprint.post("/count_token")
     def count_token() -> Response:
         fields = _loaded(service, schemas.COUNT_TOKEN)
-        return json_response(_manager(service).count_token(fields.get("model"), fields["prompt"]))
+        return json_response(count_tokens(service, _manager(service), fields.get("model"), fields["prompt"]))
 
     @blueprint.post("/model_metadata")
     def model_metadata() -> Response:

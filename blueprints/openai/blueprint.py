@@ -21,7 +21,7 @@ from ..request.fields import fault, load
 from ..request.keys import check_model, total_tokens, visible
 from ..request.mounted import MountedBlueprint
 from ..request.streaming import Call, Encoder, called, stream_response
-from ..request.terms import terms_of
+from ..request.terms import count_tokens, terms_of
 from . import anthropic, errors, response_events, responses, schemas
 from .answers import Choice, Header, Usage, chat_answer, completion_answer, new_id, whole_choices
 from .chat_fields import text_to_count
@@ -207,7 +207,7 @@ def _prompt_tokens(service: Service, read: Callable[[JSONObject, str], schemas.G
     service.check_open()
     body = read_call(service)
     prompt = read(body, model_of(service, body, WorkerType.LLM)).requests[0]
-    return service.manager.count_token(prompt.model, text_to_count(prompt))
+    return count_tokens(service, service.manager, prompt.model, text_to_count(prompt))
 
 
 # Vectors

@@ -10,13 +10,16 @@ import orjson
 from flask import g
 from werkzeug.datastructures import Headers
 
+from ...errors import Unavailable
 from ...types import GenerateRequest, JSONObject, Terms
 from ...wire.chunks import ROUTE_HEADER, ROUTE_LOCAL
 from ...wire.terms import BATCH, INTERACTIVE, PRIORITY_HEADER, SESSION_HEADER, may_wait
-from ...worker.protocol import Service
+from ...worker.protocol import Service, WorkerManager
 from .current import current_request
 from .fields import fault
+from .streaming import called
 
+_AT_ONCE = Terms(wait=False)
 _SESSION_HEADERS = (SESSION_HEADER, "x-conversation-id")
 _USERS = ("user", "human")
 """The role of a person's messages: OpenAI's, and DB-GPT's."""
@@ -34,6 +37,20 @@ def terms_of(service: Service, body: Mapping[str, Any], prompt: GenerateRequest 
         service.budget.check_batch()
     session = _session_of(headers, body, prompt) if prompt is not None and service.settings.session_affinity else ""
     return Terms(may_wait(headers.get("Prefer")), batch, session, g.modelyard_line.request_id)
+
+
+def count_tokens(service: Service, manager: WorkerManager, model: str | None, prompt: str) -> int:
+    """Return the tokens of ``prompt``. A thread of the budget is taken for a model that is not loaded: to wait for it.
+
+    Raises Overloaded without such a thread, and what `WorkerManager.count_token` raises.
+    """
+    try:
+        return manager.count_token(model, prompt, terms=_AT_ONCE)
+    except Unavailable:
+        if not may_wait(current_request().headers.get("Prefer")):
+            raise
+    with called(service) as call:
+        return manager.count_token(model, prompt, call.cancel)
 
 
 # Priority

@@ -177,13 +177,15 @@ class RemoteWorkerManager(SharedCalls):
         return self._counts(key).computed(every, cancel, lambda: self._called(key, rank, terms, cancel))
 
     @spanned
-    def count_token(self, model: str | None, prompt: str) -> int:
+    def count_token(
+        self, model: str | None, prompt: str, cancel: Cancel | None = None, terms: Terms = DEFAULT_TERMS
+    ) -> int:
         """Return the number of tokens of ``prompt``; without a model, by the first LLM that is ready."""
         if not model:
             self._directory.check_complete()
             model = self._first_llm()
         key = self._directory.key_of(model, *WorkerType)
-        return self._called(key, lambda worker, _: worker.count_token(prompt))
+        return self._called(key, lambda worker, terms: worker.count_token(prompt, cancel, terms), terms, cancel)
 
     @spanned
     def model_metadata(self, model: str) -> ModelMetadata:

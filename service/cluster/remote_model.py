@@ -148,9 +148,9 @@ class RemoteModelWorker:
         cut, tokens = (_count(headers.get(name)) for name in (CUT_HEADER, TOKENS_HEADER))
         return OfTexts(rows, cut=cut or 0, tokens=tokens)
 
-    def count_token(self, prompt: str) -> int:
+    def count_token(self, prompt: str, cancel: Cancel | None = None, terms: Terms = DEFAULT_TERMS) -> int:
         """Return the number of tokens of ``prompt``."""
-        count = self._calls.post("count_token", {"model": self.name, "prompt": prompt})
+        count = self._calls.post("count_token", {"model": self.name, "prompt": prompt}, _headers(terms), cancel)
         if type(count) is not int:
             raise self._calls.invalid("not a count of tokens")
         return count

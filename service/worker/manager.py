@@ -107,12 +107,14 @@ class LocalWorkerManager(SharedCalls):
         return worker.rerank(query, texts, cancel or Cancel(), terms, extra=extra)
 
     @spanned
-    def count_token(self, model: str | None, prompt: str) -> int:
+    def count_token(
+        self, model: str | None, prompt: str, cancel: Cancel | None = None, terms: Terms = DEFAULT_TERMS
+    ) -> int:
         """Return the number of tokens of ``prompt``; without a model, by its first LLM that is ready."""
         if not model:
             self.models.check_complete()
             model = self._first_llm()
-        return self.models.worker(model, *WorkerType).count_token(prompt)
+        return self.models.worker(model, *WorkerType).count_token(prompt, cancel, terms)
 
     @spanned
     def model_metadata(self, model: str) -> ModelMetadata:

@@ -195,12 +195,18 @@ class NamingManager(SharedCalls):
         return scores
 
     @spanned
-    def count_token(self, model: str | None, prompt: str) -> int:
+    def count_token(
+        self, model: str | None, prompt: str, cancel: Cancel | None = None, terms: Terms = DEFAULT_TERMS
+    ) -> int:
         """Return the number of tokens of ``prompt``, by the model that would answer it; without one by the default."""
         model = model or self._names.default([WorkerType.LLM])
         if model is None:
-            return self._manager.count_token(None, prompt)
-        return self._called(model, lambda target: self._manager.count_token(target, prompt), WorkerType.LLM)
+            return self._manager.count_token(None, prompt, cancel, terms)
+
+        def count(target: str) -> int:
+            return self._manager.count_token(target, prompt, cancel, terms)
+
+        return self._called(model, count, WorkerType.LLM, wait=terms.wait)
 
     @spanned
     def model_metadata(self, model: str) -> ModelMetadata:

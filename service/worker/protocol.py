@@ -210,10 +210,13 @@ class WorkerManager(Protocol):
     ) -> Sequence[float]:
         """Return a score for each text; takes and raises like `embeddings`."""
 
-    def count_token(self, model: str | None, prompt: str) -> int:
+    def count_token(
+        self, model: str | None, prompt: str, cancel: Cancel | None = None, terms: Terms = DEFAULT_TERMS
+    ) -> int:
         """Return the number of tokens of ``prompt``, by the first LLM if ``model`` is None.
 
-        It waits for a model that is not loaded, and for nothing else.
+        It waits for a model that is not loaded, and for nothing else. Where ``terms`` let it not wait, it raises
+        Overloaded.
         """
 
     def model_metadata(self, model: str) -> ModelMetadata:

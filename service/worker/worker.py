@@ -149,11 +149,11 @@ class ModelWorker(ModelLife):
     def _keywords(self, extra: JSONObject | None) -> JSONObject:
         return {"extra": extra} if extra and self.engine.passes_on else {}
 
-    def count_token(self, prompt: str) -> int:
+    def count_token(self, prompt: str, cancel: Cancel | None = None, terms: Terms = DEFAULT_TERMS) -> int:
         """Return the number of tokens of ``prompt``; it waits in line only for a model that is not loaded."""
         self.check_available()
-        cancel = Cancel()
-        ticket = self.gate.beside() or self._admit(cancel, DEFAULT_TERMS)
+        cancel = cancel or Cancel()
+        ticket = self.gate.beside() or self._admit(cancel, terms)
         try:
             ticket.wait()
             return self.engine.count_token(prompt)

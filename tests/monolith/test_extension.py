@@ -320,7 +320,7 @@ def test_the_runtime_is_that_of_the_current_application() -> None:
 
 def test_the_manager_may_be_swapped(started: list[Runtime]) -> None:
     class Other:
-        def count_token(self, model: str | None, prompt: str) -> int:
+        def count_token(self, model: str | None, prompt: str, **options: Any) -> int:
             return 42
 
     app = Flask("app")

@@ -221,10 +221,16 @@ class HostedWorkerManager(SharedCalls):
         return self._called(ask, model, cancel, wait=terms.wait)
 
     @spanned
-    def count_token(self, model: str | None, prompt: str) -> int:
+    def count_token(
+        self, model: str | None, prompt: str, cancel: Cancel | None = None, terms: Terms = DEFAULT_TERMS
+    ) -> int:
         """Return the number of tokens of ``prompt``; the model None means the first LLM that is ready."""
         name = model or self._first_llm()
-        return self._called(lambda: self._worker(name, *WorkerType).count_token(prompt), name)
+
+        def count() -> int:
+            return self._worker(name, *WorkerType).count_token(prompt, cancel, terms)
+
+        return self._called(count, name, cancel, wait=terms.wait)
 
     @spanned
     def model_metadata(self, model: str) -> ModelMetadata:

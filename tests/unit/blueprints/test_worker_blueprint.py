@@ -24,6 +24,7 @@ from modelyard.settings.settings import Settings
 from modelyard.streams import Cancel, OutputStream
 from modelyard.types import Burst, WorkerType
 from modelyard.worker.admission import BATCH_SHARE
+from modelyard.worker.states import State
 from running import wait_until
 from steered import Steered
 from werkzeug.test import TestResponse
@@ -1019,3 +1020,24 @@ def test_a_client_that_has_gone_is_told_in_the_line(client, lines):
 def test_the_lines_can_be_turned_off(build, lines):
     post(app_of(build(access_log=False)).test_client(), "generate", prompt("x"))
     assert lines() == []
+
+
+# A count of tokens
+
+
+def test_a_count_takes_a_thread_of_the_budget_only_to_wait_for_a_model_that_is_not_loaded(runtime, client):
+    model = next(worker for worker in runtime.local.models.workers() if worker.name == "s")
+    taken = runtime.budget.total
+    for _ in range(taken):
+        runtime.budget.enter()
+    assert post(client, "count_token", prompt()).json == 2
+    assert model.unload("idle")
+    refused = post(client, "count_token", prompt())
+    assert (refused.status_code, model.state) == (503, State.UNLOADED)
+    assert "this process is busy" in refused.json["detail"]
+    for _ in range(taken):
+        runtime.budget.leave()
+    assert post(client, "count_token", prompt(), headers=NO_WAIT).status_code == 503
+    assert model.state is State.UNLOADED, "it is not loaded for a caller who does not wait"
+    assert post(client, "count_token", prompt()).json == 2
+    assert model.state is State.READY

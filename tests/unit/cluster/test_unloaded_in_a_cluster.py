@@ -93,3 +93,20 @@ def test_an_instance_stays_registered_while_its_model_restarts_and_a_gateway_wai
         return [row["weight"] for row in yard.gateway.instances() if row["model"] == "m@llm"]
 
     wait_until(lambda: weights() == [2.0], "it is registered with what has changed")
+
+
+def test_a_gateway_waits_for_a_count_by_a_model_that_is_not_loaded_with_a_thread_of_its_budget(yard: Yard) -> None:
+    yard.free.local.model_shutdown("m", None)
+    wait_until(lambda: len(yard.gateway.manager.get_model_instances("m@llm")) == 1, "one instance is left")
+
+    def count() -> requests.Response:
+        url = f"{url_of(yard.gateway)}/worker/count_token"
+        return requests.post(url, json={"model": "m", "prompt": "a b"}, timeout=10)
+
+    taken = yard.gateway.budget.total
+    for _ in range(taken):
+        yard.gateway.budget.enter()
+    assert (count().status_code, state_at(yard.full, "m@llm")) == (503, "unloaded")
+    for _ in range(taken):
+        yard.gateway.budget.leave()
+    assert (count().json(), state_at(yard.full, "m@llm")) == (2, "ready")

@@ -74,7 +74,7 @@ class Models(SharedCalls):  # type: ignore[misc] - changes of models are never c
         self._call(model)
         return [1.0] * len(texts)
 
-    def count_token(self, model: str | None, prompt: str) -> int:
+    def count_token(self, model: str | None, prompt: str, cancel: Cancel | None = None, *terms: Any) -> int:
         return len(self._call(model))
 
     def model_metadata(self, model: str) -> ModelMetadata:

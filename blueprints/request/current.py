@@ -7,5 +7,6 @@ from flask import Request, request
 
 def current_request() -> Request:
     """Return the current request itself: one attribute of Flask's proxy takes as long as fifty of the request."""
-    current: Request = request.environ["werkzeug.request"]
-    return current
+    current = request.environ.get("werkzeug.request")
+    # Others may read the environment by a request of their own, which then stands there.
+    return current if isinstance(current, Request) else request

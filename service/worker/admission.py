@@ -1,6 +1,6 @@
 """Admission: a `Gate` for each model (slots and a line), and a `Budget` for each process (threads).
 
-The budget is a count with a limit, the gate a bounded semaphore with a line. A request that does not fit is refused at
+The budget is a bounded semaphore, the gate a bounded semaphore with a line. A request that does not fit is refused at
 once, before anything is computed.
 """
 
@@ -313,26 +313,25 @@ class Gate:
 
 
 class Budget:
-    """The threads that data-plane requests may hold. The rest serve administration."""
+    """A bounded semaphore of the threads that data-plane requests may hold. The rest serve administration."""
 
     def __init__(self, threads: int, reserve: int) -> None:
         """Keep ``reserve`` of the ``threads`` free."""
         self.threads = threads
         self.reserve = reserve
         self.total = threads - reserve
-        self._lock = threading.Lock()
-        self._held = 0
+        self._free = threading.BoundedSemaphore(self.total)
+        # One item for each thread that is taken: a semaphore does not tell its value.
+        self._taken: deque[None] = deque()
 
     def enter(self) -> None:
         """Take a thread; `leave` returns it. Raises Overloaded if none is free."""
-        with self._lock:
-            if self._held < self.total:
-                self._held += 1
-                return
-        raise Overloaded(
-            f"this process is busy: {self.total} requests run or wait, which is all that its {self.threads} "
-            f"threads less {self.reserve} in reserve allow; try again later, or raise --threads"
-        )
+        if not self._free.acquire(blocking=False):
+            raise Overloaded(
+                f"this process is busy: {self.total} requests run or wait, which is all that its {self.threads} "
+                f"threads less {self.reserve} in reserve allow; try again later, or raise --threads"
+            )
+        self._taken.append(None)
 
     def check_batch(self) -> None:
         """Raise Overloaded if a batch request, which has entered, leaves too few threads for interactive ones."""
@@ -344,16 +343,14 @@ class Budget:
             )
 
     def leave(self) -> None:
-        """Return a thread. Raises ValueError if none is taken."""
-        with self._lock:
-            if not self._held:
-                raise ValueError("no thread of the budget is taken")
-            self._held -= 1
+        """Return a thread. Raises IndexError if none is taken."""
+        self._taken.pop()
+        self._free.release()
 
     @property
     def held(self) -> int:
         """Return how many requests hold a thread now."""
-        return self._held
+        return len(self._taken)
 
     def check_room(self, name: str, wanted: int, taken: int) -> None:
         """Raise Conflict if ``wanted`` slots and the ``taken`` ones exceed the budget."""

@@ -63,6 +63,9 @@ def test_systemd_has_nothing_to_say_of_the_unit(tmp_path: Path):
     ran = subprocess.run([analyze, "verify", path], capture_output=True, text=True, timeout=60, check=False)
     of_the_unit = [line for line in ran.stderr.splitlines() if "modelyard@" in line]
     assert of_the_unit == []
+    exposure = [analyze, "security", "--offline=true", "--threshold=25", path]
+    ran = subprocess.run(exposure, capture_output=True, text=True, timeout=60, check=False)
+    assert ran.returncode == 0, ran.stdout
 
 
 @pytest.mark.parametrize("role", ROLES)

@@ -8,6 +8,7 @@
 # make interop both sides of the wire with DB-GPT's own package
 # make interop-openai  the tests of OpenAI's and Anthropic's clients, and of others (SUITE=langchain runs some of them)
 # make interop-flask   applications of others and the tests of Flask's extensions, with Modelyard in them (SUITE=httpbin)
+# make check-image     builds the image with docker or podman, and runs it (IMAGE_TOOL=podman; IMAGE_BUILD and IMAGE_RUN are options)
 
 PORT ?= 8000
 VENV ?= .venv
@@ -24,7 +25,7 @@ OLDEST_VENV ?= .venv-oldest
 OLDEST := tests/constraints-oldest.txt
 OLDEST_STAMP := $(OLDEST_VENV)/.test
 
-.PHONY: serve weights test test-torch test-oldest check fuzz bench interop interop-openai interop-flask clean
+.PHONY: serve weights test test-torch test-oldest check fuzz bench interop interop-openai interop-flask check-image clean
 
 serve: $(SERVE_STAMP) weights
 	exec $(BIN)/modelyard serve --port $(PORT) --models-dirs $(MODELS) --state-dir .state
@@ -61,6 +62,9 @@ interop-openai: $(TEST_STAMP) weights
 
 interop-flask: $(TEST_STAMP)
 	$(BIN)/python -m pytest tests/interop_flask -v -k '$(SUITE)' -o python_files='check_*.py' -o python_functions='check_*'
+
+check-image: $(TEST_STAMP) weights
+	$(BIN)/python -m pytest tests/image -v -o python_files='check_*.py' -o python_functions='check_*'
 
 $(SERVE_STAMP): setup.cfg pyproject.toml
 	scripts/venv $(VENV) server,llama

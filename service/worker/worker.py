@@ -63,6 +63,8 @@ class ModelWorker(ModelLife):
     def _not_taken(self, option: str) -> str:
         if option == "messages":
             return f"have calls of tools, or what these have returned, and model {self.name!r} takes text alone"
+        if option == "tools":
+            return f"is not supported by model {self.name!r}: leave it out, or choose a model that takes tools"
         return f"is not supported by model {self.name!r}: leave it out"
 
     def _answer(

@@ -50,6 +50,7 @@ def test_the_unit_gives_a_drain_its_time():
     assert stop > Settings().drain_timeout + 15
     assert unit()["Service"]["KillMode"] == "mixed"
     assert unit()["Service"]["Type"] == "notify", "a process test has what it sends"
+    assert unit()["Service"]["NotifyAccess"] == "main"
 
 
 def test_systemd_has_nothing_to_say_of_the_unit(tmp_path: Path):

@@ -10,6 +10,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -72,7 +73,7 @@ def container(image: str) -> Iterator[Container]:
         wait_until(is_ready, "ready models", timeout=60)
         yield Container(name, f"http://127.0.0.1:{port}")
     finally:
-        print(tool("logs", name).stderr)
+        sys.stderr.write(tool("logs", name).stderr)
         tool("rm", "-f", name)
 
 

@@ -6,8 +6,8 @@ import functools
 import hashlib
 import re
 import shlex
-from base64 import b64encode
 from collections.abc import Iterator, Mapping
+from importlib.resources import files
 from typing import Any, NamedTuple
 
 import orjson
@@ -23,6 +23,7 @@ from .notation import limits_of, name_of, prose, type_of
 
 _BASE = re.compile(r"https?://[A-Za-z0-9.:_\[\]-]{1,255}(/[A-Za-z0-9._~/-]*)?")
 _ANY_BASE = "http://127.0.0.1:8000"
+_POLICY = "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 _BASE_MARK = "\0"
 """Stands for the address of the service in the page that is kept."""
 _TITLES: Mapping[str, str] = {
@@ -81,29 +82,38 @@ class Failure(NamedTuple):
 def docs_blueprint(prefix: str, path_prefix: str, name: str = "modelyard_docs") -> Blueprint:
     """Return the blueprint of the page, below ``path_prefix``; ``prefix`` is that of the cluster's calls.
 
-    The page shows what ``openapi.json`` beside it has, and needs no rights as that needs none.
+    The page shows what ``openapi.json`` beside it has, and needs no rights as that needs none. Its style is a file: an
+    application may set a policy of its own, which forbids what is inline.
     """
     blueprint = MountedBlueprint(name, __name__)
+    style = (files(__package__) / "templates" / "docs.css").read_bytes()
 
     @functools.cache
-    def rendered() -> tuple[str, str]:
+    def rendered() -> str:
         return _rendered(document(current_app, prefix))
 
     @blueprint.get(f"{path_prefix}/docs")
     def docs() -> Response:
-        page, policy = rendered()
-        address = _address(origin_of(request) + request.script_root)
-        data = page.replace(_BASE_MARK, address).encode()
-        response = Response(data, content_type="text/html; charset=utf-8")
-        response.set_etag(hashlib.sha256(data).hexdigest()[:32])
-        response.headers["Cache-Control"] = "no-cache"
-        response.headers["Content-Security-Policy"] = policy
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        response.headers["Referrer-Policy"] = "no-referrer"
-        response.make_conditional(request)
-        return response
+        page = rendered().replace(_BASE_MARK, _address(origin_of(request) + request.script_root))
+        return _response(page.encode(), "text/html; charset=utf-8")
+
+    @blueprint.get(f"{path_prefix}/docs.css")
+    def docs_style() -> Response:
+        return _response(style, "text/css; charset=utf-8")
 
     return blueprint
+
+
+def _response(data: bytes, content_type: str) -> Response:
+    """Return ``data``, which a browser keeps and asks again for."""
+    response = Response(data, content_type=content_type)
+    response.set_etag(hashlib.sha256(data).hexdigest()[:32])
+    response.headers["Cache-Control"] = "no-cache"
+    response.headers["Content-Security-Policy"] = _POLICY
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers["Referrer-Policy"] = "no-referrer"
+    response.make_conditional(request)
+    return response
 
 
 def _address(base: str) -> str:
@@ -111,8 +121,8 @@ def _address(base: str) -> str:
     return base if _BASE.fullmatch(base) else _ANY_BASE
 
 
-def _rendered(written: JSONObject) -> tuple[str, str]:
-    """Return the page of a document, with a mark for the address, and its Content-Security-Policy."""
+def _rendered(written: JSONObject) -> str:
+    """Return the page of a document, with a mark for the address."""
     templates = Environment(
         loader=PackageLoader(__package__),
         autoescape=True,
@@ -120,20 +130,15 @@ def _rendered(written: JSONObject) -> tuple[str, str]:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    style = templates.get_template("docs.css").render()
     groups = _groups(written)
-    page = templates.get_template("docs.html").render(
+    return templates.get_template("docs.html").render(
         info=written["info"],
-        style=Markup(style),  # noqa: S704 - a file of ours
         address=_BASE_MARK,
         groups=[(tag, _TITLES.get(tag, tag), calls) for tag, calls in groups.items()],
         first_with=_first_with(groups),
         schemas=[(name, type_of(schema)) for name, schema in sorted(written["components"]["schemas"].items())],
         failures=[_failure(name, body) for name, body in sorted(written["components"].get("responses", {}).items())],
     )
-    digest = b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-    return page, f"{policy}; frame-ancestors 'none'"
 
 
 def _groups(written: JSONObject) -> dict[str, list[Operation]]:

@@ -238,11 +238,13 @@ def test_the_first_key_is_made_used_and_revoked(browser: Browser, tmp_path: Path
     with service(tmp_path, [{"name": "echo"}], role="standalone", registry="memory:") as runtime:
         page = Page(browser, runtime)
         page.open("/ui/keys")
+        page.one("#models").send_keys("echo " + "n" * 90)
         page.one("#name").send_keys("ann", Keys.ENTER)
         secret = page.one("#secret").text
         page.open("/ui/keys")
         page.one("#key").send_keys(secret, Keys.ENTER)
         assert page.one(".keys tbody th").text.startswith("ann")
+        assert page.one(".confirm summary").size["height"] < 30, "a long name of a model leaves other words whole"
         page.open("/ui/playground?model=said")
         page.send("one")
         page.wait_for_end()

@@ -12,6 +12,7 @@ from ...types import JSONObject
 from ...wire.images import KIND as IMAGE
 from ...wire.images import image_part
 from ..request.fields import fault, renamed_faults
+from ..request.keys import prompt_tokens
 from . import schemas
 from .answers import Choice, Header, Usage, finish_reason
 from .errors import anthropic_document, document, status_of
@@ -273,8 +274,9 @@ class MessageEvents(PieceEvents):
         self._index = -1
 
     def begin(self) -> bytes:
-        """Return the beginning of the message."""
-        message = _message_of(self._header, [], None, {"input_tokens": 0, "output_tokens": 0})
+        """Return the beginning of the message. Its tokens are estimated: the model has not read the prompt yet."""
+        usage = {"input_tokens": prompt_tokens(self._generation.characters), "output_tokens": 0}
+        message = _message_of(self._header, [], None, usage)
         return named_event("message_start", {"message": message})
 
     def _piece(self, piece: str, delta: JSONObject) -> bytes:

@@ -197,6 +197,7 @@ def test_the_events_of_a_message_are_those_of_its_blocks():
     deltas = [body["delta"] for name, body in events if name == "content_block_delta"]
     assert deltas[1] == {"type": "signature_delta", "signature": ""}, "a client waits for it at the end of a thought"
     assert deltas[3] == {"type": "input_json_delta", "partial_json": '{"city":"Paris"}'}
+    assert 0 < events[0][1]["message"]["usage"]["input_tokens"] < 100, "a quarter of the characters"
     assert events[-2][1]["delta"] == {"stop_reason": "tool_use", "stop_sequence": None}
     assert events[-2][1]["usage"] == {"input_tokens": 3, "output_tokens": 4}
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from modelyard.engines.llama_patterns import Pattern
-from modelyard.engines.llama_schemas import with_schemas
+from modelyard.engines.llama_schemas import MAX_ALTERNATIVES, with_schemas
 from modelyard.errors import InvalidRequest
 
 TEXTS = [
@@ -117,3 +117,32 @@ def test_what_is_nested_too_deeply_is_refused():
         schema_of(schema)
     with pytest.raises(InvalidRequest, match="nested"):
         schema_of({"pattern": "(" * 5000})
+
+
+def properties(count: int, **more: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": {f"p{number}": {} for number in range(count)}, **more}
+
+
+MANY = MAX_ALTERNATIVES + 1
+TOO_MANY: list[tuple[dict[str, Any], str]] = [
+    ({"json_schema": {"enum": list(range(MANY))}}, "json_schema"),
+    ({"json_schema": properties(MANY)}, "json_schema"),
+    ({"json_schema": {"items": {"anyOf": [{"const": number} for number in range(MANY)]}}}, "json_schema"),
+    ({"json_schema": {"pattern": "^(" + "a|" * MANY + "b)$"}}, "json_schema"),
+    ({"grammar": 'root ::= "a"' + ' | "b"' * MANY}, "grammar"),
+    ({"response_format": {"type": "json_object", "schema": properties(MANY)}}, "response_format.schema"),
+    ({"tools": [{"function": {"parameters": properties(MAX_ALTERNATIVES)}}] * 5}, "tools[4]"),
+]
+
+
+@pytest.mark.parametrize(("options", "field"), TOO_MANY, ids=[f"{field} {i}" for i, (_, field) in enumerate(TOO_MANY)])
+def test_a_schema_that_would_hold_up_a_model_is_refused(options, field):
+    with pytest.raises(InvalidRequest, match="1000 are taken") as refused:
+        with_schemas(options)
+    assert refused.value.errors[0]["field"] == field
+
+
+def test_what_is_required_is_no_alternative():
+    schema = properties(2000, required=[f"p{number}" for number in range(2000)])
+    assert schema_of(schema) == schema
+    assert schema_of({"enum": list(range(MAX_ALTERNATIVES))})

@@ -20,7 +20,7 @@ from ..rounds import in_turns
 
 NAME = "gateway-streams"
 TITLE = "1,000 slow streams in one process of our gateway, its memory, two processes beside one"
-LIMITS = "10,000 pieces a second are more than one process passes on; two processes, backend and load share two cores"
+LIMITS = "two processes, backend and load share two cores"
 
 STREAMS = 1000
 BEGIN_WITHIN = 2.0

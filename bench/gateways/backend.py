@@ -21,12 +21,14 @@ EVENTS = "[events]"
 BURSTS = "[bursts]"
 """Send events in writes of `BURST`."""
 SLOW = "[slow]"
-"""Send an event each `PACE` seconds, by the clock."""
+"""Send an event each `PACE` seconds, by the clock; the events of the end in one write, as servers do."""
 
 PIECES = 64
 BURST = 16
 PACE = 0.1
 SLOW_PIECES = 80
+_END = 3
+"""The events of the end: the reason, the usage, and ``[DONE]``."""
 
 _WAY = re.compile(rb"\[(?:events|bursts|slow)\]")
 _LENGTH = re.compile(rb"\r\ncontent-length:\s*(\d+)", re.IGNORECASE)
@@ -78,6 +80,8 @@ def _writes(way: str) -> list[bytes]:
     chunks = _chunks(SLOW_PIECES if way == SLOW else PIECES)
     size = BURST if way == BURSTS else 1
     writes = [b"".join(chunks[first : first + size]) for first in range(0, len(chunks), size)]
+    if way == SLOW:
+        writes[-_END:] = [b"".join(writes[-_END:])]
     writes[0] = _STREAM_HEAD + writes[0]
     writes[-1] += _LAST
     return writes

@@ -24,6 +24,8 @@ _MOST_TRIES = 4
 class EventDecoder:
     """Takes the bytes of server-sent events as they come, and gives the data of those that are whole. No I/O."""
 
+    __slots__ = ("_data", "_has_begun", "_rest")
+
     def __init__(self) -> None:
         self._rest = b""
         self._data: list[bytes] = []
@@ -58,6 +60,8 @@ class TextEvents:
 
     What stands before and after the text is compared byte by byte.
     """
+
+    __slots__ = ("_after", "_before", "_seam", "_tries")
 
     def __init__(self) -> None:
         """Know no event yet."""

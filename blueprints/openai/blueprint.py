@@ -16,7 +16,6 @@ from ...worker.protocol import Service
 from ..request import cors, guard
 from ..request.access_log import AccessLine, log_access, naming, read_call, vectors_response
 from ..request.bodies import json_response
-from ..request.current import current_request
 from ..request.fields import fault, load
 from ..request.keys import check_model, total_tokens, visible
 from ..request.mounted import MountedBlueprint
@@ -172,7 +171,7 @@ def _text_view(service: Service, text_call: _TextCall) -> Callable[[], Response]
 
 def _generate(service: Service, text_call: _TextCall) -> Response:
     line: AccessLine = g.modelyard_line
-    call = Call(service, current_request())
+    call = Call(service, line.request)
     try:
         body = read_call(service)
         generation = text_call.read(body, model_of(service, body, WorkerType.LLM))

@@ -40,7 +40,7 @@ class AccessLine:
     """The facts of one request: never its prompt or answer. They are set while the request goes on."""
 
     __slots__ = (
-        *("_began", "_call", "_enabled", "_metrics", "_request", "_routine", "answered_by", "bytes", "caller", "error"),
+        *("_began", "_call", "_enabled", "_metrics", "_routine", "answered_by", "bytes", "caller", "error", "request"),
         *("finish_reason", "first", "instance", "key", "model", "pieces", "prompt_tokens", "queued", "request_id"),
         *("_answer", "_prompt", "_recent", "status", "trace", "usage"),
     )
@@ -62,12 +62,12 @@ class AccessLine:
         self._enabled = enabled
         self._metrics = metrics
         self._call = (request.endpoint or "none").removeprefix("modelyard_")
-        self._request = (request.method, request.path, request.remote_addr)
         self._routine = routine
         self._recent = recent
         self._prompt: str | None = None
         self._answer: list[str] | None = [] if recent is not None and recent.bodies else None
         self._began = time.monotonic()
+        self.request = request
         self.trace = trace
         self.status = 0
         self.bytes = 0
@@ -142,15 +142,14 @@ class AccessLine:
             log.log(level, orjson.dumps(line).decode())
 
     def _facts(self) -> JSONObject:
-        method, path, remote = self._request
         line: JSONObject = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "method": method,
-            "path": path,
+            "method": self.request.method,
+            "path": self.request.path,
             "status": self.status,
             "ms": self.milliseconds(),
             "bytes": self.bytes,
-            "remote": remote,
+            "remote": self.request.remote_addr,
         }
         if self.first is not None:
             line["first_ms"] = round((self.first - self._began) * 1000, 1)
@@ -178,13 +177,12 @@ def read_call(service: Service, *, keeps_body: bool = True) -> JSONObject:
     Raises InvalidRequest, RequestTooLarge, and Forbidden for a model that the request's API key may not use.
     """
     line: AccessLine = g.modelyard_line
-    call = current_request()
-    body = read_object(call, service.settings.max_body_bytes)
+    body = read_object(line.request, service.settings.max_body_bytes)
     model = body.get("model")
     line.model = model if isinstance(model, str) else None
     if keeps_body:
         line.keep_prompt(body)
-    line.trace = read_body(service.tracing, call, line.trace, body)
+    line.trace = read_body(service.tracing, line.request, line.trace, body)
     if line.model is not None:
         check_model(line.model)
     return body

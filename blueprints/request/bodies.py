@@ -16,6 +16,8 @@ from ...wire.messages import DELTA_TYPE
 JSON_TYPE = "application/json"
 _REQUEST_HAS_LIMIT = getattr(Request.max_content_length, "fset", None) is not None
 """Whether a request can have a limit of its own: since Flask 3.1."""
+_PART = 64 * 1024
+"""The most bytes of one read."""
 _BROKEN_OFF = "the body ended before its Content-Length"
 
 
@@ -55,7 +57,7 @@ def read_bytes(request: Request, limit: int) -> bytes:
     if length is not None and length > limit:
         raise _too_large(f"the body has {length} bytes", limit)
     try:
-        data = _data_of(request, limit)
+        data = _data_of(request, limit, length)
     except RequestEntityTooLarge:
         raise _too_large("the body is larger", limit) from None
     except RequestTimeout as error:
@@ -80,24 +82,32 @@ def limit_form(request: Request, limit: int) -> None:
         request.max_content_length = limit
 
 
-def _data_of(request: Request, limit: int) -> bytes:
+def _data_of(request: Request, limit: int, length: int | None) -> bytes:
     """Return the body: the rest that the server has, or what Flask kept when a view of the application read it."""
     # The application's own limit is for its own requests; a larger one must not let more in here. One byte more: a
     # body of exactly the limit fits.
     if _REQUEST_HAS_LIMIT:
         request.max_content_length = limit + 1
     try:
-        return _bounded(request.stream, limit) or request.get_data(cache=False)
+        return _rest_of(request.stream, limit, length) or request.get_data(cache=False)
     except RequestEntityTooLarge:
         if _REQUEST_HAS_LIMIT or request.content_length is None:
             raise
         # The application's limit, which Flask has applied before it read anything.
-        return _bounded(get_input_stream(request.environ), limit)
+        return _rest_of(get_input_stream(request.environ), limit, length)
 
 
-def _bounded(stream: IO[bytes], limit: int) -> bytes:
-    """Return what is left of a stream. Raises RequestEntityTooLarge for more than one byte over ``limit``."""
-    return LimitedStream(stream, limit + 1, is_max=True).read()
+def _rest_of(stream: IO[bytes], limit: int, length: int | None) -> bytes:
+    """Return what is left of a stream, ``length`` bytes at most.
+
+    Where the length is not known, raises RequestEntityTooLarge for more than one byte over ``limit``.
+    """
+    if length is None:
+        return LimitedStream(stream, limit + 1, is_max=True).read()
+    data = bytearray()
+    while len(data) < length and (part := stream.read(min(length - len(data), _PART))):
+        data += part
+    return bytes(data)
 
 
 def _why_empty(request: Request, wanted: str) -> str:

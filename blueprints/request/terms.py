@@ -15,6 +15,7 @@ from ...types import GenerateRequest, JSONObject, Terms
 from ...wire.chunks import ROUTE_HEADER, ROUTE_LOCAL
 from ...wire.terms import BATCH, INTERACTIVE, PRIORITY_HEADER, SESSION_HEADER, may_wait
 from ...worker.protocol import Service, WorkerManager
+from .access_log import AccessLine
 from .current import current_request
 from .fields import fault
 from .streaming import called
@@ -31,12 +32,13 @@ def terms_of(service: Service, body: Mapping[str, Any], prompt: GenerateRequest 
     It belongs to a session if it has a ``prompt``. Raises InvalidRequest, and Overloaded for a batch request if the
     threads that are left are for interactive ones.
     """
-    headers = current_request().headers
+    line: AccessLine = g.modelyard_line
+    headers = line.request.headers
     batch = _is_batch(headers, body)
     if batch:
         service.budget.check_batch()
     session = _session_of(headers, body, prompt) if prompt is not None and service.settings.session_affinity else ""
-    return Terms(may_wait(headers.get("Prefer")), batch, session, g.modelyard_line.request_id)
+    return Terms(may_wait(headers.get("Prefer")), batch, session, line.request_id)
 
 
 def count_tokens(service: Service, manager: WorkerManager, model: str | None, prompt: str) -> int:

@@ -12,7 +12,6 @@ from typing import Any
 
 import requests
 from requests.adapters import HTTPAdapter
-from requests.structures import CaseInsensitiveDict
 from urllib3 import BaseHTTPResponse, HTTPConnectionPool
 
 from .address import Origin, origin_of
@@ -119,7 +118,7 @@ class _Adapter(HTTPAdapter):
         """Return the response without its cookies, which no session of ours keeps, and without a guess of its text."""
         response = requests.Response()
         response.status_code, response.reason = resp.status, resp.reason or ""
-        response.headers = CaseInsensitiveDict(resp.headers)
+        response.headers = resp.headers  # type: ignore[assignment]  # urllib3's mapping, as good as that of requests
         response.raw, response.url, response.request = resp, req.url or "", req
         return response
 

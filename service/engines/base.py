@@ -146,6 +146,12 @@ class ModelParams:
         max=2**50,
         tags=["size"],
     )
+    environment: dict[str, str] = param(
+        {},
+        help="variables of the environment of an isolated model's process, over those of the service: "
+        "NAME=VALUE, comma-separated",
+        tags=["operator"],
+    )
     weight: float = param(
         1.0,
         help="share of the requests, relative to the other instances of the model",

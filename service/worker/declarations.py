@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -40,6 +41,9 @@ from ..settings.settings import Settings
 from ..types import JSONObject, SupportedModel, WorkerType
 
 log = logging.getLogger(__name__)
+
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+"""The name of a variable of the environment."""
 
 IDENTITY = ("model_name", "engine", "worker_type", "worker_class")
 """Parameters that define a model: only its table in the configuration file sets them."""
@@ -131,7 +135,9 @@ class Declarations:
             "joint_texts": engine.default_joint_texts,
         }
         defaults = {name: values[kind] for name, values in by_type.items() if kind in values}
-        return engine(build(engine.Params, identity, *(layer.values for layer in layers), defaults))
+        params = build(engine.Params, identity, *(layer.values for layer in layers), defaults)
+        _check_environment(params, over_http or {})
+        return engine(params)
 
     def _type_of_weights(self, name: str, engine: type[Engine], layers: Iterable[Layer]) -> WorkerType | None:
         path = merge(layer.values for layer in layers).get("model_path")
@@ -322,6 +328,24 @@ def _worker_type(entry: CatalogEntry, engine: type[Engine], requested: WorkerTyp
         types = ", ".join(sorted(engine.worker_types))
         raise InvalidRequest.of_field("worker_type", f"engine {engine.name} can be {types}, not {kind}")
     return kind
+
+
+def _check_environment(params: ModelParams, over_http: Mapping[str, object]) -> None:
+    """Raise ConfigError for variables that no process can have, or no process of the model is there for.
+
+    Raises InvalidRequest where a request takes that process away.
+    """
+    if params.environment and params.isolation != "process":
+        fault = "must be process: the model has an environment, which only a process of its own can have"
+        if "isolation" in over_http:
+            raise InvalidRequest.of_field("params.isolation", fault)
+        raise ConfigError(f"model {params.model_name!r}: isolation {fault}")
+    for name, value in params.environment.items():
+        if not _VARIABLE.fullmatch(name) or name.startswith(f"{ENVIRONMENT_PREFIX}_"):
+            fault = f"is not a name of letters, digits and underscores, or begins with {ENVIRONMENT_PREFIX}_"
+            raise ConfigError(f"model {params.model_name!r}: environment: {name!r} {fault}")
+        if "\0" in value:
+            raise ConfigError(f"model {params.model_name!r}: environment: the value of {name} has a zero character")
 
 
 def _class_of(entry: CatalogEntry) -> type[Engine]:

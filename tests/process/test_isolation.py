@@ -291,6 +291,17 @@ def test_under_gevent_it_is_started_without_a_fork_in_python_and_blocks_no_other
     assert ticks > 10, "they go on while the process starts"
 
 
+def test_it_has_the_variables_of_its_parameters_over_those_of_its_parent(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("PARTS", "WHOLE"):
+        monkeypatch.setenv(name, "inherited")
+    worker = start(environment={"PARTS": "a=b, c", "MORE": "1"})
+    variables = Path(f"/proc/{pid_of(worker)}/environ").read_bytes().split(b"\0")
+    assert {b"PARTS=a=b, c", b"MORE=1", b"WHOLE=inherited"} <= set(variables)
+    assert answer_of(worker) == "x"
+
+
 ORPHAN = """
 import os, sys, time
 from modelyard.cluster.hosting.isolation import IsolatedEngine

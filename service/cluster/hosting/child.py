@@ -16,7 +16,7 @@ import socket
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from ...files import SocketFolder
 from ...settings.sizes import size
@@ -39,13 +39,14 @@ _LEVELS = {name: getattr(logging, name) for name in ("DEBUG", "INFO", "WARNING",
 class ChildProcess:
     """One process for one model. `start` it once, and `stop` it."""
 
-    def __init__(self, key: str, memory_limit: int | None) -> None:
+    def __init__(self, key: str, memory_limit: int | None, environment: Mapping[str, str]) -> None:
         """Make the folder of its socket. ``key`` is the model's, ``memory_limit`` its bytes, for messages.
 
-        Raises OSError.
+        Its variables are those of this process, and over them ``environment``. Raises OSError.
         """
         self._key = key
         self._memory_limit = memory_limit
+        self._environment = environment
         self._talk, self._its_talk = socket_pair()
         self._log, self._its_log = socket_pair()
         self.folder = SocketFolder("isolated")
@@ -81,7 +82,7 @@ class ChildProcess:
             process = Spawned(
                 python_command("modelyard.server.isolated_process", self._key),  # the key is for people, in ps
                 # Its settings are in its order; what is secret among these variables is not for it.
-                environ_of_child(without=["MODELYARD_"]),
+                {**environ_of_child(without=["MODELYARD_"]), **self._environment},
                 {0: self._its_talk.fileno(), 1: self._its_talk.fileno(), 2: self._its_log.fileno()},
             )
         except BaseException as error:  # noqa: BLE001 - raised again by the thread that starts it

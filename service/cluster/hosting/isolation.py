@@ -115,7 +115,7 @@ class IsolatedEngine(Engine):
         Raises the error of the load, StartTimeout, and StartFailed with the last lines of a process that ends.
         """
         progress("starting its process")
-        child = self._starting = ChildProcess(self._key, self.params.memory_limit)
+        child = self._starting = ChildProcess(self._key, self.params.memory_limit, self.params.environment)
         if self._is_given_up:
             self.give_up()
         try:
@@ -229,8 +229,8 @@ class IsolatedEngine(Engine):
         """Return the model as a table of a configuration file has it, with all of its parameters."""
         engine, params = type(self._engine), self.params
         values = {name: getattr(params, name) for name in params_of(type(params)) if getattr(params, name) is not None}
-        # What is for the process that admits requests: its lines, and when the model is unloaded.
-        for name in ("model_name", "keep_alive", "max_waiting", "queue_timeout"):
+        # What is for the process that admits requests, and starts this one.
+        for name in ("model_name", "keep_alive", "max_waiting", "queue_timeout", "environment"):
             values.pop(name, None)
         return {
             **values,

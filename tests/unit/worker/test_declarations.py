@@ -246,3 +246,44 @@ def test_all_small_requests_of_a_server_of_dbgpt_find_a_place_in_line(kind):
     assert [gate.request().granted for _ in range(150)].count(False) == 150 - gate.slots
     assert gate.queue_timeout == 60
     assert declarations({**table, "max_waiting": 3}).engine("e").params.max_waiting == 3
+
+
+# The environment of an isolated model
+
+VARIABLES = {"CUDA_VISIBLE_DEVICES": "1", "_x2": "a b"}
+
+
+def with_environment(environment: object, isolation: str = "process") -> Declarations:
+    return declarations({"name": "e", "engine": "echo", "environment": environment, "isolation": isolation})
+
+
+def test_a_model_in_a_process_of_its_own_has_an_environment():
+    assert with_environment(VARIABLES).engine("e").params.environment == VARIABLES
+
+
+def test_without_a_process_of_its_own_an_environment_is_refused_by_the_field_to_change():
+    with pytest.raises(ConfigError, match="model 'e': isolation must be process: the model has an environment"):
+        with_environment(VARIABLES, "none").engine("e")
+    with pytest.raises(InvalidRequest) as refused:
+        with_environment(VARIABLES).engine("e", over_http={"isolation": "none"})
+    assert refused.value.errors[0]["field"] == "params.isolation"
+
+
+@pytest.mark.parametrize(
+    ("environment", "fault"),
+    [
+        ({"A-B": "1"}, "'A-B' is not a name of letters"),
+        ({"MODELYARD_PORT": "1"}, "begins with MODELYARD_"),
+        ({"A": "1\0"}, "the value of A has a zero character"),
+        ({"A": 1}, "'A': must be a string"),
+        (["A=1"], "must be a table"),
+    ],
+)
+def test_what_is_not_an_environment_is_refused(environment, fault):
+    with pytest.raises(ConfigError, match=fault):
+        with_environment(environment).engine("e")
+
+
+def test_an_environment_is_not_set_over_http():
+    with pytest.raises(InvalidRequest, match="only the configuration"):
+        with_environment(VARIABLES).engine("e", over_http={"environment": {"LD_PRELOAD": "x.so"}})

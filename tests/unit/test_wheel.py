@@ -1,4 +1,5 @@
-"""The wheel has every module of the checkout and what they read, and each can be imported from it."""
+"""The source archive has the checkout. The wheel, which is built from it, has every module and what they read, and each
+can be imported from it."""
 
 from __future__ import annotations
 
@@ -6,12 +7,13 @@ import configparser
 import os
 import re
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 from running import ROOT
-from wheels import build_wheel, run_command
+from wheels import BESIDE, build_both, build_wheel, run_command
 
 FOLDERS = {"modelyard": ROOT / "service", "modelyard.blueprints": ROOT / "blueprints"}
 
@@ -33,8 +35,18 @@ def expected_files() -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_wheel(tmp_path_factory.mktemp("wheel"))
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return build_both(tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def archive(built: tuple[Path, Path]) -> Path:
+    return built[0]
+
+
+@pytest.fixture(scope="module")
+def wheel(built: tuple[Path, Path]) -> Path:
+    return built[1]
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +68,16 @@ def test_every_package_folder_is_listed_in_the_configuration():
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     assert sorted(config["options"]["packages"].split()) == sorted(packages())
+
+
+def test_the_source_archive_has_what_stands_beside_the_package(archive):
+    with tarfile.open(archive) as opened:
+        members = {member.name.partition("/")[2] for member in opened if member.isfile()}
+    files = {str(path.relative_to(ROOT)) for name in BESIDE for path in (ROOT / name).rglob("*") if path.is_file()}
+    missing = {name for name in files if not name.endswith((".pyc", ".sqlite"))} - members
+    assert not missing
+    alone = {"CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "Makefile", "README.md", "pyproject.toml"}
+    assert {*alone, "setup.cfg", "gunicorn.conf.py", "wsgi.py"} <= members
 
 
 def test_it_has_every_module_of_the_checkout_and_no_other(wheel):

@@ -191,7 +191,7 @@ def test_places_are_those_of_all_processes(store):
 
 
 def test_places_that_are_not_renewed_are_free_again(place):
-    brief, lasting = place.open(0.2), place.open(0.2)
+    brief, lasting = place.open(0.2), place.open(600)
     made = added(brief, parallel=2)
     assert take(brief, made, "crashed", 0, places=1).taken.places == 1
 

@@ -159,6 +159,11 @@ class KeyRing:
             finally:
                 self._reading.release()
 
+    def _read_after_change(self) -> None:
+        """Read the keys after a change, and after a look of another thread, which may have been before the change."""
+        with self._reading:
+            self._read()
+
     def _read(self) -> None:
         try:
             stamp = self.store.stamp()
@@ -185,12 +190,12 @@ class KeyRing:
     def add(self, key: Key) -> None:
         """Keep a new key. Raises ConfigError for a name that is taken, and RegistryUnavailable."""
         self.store.add(key)
-        self._refresh()
+        self._read_after_change()
 
     def revoke(self, name: str, *, forget: bool = False) -> Key:
         """Revoke the key of an id or name. Raises ConfigError if there is none, and RegistryUnavailable."""
         gone = self.store.revoke(name, forget=forget)
-        self._refresh()
+        self._read_after_change()
         return gone
 
     # Limits

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,12 +21,21 @@ class Store(MemoryKeyStore):
         super().__init__()
         self.is_silent = False
         self.stamps = self.reads = 0
+        self.after_stamp: Callable[[], object] = int
+        self.after_revoke: Callable[[], object] = int
 
     def stamp(self) -> str:
         self.stamps += 1
         if self.is_silent:
             raise RegistryUnavailable("the store of keys is silent")
-        return super().stamp()
+        stamp = super().stamp()
+        self.after_stamp()
+        return stamp
+
+    def revoke(self, name: str, *, forget: bool = False) -> Key:
+        gone = super().revoke(name, forget=forget)
+        self.after_revoke()
+        return gone
 
     def all(self) -> list[Key]:
         self.reads += 1
@@ -197,6 +208,26 @@ def test_a_change_of_this_process_holds_in_it_at_once(ring: KeyRing, store: Stor
         ring.find("secret")
     ring.revoke(key.id, forget=True)
     assert ring.find("secret") is None
+
+
+def test_a_change_holds_at_once_though_another_thread_has_just_looked(ring: KeyRing, store: Store, times: Times):
+    add(store, "one")
+    assert ring.find("one")
+    has_looked, has_changed = threading.Event(), threading.Event()
+
+    def wait_for_change() -> None:
+        store.after_stamp = int
+        has_looked.set()
+        assert has_changed.wait(10)
+
+    store.after_stamp, store.after_revoke = wait_for_change, has_changed.set
+    thread = threading.Thread(target=look, args=(ring, times))
+    thread.start()
+    assert has_looked.wait(10)
+    ring.revoke("one")
+    with pytest.raises(Unauthorized, match="revoked"):
+        ring.find("one")
+    thread.join()
 
 
 def test_what_is_left_is_that_of_all_processes_and_to_look_takes_nothing(ring: KeyRing, store: Store, times: Times):

@@ -1,7 +1,7 @@
 # make serve   a running service, with a real model that answers
 # make test    the tests
 # make test-torch  the tests of the engines that need torch, in an environment of their own
-# make test-oldest the unit, contract and monolith tests with the oldest versions of all dependencies
+# make test-oldest the tests of units, contracts, pages and an application with the oldest versions of all dependencies
 # make check   style, types, the wheel
 # make fuzz    thousands of made-up requests to every call of running services (FUZZ_EXAMPLES=100 each, FUZZ_SEED=1)
 # make bench   figures, against a peer
@@ -41,7 +41,7 @@ test-torch: $(TORCH_STAMP) weights
 	$(TORCH_VENV)/bin/python -m pytest tests/huggingface tests/contract/test_engines.py
 
 test-oldest: $(OLDEST_STAMP) weights
-	$(OLDEST_VENV)/bin/python -m pytest tests/unit tests/contract tests/monolith
+	$(OLDEST_VENV)/bin/python -m pytest -n 2 --dist loadfile tests/unit tests/contract tests/monolith tests/pages tests/cli
 
 check: $(TEST_STAMP)
 	$(BIN)/ruff check .

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from flask import Flask
 from werkzeug.serving import WSGIRequestHandler, make_server
 
+from ..cluster.keys.ring import KeyRing
 from ..engines.scripted import Answers, Scripted
 from ..server.extension import KEY, attach
 from ..server.runtime import Runtime
@@ -34,7 +35,8 @@ def new_app() -> Flask:
 def taken_over(app: Flask, models: Mapping[str, str], answers: Answers, folder: Path) -> Iterator[Runtime]:
     """Let ``answers`` answer for the models of ``app``, or for ``models`` (type by name) where given.
 
-    The runtime of the application holds its models in this process meanwhile, without weights, registry or model host.
+    The runtime of the application holds its models in this process meanwhile, without weights, registry or model host,
+    and has API keys of its own, none at first.
     Its former state returns at the end. Raises RuntimeError if the application has no Modelyard, or no models.
     """
     runtime: Runtime | None = app.extensions.get(KEY)
@@ -44,18 +46,28 @@ def taken_over(app: Flask, models: Mapping[str, str], answers: Answers, folder: 
     if not tables:
         raise RuntimeError(f"the application {app.name!r} names no models: say models={{'name': 'llm'}}")
     scripted = Runtime(_settings(runtime.settings, tables, folder), {}, runtime.after_start)
-    former = runtime.__dict__
-    # The blueprints, and other holders of the runtime, keep the same object.
-    runtime.__dict__ = scripted.__dict__
-    try:
+    with ExitStack() as stack:
+        if runtime.keys is not None and scripted.keys is not None:
+            stack.enter_context(_replaced(runtime.keys, scripted.keys))
+            scripted.keys = runtime.keys
+        stack.enter_context(_replaced(runtime, scripted))
+        stack.callback(runtime.stop)
+        stack.callback(answers.release)
         runtime.start()
         if not runtime.wait_loaded(START_TIMEOUT):
             raise RuntimeError(f"the models did not start within {START_TIMEOUT:g} s: {runtime.status()['reason']}")
         yield runtime
+
+
+@contextmanager
+def _replaced(held: Runtime | KeyRing, other: Runtime | KeyRing) -> Iterator[None]:
+    """Give ``held`` the state of ``other`` meanwhile: the blueprints, and other holders, keep the same object."""
+    former = held.__dict__
+    held.__dict__ = other.__dict__
+    try:
+        yield
     finally:
-        answers.release()
-        runtime.stop()
-        runtime.__dict__ = former
+        held.__dict__ = former
 
 
 def _models_of(runtime: Runtime) -> dict[str, str]:
@@ -84,6 +96,7 @@ def _settings(settings: Settings, tables: Sequence[JSONObject], folder: Path) ->
         workers=1,
         http_threads="gthread",
         registry=None,
+        key_store="memory:",
         tracing=None,
         models=None,
         models_dirs=[str(folder / "models")],

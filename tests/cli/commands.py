@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -12,13 +13,19 @@ from click.testing import CliRunner
 from modelyard.cli import cli
 
 
+def runner() -> CliRunner:
+    """Return a runner that keeps standard error apart, which Click before 8.2 is to be told."""
+    options = {"mix_stderr": False} if "mix_stderr" in inspect.signature(CliRunner).parameters else {}
+    return CliRunner(**options)
+
+
 class Ran:
     """What a command printed, and how it ended."""
 
     def __init__(self, words: Sequence[str], environ: Mapping[str, str]) -> None:
         """Run ``modelyard WORDS``; of this process's MODELYARD variables it sees only those of ``environ``."""
         hidden: dict[str, str | None] = {name: None for name in os.environ if name.startswith("MODELYARD_")}
-        result = CliRunner().invoke(cli, [*words], prog_name="modelyard", env={**hidden, **environ})
+        result = runner().invoke(cli, [*words], prog_name="modelyard", env={**hidden, **environ})
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
         self.status = result.exit_code

@@ -13,8 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
-from commands import modelyard
+from commands import modelyard, runner
 from faulty import breaks_off, faulty, http_chunk, output, stream_head
 from in_process import service, url_of
 from modelyard.cli import cli
@@ -33,7 +32,7 @@ def url(tmp_path_factory) -> Iterator[str]:
 
 
 def piped(text: str, *words: str) -> tuple[int, str]:
-    result = CliRunner().invoke(cli, [*words], input=text, prog_name="modelyard")
+    result = runner().invoke(cli, [*words], input=text, prog_name="modelyard")
     return result.exit_code, result.stdout
 
 
@@ -51,7 +50,7 @@ def test_a_pipe_is_the_message_or_its_end(url, command):
 
 @pytest.mark.parametrize("command", ["chat", "complete", "tokens", "embed"])
 def test_a_pipe_of_bytes_that_are_not_text_is_refused(url, command):
-    result = CliRunner().invoke(cli, [command, "--url", url], input=b"\x7fELF\xff\0", prog_name="modelyard")
+    result = runner().invoke(cli, [command, "--url", url], input=b"\x7fELF\xff\0", prog_name="modelyard")
     assert (result.exit_code, "what comes through the pipe is not text in UTF-8" in result.stderr) == (2, True)
 
 

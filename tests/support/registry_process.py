@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -58,6 +59,8 @@ def fork(registry: Registry, name: str) -> Any:
 
 def fork_amid_writes(registry: Registry, name: str) -> Any:
     """Fork again and again while a thread of the parent writes without a pause. Return what the children ended with."""
+    # Python 3.12 warns of a fork beside threads, which is what this tries.
+    warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
     ended = threading.Event()
 
     def write() -> None:

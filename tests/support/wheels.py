@@ -37,7 +37,7 @@ def _build(folder: Path, sources: Iterable[str], *options: str) -> Iterable[Path
     """Build from a copy of ``sources``: what an earlier build left in the checkout would end up in the wheel."""
     spec = importlib.util.find_spec("build")
     if spec is None or spec.origin is None:  # without an origin it is a folder ``build`` of the checkout
-        pytest.skip("the package build is not installed: pip install -e '.[check]'")
+        pytest.skip("the package build is not installed: pip install -e '.[test]'")
     for name in sources:
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, folder / "source" / name, ignore=shutil.ignore_patterns("__pycache__"))

@@ -11,6 +11,8 @@ import pytest
 import requests
 from flask import Flask, Response
 from modelyard import Client, Modelyard, create_app, current_modelyard, errors
+from modelyard.access.keys import new_key
+from modelyard.access.tokens import digest_of, parse_scopes
 from modelyard.engines.scripted import Answers
 from modelyard.server.runtime import Runtime
 from modelyard.settings.settings import Settings
@@ -128,6 +130,23 @@ def test_the_application_is_afterwards_what_it_was(shop: Flask, modelyard_answer
     assert runtime.__dict__ is was
     assert (runtime.manager, runtime.settings) == (manager, settings)
     wait_until(lambda: threading.active_count() == before, "every thread ends")
+
+
+def test_the_keys_of_the_application_are_neither_asked_nor_changed(modelyard_answers: Answers, tmp_path: Path) -> None:
+    app = create_app(Settings(models=["echo"], state_dir=str(tmp_path), key_store=f"sqlite:///{tmp_path}/keys.db"))
+    keys = app.extensions["modelyard"].keys
+
+    def status() -> int:
+        return app.test_client().get("/v1/models").status_code
+
+    keys.add(new_key("theirs", digest_of("theirs"), parse_scopes("infer")))
+    with taken_over(app, {}, modelyard_answers, tmp_path) as runtime:
+        assert runtime.keys is keys
+        assert (keys.all(), status()) == ([], 200)
+        keys.add(new_key("ours", digest_of("ours"), parse_scopes("infer")))
+        assert status() == 401
+    assert [key.name for key in keys.all()] == ["theirs"]
+    keys.store.close()
 
 
 def test_a_service_of_ours_with_a_registry_is_taken_over_as_well(modelyard_take_over, modelyard_answers) -> None:

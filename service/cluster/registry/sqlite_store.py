@@ -101,15 +101,15 @@ class SqliteStore:
         self._version_table = version_table
         self._replaces_broken = replaces_broken
         self._keeps_open = keeps_open
-        self._kept: tuple[int, sqlite3.Connection] | None = None
-        """The connection that is kept open, and the number (inode) of its file."""
+        self._kept: tuple[int, Callable[[], object]] | None = None
+        """What closes the connection that is kept open, and the number (inode) of its file."""
         self._has_seen_tables = False
 
     def close(self) -> None:
         """Close the connection that is kept open; a later call opens it again."""
         kept, self._kept = self._kept, None
         if kept is not None:
-            kept[1].close()
+            kept[1]()
 
     def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Return the result of ``work``, which only reads."""
@@ -139,7 +139,8 @@ class SqliteStore:
             return
         self.close()
         connection = sqlite3.connect(self.path, timeout=0, isolation_level=None, check_same_thread=False)
-        self._kept = number, connection
+        # An application's tests may drop a store: Python 3.13 warns of a connection that was not closed.
+        self._kept = number, weakref.finalize(self, connection.close)
         _kept_open.add(self)
         # A connection counts from its first look into the file.
         with contextlib.suppress(sqlite3.OperationalError):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
 from modelyard.access.keys import new_key
@@ -89,3 +92,20 @@ def test_keys_exist_when_there_is_one_or_when_it_can_not_be_told(tmp_path: Path)
     assert keys_exist(settings)
     path.write_bytes(b"This is no database. " * 500)
     assert keys_exist(settings)
+
+
+def test_a_file_that_is_dropped_without_a_close_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    made = []
+
+    def connect(*words: Any, **options: Any) -> sqlite3.Connection:
+        made.append(sqlite3.Connection(*words, **options))
+        return made[-1]
+
+    monkeypatch.setattr(sqlite3, "connect", connect)
+    store = open_key_store(f"sqlite:///{tmp_path}/keys.db")
+    store.add(new_key("ci", digest_of("ci"), parse_scopes("infer")))
+    del store
+    gc.collect()
+    for connection in made:
+        with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+            connection.execute("SELECT 1")

@@ -48,7 +48,9 @@ def _read(request: Request, limit: int, wanted: str) -> Any:
     try:
         return orjson.loads(data)
     except orjson.JSONDecodeError as error:
-        raise InvalidRequest(f"the body is not valid JSON: {error}") from None
+        coding = request.headers.get("Content-Encoding", "")
+        why = f"it is compressed (Content-Encoding {coding[:20]}): send it as it is" if coding else str(error)
+        raise InvalidRequest(f"the body is not valid JSON: {why}") from None
 
 
 def read_bytes(request: Request, limit: int) -> bytes:

@@ -14,6 +14,7 @@ from ..access.keys import LARGEST_LIMIT, Key, Limits, new_key, parse_expiry, sho
 from ..access.tokens import INFER, SCOPES, check_name, digest_of, join_scopes, new_secret, with_implied
 from ..cluster.keys import NO_STORE, key_store_url, open_key_store
 from ..cluster.keys.base import KeyStore
+from ..cluster.registry.address import masked
 from ..errors import ConfigError
 from ..files import state_folder
 from ..settings.settings import Settings
@@ -27,14 +28,15 @@ _STORE_SETTINGS = ("key_store", "registry", "config", "state_dir", "instance", "
 
 
 def _with_store(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the settings that name the store of a service's keys, and call it with the store."""
+    """Give a command the settings that name the store of a service's keys, and call it with the store and its place."""
 
     @setting_options(*_STORE_SETTINGS)
     @functools.wraps(command)
     def run(**words: Any) -> None:
         options = {name: words.pop(name) for name in _STORE_SETTINGS}
-        with _store(settings_with(given_settings(options))) as store:
-            command(store=store, **words)
+        settings = settings_with(given_settings(options))
+        with _store(settings) as store:
+            command(store=store, place=masked(key_store_url(settings) or ""), **words)
 
     return run
 
@@ -88,6 +90,7 @@ def _limit(flag: str, name: str, text: str) -> Callable[[Callable[..., None]], C
 def new(
     store: KeyStore,
     *,
+    place: str,
     name: str,
     scopes: tuple[str, ...],
     models: tuple[str, ...],
@@ -116,20 +119,20 @@ def new(
         click.echo(as_json({**_plain(made), "key": secret}))
         return
     click.echo(secret)
-    click.echo(f"modelyard: {made.name} ({made.id}) is in the store; the key is not shown again", err=True)
+    click.echo(f"modelyard: {made.name} ({made.id}) is in {place}; the key is not shown again", err=True)
 
 
 @key.command("list", short_help="List the keys.")
 @click.option("--all", "every", is_flag=True, help="revoked keys too")
 @json_option
 @_with_store
-def list_keys(store: KeyStore, *, every: bool, json_wanted: bool) -> None:
+def list_keys(store: KeyStore, *, place: str, every: bool, json_wanted: bool) -> None:
     """List ids, names, scopes, models, expiry and limits. The secrets are not in the store."""
     keys = [entry for entry in store.all() if every or entry.revoked is None]
     if json_wanted:
         click.echo(as_json([_plain(entry) for entry in keys]))
     elif not keys:
-        click.echo("there are no keys; make one: modelyard key new --name NAME")
+        click.echo(f"there are no keys in {place}; make one: modelyard key new --name NAME")
     else:
         print_table(_HEADINGS, [_row(entry) for entry in keys])
 
@@ -139,7 +142,7 @@ def list_keys(store: KeyStore, *, every: bool, json_wanted: bool) -> None:
 @click.option("--forget", is_flag=True, help="keep nothing of it; without any key a service is open as before")
 @json_option
 @_with_store
-def revoke(store: KeyStore, *, name: str, forget: bool, json_wanted: bool) -> None:
+def revoke(store: KeyStore, *, place: str, name: str, forget: bool, json_wanted: bool) -> None:
     """Revoke the key of an id or a name. Services refuse it after about two seconds.
 
     A revoked key stays in the list of --all, and a service still requires a key when all are revoked.
@@ -151,7 +154,7 @@ def revoke(store: KeyStore, *, name: str, forget: bool, json_wanted: bool) -> No
     gone = store.revoke(name, forget=forget)
     outcome = "forgotten" if forget else "revoked"
     document = {"id": gone.id, "name": gone.name, outcome: True}
-    click.echo(as_json(document) if json_wanted else f"{gone.name} ({gone.id}) is {outcome}")
+    click.echo(as_json(document) if json_wanted else f"{gone.name} ({gone.id}) is {outcome} in {place}")
 
 
 _HEADINGS = ("ID", "NAME", "SCOPES", "MODELS", "EXPIRES", "REQUESTS/MIN", "TOKENS/MIN", "PARALLEL", "STATE")

@@ -59,6 +59,9 @@ class OpenAIParams(ModelParams):
         15.0, help="seconds between two reads of the server's list of models", min=0.1, max=3600
     )
     strip_params: list[str] = param([], help="fields that are never sent, for a server that refuses them")
+    rename_params: list[str] = param(
+        [], help="fields that the server has under another name: NAME=OTHER, as in max_tokens=max_completion_tokens"
+    )
     set_params: list[str] = param([], help="fields that are always sent: NAME=JSON", tags=["operator", "privacy"])
     template_params: list[str] = param(
         ["enable_thinking", "thinking"], help="keys of chat_template_kwargs that callers may set"
@@ -111,6 +114,7 @@ class OpenAI(Engine):
             self._fields = Fields(
                 self._model,
                 stripped=params.strip_params,
+                renamed=params.rename_params,
                 always=params.set_params,
                 template_params=params.template_params,
             )

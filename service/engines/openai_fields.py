@@ -32,14 +32,22 @@ class Fields:
     """Makes the bodies of requests to one server."""
 
     def __init__(
-        self, model: str, *, stripped: Collection[str], always: Sequence[str], template_params: Collection[str]
+        self,
+        model: str,
+        *,
+        stripped: Collection[str],
+        renamed: Sequence[str],
+        always: Sequence[str],
+        template_params: Collection[str],
     ) -> None:
         """Send the server's name ``model`` and the fields ``always``, as NAME=JSON; never those in ``stripped``.
 
-        Callers may set the ``template_params`` of the chat template. Raises ConfigError.
+        Those in ``renamed``, as NAME=OTHER, have another name there. Callers may set the ``template_params`` of the
+        chat template. Raises ConfigError.
         """
         self._model = model
         self._stripped = frozenset(stripped)
+        self._names = _names_of(renamed)
         self._always = _fields_of(always)
         self._template_params = frozenset(template_params)
 
@@ -52,9 +60,9 @@ class Fields:
             self._check_template(extra.get(TEMPLATE_FIELD))
             ours = {name: value for name, value in extra.items() if name not in NEVER_SENT} | ours
         fields = {"model": self._model} | ours
-        sent = {name: value for name, value in fields.items() if name not in self._stripped} | self._always
+        kept = {self._names.get(name, name): value for name, value in fields.items() if name not in self._stripped}
         try:
-            return orjson.dumps(sent)
+            return orjson.dumps(kept | self._always)
         except orjson.JSONEncodeError as error:
             raise InvalidRequest(f"the request can't be sent on: {error}") from None
 
@@ -94,6 +102,16 @@ def _sampling(request: GenerateRequest) -> JSONObject:
         "repetition_penalty": request.repetition_penalty,
     }
     return {name: value for name, value in given.items() if value is not None}
+
+
+def _names_of(items: Sequence[str]) -> dict[str, str]:
+    names: dict[str, str] = {}
+    for item in items:
+        name, _, other = map(str.strip, item.partition("="))
+        if not name or not other:
+            raise ConfigError(f"rename_params: {item!r} must be NAME=OTHER, as in max_tokens=max_completion_tokens")
+        names[name] = other
+    return names
 
 
 def _fields_of(items: Sequence[str]) -> JSONObject:

@@ -37,7 +37,7 @@ def test_a_new_key_is_all_of_standard_output_and_its_hash_is_in_the_store(url, t
     (made,) = stored(url)
     assert (made.name, made.digest, made.scopes, made.models) == ("shop", digest_of(secret), {"infer"}, ())
     assert (made.expires, made.limits) == (None, Limits())
-    assert ran.complaint == f"shop ({made.id}) is in the store; the key is not shown again"
+    assert ran.complaint == f"shop ({made.id}) is in {url}; the key is not shown again"
     assert secret.encode() not in b"".join(path.read_bytes() for path in tmp_path.iterdir())
 
 
@@ -128,14 +128,14 @@ def test_a_revoked_key_is_listed_when_all_are(url):
         key(url, "new", "--name", name)
     one, two = stored(url)
     ran = key(url, "revoke", "one")
-    assert (ran.status, ran.out) == (0, f"one ({one.id}) is revoked\n")
+    assert (ran.status, ran.out) == (0, f"one ({one.id}) is revoked in {url}\n")
     assert [row["NAME"] for row in key(url, "list").table] == ["two"]
     assert [(row["NAME"], row["STATE"]) for row in key(url, "list", "--all").table] == [
         ("one", "revoked"),
         ("two", "-"),
     ]
     assert key(url, "revoke", two.id, "--json").json == {"id": two.id, "name": "two", "revoked": True}
-    assert key(url, "revoke", one.id, "--forget").out == f"one ({one.id}) is forgotten\n"
+    assert key(url, "revoke", one.id, "--forget").out == f"one ({one.id}) is forgotten in {url}\n"
     assert [entry["name"] for entry in key(url, "list", "--all", "--json").json] == ["two"]
 
 

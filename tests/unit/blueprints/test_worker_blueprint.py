@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import logging
@@ -518,6 +519,12 @@ def test_a_body_that_is_no_json_object_is_refused_in_the_form_of_the_call(
         assert response.status_code == 422
         assert_is_problem(response, "body")
     assert post(shared_client, "generate", prompt("x")).json["text"] == " x"
+
+
+def test_a_compressed_body_is_refused_as_such(shared_client):
+    packed = gzip.compress(json.dumps(prompt("x")).encode())
+    response = post(shared_client, "count_token", data=packed, headers={"Content-Encoding": "gzip"})
+    assert_is_problem(response, "it is compressed (Content-Encoding gzip): send it as it is")
 
 
 class Endless(io.RawIOBase):

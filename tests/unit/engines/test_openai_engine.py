@@ -593,6 +593,21 @@ def test_fields_are_stripped_and_set_and_the_key_is_sent():
     }
 
 
+def test_fields_are_sent_under_the_names_that_the_server_has_for_them():
+    params = {"rename_params": ["max_tokens = max_completion_tokens", "seed=random_seed"], "strip_params": ["stop"]}
+    with over(streamed(chunk("a", "stop"), DONE), **params) as (made, server):
+        ask(made, seed=5, max_new_tokens=9, stop=["x"])
+    sent = server.requests[-1].json()
+    assert (sent["max_completion_tokens"], sent["random_seed"]) == (9, 5)
+    assert not {"max_tokens", "seed", "stop"} & sent.keys()
+
+
+@pytest.mark.parametrize("item", ["max_tokens", "=b", "a= "])
+def test_a_name_that_is_missing_is_a_fault_of_the_configuration(item):
+    with pytest.raises(StartFailed, match=f"rename_params: '{item}' must be NAME=OTHER"):
+        engine("http://127.0.0.1:1/v1", rename_params=[item]).start(lambda sentence: None)
+
+
 UNKNOWN = {"guided_json": {"type": "object"}, "ignore_eos": True, "seed": 7, "top_a": 0.5}
 
 

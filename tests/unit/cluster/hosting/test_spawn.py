@@ -64,7 +64,7 @@ def test_its_environment_is_the_given_one_and_it_leads_a_session(output: tuple[i
 def test_signals_that_a_thread_blocks_are_not_blocked_in_it(output: tuple[int, int]) -> None:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
-        process = spawn("grep SigBlk /proc/$$/status", {1: output[1]})
+        process = spawn("exec grep SigBlk /proc/self/status", {1: output[1]})
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     assert int(said(process, output).split()[1], 16) == 0

@@ -50,6 +50,8 @@ def _read(request: Request, limit: int, wanted: str) -> Any:
     except orjson.JSONDecodeError as error:
         coding = request.headers.get("Content-Encoding", "")
         why = f"it is compressed (Content-Encoding {coding[:20]}): send it as it is" if coding else str(error)
+        if request.mimetype == "multipart/form-data":
+            why = f"it is a form (multipart/form-data): send {wanted}"
         raise InvalidRequest(f"the body is not valid JSON: {why}") from None
 
 

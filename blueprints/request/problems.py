@@ -6,7 +6,7 @@ import logging
 import uuid
 
 from flask import Blueprint, Flask, Response, g, request
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, NotFound
 
 from ...errors import InvalidRequest, ModelyardError, Unauthorized, Unavailable
 from ...telemetry import dbgpt
@@ -118,6 +118,8 @@ def problem(error: ModelyardError) -> JSONObject:
 
 def _answer_http(error: HTTPException) -> Response:
     status, detail = error.code or 500, error.description or error.name
+    if isinstance(error, NotFound) and error is request.routing_exception:
+        detail = f"{request.method} {request.path} is not served here: /openapi.json lists all calls"
     if (call := _generation()) is not None:
         response = _refusal(ModelOutput(text=detail, error_code=status), status, call)
     else:

@@ -137,7 +137,7 @@ def read_secret(path: Path) -> str:
     try:
         mode = path.stat().st_mode
         if stat.S_ISREG(mode) and mode & stat.S_IRWXO:
-            raise ConfigError(f"token_file {path} can be read by every user of this machine: chmod 600 {path}")
+            raise ConfigError(f"{path} can be read by every user of this machine: chmod 600 {path}")
         with path.open("rb") as file:
             text = file.read(_LARGEST_SECRET_FILE).decode()
     except OSError as error:

@@ -48,7 +48,14 @@ def serve(role: str | None, model: tuple[str, ...], overrides: tuple[str, ...], 
     check_address(settings)
     address = settings.address if _socket_of(settings) else f"http://{settings.address}{settings.prefix}"
     click.echo(f"modelyard: {settings.role} on {address}", err=True)
-    command = [sys.executable, "-m", "gunicorn", "-c", "python:modelyard.server.gunicorn", "modelyard.server.wsgi:app"]
+    command = [
+        sys.executable,
+        "-m",
+        "modelyard.server",
+        "-c",
+        "python:modelyard.server.gunicorn",
+        "modelyard.server.wsgi:app",
+    ]
     sys.stderr.flush()
     environ = {**ALLOCATOR, **os.environ, **environment_of(given, overrides)}
     os.execve(command[0], command, environ)  # noqa: S606 - our own interpreter

@@ -33,11 +33,13 @@ class Directory:
         own_url: Callable[[], str],
         *,
         check_complete: Callable[[], None],
+        check_hosted: Callable[..., None],
     ) -> None:
         """Read ``view``. The instances at ``own_url`` are ``models``; None if this process holds none.
 
         ``routes`` gets the load of these. All other instances are called by ``session``. ``check_complete`` raises
-        NotReady while this service may hold models that are not declared yet.
+        NotReady while this service may hold models that are not declared yet, ``check_hosted`` the error of a model
+        (a name, and types) that its model host has and that can't answer.
         """
         self._view = view
         self._routes = routes
@@ -45,6 +47,7 @@ class Directory:
         self._models = models
         self._own_url = own_url
         self.check_complete = check_complete
+        self._check_hosted = check_hosted
         self._workers: dict[tuple[str, str], RemoteModelWorker] = {}
 
     # What to call
@@ -150,6 +153,7 @@ class Directory:
             raise
         if not self._view.complete:
             raise NotReady(f"the registry can't be read: {self._view.error or 'it was not read yet'}", retry_after=2)
+        self._check_hosted(model, *types)
         raise not_callable(self.keys(), model, types)
 
     def _first_usable(self, keys: Sequence[str]) -> str | None:

@@ -65,18 +65,28 @@ class RemoteWorkerManager(SharedCalls):
         tracing: Tracing | None = None,
         metrics: Metrics | None = None,
         check_complete: Callable[[], None] = lambda: None,
+        check_hosted: Callable[..., None] = lambda *_: None,
     ) -> None:
         """Route over the instances in ``view``; those at ``own_url`` are the models of ``local``.
 
         Without ``local`` they are ``models``, which are called, but not started, stopped or changed by this manager.
-        ``check_complete`` raises NotReady while this service may hold models that are not declared yet.
+        ``check_complete`` raises NotReady while this service may hold models that are not declared yet,
+        ``check_hosted`` the error of a model (a name, and types) that its model host has and that can't answer.
         """
         super().__init__(tracing)
         self.view = view
         self.routes = Routes()
         self._metrics = metrics or Metrics()
         models = models if local is None else local.models
-        self._directory = Directory(view, self.routes, session, models, own_url, check_complete=check_complete)
+        self._directory = Directory(
+            view,
+            self.routes,
+            session,
+            models,
+            own_url,
+            check_complete=check_complete,
+            check_hosted=check_hosted,
+        )
         self._machines = Machines(view, session, local, own_url, check_complete=check_complete)
         self._prober = Prober(self.routes, session)
 

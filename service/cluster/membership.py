@@ -50,10 +50,12 @@ class Cluster:
         tracing: Tracing | None = None,
         metrics: Metrics | None = None,
         address: Callable[[], str] | None = None,
+        check_hosted: Callable[..., None] = lambda *_: None,
     ) -> None:
         """Build what the role of ``settings`` needs; ``session`` sends requests to others. Raises ConfigError.
 
         ``address`` returns the address to register, empty while it is unknown; default: that of ``settings``.
+        ``check_hosted`` raises the error of a model (a name, and types) that the model host has and that can't answer.
         """
         self._settings = settings
         self._local = local
@@ -83,6 +85,7 @@ class Cluster:
                 tracing=tracing,
                 metrics=metrics,
                 check_complete=local.models.check_complete,
+                check_hosted=check_hosted,
             )
 
     def _seen(self, rows: Sequence[Instance]) -> None:

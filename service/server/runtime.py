@@ -101,8 +101,9 @@ class Runtime:
         """The other processes. A worker without a registry has none; a model host has a cluster of its own."""
         if settings.role != "worker" or (settings.registry and self.host is None):
             shortcut = None if self.host is None else Shortcut(self.host, settings)
+            hosted = {} if self.host is None else {"check_hosted": self.host.manager.check_available}
             self.cluster = Cluster(
-                settings, self.local, shortcut, tracing=self.tracing, metrics=self.metrics, address=address
+                settings, self.local, shortcut, tracing=self.tracing, metrics=self.metrics, address=address, **hosted
             )
         self.manager: WorkerManager = (self.cluster and self.cluster.manager) or self.own
         if names := settings.names:

@@ -159,6 +159,8 @@ def read_config(path: Path) -> JSONObject:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
     unknown = sorted(set(table) - {"service", "models", "passthrough"})
+    if unknown and not isinstance(table[unknown[0]], dict | list):
+        raise ConfigError(f"{path}: {unknown[0]}: stands outside of a table: put it below [service]")
     if unknown:
         raise ConfigError(f"{path}: unknown table {unknown[0]!r}: expected [service], [[models]] and [[passthrough]]")
     models, passed = table.get("models", []), table.get("passthrough", [])

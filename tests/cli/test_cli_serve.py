@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -327,6 +328,14 @@ def test_the_installed_command_refuses_in_one_line_and_ends_with_the_status(at: 
     assert (ran.returncode, ran.stdout) == (1, "")
     assert ran.stderr.startswith("modelyard: --set echo.dealy=1")
     assert ran.stderr.count("\n") == 1
+
+
+def test_an_interrupt_while_gunicorn_is_imported_ends_it_without_a_traceback(at: Path):
+    (at / "interrupted.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    command = [sys.executable, "-m", "modelyard.server", "-c", "python:interrupted", "modelyard.server.wsgi:app"]
+    environ = {**os.environ, "PYTHONPATH": str(at)}
+    ran = subprocess.run(command, cwd=at, env=environ, capture_output=True, text=True, timeout=60)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (-signal.SIGINT, "", "")
 
 
 # completion

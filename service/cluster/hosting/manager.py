@@ -165,6 +165,19 @@ class HostedWorkerManager(SharedCalls):
             return
         raise not_callable(states, model, [kind])
 
+    def check_available(self, model: str, *types: WorkerType) -> None:
+        """Raise the error of a model that the host has as one of ``types``, and that has failed or is stopped.
+
+        Nothing is raised where the host has no such model, or does not answer.
+        """
+        try:
+            self.status()
+        except ModelyardError:
+            return
+        for kind in types:
+            if self._states.get(worker_key(model, kind), State.READY) not in AVAILABLE:
+                self._worker(model, kind).metadata()
+
     # Calls
 
     @spanned

@@ -176,7 +176,7 @@ class RedisKeyStore:
         """Revoke the key of an id or name, and return it. Raises ConfigError if there is none."""
         number, document = self._script(REVOKE, name, "1" if forget else "0")
         if not number:
-            raise ConfigError(f"there is no key {name!r}: see modelyard key list")
+            raise ConfigError(f"there is no key {name!r}: see modelyard key list (--all has the ids of revoked ones)")
         return _key(number, document)
 
     def all(self) -> list[Key]:

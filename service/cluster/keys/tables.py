@@ -96,7 +96,9 @@ class TableKeyStore:
         def work(transaction: Statements) -> Key:
             rows = transaction.run(SELECT_NAMED, name=name)
             if not rows:
-                raise ConfigError(f"there is no key {name!r}: see modelyard key list")
+                raise ConfigError(
+                    f"there is no key {name!r}: see modelyard key list (--all has the ids of revoked ones)"
+                )
             key = _key(rows[0])
             if forget:
                 for statement in (DELETE_KEY, DELETE_USE, DELETE_PLACES):

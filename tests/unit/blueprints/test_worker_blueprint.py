@@ -527,6 +527,18 @@ def test_a_compressed_body_is_refused_as_such(shared_client):
     assert_is_problem(response, "it is compressed (Content-Encoding gzip): send it as it is")
 
 
+def test_a_path_that_does_not_exist_is_named(shared_client):
+    response = shared_client.post("/api/worker/generat", json={})
+    assert response.status_code == 404
+    assert response.json["detail"] == "POST /api/worker/generat is not served here: /openapi.json lists all calls"
+
+
+def test_a_form_is_refused_as_such(shared_client):
+    form = {"data": {"model": "a"}, "content_type": "multipart/form-data"}
+    response = shared_client.post("/api/worker/count_token", **form)
+    assert_is_problem(response, "it is a form (multipart/form-data): send a JSON object")
+
+
 class Endless(io.RawIOBase):
     """A body that never ends, and counts what is read of it."""
 

@@ -382,6 +382,21 @@ def test_an_address_where_nobody_listens_fails_for_the_only_instance_with_the_re
         session.close()
 
 
+def test_a_model_that_is_nowhere_has_the_error_of_the_model_host():
+    def check_hosted(model: str, *types: WorkerType) -> None:
+        if (model, types) == ("a", (WorkerType.LLM,)):
+            raise NotReady("model 'a' is failed (no weights)")
+
+    with closing(Session()) as session:
+        view = RegistryView(MemoryRegistry(heartbeat_timeout=60), 60)
+        manager = RemoteWorkerManager(view, session, check_hosted=check_hosted)
+        with pytest.raises(NotReady, match="no weights"):
+            manager.generate(prompt("x"), Cancel())
+        with pytest.raises(UnknownModel):
+            manager.generate(prompt("x", "other"), Cancel())
+        view.stop()
+
+
 class CountedReads(MemoryRegistry):
     """A registry in memory that counts who reads it."""
 

@@ -228,6 +228,16 @@ def test_a_model_that_is_just_starting_is_waited_for(host: Runtime) -> None:
     assert start.result() == ""
 
 
+def test_a_model_of_the_host_that_can_not_answer_has_the_error_of_the_host(host: Runtime, nobody: str) -> None:
+    manager = manager_at(url_of(host))
+    host.manager.worker_apply("vec", "stop", None, {})
+    with pytest.raises(NotReady, match="'vec' is stopped"):
+        manager.check_available("vec", WorkerType.LLM, WorkerType.TEXT2VEC)
+    for model, worker_type in (("a", WorkerType.LLM), ("vec", WorkerType.LLM), ("other", WorkerType.LLM)):
+        manager.check_available(model, worker_type)
+    manager_at(nobody).check_available("vec", WorkerType.TEXT2VEC)
+
+
 def test_instances_and_hosts_are_those_of_the_web_side(host: Runtime) -> None:
     manager = manager_at(url_of(host))
     instances = manager.get_all_model_instances()

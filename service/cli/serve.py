@@ -98,7 +98,7 @@ def _check_socket(path: Path) -> None:
         raise ConfigError(f"host unix:{path}: expected a whole path, as in unix:/run/modelyard/gateway.sock")
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise ConfigError(f"unix:{path} can't be listened on: {path.parent} is not a folder that this user may write")
-    if path.exists() and not path.is_socket():
+    if os.path.lexists(path) and not path.is_socket():  # also a link that leads nowhere
         raise ConfigError(f"unix:{path} can't be listened on: there is a file that is not a socket")
     with socket.socket(socket.AF_UNIX) as probe:
         try:

@@ -11,8 +11,8 @@ MAX_EVENT = 64 * 1024 * 1024
 """Bytes of one event: more is refused."""
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_TEXT = re.compile(rb'"(?:content|text)"\s*:\s*"((?:[^"\\]|\\.)+)"')
-"""The text of an event, within its quotes."""
+_TEXT = re.compile(rb'"(?:content|text)"\s*:\s*"((?:[^"\\]++|\\.)++)"')
+"""The text of an event, within its quotes. Possessive: else each letter takes 140 bytes to go back to."""
 _OPENING, _CLOSING = b"data: ", b"\n\n"
 _BETWEEN = b'","'
 """The bytes between two strings of a JSON list."""
@@ -103,7 +103,8 @@ class TextEvents:
 
         ``text_in`` reads any event. It is called for one that is made up, to see that the text was found.
         """
-        fields = list(_TEXT.finditer(event)) if self._tries < _MOST_TRIES else []
+        # One of several lines has other bytes in its framing.
+        fields = list(_TEXT.finditer(event)) if self._tries < _MOST_TRIES and b"\n" not in event else []
         self._tries += 1
         if len(fields) == 1:
             before, after = event[: fields[0].start(1)], event[fields[0].end(1) :]

@@ -73,8 +73,8 @@ def _changes(worker: ModelWorker, params: Mapping[str, Any]) -> tuple[JSONObject
 def _replace(models: LocalModels, model: LocalModel, over_http: JSONObject, cause: LoadCause | None) -> str:
     """Give the model new parameters; if it does not start with them, it continues with the previous ones.
 
-    With the ``cause`` None it is not started. Return what to add to the outcome. Requests that come meanwhile stand in
-    line if the model was available.
+    With the ``cause`` None, or once it was stopped meanwhile, it is not started. Return what to add to the outcome.
+    Requests that come meanwhile stand in line if the model was available.
     """
     previous, previous_values = model.worker, model.over_http
     fresh = models.new_worker(previous.params.model_name, previous.worker_type, over_http)
@@ -92,12 +92,14 @@ def _replace(models: LocalModels, model: LocalModel, over_http: JSONObject, caus
         models.start_held(model, cause)
     except ModelyardError as error:
         reason = str(error)
-        if ran and previous.state is not State.READY:
+        runs_on = ran and fresh.state is not State.STOPPED
+        if runs_on and previous.state is not State.READY:
             previous.stand_in(previous)
         model.worker, model.over_http = previous, previous_values
         fresh.gate.close(lambda: NotReady(f"the change of model {fresh.name!r} failed: {reason}", retry_after=1))
         if not ran:
             models.tell("changed", model)
+        if not runs_on:
             raise
         models.start_held(model, cause or "call")
         raise type(error)(f"{error}; it runs on with the parameters it had") from error

@@ -283,10 +283,17 @@ def test_a_unix_socket_is_listened_on(at: Path):
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("s", "in use"), ("file", "not a socket"), ("none/s", "not a folder"), ("s" * 108, "too long")],
+    [
+        ("s", "in use"),
+        ("file", "not a socket"),
+        ("link", "not a socket"),
+        ("none/s", "not a folder"),
+        ("s" * 108, "too long"),
+    ],
 )
 def test_a_socket_that_can_not_be_made_is_refused_at_once(at: Path, name: str, reason: str):
     (at / "file").touch()
+    (at / "link").symlink_to(at / "nothing")
     with socket.socket(socket.AF_UNIX) as taken:
         taken.bind(str(at / "s"))
         taken.listen()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -419,6 +420,26 @@ def test_events_that_are_cut_anywhere_have_the_same_texts():
             burst = answer.read(data[first : first + size])
             pieces += burst.pieces if burst else []
         assert pieces == texts
+
+
+def test_an_event_of_several_lines_is_no_model_of_one_whose_lines_have_no_name():
+    answer = BackendAnswer("backend")
+    before, after = (b"data: {\n%b", b'"choices": [{"delta": {"content": "%b"}}]}\n\n')
+    assert answer.read(before % b"data: " + after % b"a") == Burst(["a"])
+    with pytest.raises(EngineError, match="not JSON"):
+        answer.read(before % b"" + after % b"b")
+
+
+@pytest.mark.parametrize("text", ["x" * 400_000, "\n" * 200_000])
+def test_a_long_text_takes_the_memory_of_a_few_copies(text):
+    event = json.dumps(chunk(text, **FIELDS)).encode()
+    answer = BackendAnswer("backend")
+    tracemalloc.start()
+    try:
+        assert answer.burst([event]) == Burst([text])
+        assert tracemalloc.get_traced_memory()[1] < 20 * len(event)
+    finally:
+        tracemalloc.stop()
 
 
 def test_an_answer_that_breaks_off_is_an_error():

@@ -532,6 +532,32 @@ def test_where_a_restart_fails_those_in_line_are_refused_and_later_ones_answered
     assert answer(manager, "a") == " x"
 
 
+@pytest.mark.parametrize("how", ["stop", "shutdown", "end"])
+def test_a_model_that_is_stopped_while_it_restarts_is_not_started_with_its_earlier_parameters(make, how):
+    manager = make("ab")
+    first, cancel = worker(manager, "a"), Cancel()
+    other = Asking(lambda: list(ask(manager, "b", "hold", cancel)))
+    wait_until(lambda: states(manager) == "un re" and worker(manager, "b").is_in_use, "the other one is in use")
+    kinds: list[str] = []
+    manager.models.subscribe(lambda event: kinds.append(event.kind))
+    restart = restarted(manager)
+    wait_until(lambda: worker(manager, "a").reason == "waiting for memory", "it waits for its turn")
+    waiting = Asking(lambda: answer(manager, "a"))
+    wait_until(lambda: worker(manager, "a").gate.waiting == 1, "a request waits")
+    calls: dict[str, Callable[[], object]] = {
+        "stop": lambda: manager.worker_apply("a", "stop", None, {}),
+        "shutdown": lambda: manager.model_shutdown("a", None),
+        "end": manager.models.stop,
+    }
+    Asking(calls[how]).end()
+    assert "was stopped" in restart.end().message
+    assert isinstance(waiting.end(), NotReady)
+    assert (first.engine.starts, first.state) == (1, State.STOPPED)
+    assert "changed" not in kinds, "with the end of its service it is not remembered as stopped by hand"
+    cancel.set(NotReady("enough"))
+    assert isinstance(other.end(), NotReady)
+
+
 def test_where_an_engine_does_not_let_go_those_in_line_for_the_next_one_are_refused(make, monkeypatch):
     manager = make("a")
     first = worker(manager, "a")

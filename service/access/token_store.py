@@ -141,10 +141,10 @@ def read_secret(path: Path) -> str:
         with path.open("rb") as file:
             text = file.read(_LARGEST_SECRET_FILE).decode()
     except OSError as error:
-        raise ConfigError(f"token_file {path}: {error.strerror}") from error
+        raise ConfigError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"token_file {path}: is not text") from error
-    return check_secret(text.strip(), f"token_file {path}")
+        raise ConfigError(f"{path}: is not text") from error
+    return check_secret(text.strip(), str(path))
 
 
 def check_secret(text: str, place: str) -> str:

@@ -139,7 +139,9 @@ class ModelHost:
             # Without its socket the host ends.
             folder.socket.unlink(missing_ok=True)
         elif is_other and folder.socket.exists():  # else another of the new processes has just ended it
-            log.warning("the model host runs with other settings: those of this process count after a restart")
+            log.warning(
+                "the model host has other settings than this process: stop the whole service, and start it again"
+            )
 
     def _ensure(self) -> None:
         """Start a host if none runs, with growing pauses while one host after the other ends."""

@@ -121,7 +121,8 @@ class BackendAnswer:
             raise EngineError(str(error)) if self._has_begun else error
         if (usage := chunk.get("usage")) is not None:
             self._usage = _counts(usage) or self._usage
-        for choice in chunk.get("choices") or ():
+        choices = chunk.get("choices")
+        for choice in choices if isinstance(choices, list) else ():
             if isinstance(choice, dict):
                 if isinstance(reason := choice.get("finish_reason"), str):
                     self._finish_reason = reason

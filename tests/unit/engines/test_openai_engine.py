@@ -190,7 +190,7 @@ def over(*parts: bytes | Callable[[Peer], None], **params: Any) -> Iterator[tupl
 
 def test_keep_alives_odd_lines_and_empty_choices_are_read_over():
     odd = (b": keep-alive\n\n", b"event: message\r\ndata:" + json.dumps(chunk("a")).encode() + b"\r\n\r\n")
-    events = (*odd, {"choices": []}, {"choices": None}, chunk("b", "stop"), DONE)
+    events = (*odd, {"choices": []}, {"choices": None}, {"choices": 5}, chunk("b", "stop"), DONE)
     with over(streamed(*events)) as (made, _):
         assert whole_answer(iter(ask(made))).text == "ab"
         assert made.metadata().context_length == 4096

@@ -130,7 +130,7 @@ def test_a_parameter_is_changed_and_the_progress_of_the_start_is_seen(browser: B
     browser.script("document.querySelector('#f-hold_start').value = 'true'")
     browser.one(".foot button").click()
     browser.one("[role=progressbar]")
-    browser.wait(".status", "starting")
+    browser.wait(".status", "loading")
     assert not browser.one(".heading button").is_enabled()
     Steered.go.set()
     browser.wait(".notice.good", "changed hold_start and restarted")

@@ -125,6 +125,7 @@ def test_a_web_process_that_hangs_hinders_nobody_and_is_replaced(run: Services) 
 # The host
 
 
+STARTED = "the model host is started"
 NOTES_FORKS = """
 import os
 
@@ -169,7 +170,7 @@ def test_streams_end_with_an_error_when_the_host_is_killed_and_the_next_requests
 ) -> None:
     host = wait_host(shop)
     (worker,) = children(host)
-    pids, starts = web_pids(shop), len(journal(shop, "start"))
+    pids, starts, hosts = web_pids(shop), len(journal(shop, "start")), shop.log().count(STARTED)
     plan = {"pieces": 10_000, "each": 0.02, "name": f"before {what} of {host}"}
     streams = [begin(shop, pids[number % 4], script(**plan), DELTA) for number in range(10)]
     waiting = Connection(shop.port, 30)
@@ -199,7 +200,10 @@ def test_streams_end_with_an_error_when_the_host_is_killed_and_the_next_requests
     assert time.monotonic() - killed < 20, "soon, and not when a time is up"
     # What comes while it is dying may still have reached it.
     wait_until(lambda: not is_alive(worker) and (what == "its worker" or not is_alive(host)), "it is dead")
-    # Not one is refused: each waits for the host that is being started.
+    if what != "its worker":
+        # While one process is asked the others stand still: the one that starts the host must have done it.
+        wait_until(lambda: shop.log().count(STARTED) > hosts, "the next host is started")
+    # Not one is refused: each waits for the host, which has begun to load.
     for pid in pids:
         assert json.loads(ask(shop, pid, "POST", f"{API}generate", script(pieces=2))[1])["text"] == "xx"
     vectors = shop.post(f"{API}embeddings", {"model": "vectors", "input": ["x"]})

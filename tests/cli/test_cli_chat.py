@@ -17,6 +17,8 @@ from commands import modelyard, runner
 from faulty import breaks_off, faulty, http_chunk, output, stream_head
 from in_process import service, url_of
 from modelyard.cli import cli
+from processes import state_of
+from running import wait_until
 
 MODELS = [
     {"name": "parrot", "engine": "echo", "reply": "prompt", "default_max_new_tokens": 3},
@@ -146,6 +148,11 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._master, text.encode())
 
+    def interrupt(self) -> None:
+        """Press Ctrl-C at a prompt. A signal between the prompt and the wait for a line counts with the next key."""
+        wait_until(lambda: state_of(self.process.pid) == "S", "it waits for a line")
+        self.type("\x03")
+
     def close(self) -> None:
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
@@ -218,7 +225,7 @@ def test_ctrl_c_ends_the_answer_and_not_the_program(terminal):
     terminal.wait_for("modelyard: ")
     terminal.wait_for("nobody")
     terminal.wait_for("> ")
-    terminal.type("\x03")
+    terminal.interrupt()
     terminal.wait_for("> ")
     terminal.type("/exit\n")
     assert terminal.process.wait(10) == 0

@@ -59,6 +59,15 @@ class ModelyardError(Exception):
     status: ClassVar[int] = 500
     title: ClassVar[str] = "The request failed"
 
+    def __init__(
+        self, message: str = "", errors: Sequence[FieldError] = (), *, backend_code: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.errors = list(errors)
+        """The fields at fault; empty where no field is."""
+        self.backend_code = backend_code
+        """The code of the server behind the engine ``openai``: clients of OpenAI's API get it in place of ours."""
+
     def with_words(self: E, words: str) -> E:
         """Return the same error with more words at the end of its text."""
         error = copy(self)
@@ -72,10 +81,6 @@ class InvalidRequest(ModelyardError):
     code = "invalid_request"
     status = 422
     title = "The request is not valid"
-
-    def __init__(self, message: str, errors: Sequence[FieldError] = ()) -> None:
-        super().__init__(message)
-        self.errors = list(errors)
 
     @classmethod
     def of_fields(cls, errors: Sequence[FieldError]) -> InvalidRequest:

@@ -78,11 +78,16 @@ def document(error: ModelyardError) -> JSONObject:
     kind, message, param = _kind_of(type(error)), str(error), None
     if isinstance(error, UnknownModel | Unsupported):
         param = "model"
-    if isinstance(error, InvalidRequest) and error.errors:
+    if error.errors:
         param = error.errors[0]["field"]
     if kind.code == CONTEXT_LENGTH:
         message = f"{TOO_LONG}{message}"
-    return shaped(message, kind.type, param, kind.code)
+    return shaped(message, kind.type, param, specific_code(error) or kind.code)
+
+
+def specific_code(error: ModelyardError) -> str | None:
+    """Return the code that the server behind the engine gave, or that of a prompt that is too long; None for others."""
+    return CONTEXT_LENGTH if _kind_of(type(error)).code == CONTEXT_LENGTH else error.backend_code
 
 
 def shaped(message: str, kind: str, param: str | None, code: str | None) -> JSONObject:

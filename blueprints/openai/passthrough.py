@@ -18,7 +18,7 @@ from werkzeug.formparser import FormDataParser
 from werkzeug.http import dump_options_header, parse_options_header
 
 from ...access.token_store import OutgoingToken
-from ...engines.openai_answers import refusal, words_of
+from ...engines.openai_answers import is_of_account, refusal, words_of
 from ...errors import Cancelled, EngineError, Forbidden, ModelyardError, UnknownModel
 from ...sessions.response import Response as Answer
 from ...sessions.session import Session
@@ -224,9 +224,9 @@ def _refusal(answer: Answer, where: str) -> Response:
     status, body = answer.status_code, answer.read_whole(MAX_REFUSAL)
     if status < 400:
         raise EngineError(f"{where} answers with {'a page of HTML' if status < 300 else f'a redirect ({status})'}")
-    if status >= 429 or status in (401, 403):
-        raise refusal(status, answer.headers, body, where)
     message, code, param = words_of(body)
+    if status >= 429 or is_of_account(status, code):
+        raise refusal(status, answer.headers, body, where)
     return json_response(shaped(message or f"{where} answers with status {status}", INVALID, param, code), status)
 
 

@@ -10,7 +10,7 @@ from ...errors import ModelyardError, Overloaded
 from ...types import JSONObject
 from . import schemas
 from .answers import Choice, Header, Usage
-from .errors import document
+from .errors import document, specific_code
 from .events import PieceEvents, named_event
 from .responses import name_of
 
@@ -222,7 +222,7 @@ class ResponseEvents(PieceEvents):
 
     def failure(self, error: ModelyardError) -> bytes:
         """Return the events of an error."""
-        code = "rate_limit_exceeded" if isinstance(error, Overloaded) else "server_error"
+        code = "rate_limit_exceeded" if isinstance(error, Overloaded) else specific_code(error) or "server_error"
         cause = {"code": code, "message": document(error)["error"]["message"]}
         response = _response(self._header, self._generation, "failed", error=cause, output=self._output)
         return self._event("response.failed", response=response)

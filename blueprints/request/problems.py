@@ -8,10 +8,10 @@ import uuid
 from flask import Blueprint, Flask, Response, g, request
 from werkzeug.exceptions import HTTPException, NotFound
 
-from ...errors import InvalidRequest, ModelyardError, Unauthorized, Unavailable
+from ...errors import ModelyardError, Unauthorized, Unavailable
 from ...telemetry import dbgpt
 from ...types import JSONObject, ModelOutput
-from ...wire.chunks import LOAD_HEADER, STREAM_TYPE, encode_output
+from ...wire.chunks import LOAD_HEADER, ROUTE_HEADER, ROUTE_LOCAL, STREAM_TYPE, encode_output
 from ...wire.decoder import NUL
 from ...wire.messages import DELTA_TYPE
 from .bodies import JSON_TYPE, json_response, wants_delta
@@ -47,13 +47,11 @@ def unforeseen(error: BaseException) -> ModelyardError:
 def error_output(error: ModelyardError, *, delta: bool = False) -> ModelOutput:
     """Return an error as DB-GPT's clients read it: the reason in ``text``, ``error_code`` not 0.
 
-    With ``delta``, for our own clients, it also has the code of the error.
+    With ``delta``, for our own clients, it also has the code of the error, and that of the server behind the engine.
     """
     output = ModelOutput(text=str(error), error_code=error.status)
     if delta:
-        output.model_context = {"error": error.code}
-        if isinstance(error, InvalidRequest) and error.errors:
-            output.model_context["errors"] = error.errors
+        output.model_context = {"error": error.code, **_details(error)}
     return output
 
 
@@ -66,8 +64,17 @@ def _answer(error: ModelyardError) -> Response:
         status = refusal_status(type(error))
         response = _refusal(error_output(error, delta=delta), status, call)
     else:
-        response = json_response(problem(error), error.status, PROBLEM_TYPE)
+        document = problem(error)
+        if request.headers.get(ROUTE_HEADER) == ROUTE_LOCAL:
+            document |= _details(error)
+        response = json_response(document, error.status, PROBLEM_TYPE)
     return with_headers(response, error)
+
+
+def _details(error: ModelyardError) -> JSONObject:
+    """Return what routers need of an error, beside its code and text, to raise the same one."""
+    details = {"errors": error.errors, "backend_code": error.backend_code}
+    return {name: value for name, value in details.items() if value}
 
 
 def with_headers(response: Response, error: ModelyardError) -> Response:
@@ -111,7 +118,7 @@ def problem(error: ModelyardError) -> JSONObject:
         "status": error.status,
         "detail": str(error),
     }
-    if isinstance(error, InvalidRequest) and error.errors:
+    if error.errors:
         document["errors"] = error.errors
     return document
 

@@ -14,7 +14,7 @@ import orjson
 
 from ..errors import EngineError, FieldError, InvalidRequest, ModelyardError, NotReady, Overloaded, PromptTooLong
 from ..types import Burst, JSONObject, details_of
-from ..wire.errors import TOO_LONG
+from ..wire.errors import TOO_LONG, code_in
 from .openai_events import EventDecoder, TextEvents
 
 DONE = b"[DONE]"
@@ -26,6 +26,10 @@ _TOO_LONG = re.compile(
     r"context.{0,20}(length|size|window)|prompt is too long|maximum.{0,20}tokens|`inputs`.{0,30}tokens", re.IGNORECASE
 )
 """What vLLM, SGLang, llama-server, Anthropic, OpenAI and TGI write of a prompt that is too long."""
+_CONTEXT_LENGTH = "context_length_exceeded"
+_OF_ACCOUNT = re.compile(r"api_?key|auth(ent|ori)|credential|permission|account|billing|quota|organi[sz]ation")
+"""Codes that say something of this service at its backend: a client would take them for its own account here."""
+_PARAM = re.compile(r"[\w.\[\]/-]{1,200}", re.ASCII)
 _OVERLOADED = frozenset({429, 503, 529})
 _FAULT_OF_CLIENT = frozenset({400, 413, 415, 422})
 
@@ -118,7 +122,9 @@ class BackendAnswer:
         if chunk.get("error"):
             # After a piece it is too late for another backend, or another prompt.
             error = refusal(_status_of(chunk["error"]), {}, event, self._where)
-            raise EngineError(str(error)) if self._has_begun else error
+            if self._has_begun:
+                raise EngineError(str(error), error.errors, backend_code=error.backend_code)
+            raise error
         if (usage := chunk.get("usage")) is not None:
             self._usage = _counts(usage) or self._usage
         choices = chunk.get("choices")
@@ -195,19 +201,24 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes, where: str) ->
     """Return the error that a status other than 200 means; ``where`` names the backend."""
     message, code, param = words_of(body)
     text = f"{where} answers with status {status}" + (f": {message}" if message else "")
-    if code == "context_length_exceeded" or (status in _FAULT_OF_CLIENT and _TOO_LONG.search(message)):
+    if code == _CONTEXT_LENGTH or (status in _FAULT_OF_CLIENT and _TOO_LONG.search(message)):
         reason = message.removeprefix(TOO_LONG) or text
-        return PromptTooLong(reason, [{"field": "messages", "message": reason}])
-    if status in _FAULT_OF_CLIENT:
-        faults: list[FieldError] = [{"field": param, "message": message}] if param else []
-        return InvalidRequest(message or text, faults)
+        return PromptTooLong(reason, [{"field": param or "messages", "message": reason}], backend_code=code)
     if status in _OVERLOADED:
         return Overloaded(text, _pause_in(headers.get("retry-after") or ""))
-    if status in (401, 403):
+    if is_of_account(status, code):
         return EngineError(f"{where} refuses the key of this service (api_key): {message or status}")
+    faults: list[FieldError] = [{"field": param, "message": message or text}] if param else []
+    if status in _FAULT_OF_CLIENT:
+        return InvalidRequest(message or text, faults, backend_code=code)
     if status == 404:
         return NotReady(f"{text}; it may not have the model (backend_model)", retry_after=5)
-    return EngineError(text)
+    return EngineError(text, faults, backend_code=code)
+
+
+def is_of_account(status: int, code: str | None) -> bool:
+    """Return whether a refusal is one of this service's key or account at the backend, and not of the request."""
+    return status in (401, 403) or (code is not None and _OF_ACCOUNT.search(code) is not None)
 
 
 def _pause_in(text: str) -> int:
@@ -231,7 +242,10 @@ def _status_of(error: Any) -> int:
 
 
 def words_of(body: bytes) -> tuple[str, str | None, str | None]:
-    """Return message, code and field at fault of an error's body: OpenAI's, FastAPI's, text, or a page of a proxy."""
+    """Return message, code and field at fault of an error's body: OpenAI's, FastAPI's, text, or a page of a proxy.
+
+    Code and field are None unless they are short and of plain characters.
+    """
     try:
         document = json.loads(body)
     except (ValueError, RecursionError):
@@ -242,5 +256,8 @@ def words_of(body: bytes) -> tuple[str, str | None, str | None]:
         return str(error)[:_MAX_TEXT], None, None
     message = error.get("message") or error.get("detail") or error
     text = message if isinstance(message, str) else json.dumps(message)
-    code, param = error.get("code") or error.get("type"), error.get("param")
-    return text[:_MAX_TEXT], code if isinstance(code, str) else None, param if isinstance(param, str) else None
+    code, param = error.get("code"), error.get("param")
+    if code is None and error.get("type") == _CONTEXT_LENGTH:
+        code = _CONTEXT_LENGTH
+    is_plain = isinstance(param, str) and _PARAM.fullmatch(param)
+    return text[:_MAX_TEXT], code_in(code), param if is_plain else None

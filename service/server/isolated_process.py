@@ -25,7 +25,7 @@ from typing import IO, Any
 
 from werkzeug.serving import WSGIRequestHandler, make_server
 
-from ..errors import InvalidRequest, ModelyardError
+from ..errors import ModelyardError
 from ..settings.loading import deserialize
 from ..types import JSONObject, WorkerType, plain
 from ..wire.errors import PROBLEM_TYPE
@@ -166,8 +166,7 @@ def _load(runtime: Runtime, order: JSONObject) -> JSONObject:
 
 
 def _document(error: ModelyardError) -> JSONObject:
-    errors = error.errors if isinstance(error, InvalidRequest) else []
-    return {"type": f"{PROBLEM_TYPE}{error.code}", "detail": str(error), "errors": errors}
+    return {"type": f"{PROBLEM_TYPE}{error.code}", "detail": str(error), "errors": error.errors}
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ LangChain finds this error by words of its message alone. Who reads the message 
 """
 _MAX_TEXT = 2000
 _PAUSE = re.compile(r"\d{1,4}", re.ASCII)
+_CODE = re.compile(r"[\w.:-]{1,64}", re.ASCII)
 _LOAD = re.compile(r"slots=\d{1,9};free=\d{1,9};waiting=\d{1,9}(;loaded=0)?", re.ASCII)
 _UNKNOWN_AT_PEER = re.compile(
     r"(\*\*LLMServer Generate Error, Please CheckErrorInfo\.\*\*: )?"
@@ -83,6 +84,11 @@ def load_in(headers: Mapping[str, str]) -> str | None:
     return load if _LOAD.fullmatch(load) else None
 
 
+def code_in(value: Any) -> str | None:
+    """Return the code of an error of another server; None for what is not a short word of plain characters."""
+    return value if isinstance(value, str) and _CODE.fullmatch(value) else None
+
+
 def error_of_response(status: int, headers: Mapping[str, str], body: bytes, where: str) -> ModelyardError:
     """Return the error that a response with a status other than 200 means; ``where`` names its server."""
     return error_of_document(status, headers, document_in(body), where)
@@ -108,7 +114,7 @@ def error_of_document(status: int, headers: Mapping[str, str], document: JSONObj
     code = kind.removeprefix(PROBLEM_TYPE) if isinstance(kind, str) and kind.startswith(PROBLEM_TYPE) else ""
     detail = _words(document.get("detail"))
     if code in BY_CODE:
-        return _made(BY_CODE[code], detail, document.get("errors"), headers)
+        return _made(BY_CODE[code], detail, document, headers)
     summary = f"{where} answers with status {status}"
     if location := headers.get("location"):
         # A redirect means that the registered address is wrong, or an attempt to divert requests.
@@ -117,7 +123,7 @@ def error_of_document(status: int, headers: Mapping[str, str], document: JSONObj
         reason = f" ({detail})" if detail else ""
         return WorkerUnreachable(f"{summary}: this call is not known there, its role is another, or its prefix{reason}")
     text = f"{summary}: {detail}" if detail else summary
-    return _made(_BY_STATUS.get(status, EngineError), text, None, headers)
+    return _made(_BY_STATUS.get(status, EngineError), text, {}, headers)
 
 
 def error_of_output(output: Mapping[str, Any], headers: Mapping[str, str], status: int = 200) -> ModelyardError:
@@ -130,23 +136,23 @@ def error_of_output(output: Mapping[str, Any], headers: Mapping[str, str], statu
         text = ""
     name = details.get("error")
     if isinstance(name, str) and name in BY_CODE:
-        return _made(BY_CODE[name], text, details.get("errors"), headers)
+        return _made(BY_CODE[name], text, details, headers)
     code = output["error_code"] if status == 200 else status
     if not isinstance(code, int):
         return EngineError(text or EngineError.title)
     if code == 404 or (code == 1 and _UNKNOWN_AT_PEER.fullmatch(text)):
         return UnknownModel(text)
-    return _made(_BY_STATUS.get(code, EngineError), text, None, headers)
+    return _made(_BY_STATUS.get(code, EngineError), text, {}, headers)
 
 
-def _made(kind: type[ModelyardError], text: str, errors: Any, headers: Mapping[str, str]) -> ModelyardError:
+def _made(kind: type[ModelyardError], text: str, details: JSONObject, headers: Mapping[str, str]) -> ModelyardError:
     text = text or kind.title
-    if issubclass(kind, InvalidRequest):
-        return kind(text, [error for error in errors if _is_field_error(error)] if isinstance(errors, list) else ())
     if issubclass(kind, Unavailable):
         pause = headers.get("retry-after") or ""
         return kind(text, int(pause) if _PAUSE.fullmatch(pause) else 1, load_in(headers))
-    return kind(text)
+    errors = details.get("errors")
+    faults = [error for error in errors if _is_field_error(error)] if isinstance(errors, list) else []
+    return kind(text, faults, backend_code=code_in(details.get("backend_code")))
 
 
 def _is_field_error(error: Any) -> bool:

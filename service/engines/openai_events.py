@@ -24,11 +24,14 @@ _MOST_TRIES = 4
 class EventDecoder:
     """Takes the bytes of server-sent events as they come, and gives the data of those that are whole. No I/O."""
 
-    __slots__ = ("_data", "_has_begun", "_rest")
+    __slots__ = ("_data", "_has_begun", "_rest", "_size")
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._rest: list[bytes] = []
+        """The parts of a line whose end has not come: joined once it has."""
         self._data: list[bytes] = []
+        self._size = 0
+        """The bytes of the event whose end has not come, with their framing in all reads but the first."""
         self._has_begun = False
 
     @property
@@ -38,9 +41,16 @@ class EventDecoder:
 
     def feed(self, data: bytes) -> list[bytes]:
         """Return the data of each event that ``data`` completes. ValueError where one is over `MAX_EVENT`."""
-        *lines, self._rest = (self._rest + data).replace(b"\r\n", b"\n").split(b"\n")
-        if len(self._rest) + sum(map(len, self._data)) > MAX_EVENT:
-            raise ValueError(f"an event is over {MAX_EVENT} bytes")
+        if goes_on := bool(self._rest or self._data):
+            self._size += len(data)
+            if self._size > MAX_EVENT:
+                raise ValueError(f"an event is over {MAX_EVENT} bytes")
+            if self._rest:
+                self._rest.append(data)
+                if b"\n" not in data:
+                    return []
+                data, self._rest = b"".join(self._rest), []
+        *lines, rest = data.replace(b"\r\n", b"\n").split(b"\n")
         if lines and not self._has_begun:
             self._has_begun = True
             lines[0] = lines[0].removeprefix(_BYTE_ORDER_MARK)
@@ -52,6 +62,10 @@ class EventDecoder:
                 if event := b"\n".join(self._data):
                     events.append(event)
                 self._data = []
+        if rest:
+            self._rest.append(rest)
+        if (rest or self._data) and (events or not goes_on or not self._data):
+            self._size = len(rest) + sum(map(len, self._data))
         return events
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -825,6 +826,30 @@ def test_wherever_the_bytes_are_cut_the_events_are_the_same(size):
     for first in range(0, len(data), size):
         events += decoder.feed(data[first : first + size])
     assert events == [b"a", b"b\nc", b"[DONE]"]
+
+
+def test_a_large_event_in_many_reads_is_joined_once():
+    decoder, read = EventDecoder(), b"x" * 4096
+    began = time.thread_time()
+    assert decoder.feed(b"data: ") == [event for _ in range(2000) for event in decoder.feed(read)]
+    (event,) = decoder.feed(b"\n\n")
+    assert len(event) == 2000 * len(read)
+    assert time.thread_time() - began < 2, "copied with each read it takes over ten seconds"
+
+
+@pytest.mark.parametrize("part", [b"x" * 100, b"x" * 98 + b"\n", b"data: " + b"x" * 93 + b"\n"])
+def test_an_event_has_a_bound_however_it_comes(monkeypatch, part):
+    monkeypatch.setattr(openai_events, "MAX_EVENT", 1000)
+    decoder = EventDecoder()
+    for _ in range(3):  # each event has as much room as the first one
+        assert decoder.feed(b"data: a\n\ndata: b\n") == [b"a"]
+        assert [event for _ in range(9) for event in decoder.feed(part)] == []
+        assert len(decoder.feed(b"\n\n")) == 1
+    for _ in range(50):
+        assert decoder.feed(b": keep-alive, and a part of the next\n\n: keep") == []
+    with pytest.raises(ValueError, match="an event is over 1000 bytes"):
+        for _ in range(12):
+            decoder.feed(b"data:" + part)
 
 
 def test_many_requests_at_once_have_connections_of_their_own(backend):

@@ -12,7 +12,7 @@ import click
 
 from ..client.answers import only_model
 from ..client.client import Client
-from ..errors import InvalidRequest, ModelyardError
+from ..errors import InvalidRequest, ModelyardError, Unavailable, Unsupported, not_callable
 from ..types import JSONObject, WorkerType, plain
 from .completion import model_of_service
 from .connected import with_client
@@ -76,9 +76,25 @@ class Conversation:
         first = [{"role": "system", "content": self.system}] if self.system else []
         return [*first, *self._turns]
 
-    def partner(self) -> str:
-        """Return the model that answers. Raises the errors of `Client.models`, InvalidRequest if there are several."""
-        return self.model or only_model(self._client.models(), (WorkerType.LLM.value,), self._client.url)
+    def talk_to(self, model: str | None) -> str:
+        """Let ``model`` answer from now on, by default the only one, and return its name.
+
+        Raises UnknownModel, Unsupported for one that is not an LLM, and the errors of `Client.models`: the model stays
+        then. Raises InvalidRequest if there are several: then one has to be chosen.
+        """
+        states = self._client.models()
+        if model is None:
+            self.model = None
+            return only_model(states, (WorkerType.LLM.value,), self._client.url)
+        kinds = {state.worker_type for state in states if state.name == model}
+        if not kinds:
+            # It may be another name of a model. Its tokens need not be known: what it is, is known then.
+            with contextlib.suppress(Unsupported, Unavailable):
+                self._client.count_token("", model=model)
+        elif kinds.isdisjoint({WorkerType.LLM.value, None}):
+            raise not_callable([f"{model}@{kind}" for kind in kinds], model, [WorkerType.LLM.value])
+        self.model = model
+        return model
 
     def clear(self) -> None:
         """Forget all messages."""
@@ -186,7 +202,7 @@ def _answer_once(conversation: Conversation, message: str, *, stats: bool, json_
 def _converse(conversation: Conversation, *, stats: bool) -> None:
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401, PLC0415 - it gives `input` a history and arrow keys
-    click.echo(f"{_introduction(conversation)}\n/help lists the commands, Ctrl-D ends", err=True)
+    click.echo(f"{_introduction(conversation, conversation.model)}\n/help lists the commands, Ctrl-D ends", err=True)
     while True:
         try:
             line = _read_line()
@@ -198,15 +214,15 @@ def _converse(conversation: Conversation, *, stats: bool) -> None:
             continue
         if line == "/exit":
             return
-        message = _command(conversation, line) if line.startswith("/") else line
+        message = obey(conversation, line) if line.startswith("/") else line
         if message:
             _answer(conversation, message, stats=stats)
 
 
-def _introduction(conversation: Conversation) -> str:
-    """Return which model answers, or that one has to be chosen. Raises the errors of `Client.models`."""
+def _introduction(conversation: Conversation, model: str | None) -> str:
+    """Return which model answers, or that one has to be chosen. Raises the errors of `Conversation.talk_to`."""
     try:
-        return f"you talk to {conversation.partner()}"
+        return f"you talk to {conversation.talk_to(model)}"
     except InvalidRequest as error:
         return f"choose a model with /model NAME; {error}"
 
@@ -232,7 +248,7 @@ def _answer(conversation: Conversation, message: str, *, stats: bool) -> None:
             click.echo(_stats(output), err=True)
 
 
-def _command(conversation: Conversation, line: str) -> str | None:
+def obey(conversation: Conversation, line: str) -> str | None:
     """Obey a command of the conversation; return the message to send, if it means one."""
     name, _, rest = line.partition(" ")
     rest = rest.strip()
@@ -248,9 +264,8 @@ def _command(conversation: Conversation, line: str) -> str | None:
         conversation.system = rest or None
         outcome = f"the model is told first: {rest or 'nothing'}"
     elif name == "/model":
-        conversation.model = rest or None
         try:
-            outcome = _introduction(conversation)
+            outcome = _introduction(conversation, rest or None)
         except ModelyardError as error:
             complain(str(error))
             return None

@@ -17,6 +17,8 @@ from commands import modelyard, runner
 from faulty import breaks_off, faulty, http_chunk, output, stream_head
 from in_process import service, url_of
 from modelyard.cli import cli
+from modelyard.cli.chat import Conversation, obey
+from modelyard.client.client import Client
 from processes import state_of
 from running import wait_until
 
@@ -111,6 +113,37 @@ def test_texts_are_ranked_the_best_first(url):
     words = ("rerank", "red apple", "blue sky", "red apple", "--url", url)
     assert [row["TEXT"] for row in modelyard(*words).table] == ["red apple", "blue sky"]
     assert [entry["index"] for entry in modelyard(*words, "--json").json] == [1, 0]
+
+
+# A conversation
+
+
+@pytest.fixture
+def conversation(url) -> Iterator[Conversation]:
+    with Client(url) as client:
+        yield Conversation(client, "parrot", None, {"max_new_tokens": 2})
+
+
+@pytest.mark.parametrize(
+    ("command", "complaint"),
+    [
+        ("/model nobody", "there is no model 'nobody' here; there are parrot@llm, slow@llm, vectors@text2vec"),
+        ("/model vectors", "model 'vectors' is of type text2vec: this call needs llm"),
+    ],
+)
+def test_a_model_that_can_not_answer_is_refused_at_once(conversation, command, complaint, capsys):
+    assert obey(conversation, command) is None
+    assert (capsys.readouterr().err, conversation.model) == (f"modelyard: {complaint}\n", "parrot")
+    assert obey(conversation, "/model slow") is None
+    assert (capsys.readouterr().err, conversation.model) == ("you talk to slow\n", "slow")
+
+
+def test_another_name_of_a_model_is_one_too(tmp_path, capsys):
+    tables = [{"name": "parrot", "engine": "echo"}]
+    with service(tmp_path, tables, role="worker", aliases={"polly": "parrot"}) as made, Client(url_of(made)) as client:
+        conversation = Conversation(client, None, None, {})
+        obey(conversation, "/model polly")
+        assert (capsys.readouterr().err, conversation.model) == ("you talk to polly\n", "polly")
 
 
 # In a terminal
@@ -218,12 +251,6 @@ def test_ctrl_c_ends_the_answer_and_not_the_program(terminal):
     terminal.type("hello\n")
     terminal.wait_for(" token token")
     terminal.type("\x03")
-    terminal.wait_for("> ")
-    terminal.type("/model nobody\n")
-    terminal.wait_for("> ")
-    terminal.type("hello\n")
-    terminal.wait_for("modelyard: ")
-    terminal.wait_for("nobody")
     terminal.wait_for("> ")
     terminal.interrupt()
     terminal.wait_for("> ")

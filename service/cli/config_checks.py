@@ -22,7 +22,7 @@ from ..errors import ConfigError, ModelyardError
 from ..server.clients import OTHER_FILES
 from ..sessions.session import Session
 from ..settings.loopback import is_loopback_host
-from ..settings.settings import OWNERS
+from ..settings.settings import HOW_TO_CLOSE_THE_DOOR, OWNERS
 from ..settings.sizes import size
 from .examine import Examination, ExaminedModel
 from .findings import Finding
@@ -65,11 +65,14 @@ def check_access(report: Examination) -> Iterator[Finding]:
     settings = report.settings
     try:
         has_keys = settings.requires_keys and keys_exist(settings)
-        settings.refuse_open_door(has_keys=has_keys)
-    except ConfigError as error:
-        yield Finding.failure("access", f"{settings.host} can be reached, and nobody has to log in", str(error))
     except ModelyardError as error:
         yield Finding.failure("access", f"the store of the keys can't be opened: {error}", "see key_store")
+        return
+    try:
+        settings.refuse_open_door(has_keys=has_keys)
+    except ConfigError:
+        result = f"{settings.host} can be reached from other machines, and no token is required"
+        yield Finding.failure("access", result, HOW_TO_CLOSE_THE_DOOR)
     else:
         if settings.insecure and not settings.is_loopback:
             advice = "leave insecure out, and make tokens (modelyard token new) or keys (modelyard key new)"

@@ -35,6 +35,11 @@ DEFAULT_PORT = 8000
 UNKNOWN_PORT = 0
 """The port of an application, until its server or its first request names one."""
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
+HOW_TO_CLOSE_THE_DOOR = (
+    "make tokens (modelyard token new --file FILE) and set --tokens-file FILE, or make an API key (modelyard key new), "
+    "listen on 127.0.0.1 behind a proxy with authentication, or set --insecure"
+)
+"""What to do about a service that everybody may use."""
 
 
 @dataclass
@@ -334,7 +339,5 @@ class Settings:
         if self.is_loopback or self.insecure or self.tokens or self.tokens_file or self.trusted_networks or has_keys:
             return
         raise ConfigError(
-            f"{self.host} can be reached from other machines, and no token is required: make tokens (modelyard token "
-            "new --file FILE) and set --tokens-file FILE, or make an API key (modelyard key new), listen on 127.0.0.1 "
-            "behind a proxy with authentication, or set --insecure"
+            f"{self.host} can be reached from other machines, and no token is required: {HOW_TO_CLOSE_THE_DOOR}"
         )

@@ -72,6 +72,16 @@ def test_who_reaches_an_address_is_said(at: Path):
         "only programs of this machine reach 127.0.0.1; they need no key"
     )
     assert only(config_checks.check_access(report(tokens_file="tokens"))).result.endswith("a trusted address")
+    gateway = report("", role="gateway", registry="http://10.0.0.7:8000/api")
+    assert only(config_checks.check_access(gateway)).result.startswith("only programs of this machine reach 127.0.0.1")
+    store = only(config_checks.check_access(report(host="0.0.0.0", key_store="ftp://keys")))
+    assert store.result.startswith("the store of the keys can't be opened")
+
+
+def test_the_advice_on_an_open_address_is_what_to_do():
+    finding = only(config_checks.check_access(report(host="0.0.0.0")))
+    assert finding.result == "0.0.0.0 can be reached from other machines, and no token is required"
+    assert str(finding.advice).startswith("make tokens (modelyard token new --file FILE)")
 
 
 def test_a_set_of_a_model_that_is_not_started_is_a_warning():

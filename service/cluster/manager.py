@@ -193,7 +193,7 @@ class RemoteWorkerManager(SharedCalls):
         """Return the number of tokens of ``prompt``; without a model, by the first LLM that is ready."""
         if not model:
             self._directory.check_complete()
-            model = self._first_llm()
+            model = self._first_llm(self._instances())
         key = self._directory.key_of(model, *WorkerType)
         return self._called(key, lambda worker, terms: worker.count_token(prompt, cancel, terms), terms, cancel)
 

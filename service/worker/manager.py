@@ -113,7 +113,7 @@ class LocalWorkerManager(SharedCalls):
         """Return the number of tokens of ``prompt``; without a model, by its first LLM that is ready."""
         if not model:
             self.models.check_complete()
-            model = self._first_llm()
+            model = self._first_llm(self._instances())
         return self.models.worker(model, *WorkerType).count_token(prompt, cancel, terms)
 
     @spanned

@@ -87,17 +87,17 @@ class SharedCalls(WorkerManager):
                 return sorted({split_worker_key(instance.model_name)[0] for instance in instances})
         return []
 
-    def _first_llm(self) -> str:
-        """Return the name of the first LLM that is loaded, or else healthy, or else of the first LLM.
+    def _first_llm(self, instances: Iterable[ModelInstance]) -> str:
+        """Return the name of the first LLM of ``instances`` that is loaded, or else healthy, or else of the first LLM.
 
         DB-GPT counts tokens without a model before each chat, so a choice is better than an error. Raises
         InvalidRequest if there is no LLM.
         """
-        instances = self.get_all_model_instances(WorkerType.LLM, healthy_only=False)
-        if not instances:
+        llms = [instance for instance in instances if split_worker_key(instance.model_name)[1] is WorkerType.LLM]
+        if not llms:
             raise InvalidRequest.of_field("model", "is missing: no LLM is hosted")
         states = self.model_states()
-        first = min(instances, key=lambda i: (states.get(i.model_name) is not State.READY, not i.healthy))
+        first = min(llms, key=lambda i: (states.get(i.model_name) is not State.READY, not i.healthy))
         return split_worker_key(first.model_name)[0]
 
     # The start

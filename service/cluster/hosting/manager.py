@@ -238,7 +238,7 @@ class HostedWorkerManager(SharedCalls):
         self, model: str | None, prompt: str, cancel: Cancel | None = None, terms: Terms = DEFAULT_TERMS
     ) -> int:
         """Return the number of tokens of ``prompt``; the model None means the first LLM that is ready."""
-        name = model or self._first_llm()
+        name = model or self._called(lambda: self._first_llm(self._listed()), None, cancel, wait=terms.wait)
 
         def count() -> int:
             return self._worker(name, *WorkerType).count_token(prompt, cancel, terms)
@@ -253,11 +253,15 @@ class HostedWorkerManager(SharedCalls):
     # What is there
 
     def _instances(self, key: str | None = None) -> list[ModelInstance]:
+        return [instance for instance in self._called(self._listed, None) if key in (None, instance.model_name)]
+
+    def _listed(self) -> list[ModelInstance]:
+        """Return all instances in the host's status, without a wait for a host."""
         host, port = self._place()
         return [
             ModelInstance(model["model"], host, port, healthy=model["state"] in AVAILABLE - {State.UNHEALTHY})
-            for model in self._called(self.status, None)["models"]
-            if "@" in model["model"] and key in (None, model["model"])
+            for model in self.status()["models"]
+            if "@" in model["model"]
         ]
 
     def context_lengths(self) -> Mapping[str, int]:

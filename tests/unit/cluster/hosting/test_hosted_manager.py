@@ -98,6 +98,7 @@ CALLS: dict[str, Callable[[HostedWorkerManager, Cancel, bool], Any]] = {
     "generate": lambda manager, cancel, wait: manager.generate(replace(HELLO, terms=Terms(wait=wait)), cancel).text,
     "embeddings": lambda manager, cancel, wait: manager.embeddings("vec", ["xyz"], cancel, Terms(wait=wait)),
     "rerank": lambda manager, cancel, wait: manager.rerank("vec", "x", ["xyz"], cancel, Terms(wait=wait)),
+    "tokens": lambda manager, cancel, wait: manager.count_token(None, "one two", cancel, Terms(wait=wait)),
 }
 OTHERS: dict[str, Callable[[HostedWorkerManager], Any]] = {
     "count_token": lambda manager: manager.count_token("a", "one two"),
@@ -136,7 +137,7 @@ def test_a_call_waits_for_a_host_that_is_being_started(tmp_path: Path, call: str
     with service(tmp_path, TABLES, role="worker", port=port):
         came = later.result()
     vectors = {"embeddings": [[3.0, 1.0]], "rerank": pytest.approx([4 / 20**0.5])}
-    assert came == {"generate": " hello", **vectors, "count_token": 2, "startup": ""}[call]
+    assert came == {"generate": " hello", **vectors, "tokens": 2, "count_token": 2, "startup": ""}[call]
 
 
 @pytest.mark.parametrize("call", CALLS)

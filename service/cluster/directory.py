@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from ..errors import NotReady, UnknownModel, not_callable
 from ..sessions.session import Session
@@ -21,6 +21,13 @@ Worker: TypeAlias = ModelWorker | RemoteModelWorker
 """A model of this process or of another: both have the same calls."""
 
 
+class HostedCheck(Protocol):
+    """A question to the model host of this service."""
+
+    def __call__(self, model: str, *types: WorkerType) -> None:
+        """Raise the error of ``model``, as one of ``types``, if the host has it and it can't answer."""
+
+
 class Directory:
     """The instances that the registry shows, with the newer state of the models of this process."""
 
@@ -33,13 +40,13 @@ class Directory:
         own_url: Callable[[], str],
         *,
         check_complete: Callable[[], None],
-        check_hosted: Callable[..., None],
+        check_hosted: HostedCheck | None,
     ) -> None:
         """Read ``view``. The instances at ``own_url`` are ``models``; None if this process holds none.
 
         ``routes`` gets the load of these. All other instances are called by ``session``. ``check_complete`` raises
-        NotReady while this service may hold models that are not declared yet, ``check_hosted`` the error of a model
-        (a name, and types) that its model host has and that can't answer.
+        NotReady while this service may hold models that are not declared yet, ``check_hosted`` the error of a model of
+        its model host; None without one.
         """
         self._view = view
         self._routes = routes
@@ -153,7 +160,8 @@ class Directory:
             raise
         if not self._view.complete:
             raise NotReady(f"the registry can't be read: {self._view.error or 'it was not read yet'}", retry_after=2)
-        self._check_hosted(model, *types)
+        if self._check_hosted is not None:
+            self._check_hosted(model, *types)
         raise not_callable(self.keys(), model, types)
 
     def _first_usable(self, keys: Sequence[str]) -> str | None:

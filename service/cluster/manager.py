@@ -38,7 +38,7 @@ from ..worker.shared_calls import SharedCalls
 from ..worker.spans import spanned
 from ..worker.states import State
 from .attempts import Attempts, RoutedStreams
-from .directory import Directory, Worker
+from .directory import Directory, HostedCheck, Worker
 from .machines import Machines
 from .registry.base import Instance, place_of
 from .routing import Routes
@@ -65,13 +65,13 @@ class RemoteWorkerManager(SharedCalls):
         tracing: Tracing | None = None,
         metrics: Metrics | None = None,
         check_complete: Callable[[], None] = lambda: None,
-        check_hosted: Callable[..., None] = lambda *_: None,
+        check_hosted: HostedCheck | None = None,
     ) -> None:
         """Route over the instances in ``view``; those at ``own_url`` are the models of ``local``.
 
         Without ``local`` they are ``models``, which are called, but not started, stopped or changed by this manager.
         ``check_complete`` raises NotReady while this service may hold models that are not declared yet,
-        ``check_hosted`` the error of a model (a name, and types) that its model host has and that can't answer.
+        ``check_hosted`` the error of a model of its model host; None without one.
         """
         super().__init__(tracing)
         self.view = view

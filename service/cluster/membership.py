@@ -20,6 +20,7 @@ from ..worker.protocol import ModelEvent
 from ..worker.states import State, best_states
 from ..worker.worker import ModelWorker
 from .addresses import NO_ADDRESS, advertised_url, checked
+from .directory import HostedCheck
 from .heartbeat import Heartbeat
 from .manager import RemoteWorkerManager
 from .registry import open_registry
@@ -50,12 +51,12 @@ class Cluster:
         tracing: Tracing | None = None,
         metrics: Metrics | None = None,
         address: Callable[[], str] | None = None,
-        check_hosted: Callable[..., None] = lambda *_: None,
+        check_hosted: HostedCheck | None = None,
     ) -> None:
         """Build what the role of ``settings`` needs; ``session`` sends requests to others. Raises ConfigError.
 
         ``address`` returns the address to register, empty while it is unknown; default: that of ``settings``.
-        ``check_hosted`` raises the error of a model (a name, and types) that the model host has and that can't answer.
+        ``check_hosted`` raises the error of a model of the model host; None without one.
         """
         self._settings = settings
         self._local = local

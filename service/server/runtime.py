@@ -100,10 +100,14 @@ class Runtime:
         self.cluster: Cluster | None = None
         """The other processes. A worker without a registry has none; a model host has a cluster of its own."""
         if settings.role != "worker" or (settings.registry and self.host is None):
-            shortcut = None if self.host is None else Shortcut(self.host, settings)
-            hosted = {} if self.host is None else {"check_hosted": self.host.manager.check_available}
             self.cluster = Cluster(
-                settings, self.local, shortcut, tracing=self.tracing, metrics=self.metrics, address=address, **hosted
+                settings,
+                self.local,
+                None if self.host is None else Shortcut(self.host, settings),
+                tracing=self.tracing,
+                metrics=self.metrics,
+                address=address,
+                check_hosted=None if self.host is None else self.host.manager.check_available,
             )
         self.manager: WorkerManager = (self.cluster and self.cluster.manager) or self.own
         if names := settings.names:

@@ -25,6 +25,9 @@ OLDEST_VENV ?= .venv-oldest
 OLDEST := tests/constraints-oldest.txt
 OLDEST_STAMP := $(OLDEST_VENV)/.test
 
+# Each of the thousand programs that the tests start would compile all modules again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: serve weights test test-torch test-oldest check fuzz bench interop interop-openai interop-flask check-image clean
 
 serve: $(SERVE_STAMP) weights

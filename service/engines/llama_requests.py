@@ -7,6 +7,7 @@ the listener is in a folder of mode 0700, so no other user can reach it.
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -320,17 +321,22 @@ def encoded(body: JSONObject) -> bytes:
 
 
 class LlamaHttp:
-    """The calls to one listener, each of which takes a fraction of a millisecond. Many threads may share it."""
+    """The calls to one listener, each of which takes a fraction of a millisecond. Many threads may share it.
+
+    They take turns on one connection: the listener has one thread, which keeps to a connection for five seconds after
+    its last call, and lets others wait.
+    """
 
     def __init__(self, path: Path) -> None:
         """Send to the socket at ``path``; connect at the first call."""
         self._session = Session(_TIMEOUT, _TIMEOUT)
+        self._turn = threading.Lock()
         self._url = f"http+unix://{quote(str(path), safe='')}"
 
     def post(self, path: str, body: JSONObject) -> JSONObject:
         """Return the JSON object of the response. Raises InvalidRequest (a refusal), EngineError (no answer)."""
         try:
-            with self._session.request("POST", self._url + path, body=encoded(body)) as response:
+            with self._turn, self._session.request("POST", self._url + path, body=encoded(body)) as response:
                 data = response.content
         except WorkerUnreachable as error:
             raise EngineError(f"llama.cpp did not answer {path}: {error}") from error

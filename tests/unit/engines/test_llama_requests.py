@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler
+from socketserver import UnixStreamServer
 from typing import Any
 
 import pytest
-from modelyard.engines.llama_requests import LlamaAnswer, chat_body, completion_body, refusal
+from modelyard.engines.llama_requests import LlamaAnswer, LlamaHttp, chat_body, completion_body, refusal
 from modelyard.errors import EngineError, InvalidRequest, PromptTooLong
 from modelyard.streams import Cancel
 from modelyard.types import Burst, GenerateRequest
@@ -333,3 +337,37 @@ def test_a_refusal_of_the_library_becomes_one_of_ours(error, kind, says):
     found = refusal(error, "m")
     assert type(found) is kind
     assert says in str(found)
+
+
+# What is asked over HTTP
+
+
+class KeepsToItsConnection(BaseHTTPRequestHandler):
+    """Answers one connection until it is closed, as the library's listener does with its only thread."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *message: object) -> None:
+        pass
+
+
+def test_many_threads_take_turns_on_one_connection(tmp_path):
+    with UnixStreamServer(str(tmp_path / "s"), KeepsToItsConnection) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        http = LlamaHttp(tmp_path / "s")
+        try:
+            with ThreadPoolExecutor(8) as threads:
+                answers = list(threads.map(lambda number: http.post("/tokenize", {"n": number}), range(40)))
+            assert answers == [{"n": number} for number in range(40)]
+        finally:
+            http.close()
+            server.shutdown()
+            thread.join()

@@ -172,9 +172,10 @@ def _override(server: Any, overrides: dict[str, Any]) -> None:
 
 
 def pre_fork(server: Any, worker: Any) -> None:
-    """Count the workers."""
+    """Count the workers, and share the memory of the program with them: their collectors leave it alone."""
     global _forks  # noqa: PLW0603 - gunicorn's hooks are functions of a module
     _forks += 1
+    gc.freeze()
 
 
 def post_worker_init(worker: Any) -> None:

@@ -87,6 +87,8 @@ class Declarations:
         names = {SET_VARIABLE, HANDED_VARIABLE, URL_VARIABLE}
         for declared in params_of(Settings).values():
             names.update(variables_of(declared, ENVIRONMENT_PREFIX))
+        if given <= names:  # as usual: no engine is imported for it
+            return []
         classes = [engine_class(engine).Params for engine in ENGINES]
         if given - names - _shared_variables(classes):  # only then is the operator's own code imported
             classes += [_class_of(entry).Params for entry in self.catalog if entry.params.get("worker_class")]

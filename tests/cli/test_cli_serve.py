@@ -156,6 +156,14 @@ def test_full_passes_of_the_collector_are_rare_and_leave_out_what_was_loaded(run
     assert service.post("/api/worker/generate", {"model": "mine", "prompt": "x"}).json()["text"] == "[True, 50]"
 
 
+def test_a_forked_process_does_not_collect_in_what_its_master_has_loaded():
+    script = (
+        "import gc; from modelyard.server import gunicorn; gunicorn.pre_fork(None, None); print(gc.get_freeze_count())"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 10_000
+
+
 @pytest.mark.parametrize("host", ["::1", "[::1]"])
 def test_the_loopback_address_of_ipv6_is_served(run: Services, host: str):
     service = run.start("", "-m", "echo", "--host", host, wait="nothing")

@@ -161,6 +161,11 @@ def test_variables_of_settings_commands_and_shared_parameters_are_read():
     declarations(shared, environ={"MODELYARD_LANGUAGE": "de"})
 
 
+def test_for_variables_of_settings_no_engine_is_imported(monkeypatch):
+    monkeypatch.setattr("modelyard.worker.declarations.engine_class", None)
+    declarations(TABLE, environ={"MODELYARD_PORT": "1", "E_DELAY": "1"})
+
+
 def test_a_variable_that_is_nearly_one_of_a_model_is_refused():
     found = declarations(TABLE, {"name": "e-n", "engine": "echo"}, environ={"E_DELAYY": "3", "E_N_DELAY": "1"})
     with pytest.raises(ConfigError, match=r"^environment, E_DELAYY: nothing reads it \(did you mean E_DELAY\?\)$"):

@@ -36,7 +36,7 @@ def _ignore(number: int, frame: object) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """Keep the garbage collector out of what is collected: it takes half of the time, and a second at each full pass."""
+    """Keep the garbage collector out of what is collected: half of the time, and a second for each later pass."""
     gc.disable()
     try:
         return (yield)

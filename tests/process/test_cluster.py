@@ -166,7 +166,7 @@ def test_it_beats_on_while_every_model_thread_computes(run: Services) -> None:
         for number, client in enumerate(clients):
             client.send("POST", "generate", script(name=f"busy{number}", burn=0.02, pieces=10_000))
         wait_until(lambda: len(journal(worker, "begin")) == 8, "all slots compute")
-        until = time.monotonic() + 5
+        until = time.monotonic() + 1.5 * cluster.settings["heartbeat_timeout"]
         while time.monotonic() < until:
             assert cluster.healthy() == {(MANAGER, worker.port), (SCRIPT, worker.port)}
             time.sleep(0.05)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from running import ROOT
+from running import ROOT, WITHOUT_PLUGINS
 
 SKIPS = """
 import pytest
@@ -48,7 +48,8 @@ def run(folder: Path, code: str, ci: str, *, ignored: Sequence[signal.Signals] =
     (folder / "test_it.py").write_text(code)
     environ = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
     environ |= {"CI": ci, "PYTHONPATH": str(ROOT / "tests" / "support"), "MODELYARD_TEST_MODELS": str(folder / "none")}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(folder), str(folder)]
+    options = ["-q", "-p", "no:cacheprovider", *WITHOUT_PLUGINS, "--rootdir", str(folder)]
+    command = [sys.executable, "-m", "pytest", *options, str(folder)]
     done = subprocess.run(command, env=environ, cwd=folder, capture_output=True, text=True, preexec_fn=ignore)
     return done.returncode, done.stdout
 

@@ -31,6 +31,9 @@ with a loop, with models in a host. To try one more, name it here and in `_choos
 INLINE = ("gthread",)
 """Those whose process has the models: for what a host would change, as in loads, spans and hang-ups all at once."""
 
+WITHOUT_PLUGINS = ("-p", "no:schemathesis", "-p", "no:hypothesispytest")
+"""Options of a pytest within a test: plugins that it does not use, and that take a second to import."""
+
 START_LIMIT = 60.0
 T = TypeVar("T")
 

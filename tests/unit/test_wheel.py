@@ -12,7 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from running import ROOT
+from running import ROOT, WITHOUT_PLUGINS
 from wheels import BESIDE, build_both, build_wheel, run_command
 
 FOLDERS = {"modelyard": ROOT / "service", "modelyard.blueprints": ROOT / "blueprints"}
@@ -135,7 +135,7 @@ def test_pytest_finds_its_fixtures_by_itself_where_it_is_installed(site, tmp_pat
     said = "def test_it(modelyard_client):\n    assert modelyard_client.chat('Hi') == 'Hi'\n"
     (tmp_path / "test_said.py").write_text(said)
     environ = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    command = [sys.executable, "-m", "pytest", "-q", "-W", "error", tmp_path]
+    command = [sys.executable, "-m", "pytest", "-q", "-W", "error", *WITHOUT_PLUGINS, tmp_path]
     assert "1 passed" in run_command(command, cwd=tmp_path, environ={**environ, "PYTHONPATH": str(site)})
 
 

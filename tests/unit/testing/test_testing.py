@@ -19,7 +19,7 @@ from modelyard.settings.settings import Settings
 from modelyard.testing.service import taken_over
 from modelyard.types import GenerateRequest
 from modelyard.worker.protocol import WorkerManager
-from running import ROOT, wait_until
+from running import ROOT, WITHOUT_PLUGINS, wait_until
 
 pytest_plugins = ["modelyard.testing", "pytester"]
 
@@ -249,8 +249,7 @@ class TestThePageOfTheClient:
 
 def run(pytester: pytest.Pytester, *arguments: str) -> pytest.RunResult:
     """Run pytest in a process of its own, as an application's tests are, without plugins that import much."""
-    others = ("-p", "no:schemathesis", "-p", "no:hypothesispytest")
-    return pytester.runpytest_subprocess("-p", "modelyard.testing", *others, "-W", "error", *arguments)
+    return pytester.runpytest_subprocess("-p", "modelyard.testing", *WITHOUT_PLUGINS, "-W", "error", *arguments)
 
 
 def examples() -> list[str]:

@@ -14,7 +14,7 @@ from itertools import pairwise
 
 from ..client.client import Client
 from ..cluster.registry.base import MANAGER_KEY
-from ..errors import ConfigError, Forbidden, ModelyardError, Unauthorized, WorkerUnreachable
+from ..errors import ConfigError, Forbidden, ModelyardError, Unauthorized, WorkerLost, WorkerUnreachable
 from ..sessions.address import parse_address
 from ..sessions.session import Session
 from ..telemetry import metrics
@@ -111,7 +111,7 @@ def check_service(visit: Visit) -> Iterator[Finding]:
         yield Finding.warning("service", f"{url} is not ready ({status.get('state')}): {status.get('reason')}", advice)
     for model in status["models"]:
         if model["state"] == "failed":
-            advice = "see the log of the service: modelyard models start starts it again"
+            advice = "see the log of the service; modelyard models start starts it again, and a gateway tries by itself"
             yield Finding.failure("service", f"model {model['model']}: {model.get('reason')}", advice)
     if status.get("unsaved"):
         result = f"changes are not remembered: {status['unsaved']}"
@@ -239,9 +239,13 @@ def check_stream(visit: Visit) -> Iterator[Finding]:
     except (Unauthorized, Forbidden) as error:
         yield Finding.failure("stream", str(error), "give a token or key with the scope infer")
         return
-    except ModelyardError as error:
+    except (WorkerLost, WorkerUnreachable) as error:
         advice = "see the logs of the proxy and of the service; in nginx, proxy_read_timeout cuts silent answers off"
         yield Finding.failure("stream", f"an answer of {names[0]} broke off: {error}", advice)
+        return
+    except ModelyardError as error:
+        advice = "see the log of the service, or of the server that computes the model"
+        yield Finding.failure("stream", f"{names[0]} does not answer: {error}", advice)
         return
     yield _judged(arrival, names[0])
 

@@ -9,7 +9,7 @@ from email.utils import formatdate
 from pathlib import Path
 
 import pytest
-from in_process import service, url_of
+from in_process import SCRIPTED, service, url_of
 from modelyard.access.tokens import digest_of
 from modelyard.cli import service_checks
 from modelyard.cli.findings import Finding
@@ -17,7 +17,8 @@ from modelyard.cli.readings import Reading
 from modelyard.cli.service_checks import Arrival, Probe, Visit
 from modelyard.client.client import Client
 from modelyard.cluster.registry.base import Instance
-from modelyard.errors import ConfigError, Forbidden
+from modelyard.engines.scripted import Answers
+from modelyard.errors import ConfigError, EngineError, Forbidden
 from modelyard.server.runtime import Runtime
 from modelyard.sessions.session import Session
 from modelyard.types import JSONObject
@@ -83,6 +84,16 @@ def test_a_token_that_is_refused_is_a_failure(tmp_path: Path):
         (stream,) = service_checks.check_stream(visit)
     assert (finding.level, "MODELYARD_TOKEN" in str(finding.advice)) == ("failure", True)
     assert (stream.level, "infer" in str(stream.advice)) == ("failure", True)
+
+
+def test_a_model_that_fails_is_not_taken_for_a_proxy_that_cuts_it_off(tmp_path: Path):
+    answers = Answers()
+    answers.fail(EngineError("no memory"))
+    tables = [{"name": "m", "worker_class": SCRIPTED, "script": answers.key}]
+    with service(tmp_path, tables) as made, Client(url_of(made), retries=0) as client:
+        (finding,) = service_checks.check_stream(Visit.to(client))
+    assert (finding.level, finding.result) == ("failure", "m does not answer: no memory")
+    assert "nginx" not in str(finding.advice)
 
 
 def test_metrics_that_are_not_shown_are_a_warning(visit: Visit):

@@ -161,6 +161,8 @@ def read_config(path: Path) -> JSONObject:
     unknown = sorted(set(table) - {"service", "models", "passthrough"})
     if unknown and not isinstance(table[unknown[0]], dict | list):
         raise ConfigError(f"{path}: {unknown[0]}: stands outside of a table: put it below [service]")
+    if unknown and unknown[0] in params_of(Settings):
+        raise ConfigError(f"{path}: [{unknown[0]}]: is a setting of the service: write [service.{unknown[0]}]")
     if unknown:
         raise ConfigError(f"{path}: unknown table {unknown[0]!r}: expected [service], [[models]] and [[passthrough]]")
     models, passed = table.get("models", []), table.get("passthrough", [])

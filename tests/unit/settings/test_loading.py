@@ -141,6 +141,7 @@ def test_of_values_that_contradict_each_other_only_those_are_left_out(values, fa
     [
         ("[service", "not valid TOML"),
         ("[servce]", r"unknown table 'servce': expected \[service\], \[\[models\]\]"),
+        ("[aliases]\na = 'b'", r"\[aliases\]: is a setting of the service: write \[service.aliases\]"),
         ("port = 9000", r"port: stands outside of a table: put it below \[service\]"),
         ("[[service]]", "expected"),
         ("[models]", "expected"),

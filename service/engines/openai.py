@@ -23,8 +23,8 @@ from ..types import Burst, GenerateRequest, JSONObject, ModelMetadata, WorkerTyp
 from ..wire.terms import ID_HEADER
 from . import openai_answers
 from .base import CancelEvent, Engine, ModelParams, OfTexts, Progress, Vectors
-from .openai_backends import Backend, Backends
-from .openai_fields import ALL_OPTIONS, Fields, text_fields
+from .openai_backends import Backend, Backends, addresses_in
+from .openai_fields import ALL_OPTIONS, Fields, fixed_fields, other_names, text_fields
 
 TEXTS_A_CALL = 256
 """Texts of one call for embeddings: what servers take."""
@@ -44,6 +44,7 @@ class OpenAIParams(ModelParams):
     base_url: str = param(
         help="the server's address with its /v1; or of several servers with the same model, comma-separated",
         tags=_OPERATOR,
+        form=addresses_in,
     )
     backend_model: str | None = param(None, help="the server's name for the model; default: its name", tags=["fixed"])
     api_key: str | None = param(None, help="the key for the server", tags=[*_OPERATOR, "secret"])
@@ -60,9 +61,13 @@ class OpenAIParams(ModelParams):
     )
     strip_params: list[str] = param([], help="fields that are never sent, for a server that refuses them")
     rename_params: list[str] = param(
-        [], help="fields that the server has under another name: NAME=OTHER, as in max_tokens=max_completion_tokens"
+        [],
+        help="fields that the server has under another name: NAME=OTHER, as in max_tokens=max_completion_tokens",
+        form=other_names,
     )
-    set_params: list[str] = param([], help="fields that are always sent: NAME=JSON", tags=["operator", "privacy"])
+    set_params: list[str] = param(
+        [], help="fields that are always sent: NAME=JSON", tags=["operator", "privacy"], form=fixed_fields
+    )
     template_params: list[str] = param(
         ["enable_thinking", "thinking"], help="keys of chat_template_kwargs that callers may set"
     )
@@ -142,14 +147,15 @@ class OpenAI(Engine):
 
     def _look(self, cancel: Cancel, timeout: float) -> str:
         """Ask each server for its models, note which of them can answer, and return the reasons if none can."""
+        logs = len(self._backends) > 1  # else it is what is logged of the model
         for backend in self._backends:
             try:
                 self._look_for_model(backend, cancel, timeout)
             except ModelyardError as error:
                 if not cancel.is_set():
-                    backend.note(str(error))
+                    backend.note(str(error), logs=logs)
             else:
-                backend.note("")
+                backend.note("", logs=logs)
         troubles = [backend.trouble for backend in self._backends]
         return "; ".join(troubles) if all(troubles) else ""
 
@@ -229,7 +235,9 @@ class OpenAI(Engine):
                     if answer.has_ended:
                         break  # all of it has come, and the server leaves the connection open
                     if time.monotonic() - quiet_since >= self.params.silence_timeout:
-                        raise EngineError(f"{backend.where} was silent for {self.params.silence_timeout:g} s")
+                        raise EngineError(
+                            f"{backend.where} was silent for {self.params.silence_timeout:g} s (silence_timeout)"
+                        )
                     yield None
                     continue
                 quiet_since = time.monotonic()

@@ -212,7 +212,7 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes, where: str) ->
     if status in _FAULT_OF_CLIENT:
         return InvalidRequest(message or text, faults, backend_code=code)
     if status == 404:
-        return NotReady(f"{text}; it may not have the model (backend_model)", retry_after=5)
+        return NotReady(f"{text}; it may not have the model (backend_model), or this call (base_url)", retry_after=5)
     return EngineError(text, faults, backend_code=code)
 
 

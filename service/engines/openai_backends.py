@@ -16,6 +16,7 @@ from ..streams import Cancel
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+_CALLS = ("/completions", "/embeddings", "/models", "/rerank", "/responses")
 
 
 class Backend:
@@ -30,13 +31,27 @@ class Backend:
         self.trouble = ""
         """Why it is left out while others answer; empty if it is not."""
 
-    def note(self, trouble: str) -> None:
-        """Note why it does not answer, or by an empty text that it does."""
-        if trouble and not self.trouble:
+    def note(self, trouble: str, *, logs: bool = True) -> None:
+        """Note why it does not answer, or by an empty text that it does; with ``logs`` a change is logged."""
+        if logs and trouble and not self.trouble:
             log.warning("%s does not answer: %s", self.where, trouble)
-        elif self.trouble and not trouble:
+        elif logs and self.trouble and not trouble:
             log.info("%s answers again", self.where)
         self.trouble = trouble
+
+
+def addresses_in(urls: str) -> list[str]:
+    """Return the addresses in ``urls``, comma-separated, without a slash at their ends. Raises ValueError."""
+    addresses = [url.strip().rstrip("/") for url in urls.split(",") if url.strip()]
+    if not addresses:
+        raise ValueError("has no address")
+    for url in addresses:
+        origin_of(url)
+        if "?" in url or url.endswith(_CALLS):
+            raise ValueError(
+                f"{url!r} is not an address that calls stand under: expected something like http://HOST/v1"
+            )
+    return addresses
 
 
 class Backends:
@@ -47,20 +62,20 @@ class Backends:
 
         ``slots`` is the most requests at once: a session keeps its server while that has less than half of them.
         """
-        addresses = [url.strip().rstrip("/") for url in urls.split(",") if url.strip()]
-        if not addresses:
-            raise ConfigError("base_url has no address")
         try:
-            names = [f"{where} at {origin_of(url)}" for url in addresses]
+            addresses = addresses_in(urls)
         except ValueError as error:
             raise ConfigError(f"base_url: {error}") from None
-        names = names if len(names) > 1 else [where]
+        names = [f"{where} at {origin_of(url)}" for url in addresses] if len(addresses) > 1 else [where]
         self._slots = slots
         self._all = [Backend(url, name) for url, name in zip(addresses, names, strict=True)]
         self._lock = threading.Lock()
 
     def __iter__(self) -> Iterator[Backend]:
         return iter(self._all)
+
+    def __len__(self) -> int:
+        return len(self._all)
 
     def result(self, call: Callable[[Backend], T], cancel: Cancel) -> T:
         """Return the result of ``call`` at the first server that does not refuse, as `results` finds it."""

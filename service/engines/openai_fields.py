@@ -47,8 +47,13 @@ class Fields:
         """
         self._model = model
         self._stripped = frozenset(stripped)
-        self._names = _names_of(renamed)
-        self._always = _fields_of(always)
+        try:
+            place = "rename_params"
+            self._names = other_names(renamed)
+            place = "set_params"
+            self._always = fixed_fields(always)
+        except ValueError as error:
+            raise ConfigError(f"{place}: {error}") from None
         self._template_params = frozenset(template_params)
 
     def body(self, ours: JSONObject, extra: JSONObject) -> bytes:
@@ -104,17 +109,19 @@ def _sampling(request: GenerateRequest) -> JSONObject:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _names_of(items: Sequence[str]) -> dict[str, str]:
+def other_names(items: Sequence[str]) -> dict[str, str]:
+    """Return the other name of each field, of items NAME=OTHER. Raises ValueError."""
     names: dict[str, str] = {}
     for item in items:
         name, _, other = map(str.strip, item.partition("="))
         if not name or not other:
-            raise ConfigError(f"rename_params: {item!r} must be NAME=OTHER, as in max_tokens=max_completion_tokens")
+            raise ValueError(f"{item!r} must be NAME=OTHER, as in max_tokens=max_completion_tokens")
         names[name] = other
     return names
 
 
-def _fields_of(items: Sequence[str]) -> JSONObject:
+def fixed_fields(items: Sequence[str]) -> JSONObject:
+    """Return the fields of items NAME=JSON. Raises ValueError."""
     fields: JSONObject = {}
     for item in items:
         name, equals, text = item.partition("=")
@@ -123,5 +130,5 @@ def _fields_of(items: Sequence[str]) -> JSONObject:
         except orjson.JSONDecodeError:
             equals = ""
         if not equals or not name.strip():
-            raise ConfigError(f"set_params: {item!r} must be NAME=JSON, as in temperature=0.2")
+            raise ValueError(f"{item!r} must be NAME=JSON, as in temperature=0.2")
     return fields

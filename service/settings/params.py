@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
 from typing import Any
@@ -41,11 +41,13 @@ def param(
     max: float | None = None,
     words: Mapping[str, int] | None = None,
     tags: Iterable[str] = (),
+    form: Callable[[Any], object] | None = None,
 ) -> Any:
     """Return a dataclass field that is a parameter; without a default it is required.
 
     ``retired`` maps each former choice to a sentence that names the replacement. ``words`` maps words that may stand in
-    place of a number to their numbers, which may be out of its range.
+    place of a number to their numbers, which may be out of its range. ``form`` raises ValueError, with the reason, for
+    a value of the right type that has not the form that is read later.
     """
     metadata = {
         "help": help,
@@ -55,6 +57,7 @@ def param(
         "max": max,
         "words": words or {},
         "tags": frozenset(tags),
+        "form": form,
     }
     if isinstance(default, list | dict):
         return field(default_factory=default.copy, metadata=metadata, kw_only=True)
@@ -79,6 +82,7 @@ class Param:
     words: Mapping[str, int] = field(default_factory=dict)
     of_lists: bool = False
     """Whether the values of a dict are lists of strings, and not strings."""
+    form: Callable[[Any], object] | None = None
 
     def parse(self, text: str) -> Any:
         """Return the value of ``text`` (environment, command line). Raises ValueError with the reason."""
@@ -107,6 +111,12 @@ class Param:
 
     def check(self, value: Any) -> Any:
         """Return ``value`` if it fits, an int for a float as float. Raises ValueError with the reason."""
+        value = self._of_type(value)
+        if self.form is not None and value is not None:
+            self.form(value)
+        return value
+
+    def _of_type(self, value: Any) -> Any:
         if value is None:
             if self.nullable:
                 return None

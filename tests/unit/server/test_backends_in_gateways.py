@@ -113,6 +113,30 @@ def test_a_backend_that_comes_later_is_found(
     failures = [record for record in caplog.records if "did not start" in record.getMessage()]
     assert failures
     assert not any(record.exc_info for record in failures), "the cause is clear"
+    assert "does not answer" not in caplog.text, "once is enough"
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ('base_url = ""', "base_url: has no address"),
+        ('base_url = "10.0.0.7:8000/v1"', "base_url: '10.0.0.7:8000/v1' is not a valid address: expected http://"),
+        ('base_url = "http://b:99999/v1"', "base_url: Port out of range"),
+        (
+            'base_url = "http://b/v1/chat/completions"',
+            "base_url: 'http://b/v1/chat/completions' is not an address that",
+        ),
+        ('base_url = "http://a/v1,http://b/v1?key=1"', "base_url: 'http://b/v1?key=1' is not an address that"),
+        ('base_url = "http://b/v1"\nset_params = ["top_p"]', "set_params: 'top_p' must be NAME=JSON"),
+        ('base_url = "http://b/v1"\nrename_params = ["a="]', "rename_params: 'a=' must be NAME=OTHER"),
+    ],
+)
+def test_what_can_never_work_is_a_fault_of_the_configuration(tmp_path: Path, line: str, fault: str) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(f'[[models]]\nname = "large"\nengine = "openai"\n{line}\n')
+    options = {"role": "gateway", "config": str(path), "state_dir": str(tmp_path), "models_dirs": str(tmp_path)}
+    (message,) = examine(options, (), {}).faults
+    assert message.startswith(f"configuration file, model 'large': {fault}")
 
 
 def test_check_config_shows_the_models_of_a_gateway(tmp_path: Path) -> None:

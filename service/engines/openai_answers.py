@@ -14,7 +14,7 @@ import orjson
 
 from ..errors import EngineError, FieldError, InvalidRequest, ModelyardError, NotReady, Overloaded, PromptTooLong
 from ..types import Burst, JSONObject, details_of
-from ..wire.errors import TOO_LONG, code_in
+from ..wire.errors import TOO_LONG, code_in, detail_words
 from .openai_events import EventDecoder, TextEvents
 
 DONE = b"[DONE]"
@@ -100,7 +100,7 @@ class BackendAnswer:
         """Return the last burst. Raises EngineError if the answer broke off."""
         self._check()
         if not self.has_ended and self._finish_reason is None:
-            raise EngineError(f"{self._where} broke off its answer")
+            raise EngineError(f"{self._where} broke off its answer: it has no finish_reason")
         return Burst([], self._finish_reason or "stop", self._usage)
 
     def _text_in(self, event: bytes) -> str | None:
@@ -116,9 +116,9 @@ class BackendAnswer:
         try:
             chunk = orjson.loads(event)
         except orjson.JSONDecodeError:
-            raise EngineError(f"{self._where} sent an event that is not JSON: {event[:60]!r}") from None
+            raise EngineError(f"{self._where} sent what is not JSON: {event[:60]!r}") from None
         if not isinstance(chunk, dict):
-            raise EngineError(f"{self._where} sent an event that is not an object: {event[:60]!r}")
+            raise EngineError(f"{self._where} sent what is not an object: {event[:60]!r}")
         if chunk.get("error"):
             # After a piece it is too late for another backend, or another prompt.
             error = refusal(_status_of(chunk["error"]), {}, event, self._where)
@@ -211,6 +211,8 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes, where: str) ->
     faults: list[FieldError] = [{"field": param, "message": message or text}] if param else []
     if status in _FAULT_OF_CLIENT:
         return InvalidRequest(message or text, faults, backend_code=code)
+    if 300 <= status < 400:
+        return EngineError(f"{text}, a redirect: that is not followed (base_url)")
     if status == 404:
         return NotReady(f"{text}; it may not have the model (backend_model), or this call (base_url)", retry_after=5)
     return EngineError(text, faults, backend_code=code)
@@ -254,7 +256,7 @@ def words_of(body: bytes) -> tuple[str, str | None, str | None]:
     error = document.get("error", document) if isinstance(document, dict) else document
     if not isinstance(error, dict):
         return str(error)[:_MAX_TEXT], None, None
-    message = error.get("message") or error.get("detail") or error
+    message = error.get("message") or detail_words(error.get("detail")) or error
     text = message if isinstance(message, str) else json.dumps(message)
     code, param = error.get("code"), error.get("param")
     if code is None and error.get("type") == _CONTEXT_LENGTH:

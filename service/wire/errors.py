@@ -112,7 +112,7 @@ def error_of_document(status: int, headers: Mapping[str, str], document: JSONObj
         return error_of_output(document, headers, status)
     kind = document.get("type")
     code = kind.removeprefix(PROBLEM_TYPE) if isinstance(kind, str) and kind.startswith(PROBLEM_TYPE) else ""
-    detail = _words(document.get("detail"))
+    detail = detail_words(document.get("detail"))
     if code in BY_CODE:
         return _made(BY_CODE[code], detail, document, headers)
     summary = f"{where} answers with status {status}"
@@ -163,7 +163,7 @@ def _are_strings(values: Iterable[Any]) -> bool:
     return all(isinstance(value, str) for value in values)
 
 
-def _words(detail: Any) -> str:
+def detail_words(detail: Any) -> str:
     """Return a ``detail`` as text: a string, or FastAPI's list of faults of a body; empty for other values."""
     if isinstance(detail, list):
         return "; ".join(words for fault in detail if (words := _fault(fault)))[:_MAX_TEXT]

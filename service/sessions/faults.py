@@ -67,7 +67,8 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         seen.append(inner)
         yield inner
         hidden = [*inner.args, getattr(inner, "reason", None)]
-        inner = next((a for a in hidden if isinstance(a, BaseException)), inner.__cause__ or inner.__context__)
+        context = None if inner.__suppress_context__ else inner.__context__
+        inner = next((a for a in hidden if isinstance(a, BaseException)), inner.__cause__ or context)
 
 
 def _words(causes: list[BaseException]) -> str:

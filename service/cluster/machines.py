@@ -12,9 +12,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from ..errors import EngineError, Forbidden, InvalidRequest, ModelyardError, NotReady, Unauthorized, UnknownModel
+from ..errors import (
+    EngineError,
+    Forbidden,
+    InvalidRequest,
+    ModelyardError,
+    NotReady,
+    Unauthorized,
+    UnknownModel,
+    Unsupported,
+)
 from ..sessions.session import Session
 from ..types import ApplyOutcome, HostModels, JSONObject, WorkerType, split_worker_key, worker_key
+from ..worker.local_models import LocalModels
 from ..worker.manager import LocalWorkerManager
 from ..worker.outcomes import in_parallel, merged, outcome_of
 from ..worker.protocol import EVERY_MODEL
@@ -45,16 +55,19 @@ class Machines:
         own_url: Callable[[], str],
         *,
         check_complete: Callable[[], None],
+        unchanged: LocalModels | None = None,
     ) -> None:
         """Find machines in ``view``. The machine at ``own_url`` is ``local``; None if this process holds no models.
 
-        ``check_complete`` raises NotReady while this service may hold models that are not declared yet.
+        ``check_complete`` raises NotReady while this service may hold models that are not declared yet. ``unchanged``
+        are models of this process that are those of its configuration: a gateway has them in each of its processes.
         """
         self._view = view
         self._session = session
         self._local = local
         self._own_url = own_url
         self._check_complete = check_complete
+        self._unchanged = unchanged
 
     def machine_at(self, url: str) -> LocalWorkerManager | RemoteMachine:
         """Return the machine at an address: the manager of this process, or one that is called over HTTP."""
@@ -78,6 +91,7 @@ class Machines:
             self._view.refresh_now()
         urls = self._healthy()
         if not urls:
+            self._check_changes(model, worker_type)
             raise NotReady(f"no host can start model {model!r}: no worker service is registered")
         url = self._chosen(urls, host, port)
         with _refusals_of(url):
@@ -242,9 +256,20 @@ class Machines:
             wrong = "is missing: several hosts are possible"
         raise InvalidRequest.of_field("host", f"{wrong}; give host and port, one of {names}")
 
+    def _check_changes(self, model: str, worker_type: WorkerType | None) -> None:
+        if self._unchanged is not None and self._unchanged.has(model, worker_type):
+            raise Unsupported(
+                f"model {model!r} is in the configuration of this gateway, for each of its processes: change it there, "
+                "and start the gateway again"
+            )
+
     def _unknown(self, model: str, worker_type: WorkerType | None) -> UnknownModel:
-        """Return the error for a model that no machine has. Raises NotReady while this service may still get it."""
+        """Return the error for a model that no machine has.
+
+        Raises NotReady while this service may still get it, and Unsupported for one that does not change.
+        """
         self._check_complete()
+        self._check_changes(model, worker_type)
         local = set() if self._local is None else set(self._local.models.keys())
         return UnknownModel.among((local | {row.key for row in self._view.all()}) - {MANAGER_KEY}, model, worker_type)
 

@@ -87,7 +87,9 @@ class RemoteWorkerManager(SharedCalls):
             check_complete=check_complete,
             check_hosted=check_hosted,
         )
-        self._machines = Machines(view, session, local, own_url, check_complete=check_complete)
+        self._machines = Machines(
+            view, session, local, own_url, check_complete=check_complete, unchanged=models if local is None else None
+        )
         self._prober = Prober(self.routes, session)
 
     # Life

@@ -12,7 +12,7 @@ import requests
 from in_process import SCRIPTED
 from modelyard.cli.examine import examine
 from modelyard.engines.scripted import Answers
-from modelyard.errors import ConfigError, NotReady, UnknownModel
+from modelyard.errors import ConfigError, NotReady, UnknownModel, Unsupported
 from modelyard.server import runtime as runtimes
 from modelyard.server.runtime import Runtime
 from modelyard.settings.settings import Settings
@@ -59,9 +59,16 @@ def test_a_gateway_answers_by_itself(tmp_path: Path, backend: Runtime) -> None:
         assert not (tmp_path / "g" / "state").exists(), "nothing is kept: another process may have the same"
         # It is no machine: a change would count in one of its processes alone.
         with pytest.raises(NotReady, match="no worker service"):
-            gateway.manager.model_startup("large", None, {})
+            gateway.manager.model_startup("other", None, {})
         with pytest.raises(UnknownModel):
-            gateway.manager.model_shutdown("large", None)
+            gateway.manager.model_shutdown("other", None)
+        for change in (
+            lambda: gateway.manager.model_startup("large", None, {}),
+            lambda: gateway.manager.model_shutdown("large", None),
+            lambda: gateway.manager.worker_apply("large", "restart", None, {}),
+        ):
+            with pytest.raises(Unsupported, match="'large' is in the configuration of this gateway"):
+                change()
 
 
 def test_it_answers_beside_workers_with_the_same_model(tmp_path: Path, backend: Runtime, answers: Answers) -> None:

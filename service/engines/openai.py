@@ -217,7 +217,10 @@ class OpenAI(Engine):
     def _whole(self, backend: Backend, call: BackendCall) -> Bursts:
         answer = openai_answers.BackendAnswer(backend.where)
         with self._sent(backend, call, self.params.whole_timeout) as response:
-            yield answer.burst([response.content])
+            if _media_type(response) == "text/event-stream":  # it streams all the same
+                yield answer.read(response.content)
+            else:
+                yield answer.burst([response.content])
         yield answer.ending()
 
     def _streamed(self, backend: Backend, call: BackendCall) -> Bursts:

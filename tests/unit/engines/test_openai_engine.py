@@ -260,6 +260,12 @@ def test_a_server_that_does_not_stream_is_read_too():
     assert (output.text, output.finish_reason, output.usage) == ("a b", "length", COUNTS)
 
 
+def test_a_server_that_streams_all_the_same_is_read_too():
+    with over(streamed(chunk("a"), chunk(" b", "length"), {"choices": [], "usage": COUNTS}, DONE)) as (made, _):
+        output = whole_answer(iter(ask(made, whole=True)))
+    assert (output.text, output.finish_reason, output.usage) == ("a b", "length", COUNTS)
+
+
 @pytest.mark.parametrize("is_whole", [True, False])
 @pytest.mark.parametrize(
     ("body", "kind", "error", "words"),

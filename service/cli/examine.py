@@ -153,9 +153,9 @@ def _check_parts(settings: Settings, faults: Faults) -> None:
 
 
 def _names_to_start(settings: Settings, catalog: Catalog, faults: Faults) -> list[str]:
-    if settings.models is None:
+    if settings.models is None or settings.has_backends:
         with faults.caught():
-            return names_to_start(settings, catalog, None)
+            return names_to_start(settings, catalog, settings.models)
         return []
     names: list[str] = []
     for name in settings.models:

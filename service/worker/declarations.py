@@ -137,7 +137,10 @@ class Declarations:
             "joint_texts": engine.default_joint_texts,
         }
         defaults = {name: values[kind] for name, values in by_type.items() if kind in values}
-        params = build(engine.Params, identity, *(layer.values for layer in layers), defaults)
+        try:
+            params = build(engine.Params, identity, *(layer.values for layer in layers), defaults)
+        except ConfigError as error:
+            raise ConfigError(f"model {name!r}: {error}") from None
         _check_environment(params, over_http or {})
         return engine(params)
 
@@ -304,7 +307,14 @@ def _is_backend(entry: CatalogEntry | None) -> bool:
     """Return whether another server computes a model. Code of the operator is not imported for it."""
     if entry is None or entry.model_path or entry.params.get("worker_class"):
         return False
-    return engine_class(entry.engine).is_proxy
+    return _engine_of(entry).is_proxy
+
+
+def _engine_of(entry: CatalogEntry) -> type[Engine]:
+    try:
+        return engine_class(entry.engine)
+    except ConfigError as error:
+        raise ConfigError(f"model {entry.name!r}: {error}") from None
 
 
 def _shared_variables(classes: Iterable[type[ModelParams]]) -> set[str]:
@@ -352,7 +362,7 @@ def _check_environment(params: ModelParams, over_http: Mapping[str, object]) -> 
 
 def _class_of(entry: CatalogEntry) -> type[Engine]:
     path = entry.params.get("worker_class")
-    return engine_class(entry.engine) if path is None else load_class(str(path))
+    return _engine_of(entry) if path is None else load_class(str(path))
 
 
 def _class_of_request(name: object) -> type[Engine]:

@@ -146,6 +146,28 @@ def test_what_can_never_work_is_a_fault_of_the_configuration(tmp_path: Path, lin
     assert message.startswith(f"configuration file, model 'large': {fault}")
 
 
+@pytest.mark.parametrize(
+    ("table", "fault"),
+    [
+        ('engine = "openai"', "model 'large': missing: base_url"),
+        ('engine = "opena"', "model 'large': engine 'opena' is unknown: there are echo, "),
+    ],
+)
+def test_a_model_with_a_fault_is_named(tmp_path: Path, table: str, fault: str) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(f'[[models]]\nname = "large"\n{table}\n')
+    options = {"role": "gateway", "config": str(path), "state_dir": str(tmp_path), "models_dirs": str(tmp_path)}
+    assert examine(options, (), {}).faults[0].startswith(fault)
+
+
+def test_models_that_are_those_of_workers_are_no_fault_of_a_gateway(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text('[[models]]\nname = "large"\nengine = "openai"\nbase_url = "http://b/v1"\n')
+    options = {"role": "gateway", "config": str(path), "state_dir": str(tmp_path), "models_dirs": str(tmp_path)}
+    report = examine(options | {"models": "echo,large,other"}, (), {})
+    assert (report.faults, [model.key for model in report.models]) == ([], ["large@llm"])
+
+
 def test_check_config_shows_the_models_of_a_gateway(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     path.write_text(

@@ -257,7 +257,7 @@ def test_it_ends_when_it_is_told_to(run: Services, worker_class: str, number: in
 def test_running_streams_complete_when_it_is_told_to_end(run: Services, worker_class: str) -> None:
     service = start(run, worker_class)
     with Connection(service.port) as client:
-        client.send("POST", "/ml/api/worker/generate_stream", script(pieces=40, each=0.05), LOGIN | DELTA)
+        client.send("POST", "/ml/api/worker/generate_stream", script(pieces=20, each=0.05), LOGIN | DELTA)
         head = client.read_head()
         client.read_http_chunk()
         service.signal(signal.SIGTERM)

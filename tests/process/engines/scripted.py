@@ -131,7 +131,7 @@ def _plan(text: str) -> dict[str, Any]:
 
 def _pause(seconds: float, cancel: CancelEvent) -> Iterator[None]:
     until = time.monotonic() + seconds
-    while (left := until - time.monotonic()) > 0 and not cancel.wait(min(left, 0.5)):
+    while (left := until - time.monotonic()) > 0 and not cancel.wait(min(left, 0.1)):
         yield None
 
 

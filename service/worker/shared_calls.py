@@ -93,7 +93,7 @@ class SharedCalls(WorkerManager):
         DB-GPT counts tokens without a model before each chat, so a choice is better than an error. Raises
         InvalidRequest if there is no LLM.
         """
-        llms = [instance for instance in instances if split_worker_key(instance.model_name)[1] is WorkerType.LLM]
+        llms = [instance for instance in instances if instance.model_name.endswith(f"@{WorkerType.LLM.value}")]
         if not llms:
             raise InvalidRequest.of_field("model", "is missing: no LLM is hosted")
         states = self.model_states()

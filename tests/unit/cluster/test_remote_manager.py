@@ -397,6 +397,18 @@ def test_a_model_that_is_nowhere_has_the_error_of_the_model_host():
         view.stop()
 
 
+def test_tokens_without_a_model_are_not_counted_by_what_is_of_no_known_type():
+    registry = MemoryRegistry(heartbeat_timeout=60)
+    registry.beat([Instance("odd@vision", "http://127.0.0.1:1/api")])
+    with closing(Session()) as session:
+        view = RegistryView(registry, 60)
+        view.refresh()
+        manager = RemoteWorkerManager(view, session)
+        with pytest.raises(InvalidRequest, match="no LLM is hosted"):
+            manager.count_token(None, "x")
+        view.stop()
+
+
 class CountedReads(MemoryRegistry):
     """A registry in memory that counts who reads it."""
 

@@ -18,10 +18,10 @@ from ..wire.unsaved import UNSAVED_HEADER, encode_reason
 from ..worker.protocol import Service, WorkerManager
 from . import worker_schemas as schemas
 from .request import guard, problems
-from .request.access_log import log_access, naming, read_call, vectors_response
+from .request.access_log import AccessLine, current_line, log_access, naming, read_call, vectors_response
 from .request.bodies import json_response, wants_delta
 from .request.fields import load, load_query
-from .request.keys import characters_of, check_model, total_tokens, visible
+from .request.keys import characters_of, check_model, key_of_request, total_tokens, visible
 from .request.mounted import MountedBlueprint
 from .request.streaming import Call, StreamResponse, called, stream_response
 from .request.terms import count_tokens, terms_of
@@ -44,7 +44,7 @@ def worker_blueprint(service: Service, url_prefix: str, name: str = "modelyard_w
 def _loaded(service: Service, schema: Schema) -> JSONObject:
     """Return the checked body of a call that takes no thread of the budget: it has no prompt that a page could show."""
     service.check_open()
-    return load(schema, read_call(service, keeps_body=False))
+    return load(schema, read_call(service, current_line(), keeps_body=False))
 
 
 def _manager(service: Service) -> WorkerManager:
@@ -54,10 +54,10 @@ def _manager(service: Service) -> WorkerManager:
     return service.manager
 
 
-def _prompt(service: Service, body: JSONObject) -> GenerateRequest:
+def _prompt(service: Service, line: AccessLine, body: JSONObject) -> GenerateRequest:
     """Return the request of a prompt body, with its terms. Raises InvalidRequest."""
     prompt = schemas.generate_request(body)
-    prompt.terms = terms_of(service, body, prompt)
+    prompt.terms = terms_of(service, line, body, prompt)
     return prompt
 
 
@@ -97,13 +97,14 @@ class _Chunks(ChunkEncoder):
 
 def _begin_stream(service: Service) -> StreamResponse:
     """Return the response to generate_stream once its first piece is ready; raise the errors that come before it."""
-    call = Call(service, request)
+    line = current_line()
+    call = Call(service, line)
     try:
-        prompt = _prompt(service, read_call(service))
+        prompt = _prompt(service, line, read_call(service, line))
         encoder = _Chunks(delta=wants_delta(request))
         call.admit(characters_of(prompt), [prompt.max_new_tokens], used=lambda: encoder.tokens)
         stream = _manager(service).generate_stream(prompt, call.cancel)
-        return stream_response(service, call, stream, g.modelyard_line, encoder)
+        return stream_response(service, call, stream, line, encoder)
     except BaseException as error:
         call.close(error)
         raise
@@ -118,15 +119,15 @@ def _add_generation(blueprint: Blueprint, service: Service) -> None:
     @blueprint.post("/generate")
     def generate() -> Response:
         with called(service) as call:
-            body = read_call(service)
+            body = read_call(service, call.line)
             g.modelyard_has_span_id = isinstance(body.get("span_id"), str)  # all calls of DB-GPT's clients have one
-            prompt = _prompt(service, body)
+            prompt = _prompt(service, call.line, body)
             call.admit(characters_of(prompt), [prompt.max_new_tokens])
             with _manager(service).generate_stream(prompt, call.cancel) as stream:
                 try:
                     output = whole_answer(stream)
                 finally:
-                    g.modelyard_line.note_answer(stream)
+                    call.line.note_answer(stream)
             call.count(total_tokens(output.usage))
         response = naming(stream.model, json_response(output))
         return _with_load(response, service, prompt.model, WorkerType.LLM)
@@ -144,10 +145,10 @@ def _add_vectors(blueprint: Blueprint, service: Service) -> None:
     @blueprint.post("/embeddings")
     def embeddings() -> Response:
         with called(service) as call:
-            body = read_call(service)
+            body = read_call(service, call.line)
             fields = load(schemas.EMBEDDINGS, body)
             texts, model, query = schemas.texts(body), fields["model"], fields.get("query")
-            terms, extra = terms_of(service, body), fields.get("extra")
+            terms, extra = terms_of(service, call.line, body), fields.get("extra")
             call.admit(sum(map(len, texts)))
             if query:
                 vectors = _manager(service).rerank(model, query, texts, call.cancel, terms, extra=extra)
@@ -174,7 +175,7 @@ def _add_cheap_calls(blueprint: Blueprint, service: Service) -> None:
     def parameter_descriptions() -> Response:
         service.check_open()
         query = load_query(schemas.DESCRIPTIONS, request.args)
-        check_model(query["model"])
+        check_model(query["model"], key_of_request())
         return json_response(_manager(service).parameter_descriptions(query["model"], _type(query)))
 
 

@@ -33,10 +33,9 @@ class Cancel:
         """Make a cancel that is not set."""
         self._set = False
         self._lock = threading.Lock()
-        # Held until it is set. Each stream has one, and waits on it once for each piece: a lock takes a tenth of the
-        # memory of an Event, and its wait allocates nothing.
-        self._barrier = threading.Lock()
-        self._barrier.acquire()
+        # Held until it is set, by the first that waits. A stream may wait once for each piece: a lock takes a tenth of
+        # the memory of an Event, and its wait allocates nothing.
+        self._barrier: threading.Lock | None = None
         self._callbacks: list[Callable[[], None]] = []
         self.error: ModelyardError = Cancelled("the client has gone")
         self.queued = 0.0
@@ -55,7 +54,8 @@ class Cancel:
             self.error = error or self.error
             self._set = True
             callbacks, self._callbacks = self._callbacks, []
-        self._barrier.release()
+        if self._barrier is not None:
+            self._barrier.release()
         for callback in callbacks:
             callback()
 
@@ -65,9 +65,18 @@ class Cancel:
 
     def wait(self, timeout: float | None = None) -> bool:
         """Block for ``timeout`` seconds at most, or until cancelled; return whether it is."""
-        if not self._set and self._barrier.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
-            self._barrier.release()
+        barrier = self._barrier or self._new_barrier()
+        if not self._set and barrier.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
+            barrier.release()
         return self._set
+
+    def _new_barrier(self) -> threading.Lock:
+        with self._lock:
+            if self._barrier is None:
+                self._barrier = threading.Lock()
+                if not self._set:
+                    self._barrier.acquire()
+            return self._barrier
 
     def on_set(self, callback: Callable[[], None]) -> None:
         """Call ``callback`` when it is cancelled: at once, if it is already."""

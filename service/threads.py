@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import copy_context
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from .errors import Overloaded
 
@@ -19,6 +20,19 @@ STOP_TIMEOUT = 5.0
 """Seconds that `BackgroundThread.stop` waits for a call that is under way."""
 FAILURE_PAUSE = 1.0
 """Seconds until the next call after one that raised."""
+
+
+def bounded_semaphore(value: int) -> threading.BoundedSemaphore:
+    """Return a bounded semaphore: where gevent has replaced threads, its own, which does the same.
+
+    That of `threading` asks at each release for a lock that it holds, and such an attempt costs gevent a switch.
+    """
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is not None and monkey.is_module_patched("threading"):
+        from gevent.lock import BoundedSemaphore  # noqa: PLC0415 - threads need no gevent
+
+        return cast(threading.BoundedSemaphore, BoundedSemaphore(value))
+    return threading.BoundedSemaphore(value)
 
 
 def start_thread(thread: threading.Thread) -> None:

@@ -69,12 +69,12 @@ USAGE_DETAILS: Mapping[str, str] = {
 
 def details_of(usage: Mapping[str, Any]) -> JSONObject:
     """Return those of the `USAGE_DETAILS` that a usage has."""
-    given = {name: (usage.get(name), count) for name, count in USAGE_DETAILS.items()}
-    return {
-        name: {count: detail[count]}
-        for name, (detail, count) in given.items()
-        if isinstance(detail, dict) and type(detail.get(count)) is int
-    }
+    details: JSONObject = {}
+    for name, count in USAGE_DETAILS.items():
+        detail = usage.get(name)
+        if isinstance(detail, dict) and type(detail.get(count)) is int:
+            details[name] = {count: detail[count]}
+    return details
 
 
 def counts_of(usage: Mapping[str, Any]) -> JSONObject:

@@ -96,7 +96,9 @@ class Usage:
             "completion_tokens": self._completion_tokens,
             "total_tokens": self._prompt_tokens + self._completion_tokens,
         }
-        return total | {name: {USAGE_DETAILS[name]: count} for name, count in self._details.items()}
+        for name, count in self._details.items():
+            total[name] = {USAGE_DETAILS[name]: count}
+        return total
 
 
 @dataclass

@@ -14,10 +14,11 @@ from ...types import JSONObject, WorkerType
 from ...wire.terms import ID_HEADER
 from ...worker.protocol import Service
 from ..request import cors, guard
-from ..request.access_log import AccessLine, log_access, naming, read_call, vectors_response
+from ..request.access_log import AccessLine, current_line, log_access, naming, read_call, vectors_response
 from ..request.bodies import json_response
+from ..request.current import current_request
 from ..request.fields import fault, load
-from ..request.keys import check_model, total_tokens, visible
+from ..request.keys import check_model, key_of_request, total_tokens, visible
 from ..request.mounted import MountedBlueprint
 from ..request.streaming import Call, Encoder, called, stream_response
 from ..request.terms import count_tokens, terms_of
@@ -84,30 +85,31 @@ def guarded_blueprint(service: Service, name: str) -> Blueprint:
     blueprint = MountedBlueprint(name, __name__)
     errors.install(blueprint)
     enabled, recent = service.settings.access_log, service.recent
-    log_access(blueprint, enabled=enabled, tracing=service.tracing, metrics=service.metrics, recent=recent)
-    _name_answers(blueprint)
+    log_access(
+        blueprint,
+        enabled=enabled,
+        tracing=service.tracing,
+        metrics=service.metrics,
+        recent=recent,
+        begun=_name_request,
+        ended=_name_response,
+    )
     cors.install(blueprint, service.settings.cors_origins)
     guard.install(blueprint, service.settings, service.keys, needs=(INFER,), requires_keys=True)
     return blueprint
 
 
-def _name_answers(blueprint: Blueprint) -> None:
-    """Give each answer the id of its request: the client's, or a new one."""
+def _name_request(line: AccessLine) -> None:
+    """Give a request an id, unless its client has."""
+    line.request_id = line.request_id or new_id("req_")
 
-    @blueprint.before_request
-    def name_request() -> None:
-        line: AccessLine = g.modelyard_line
-        line.request_id = line.request_id or new_id("req_")
 
-    @blueprint.after_request
-    def name_response(response: Response) -> Response:
-        line = g.get("modelyard_line")
-        if line is not None and line.request_id:
-            response.headers[ID_HEADER] = line.request_id
-            if is_anthropic():
-                response.headers["request-id"] = line.request_id
-            response.headers["openai-processing-ms"] = str(line.milliseconds())
-        return response
+def _name_response(line: AccessLine, response: Response) -> None:
+    """Add the id of the request to its answer."""
+    response.headers[ID_HEADER] = line.request_id
+    if is_anthropic(line.request):
+        response.headers["request-id"] = line.request_id
+    response.headers["openai-processing-ms"] = str(line.milliseconds())
 
 
 # Models
@@ -120,15 +122,17 @@ def _add_models(routes: Routes, service: Service) -> None:
         service.check_open()
         entries = model_entries(service, created)
         shown = [entries[name] for name in visible(entries)]
-        return json_response(anthropic_list(shown) if is_anthropic() else {"object": "list", "data": shown})
+        if is_anthropic(current_request()):
+            return json_response(anthropic_list(shown))
+        return json_response({"object": "list", "data": shown})
 
     def model(name: str) -> Response:
         service.check_open()
-        check_model(name)
+        check_model(name, key_of_request())
         entries = model_entries(service, created)
         if name not in entries:
             raise unknown_model(service, entries, name)
-        return json_response(anthropic_entry(entries[name]) if is_anthropic() else entries[name])
+        return json_response(anthropic_entry(entries[name]) if is_anthropic(current_request()) else entries[name])
 
     routes.add("GET", "/models", models)
     routes.add("GET", "/models/<path:name>", model)
@@ -170,13 +174,13 @@ def _text_view(service: Service, text_call: _TextCall) -> Callable[[], Response]
 
 
 def _generate(service: Service, text_call: _TextCall) -> Response:
-    line: AccessLine = g.modelyard_line
-    call = Call(service, line.request)
+    line = current_line()
+    call = Call(service, line)
     try:
-        body = read_call(service)
+        body = read_call(service, line)
         generation = text_call.read(body, model_of(service, body, WorkerType.LLM))
         line.model = generation.model
-        terms = terms_of(service, body, generation.requests[0])
+        terms = terms_of(service, line, body, generation.requests[0])
         for prompt in generation.requests:
             prompt.terms = terms
         header, usage = Header.new(text_call.id_prefix, generation.model), Usage(generation.copies)
@@ -204,7 +208,7 @@ def _generate(service: Service, text_call: _TextCall) -> Response:
 def _prompt_tokens(service: Service, read: Callable[[JSONObject, str], schemas.Generation]) -> int:
     """Return the tokens of what a model reads of a request, without those of its chat template."""
     service.check_open()
-    body = read_call(service)
+    body = read_call(service, current_line())
     prompt = read(body, model_of(service, body, WorkerType.LLM)).requests[0]
     return count_tokens(service, service.manager, prompt.model, text_to_count(prompt))
 
@@ -215,13 +219,13 @@ def _prompt_tokens(service: Service, read: Callable[[JSONObject, str], schemas.G
 def _add_vectors(routes: Routes, service: Service) -> None:
     def embeddings() -> Response:
         with called(service) as call:
-            body = read_call(service)
+            body = read_call(service, call.line)
             loaded = load(schemas.EMBEDDINGS, body)
             texts, model = schemas.inputs(body), model_of(service, body, WorkerType.TEXT2VEC)
-            g.modelyard_line.model = model
+            call.line.model = model
             call.admit(sum(map(len, texts)))
-            extra = schemas.embeddings_extra(loaded, body)
-            rows = service.manager.embeddings(model, texts, call.cancel, terms_of(service, body), extra=extra)
+            extra, terms = schemas.embeddings_extra(loaded, body), terms_of(service, call.line, body)
+            rows = service.manager.embeddings(model, texts, call.cancel, terms, extra=extra)
             size = len(rows[0])
             if loaded.get("dimensions", size) != size:
                 raise fault("dimensions", f"must be {size}: model {model!r} has vectors of that size alone")
@@ -235,13 +239,13 @@ def _add_vectors(routes: Routes, service: Service) -> None:
 
     def relevance() -> Response:
         with called(service) as call:
-            body = read_call(service)
+            body = read_call(service, call.line)
             query = load(schemas.RELEVANCE, body)["query"]
             texts = schemas.documents(body.get("documents"), "documents")
             model = model_of(service, body, WorkerType.RERANKER, WorkerType.TEXT2VEC)
-            g.modelyard_line.model = model
+            call.line.model = model
             call.admit(len(query) + sum(map(len, texts)))
-            scores = service.manager.rerank(model, query, texts, call.cancel, terms_of(service, body))
+            scores = service.manager.rerank(model, query, texts, call.cancel, terms_of(service, call.line, body))
             tokens = counted(service, call, other_model_of(scores) or model, scores, [query, *texts])
             return vectors_response(relevance_answer(scores, model, tokens), scores)
 
@@ -253,15 +257,15 @@ def _add_vectors(routes: Routes, service: Service) -> None:
 
 def _rerank(service: Service) -> Response:
     with called(service) as call:
-        body = read_call(service)
+        body = read_call(service, call.line)
         loaded = load(schemas.RERANK, body)
         shape = _rerank_shape(body)
         field = "texts" if shape == TEI else "documents"
         texts, query = schemas.documents(body.get(field), field), loaded["query"]
         model = model_of(service, body, WorkerType.RERANKER, WorkerType.TEXT2VEC)
-        g.modelyard_line.model = model
+        call.line.model = model
         call.admit(len(query) + sum(map(len, texts)))
-        extra, terms = schemas.rerank_extra(body), terms_of(service, body)
+        extra, terms = schemas.rerank_extra(body), terms_of(service, call.line, body)
         scores = ranked = service.manager.rerank(model, query, texts, call.cancel, terms, extra=extra)
         ranker = other_model_of(ranked) or model
         if not (shape == TEI and loaded.get("raw_scores")) and is_reranker(service, ranker):

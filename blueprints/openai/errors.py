@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from flask import Blueprint, Response, g
+from flask import Blueprint, Request, Response, g
 from werkzeug.exceptions import HTTPException
 
 from ...errors import (
@@ -120,13 +120,12 @@ def anthropic_document(error: JSONObject, status: int) -> JSONObject:
 
 def _shaped(body: JSONObject, status: int) -> JSONObject:
     """Return ``body`` in the shape of the API that the request speaks."""
-    return anthropic_document(body["error"], status) if is_anthropic() else body
+    return anthropic_document(body["error"], status) if is_anthropic(current_request()) else body
 
 
-def is_anthropic() -> bool:
-    """Return whether the request is of Anthropic's API: by its path, or at a path of both by the client's header."""
-    call = current_request()
-    return "anthropic-version" in call.headers or call.path.endswith(("/messages", "/messages/count_tokens"))
+def is_anthropic(call: Request) -> bool:
+    """Return whether a request is of Anthropic's API: by its path, or at a path of both by the client's header."""
+    return "HTTP_ANTHROPIC_VERSION" in call.environ or call.path.endswith(("/messages", "/messages/count_tokens"))
 
 
 def status_of(error: type[ModelyardError]) -> int:
@@ -144,7 +143,7 @@ def response_to(error: ModelyardError) -> Response:
     line = g.get("modelyard_line")
     if line is not None:
         line.error = error.code
-    status = (anthropic_status_of if is_anthropic() else status_of)(type(error))
+    status = (anthropic_status_of if is_anthropic(current_request()) else status_of)(type(error))
     response = json_response(_shaped(document(error), status), status)
     if isinstance(error, _HAS_BEGUN) or (isinstance(error, RateLimited) and error.is_hopeless):
         response.headers["x-should-retry"] = "false"

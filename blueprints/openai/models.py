@@ -10,7 +10,7 @@ from ...types import JSONObject, WorkerType, split_worker_key
 from ...worker.protocol import Service, ServiceState
 from ...worker.states import State, best_states
 from ..request.fields import fault
-from ..request.keys import check_model, visible
+from ..request.keys import check_model, key_of_request, visible
 
 _CAPABILITIES = {WorkerType.LLM: "completion", WorkerType.TEXT2VEC: "embedding", WorkerType.RERANKER: "rerank"}
 
@@ -107,7 +107,7 @@ def model_of(service: Service, body: JSONObject, *types: WorkerType) -> str:
     if allowed:
         raise fault("model", f"is missing: give one of {', '.join(allowed)}")
     if names:
-        check_model(names[0])
+        check_model(names[0], key_of_request())
     _check_complete(service)
     raise UnknownModel(f"no model is given, and there is none of type {' or '.join(types)}")
 

@@ -17,6 +17,7 @@ from werkzeug.exceptions import NotFound
 from werkzeug.formparser import FormDataParser
 from werkzeug.http import dump_options_header, parse_options_header
 
+from ...access.keys import Key
 from ...access.token_store import OutgoingToken
 from ...engines.openai_answers import is_of_account, refusal, words_of
 from ...errors import Cancelled, EngineError, Forbidden, ModelyardError, UnknownModel
@@ -24,10 +25,10 @@ from ...sessions.response import Response as Answer
 from ...sessions.session import Session
 from ...settings.passthrough import PassThrough
 from ...worker.protocol import Service
-from ..request.access_log import AccessLine
+from ..request.access_log import AccessLine, current_line
 from ..request.bodies import JSON_TYPE, json_response, read_bytes
 from ..request.fields import fault
-from ..request.keys import check_model, key_of_request
+from ..request.keys import check_model
 from ..request.streaming import Call, StreamResponse
 from .blueprint import guarded_blueprint
 from .errors import INVALID, shaped
@@ -106,12 +107,12 @@ def _methods(rest: str = "") -> Response:
 
 
 def _passed_on(service: Service, backends: Sequence[Backend], rest: str) -> Response:
-    line: AccessLine = g.modelyard_line
-    call = Call(service, request)
+    line = current_line()
+    call = Call(service, line)
     try:
         body = read_bytes(request, service.settings.max_body_bytes)
         line.model = model = _model_in(body)
-        _check_key(model)
+        _check_key(model, line.api_key)
         backend = _chosen(backends, model)
         path = f"{backend.path}/{rest}" if rest else backend.path
         if {".", ".."} & set(path.split("/")):
@@ -141,13 +142,12 @@ def _returned(answer: Answer) -> dict[str, str]:
     return {**cleaned, "X-Content-Type-Options": "nosniff"}
 
 
-def _check_key(model: str | None) -> None:
-    """Raise Forbidden if the API key of the request has models, and ``model`` is not one of them."""
-    key = key_of_request()
+def _check_key(model: str | None, key: Key | None) -> None:
+    """Raise Forbidden if an API key has models, and ``model`` is not one of them."""
     if key is not None and key.models:
         if model is None:
             raise Forbidden(f"the key {key.name} may use {', '.join(key.models)} alone, and this call names no model")
-        check_model(model)
+        check_model(model, key)
 
 
 def _chosen(backends: Sequence[Backend], model: str | None) -> Backend:

@@ -74,7 +74,8 @@ def _read(site: Site, watch: Watch) -> Reader:
 
 def _shown(recent: Recent) -> Recent:
     """Return a request whose access line has a value for each name that the page shows, or None."""
-    return recent._replace(line={**dict.fromkeys(_OF_LINE), **recent.line})
+    ended = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(recent.ended))
+    return recent._replace(line={**dict.fromkeys(_OF_LINE), "time": ended, **recent.line})
 
 
 def _is_own(line: JSONObject, visitor: Visitor) -> bool:

@@ -23,7 +23,7 @@ from ...types import JSONObject
 from ...worker.protocol import Service
 from ..openai.vectors import as_probabilities, counted
 from ..request.guard import origin_of
-from ..request.keys import check_model
+from ..request.keys import check_model, key_of_request
 from ..request.streaming import called
 from ..request.terms import terms_of
 from .playground import api_path, models_that
@@ -132,7 +132,7 @@ def _check(trial: Trial, capabilities: Sequence[str]) -> None:
 
 def _computed(service: Service, trial: Trial, models: dict[str, list[str]]) -> Result:
     """Return what a model computes of a trial. Raises the errors of the call."""
-    check_model(trial.model)
+    check_model(trial.model, key_of_request())
     capabilities = models.get(trial.model, ["embedding"])
     _check(trial, capabilities)
     g.modelyard_line.model = trial.model
@@ -140,10 +140,11 @@ def _computed(service: Service, trial: Trial, models: dict[str, list[str]]) -> R
     texts = [*trial.texts, trial.query] if trial.query else trial.texts
     with called(service) as call:
         call.admit(sum(map(len, texts)))
+        terms = terms_of(service, call.line, {})
         if "embedding" in capabilities:
-            results = service.manager.embeddings(trial.model, texts, call.cancel, terms_of(service, {}))
+            results = service.manager.embeddings(trial.model, texts, call.cancel, terms)
         else:
-            results = service.manager.rerank(trial.model, trial.query, trial.texts, call.cancel, terms_of(service, {}))
+            results = service.manager.rerank(trial.model, trial.query, trial.texts, call.cancel, terms)
         tokens = counted(service, call, trial.model, results, texts)
     seconds = time.monotonic() - began
     if "embedding" not in capabilities:

@@ -201,8 +201,7 @@ class Site:
         limit_form(request, LONGEST_FORM)
         visitor = g.modelyard_visitor = self.sign_ins.visitor(request)
         g.modelyard_line.caller = visitor.name or None
-        if visitor.key is not None:
-            g.modelyard_key, g.modelyard_line.key = visitor.key, visitor.key.id
+        g.modelyard_line.api_key = visitor.key
         check_origin(request)
         needs = self._needs.get(endpoint, EVERYONE)
         if not needs or visitor.may(needs):

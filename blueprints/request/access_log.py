@@ -13,6 +13,7 @@ from urllib.parse import quote
 import orjson
 from flask import Blueprint, Request, Response, g
 
+from ...access.keys import Key
 from ...engines.base import Vectors, cut_texts, other_model_of, tokens_of
 from ...errors import Unavailable
 from ...streams import OutputStream
@@ -41,8 +42,8 @@ class AccessLine:
 
     __slots__ = (
         *("_began", "_call", "_enabled", "_metrics", "_routine", "answered_by", "bytes", "caller", "error", "request"),
-        *("finish_reason", "first", "instance", "key", "model", "pieces", "prompt_tokens", "queued", "request_id"),
-        *("_answer", "_prompt", "_recent", "status", "trace", "usage"),
+        *("finish_reason", "first", "instance", "model", "pieces", "prompt_tokens", "queued", "request_id"),
+        *("_answer", "_prompt", "_recent", "api_key", "status", "trace", "usage"),
     )
 
     def __init__(
@@ -88,10 +89,15 @@ class AccessLine:
         self.error: str | None = None
         self.caller: str | None = None
         """The name of the request's token or API key."""
-        self.key: str | None = None
-        """The id of its API key."""
+        self.api_key: Key | None = None
+        """The API key that the guard has found; None for a request without one."""
         self.request_id = checked_id(request.headers.get(ID_HEADER, ""))
         """The id of the request; empty without one."""
+
+    @property
+    def key(self) -> str | None:
+        """The id of its API key."""
+        return None if self.api_key is None else self.api_key.id
 
     def milliseconds(self) -> float:
         """Return the milliseconds since the request began."""
@@ -139,11 +145,11 @@ class AccessLine:
             self._recent.note(line, self._prompt, answer)
         if self._enabled:
             level = logging.DEBUG if self._routine and self.status < HTTPStatus.BAD_REQUEST else logging.INFO
+            line = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **line}
             log.log(level, orjson.dumps(line).decode())
 
     def _facts(self) -> JSONObject:
         line: JSONObject = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "method": self.request.method,
             "path": self.request.path,
             "status": self.status,
@@ -170,13 +176,18 @@ class AccessLine:
             metrics.add(REFUSED, self.error)
 
 
-def read_call(service: Service, *, keeps_body: bool = True) -> JSONObject:
-    """Return the body of the current request, and note its model and span.
+def current_line() -> AccessLine:
+    """Return the access line of the current request."""
+    line: AccessLine = g.modelyard_line
+    return line
+
+
+def read_call(service: Service, line: AccessLine, *, keeps_body: bool = True) -> JSONObject:
+    """Return the body of the request of ``line``, which notes its model and span.
 
     Without ``keeps_body`` no page ever shows it: it may have private parameters.
     Raises InvalidRequest, RequestTooLarge, and Forbidden for a model that the request's API key may not use.
     """
-    line: AccessLine = g.modelyard_line
     body = read_object(line.request, service.settings.max_body_bytes)
     model = body.get("model")
     line.model = model if isinstance(model, str) else None
@@ -184,7 +195,7 @@ def read_call(service: Service, *, keeps_body: bool = True) -> JSONObject:
         line.keep_prompt(body)
     line.trace = read_body(service.tracing, line.request, line.trace, body)
     if line.model is not None:
-        check_model(line.model)
+        check_model(line.model, line.api_key)
     return body
 
 
@@ -219,21 +230,26 @@ def log_access(
     metrics: Metrics | None = None,
     recent: RecentRequests | None = None,
     routine: Collection[str] = (),
+    begun: Callable[[AccessLine], object] | None = None,
+    ended: Callable[[AccessLine, Response], object] | None = None,
 ) -> None:
     """Write an access line for every request of a blueprint; that of a stream is written by its body at the end.
 
     With ``tracing`` each request also has a span; ``metrics`` count them, and ``recent`` keeps the last of each model.
-    Successes of the views in ``routine`` are logged at debug level.
+    Successes of the views in ``routine`` are logged at debug level. Each line is given to ``begun`` when it is new, and
+    to ``ended`` with the response.
     """
 
     @blueprint.before_request
     def begin() -> None:
         call = current_request()
-        view = (call.endpoint or "").rpartition(".")[2]
+        is_routine = bool(routine) and (call.endpoint or "").rpartition(".")[2] in routine
         trace = arrived(tracing, call) if tracing is not None else None
-        g.modelyard_line = AccessLine(
-            call, enabled=enabled, routine=view in routine, trace=trace, metrics=metrics, recent=recent
+        g.modelyard_line = line = AccessLine(
+            call, enabled=enabled, routine=is_routine, trace=trace, metrics=metrics, recent=recent
         )
+        if begun is not None:
+            begun(line)
 
     @blueprint.after_request
     def note(response: Response) -> Response:
@@ -246,6 +262,8 @@ def log_access(
                 line.bytes = response.content_length or 0
                 if line.keeps_bodies:
                     line.keep_answer([response.get_data()[:LONGEST_BODY].decode("utf-8", "replace")])
+            if ended is not None:
+                ended(line, response)
         return response
 
     @blueprint.teardown_request

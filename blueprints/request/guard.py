@@ -309,13 +309,9 @@ def install(
         token = guard.check(current_request())
         if token is None:
             return
-        line = g.get("modelyard_line")
-        if line is not None:
+        if (line := g.get("modelyard_line")) is not None:
             line.caller = token.name
-        if isinstance(token, Key):
-            g.modelyard_key = token
-            if line is not None:
-                line.key = token.id
+            line.api_key = token if isinstance(token, Key) else None
 
     if keys is not None:
 

@@ -21,7 +21,8 @@ ASSUMED_TOKENS = 256
 
 def key_of_request() -> Key | None:
     """Return the API key that the guard has found; None for a request without one."""
-    key: Key | None = g.get("modelyard_key")
+    line = g.get("modelyard_line")
+    key: Key | None = None if line is None else line.api_key
     return key
 
 
@@ -36,9 +37,8 @@ def may_see(key: str) -> bool:
     return key == MANAGER_KEY or bool(visible([key.rpartition("@")[0]]))
 
 
-def check_model(model: str) -> None:
-    """Raise Forbidden if the key of the request may not use ``model``, by the name that the client has written."""
-    key = key_of_request()
+def check_model(model: str, key: Key | None) -> None:
+    """Raise Forbidden if ``key`` may not use ``model``, by the name that the client has written; None may use all."""
     if key is not None and not key.allows(model):
         raise Forbidden(f"the key {key.name} may not use the model {model!r}: it may use {', '.join(key.models)}")
 

@@ -21,8 +21,7 @@ class MountedBlueprint(Blueprint):
     def __init__(self, name: str, import_name: str, **options: Any) -> None:
         """Take the arguments of `Blueprint`."""
         super().__init__(name, import_name, **options)
-        self.url_value_preprocessor(_drop_host)
-        self.url_defaults(_add_host)
+        self.record_once(_match_hosts)
 
     def make_setup_state(
         self, app: Any, options: dict[str, Any], first_registration: bool = False
@@ -37,6 +36,12 @@ class _AnyHost(BlueprintSetupState):
         self, rule: str, endpoint: str | None = None, view_func: Callable[..., Any] | None = None, **options: Any
     ) -> None:
         super().add_url_rule(rule, endpoint, view_func, **{"host": f"<{_HOST}>", **options})
+
+
+def _match_hosts(state: BlueprintSetupState) -> None:
+    if state.app.url_map.host_matching:
+        state.app.url_value_preprocessor(_drop_host)
+        state.app.url_defaults(_add_host)
 
 
 def _drop_host(endpoint: str | None, values: dict[str, Any] | None) -> None:

@@ -14,15 +14,15 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from flask import Request, Response, g, request
+from flask import Request, Response
 
 from ...errors import Cancelled, EngineError, ModelyardError, WorkerLost
 from ...streams import Cancel, OutputStream
 from ...types import Burst
 from ...wire.chunks import LOAD_HEADER
 from ...worker.protocol import ClientOfServer, Permit, Service
-from .access_log import AccessLine, naming
-from .keys import key_of_request, prompt_tokens, reserved_tokens
+from .access_log import AccessLine, current_line, naming
+from .keys import prompt_tokens, reserved_tokens
 from .problems import unforeseen
 
 if TYPE_CHECKING:
@@ -42,13 +42,14 @@ class Call:
     The constructor raises Overloaded, Draining or NotReady.
     """
 
-    __slots__ = ("_client", "_closed", "_line", "_permit", "_prompt", "_service", "_sock", "_timed", "_used", "cancel")
+    __slots__ = ("_client", "_closed", "_permit", "_prompt", "_service", "_sock", "_timed", "_used", "cancel", "line")
 
-    def __init__(self, service: Service, request: Request) -> None:
+    def __init__(self, service: Service, line: AccessLine) -> None:
+        """Begin the call of the request of ``line``."""
         service.check_open()
         service.budget.enter()
         self._service = service
-        self._line: AccessLine | None = g.get("modelyard_line")
+        self.line = line
         self._closed = False
         self._timed = False
         self._permit: Permit | None = None
@@ -56,8 +57,8 @@ class Call:
         self._used: Callable[[], int | None] = lambda: None
         self.cancel = Cancel()
         service.requests.add(self.cancel)
-        self._sock = socket_of(request)
-        self._client = _client_of(request.environ, self._sock)
+        self._sock = socket_of(line.request)
+        self._client = _client_of(line.request.environ, self._sock)
         if self._client is not None:
             try:
                 service.watcher.watch(self._client, self.cancel.set)
@@ -67,9 +68,8 @@ class Call:
 
     def note_queue(self) -> None:
         """Write down how long the request stood in line, and where it was sent."""
-        if self._line is not None:
-            self._line.queued = self.cancel.queued
-            self._line.instance = self.cancel.instance
+        self.line.queued = self.cancel.queued
+        self.line.instance = self.cancel.instance
 
     def admit(
         self, characters: int, answers: Sequence[int | None] = (), used: Callable[[], int | None] = lambda: None
@@ -79,7 +79,7 @@ class Call:
         The tokens are those of a prompt of so many ``characters``, and of ``answers``, each with its limit of tokens.
         At the end those count that ``used`` returns; where it returns None, the prompt and the pieces of the answer.
         """
-        key, keys = key_of_request(), self._service.keys
+        key, keys = self.line.api_key, self._service.keys
         if key is None or keys is None or not key.limits:
             return
         self._prompt = prompt_tokens(characters)
@@ -100,7 +100,7 @@ class Call:
             return
         used = self._used() if error is None or isinstance(error, _HAS_BEGUN) else 0
         if used is None:
-            used = self._prompt + (self._line.pieces or 0 if self._line is not None else 0)
+            used = self._prompt + (self.line.pieces or 0)
         permit.close(used)
 
     def bound_writes(self, seconds: float) -> None:
@@ -131,7 +131,7 @@ class Call:
 @contextlib.contextmanager
 def called(service: Service) -> Iterator[Call]:
     """Give the call of the current request, for a body that computes its whole answer, and close it."""
-    call = Call(service, request)
+    call = Call(service, current_line())
     try:
         yield call
     except BaseException as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, TypeVar
 
 from ..engines.base import Vectors
@@ -49,6 +49,8 @@ T = TypeVar("T")
 
 PROBE_TIMEOUT = (1.0, 2.0)
 """Seconds to connect, and of silence."""
+_KEYS = 1024
+"""Worker keys whose counts are kept at hand."""
 
 
 class RemoteWorkerManager(SharedCalls):
@@ -77,6 +79,7 @@ class RemoteWorkerManager(SharedCalls):
         self.view = view
         self.routes = Routes()
         self._metrics = metrics or Metrics()
+        self._counts = lru_cache(_KEYS)(self._new_counts)
         models = models if local is None else local.models
         self._directory = Directory(
             view,
@@ -109,7 +112,7 @@ class RemoteWorkerManager(SharedCalls):
         look, look_again = lambda: directory.all_of(key), lambda: directory.refreshed(key)
         return Attempts(key, look, look_again, self.routes, terms, self._failed)
 
-    def _counts(self, key: str) -> CallCounts:
+    def _new_counts(self, key: str) -> CallCounts:
         name, worker_type = split_worker_key(key)
         return CallCounts(self._metrics, ROUTED, name, worker_type.value)
 

@@ -217,11 +217,10 @@ class OpenAI(Engine):
     def _whole(self, backend: Backend, call: BackendCall) -> Bursts:
         answer = openai_answers.BackendAnswer(backend.where)
         with self._sent(backend, call, self.params.whole_timeout) as response:
-            if _media_type(response) == "text/event-stream":  # it streams all the same
-                yield answer.read(response.content)
-            else:
-                yield answer.burst([response.content])
-        yield answer.ending()
+            # Some stream all the same.
+            is_stream = _media_type(response) == "text/event-stream"
+            burst = answer.read(response.content) if is_stream else answer.burst([response.content])
+        yield answer.whole(burst)
 
     def _streamed(self, backend: Backend, call: BackendCall) -> Bursts:
         answer = openai_answers.BackendAnswer(backend.where)
@@ -229,8 +228,7 @@ class OpenAI(Engine):
         sent = self._waiting.result(lambda: self._sent(backend, call), TICK, Response.close)
         with (yield from sent) as response:
             if _media_type(response) == "application/json":  # it does not stream
-                yield answer.burst([response.content])
-                yield answer.ending()
+                yield answer.whole(answer.burst([response.content]))
                 return
             quiet_since = time.monotonic()
             while (data := response.read1()) != b"":

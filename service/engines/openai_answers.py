@@ -15,7 +15,7 @@ import orjson
 from ..errors import EngineError, FieldError, InvalidRequest, ModelyardError, NotReady, Overloaded, PromptTooLong
 from ..types import Burst, JSONObject, details_of
 from ..wire.errors import TOO_LONG, code_in, detail_words
-from .openai_events import EventDecoder, TextEvents
+from .openai_events import EventDecoder, TextEvents, first_events
 
 DONE = b"[DONE]"
 
@@ -52,10 +52,20 @@ class BackendAnswer:
 
     def read(self, data: bytes) -> Burst | None:
         """Return what the next bytes of a stream say, as `burst` does. Raises ValueError like the decoder."""
-        if not self._decoder.is_within_event and (texts := self._texts.texts_of(data)):
-            self._check()
-            return Burst(texts)
-        return self.burst(self._decoder.feed(data))
+        self._check()
+        pieces: list[str] = []
+        deltas: dict[int, JSONObject] = {}
+        if not self._decoder.is_within_event:
+            if not self._has_begun:
+                # One of the first two is the model of those that follow.
+                first, data = first_events(data, 2)
+                self._take(self._decoder.feed(first), pieces, deltas)
+            if self._error is None:
+                texts, data = self._texts.leading(data)
+                pieces += texts
+        if data and self._error is None:
+            self._take(self._decoder.feed(data), pieces, deltas)
+        return self._made(pieces, deltas)
 
     def burst(self, events: Iterable[bytes]) -> Burst | None:
         """Return what ``events`` say as one burst; None if that is nothing new. Raises the error of an event.
@@ -65,14 +75,18 @@ class BackendAnswer:
         """
         self._check()
         pieces: list[str] = []
-        deltas: list[JSONObject] = []
+        deltas: dict[int, JSONObject] = {}
+        self._take(events, pieces, deltas)
+        return self._made(pieces, deltas)
+
+    def _take(self, events: Iterable[bytes], pieces: list[str], deltas: dict[int, JSONObject]) -> None:
+        """Add the ``pieces`` of ``events``, and what comes with some of them: ``deltas``, by the index of the piece."""
         for event in events:
             if event == DONE:
                 self.has_ended = True
                 continue
             if text := self._texts.text_of(event):
                 pieces.append(text)
-                deltas.append({})
                 continue
             try:
                 choice = self._choice(event)
@@ -80,7 +94,7 @@ class BackendAnswer:
                 if not (self._has_begun and pieces):
                     raise
                 self._error = error
-                break
+                return
             if choice is None:
                 continue
             piece, delta = _content_of(choice)
@@ -88,13 +102,22 @@ class BackendAnswer:
                 self._texts.learn(event, self._text_in)
             if "logprobs" in delta and (echoed := _before_tokens(piece, delta["logprobs"]["content"])):
                 pieces.append(echoed)
-                deltas.append({})
                 piece = piece.removeprefix(echoed)
+            if delta:
+                deltas[len(pieces)] = delta
             if piece or delta:
                 pieces.append(piece)
-                deltas.append(delta)
-        self._has_begun = self._has_begun or bool(pieces)
-        return Burst(pieces, deltas=deltas if any(deltas) else None) if pieces else None
+
+    def _made(self, pieces: list[str], deltas: dict[int, JSONObject]) -> Burst | None:
+        if not pieces:
+            return None
+        self._has_begun = True
+        return Burst(pieces, deltas=[deltas.get(index, {}) for index in range(len(pieces))] if deltas else None)
+
+    def whole(self, burst: Burst | None) -> Burst:
+        """Return ``burst``, which is all that has come, as the last one. Raises like `ending`."""
+        ending = self.ending()
+        return ending if burst is None else ending._replace(pieces=burst.pieces, deltas=burst.deltas)
 
     def ending(self) -> Burst:
         """Return the last burst. Raises EngineError if the answer broke off."""
@@ -190,9 +213,9 @@ def _logprobs_in(logprobs: Any) -> list[JSONObject] | None:
 def _counts(usage: Any) -> JSONObject | None:
     if not isinstance(usage, dict) or not usage:
         return None
-    prompt, completion = (
-        count if type(count := usage.get(name)) is int else 0 for name in ("prompt_tokens", "completion_tokens")
-    )
+    prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    prompt = prompt if type(prompt) is int else 0
+    completion = completion if type(completion) is int else 0
     counts = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
     return counts | details_of(usage)
 

@@ -6,7 +6,6 @@ import logging
 import random
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
 from typing import TypeVar
 
 from ..affinity import Candidate, preferred
@@ -100,11 +99,11 @@ class Backends:
         has_begun = False
         while True:
             backend = self._take(tried, session)
+            results = call(backend)
             try:
-                with closing(call(backend)) as results:
-                    for result in results:
-                        has_begun = has_begun or result is not None
-                        yield result
+                for result in results:
+                    has_begun = has_begun or result is not None
+                    yield result
             except Unavailable as error:
                 if cancel.is_set():
                     raise
@@ -119,6 +118,7 @@ class Backends:
             else:
                 return
             finally:
+                results.close()
                 with self._lock:
                     backend.requests -= 1
 
@@ -129,12 +129,14 @@ class Backends:
         """
         with self._lock:
             left = [backend for backend in self._all if backend not in tried]
-            usable = [backend for backend in left if not backend.trouble] or left
-            taken = self._preferred(session, usable)
-            if taken is None:
-                taken = min(usable, key=lambda backend: (backend.requests, random.random()))  # noqa: S311 - no secret
+            taken = left[0] if len(left) == 1 else self._best(left, session)
             taken.requests += 1
             return taken
+
+    def _best(self, left: Sequence[Backend], session: str) -> Backend:
+        usable = [backend for backend in left if not backend.trouble] or left
+        least_busy = min(usable, key=lambda backend: (backend.requests, random.random()))  # noqa: S311 - no secret
+        return self._preferred(session, usable) or least_busy
 
     def _preferred(self, session: str, usable: Sequence[Backend]) -> Backend | None:
         if not session or len(usable) == 1:

@@ -21,6 +21,16 @@ _MOST_TRIES = 4
 """Events that become the model of the next ones, of which none is like them: a field of some servers always changes."""
 
 
+def first_events(data: bytes, count: int) -> tuple[bytes, bytes]:
+    """Return the first ``count`` events of ``data``, with their framing, and the rest; fewer if there are no more."""
+    end = 0
+    for _ in range(count):
+        end = data.find(_CLOSING, end) + len(_CLOSING)
+        if end < len(_CLOSING):
+            return data, b""
+    return data[:end], data[end:]
+
+
 class EventDecoder:
     """Takes the bytes of server-sent events as they come, and gives the data of those that are whole. No I/O."""
 
@@ -82,22 +92,26 @@ class TextEvents:
         self._before = self._after = self._seam = b""
         self._tries = 0
 
-    def texts_of(self, data: bytes) -> list[str]:
-        """Return the texts of ``data``, events with their framing; nothing where something else is new, or may be."""
+    def leading(self, data: bytes) -> tuple[list[str], bytes]:
+        """Return the texts of the events that ``data`` begins with, and the rest of it.
+
+        No texts, and all of it, where something else than the text is new in one of the events, or may be.
+        """
         before, after = _OPENING + self._before, self._after + _CLOSING
-        if not self._before or not data.startswith(before) or not data.endswith(after):
-            return []
-        texts = data[len(before) - 1 : len(data) - len(after) + 1].split(self._seam)
+        end = data.rfind(after) if self._before and data.startswith(before) else -1
+        if end < 0:
+            return [], data
+        texts = data[len(before) - 1 : end + 1].split(self._seam)
         listed = _BETWEEN.join(texts)
         # Only the quotes around the texts: so each of them is a JSON string exactly if all are.
         if listed.count(b'"') != 2 * len(texts) or b'\\"' in listed:
-            return []
+            return [], data
         try:
             strings: list[str] = orjson.loads(b"[%b]" % listed)
         except orjson.JSONDecodeError:
-            return []
+            return [], data
         self._tries = 0
-        return strings if all(strings) else []
+        return (strings, data[end + len(after) :]) if all(strings) else ([], data)
 
     def text_of(self, event: bytes) -> str | None:
         """Return the text of ``event``; None where something else is new."""

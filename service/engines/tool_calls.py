@@ -40,6 +40,8 @@ class ToolCalls:
     def tidied(self, burst: Burst) -> Burst | None:
         """Return a burst of the answer with its parts as clients expect them; None if nothing is left of it."""
         pieces, deltas = burst.pieces, burst.deltas
+        if not deltas and not self._calls:
+            return burst if pieces or burst.finish_reason is not None else None
         if deltas and any("tool_calls" in delta for delta in deltas):
             given = zip(pieces, map(self._tidied, deltas), strict=True)
             kept = [(piece, delta) for piece, delta in given if piece or delta]

@@ -98,7 +98,8 @@ class Clients:
             sock = environ.get("gunicorn.socket")
             if sock is not None:
                 now, inode = time.monotonic(), os.fstat(sock.fileno()).st_ino
-                connection = environ[_KEY] = self._connections.setdefault(inode, Connection(now))
+                connection = self._connections.get(inode) or self._connections.setdefault(inode, Connection(now))
+                environ[_KEY] = connection
                 connection.since, connection.is_busy = now, True
                 connection.is_kept = connection.is_suspect = False
                 environ["wsgi.input"] = _Body(environ["wsgi.input"], connection)

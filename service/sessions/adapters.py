@@ -8,7 +8,9 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -20,6 +22,20 @@ from .connections import Connection, TLSConnection
 
 IDLE_LIMIT = 30.0
 """Seconds that a connection is kept for another request; our servers keep theirs longer."""
+
+
+class RawResponse:
+    """The attributes of a response of requests that are read here. One of requests takes a cookie jar and a lock."""
+
+    __slots__ = ("headers", "raw", "request", "status_code", "url")
+
+    def __init__(self, request: requests.PreparedRequest, response: BaseHTTPResponse) -> None:
+        """Keep the ``response`` to a ``request``, whose body has not been read."""
+        self.request = request
+        self.url = request.url
+        self.status_code = response.status
+        self.headers = response.headers
+        self.raw = response
 
 
 class _Idle:
@@ -36,9 +52,9 @@ class _Idle:
 
         urllib3 makes a new connection then.
         """
-        call = current_call()
-        if call is None or not call.fresh:
-            with suppress(IndexError):
+        call = current_call.get()
+        if self._connections and (call is None or not call.fresh):
+            with suppress(IndexError):  # another thread may take the last one
                 return self._connections.pop()
         raise queue.Empty
 
@@ -56,6 +72,12 @@ class _Idle:
         with suppress(IndexError):  # another thread may take the last one
             while self._connections[0].idle_since < since:
                 self._connections.popleft().close()
+
+
+@lru_cache(1024)
+def _target(url: str) -> str:
+    parts = urlsplit(url)
+    return (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
 
 
 class _Pool(HTTPConnectionPool):
@@ -112,15 +134,11 @@ class _Adapter(HTTPAdapter):
 
     def request_url(self, request: requests.PreparedRequest, proxies: Any) -> str:
         """Return the path and query: no request is sent through a proxy."""
-        return request.path_url
+        return _target(request.url or "")
 
     def build_response(self, req: requests.PreparedRequest, resp: BaseHTTPResponse) -> requests.Response:
-        """Return the response without its cookies, which no session of ours keeps, and without a guess of its text."""
-        response = requests.Response()
-        response.status_code, response.reason = resp.status, resp.reason or ""
-        response.headers = resp.headers  # type: ignore[assignment]  # urllib3's mapping, as good as that of requests
-        response.raw, response.url, response.request = resp, req.url or "", req
-        return response
+        """Return a `RawResponse`: no session of ours keeps cookies, and none guesses the coding of a text."""
+        return RawResponse(req, resp)  # type: ignore[return-value]
 
     def close(self) -> None:
         """Close the idle connections; those in use are closed when their responses are."""
@@ -134,12 +152,13 @@ class _RequestsSession(requests.Session):
 
     def __init__(self, adapter: HTTPAdapter) -> None:
         super().__init__()
+        self._adapter = adapter
         for scheme in ("http://", "https://", "http+unix://"):
             self.mount(scheme, adapter)
 
     def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
         """Return the response as the adapter has it. ``options`` are those of `HTTPAdapter.send`."""
-        return self.get_adapter(request.url or "").send(request, **options)
+        return self._adapter.send(request, **options)
 
 
 def new_requests_session(tls: Callable[[], ssl.SSLContext]) -> requests.Session:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
@@ -66,19 +64,6 @@ class Call:
             if self._connection is not None:
                 self._connection.shut_down()
 
-    @contextmanager
-    def sent_here(self) -> Iterator[None]:
-        """Make this the current call of the thread, or greenlet, in the body of a ``with``."""
-        token = _current.set(self)
-        try:
-            yield
-        finally:
-            _current.reset(token)
 
-
-_current: ContextVar[Call | None] = ContextVar("modelyard_call", default=None)
-
-
-def current_call() -> Call | None:
-    """Return the current call of this thread; None without one. It passes requests and urllib3 this way."""
-    return _current.get()
+current_call: ContextVar[Call | None] = ContextVar("modelyard_call", default=None)
+"""The call that this thread, or greenlet, is sending; None without one. It passes requests and urllib3 this way."""

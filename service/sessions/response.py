@@ -51,14 +51,13 @@ class Response:
         """Return why the end or the encoding of the body is not clear; None if both are."""
         if self.status_code < 200:
             return f"an interim status, {self.status_code}, is all that comes"
-        coding = self.headers.get("Transfer-Encoding", "chunked")
-        if coding.lower() != "chunked":
-            return f"the transfer-encoding {coding!r} is not understood"
-        if "Content-Length" in self.headers and self._raw.length_remaining is None and not self._raw.chunked:
-            return f"the content-length {self.headers['Content-Length']!r} is not a length"
-        coding = self.headers.get("Content-Encoding", "identity")
-        if coding.lower() != "identity":
-            return f"the body is compressed ({coding}), which was not requested"
+        headers = self.headers  # asked at first whether it has a header: its `get` is slow for one that it has not
+        if "Transfer-Encoding" in headers and headers["Transfer-Encoding"].lower() != "chunked":
+            return f"the transfer-encoding {headers['Transfer-Encoding']!r} is not understood"
+        if "Content-Length" in headers and self._raw.length_remaining is None and not self._raw.chunked:
+            return f"the content-length {headers['Content-Length']!r} is not a length"
+        if "Content-Encoding" in headers and headers["Content-Encoding"].lower() != "identity":
+            return f"the body is compressed ({headers['Content-Encoding']}), which was not requested"
         return None
 
     @property

@@ -12,6 +12,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 
 import requests
+import urllib3
 
 from ..errors import ConfigError, WorkerSilent, WorkerUnreachable
 from ..processes import PerProcess
@@ -19,7 +20,7 @@ from ..streams import Cancel
 from ..version import __version__
 from .adapters import new_requests_session
 from .address import origin_of
-from .calls import Call
+from .calls import Call, current_call
 from .faults import FOREIGN, fault_of
 from .response import Response
 
@@ -96,17 +97,18 @@ class Session:
             raise WorkerUnreachable(str(error)) from None
         connect_timeout, read_timeout = timeout or (self.connect_timeout, self.read_timeout)
         fields = dict(template.headers)
-        _set(fields, self._current_headers())
+        if current := self._current_headers():
+            _set(fields, current)
         if self._token is not None and (token := self._token()) is not None:
             _set(fields, {"Authorization": f"Bearer {token}"})
         if body is not None:
             _set(fields, {"Content-Type": "application/json", "Content-Length": str(len(body))})
         if not reuse:
             _set(fields, {"Connection": "close"})
-        _set(fields, headers or {})
+        if headers:
+            _set(fields, headers)
         prepared = requests.PreparedRequest()
         prepared.method, prepared.url, prepared.body = template.method, template.url, body
-        # A plain dict: to copy and to read one of requests costs more than all else that is done with it.
         prepared.headers = fields  # type: ignore[assignment]
         call = Call(origin, read_timeout, until, fresh=not reuse, keep=reuse)
         try:
@@ -121,14 +123,10 @@ class Session:
     ) -> Response:
         if cancel is not None:
             cancel.on_set(call.end)
+        token = current_call.set(call)
         try:
-            with call.sent_here():
-                response = self._sessions.get().send(
-                    prepared,
-                    stream=True,
-                    timeout=(connect_timeout, call.read_timeout),
-                    proxies={},
-                )
+            timeout = _timeout(connect_timeout, call.read_timeout)
+            response = self._sessions.get().send(prepared, stream=True, timeout=timeout, proxies={})  # type: ignore[arg-type]
             return Response(response, call, cancel)
         except BaseException as error:
             call.let_go()
@@ -139,9 +137,14 @@ class Session:
             if isinstance(error, FOREIGN):
                 raise fault_of(error, call) from error
             raise
+        finally:
+            current_call.reset(token)
 
     def _prepare(self, method: str, url: str) -> requests.PreparedRequest:
-        return requests.Request(method, url, headers=self._headers).prepare()
+        prepared = requests.Request(method, url, headers=self._headers).prepare()
+        # A plain dict: to copy and to read one of requests costs more than all else that is done with it.
+        prepared.headers = dict(prepared.headers)  # type: ignore[assignment]
+        return prepared
 
     def close(self) -> None:
         """Close the idle connections of this process; each other one is closed with its response.
@@ -150,6 +153,11 @@ class Session:
         """
         if (session := self._sessions.pop()) is not None:
             session.close()
+
+
+@lru_cache
+def _timeout(connect: float, read: float) -> urllib3.Timeout:
+    return urllib3.Timeout(connect=connect, read=read)
 
 
 def _set(fields: dict[str, str], headers: Mapping[str, str]) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from ..errors import Cancelled, Conflict, ModelyardError, Overloaded
 from ..streams import Cancel
+from ..threads import bounded_semaphore
 from ..types import JSONObject
 
 BATCH_TURN = 8
@@ -320,7 +321,7 @@ class Budget:
         self.threads = threads
         self.reserve = reserve
         self.total = threads - reserve
-        self._free = threading.BoundedSemaphore(self.total)
+        self._free = bounded_semaphore(self.total)
         # One item for each thread that is taken: a semaphore does not tell its value.
         self._taken: deque[None] = deque()
 

@@ -380,6 +380,26 @@ def test_only_the_first_of_events_that_differ_in_their_text_is_read_as_json(monk
     assert len(read) < 70
 
 
+def test_few_events_of_an_answer_that_comes_at_once_are_read_as_json(monkeypatch: pytest.MonkeyPatch):
+    read: list[bytes] = []
+
+    def loads(data: bytes) -> Any:
+        read.append(data)
+        return json.loads(data)
+
+    monkeypatch.setattr(openai_events.orjson, "loads", loads)
+    texts = [f"t{number}" for number in range(20)]
+    role = {**FIELDS, "choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}
+    end = {**FIELDS, "choices": [{"index": 0, "delta": {}, "finish_reason": "length"}]}
+    events = [json.dumps(event).encode() for event in (role, *(chunk(text, **FIELDS) for text in texts), end)]
+    answer = BackendAnswer("backend")
+    assert answer.read(b"".join(b"data: %b\n\n" % event for event in (*events, b"[DONE]"))) == Burst(texts)
+    assert answer.ending().finish_reason == "length"
+    assert (
+        len([data for data in read if data.startswith(b"{")]) == 4
+    )  # these two, the first text, and one made up of it
+
+
 @pytest.mark.parametrize("text", [b'a","b', b"a\\", b"a\n", b"\xff", b"\\x"])
 def test_a_text_that_is_no_json_is_refused_wherever_it_comes(text):
     before, after = json.dumps(chunk("TEXT", **FIELDS)).encode().split(b"TEXT")
@@ -702,10 +722,10 @@ def test_an_answer_that_is_read_at_its_end_is_not_streamed():
     choice = {"index": 0, "message": message, "logprobs": logprobs, "finish_reason": "tool_calls"}
     usage = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
     with over(whole(200, {"choices": [choice], "usage": usage})) as (made, server):
-        burst, end = ask(made, whole=True)
+        (burst,) = ask(made, whole=True)
     delta = {"reasoning_content": "hm", "tool_calls": [call], "logprobs": {**logprobs, "refusal": None}}
     assert (burst.pieces, burst.deltas) == (["yes"], [delta])
-    assert (end.finish_reason, end.usage) == ("tool_calls", usage)
+    assert (burst.finish_reason, burst.usage) == ("tool_calls", usage)
     assert not {"stream", "stream_options", "whole"} & server.requests[-1].json().keys()
 
 

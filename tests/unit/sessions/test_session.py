@@ -87,14 +87,14 @@ def test_a_request_says_who_asks_and_what_was_configured():
 def test_a_header_is_sent_once_however_its_name_is_written(monkeypatch: pytest.MonkeyPatch):
     sent = Session(headers={"user-agent": "mine", "authorization": "Basic none"}, token=lambda: "secret")
     writes: list[bytes] = []
-    sendall = socket.socket.sendall
+    send = socket.socket.send
 
-    def noted(sock: socket.socket, data: bytes, *flags: int) -> None:
+    def noted(sock: socket.socket, data: bytes, *flags: int) -> int:
         writes.append(data)
-        sendall(sock, data, *flags)
+        return send(sock, data, *flags)
 
     with faulty(says(HELLO)) as server:
-        monkeypatch.setattr(socket.socket, "sendall", noted)
+        monkeypatch.setattr(socket.socket, "send", noted)
         ask(sent, "POST", server.url, body=b"{}", headers={"CONTENT-TYPE": "application/x"})
         sent.close()
     first, *lines = writes[0].decode().partition("\r\n\r\n")[0].split("\r\n")
@@ -115,7 +115,7 @@ def test_a_request_without_a_body_has_no_length(session: Session):
 def test_a_line_break_in_a_header_is_refused_before_anything_is_sent(session: Session):
     with pytest.raises(ConfigError, match="remote headers"):
         Session(headers={"X-A": "b\r\nX-C: d"})
-    with faulty(says(HELLO)) as server, pytest.raises(ValueError, match="Invalid header"):
+    with faulty(says(HELLO)) as server, pytest.raises(ValueError, match=r"X-A.*one line"):
         ask(session, "GET", server.url, headers={"X-A": "b\nX-C: d"})
     assert server.connections == 0
 
@@ -704,15 +704,15 @@ def test_chunks_that_come_alone_or_together_are_one_read_of_the_socket(
 
 def test_a_request_leaves_in_one_write(session: Session, monkeypatch: pytest.MonkeyPatch):
     writes: list[bytes] = []
-    sendall = socket.socket.sendall
+    send = socket.socket.send
 
-    def noted(sock: socket.socket, data: bytes, *flags: int) -> None:
+    def noted(sock: socket.socket, data: bytes, *flags: int) -> int:
         if b"HTTP/1.1\r\n" in data or b"the body" in data:
             writes.append(data)
-        sendall(sock, data, *flags)
+        return send(sock, data, *flags)
 
     with faulty(says(HELLO)) as server:
-        monkeypatch.setattr(socket.socket, "sendall", noted)
+        monkeypatch.setattr(socket.socket, "send", noted)
         ask(session, "POST", server.url, body=b'"the body"')
         ask(session, "GET", server.url)
     assert [data.partition(b" ")[0] for data in writes] == [b"POST", b"GET"]

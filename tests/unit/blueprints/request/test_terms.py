@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from flask import Flask, g, request
+from flask import Flask, request
 from modelyard.blueprints.openai import schemas
 from modelyard.blueprints.request.access_log import AccessLine
 from modelyard.blueprints.request.terms import terms_of
@@ -33,8 +33,7 @@ def terms(
     service: Any = SimpleNamespace(settings=settings, budget=Roomy())
     names = {name.replace("_", "-"): value for name, value in headers.items()}
     with Flask(__name__).test_request_context(headers=names):
-        g.modelyard_line = AccessLine(request, enabled=False)
-        return terms_of(service, body or {}, prompt)
+        return terms_of(service, AccessLine(request, enabled=False), body or {}, prompt)
 
 
 def session(

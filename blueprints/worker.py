@@ -69,6 +69,7 @@ class _Chunks(ChunkEncoder):
     """The stream of generate_stream, with the errors of `problems` as its last chunk."""
 
     silence = EMPTY_CHUNK
+    one_write = False
 
     def __init__(self, *, delta: bool) -> None:
         super().__init__(delta=delta)

@@ -46,6 +46,7 @@ class Events:
     """A choice without text."""
     silence = _KEEP_ALIVE
     content_type = EVENTS_TYPE
+    one_write = True
 
     def __init__(self, header: Header, usage: Usage, generation: Generation) -> None:
         """Begin each event with ``header``; send ``usage`` at the end where ``generation`` asks for it."""
@@ -160,6 +161,7 @@ class PieceEvents(ABC):
 
     content_type = EVENTS_TYPE
     silence = _KEEP_ALIVE
+    one_write = True
 
     def __init__(self, header: Header, usage: Usage, generation: Generation) -> None:
         """Begin the answer with ``header``, and count its ``usage``."""

@@ -42,7 +42,10 @@ class Call:
     The constructor raises Overloaded, Draining or NotReady.
     """
 
-    __slots__ = ("_client", "_closed", "_permit", "_prompt", "_service", "_sock", "_timed", "_used", "cancel", "line")
+    __slots__ = (
+        *("_client", "_closed", "_is_holding", "_permit", "_prompt", "_service", "_sock", "_timed", "_used"),
+        *("cancel", "line"),
+    )
 
     def __init__(self, service: Service, line: AccessLine) -> None:
         """Begin the call of the request of ``line``."""
@@ -52,6 +55,7 @@ class Call:
         self.line = line
         self._closed = False
         self._timed = False
+        self._is_holding = False
         self._permit: Permit | None = None
         self._prompt = 0
         self._used: Callable[[], int | None] = lambda: None
@@ -108,6 +112,19 @@ class Call:
         if self._sock is not None:
             self._timed = bound_writes(self._sock, seconds)
 
+    def hold_writes(self) -> None:
+        """Let writes to the client wait for `send_held`, so that they leave in one packet; the kernel waits 200 ms."""
+        with contextlib.suppress(OSError, AttributeError):  # a socket of another kind, or another system
+            self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
+            self._is_holding = True
+
+    def send_held(self) -> None:
+        """Send what `hold_writes` has held back."""
+        if self._is_holding:
+            self._is_holding = False
+            with contextlib.suppress(OSError):  # it is closed
+                self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
+
     def close(self, error: BaseException | None = None) -> None:
         """Release the socket, the thread and the place of the key; a second call does nothing.
 
@@ -116,6 +133,7 @@ class Call:
         if self._closed:
             return
         self._closed = True
+        self.send_held()
         self.note_queue()
         try:
             self.finish(error)
@@ -179,6 +197,8 @@ class Encoder(Protocol):
     content_type: str
     silence: bytes
     """The bytes that break a silence, without a meaning."""
+    one_write: bool
+    """Whether each burst is one write at most."""
 
     def alive(self) -> bytes:
         """Return the same as an event, which some clients wait for; it leaves after `EVENT_TIMEOUT`."""
@@ -213,6 +233,8 @@ class StreamBody:
         """Seconds without an event."""
         self._first: Burst | None = None
         self._writes: Iterator[bytes] = iter(())
+        self._taken = 0
+        """The writes that the server has taken."""
         self._closed = False
         self._ended = False
 
@@ -221,6 +243,7 @@ class StreamBody:
 
         Raises the errors of the stream.
         """
+        self._call.hold_writes()  # the headers leave with the first write
         deadline = time.monotonic() + timeout
         while self._first is None:
             try:
@@ -241,12 +264,16 @@ class StreamBody:
         self._ended = True
         data = self._taken_prefix() + self._encoder.end()
         self._call.finish()  # before the last byte leaves: the client's next request may come at once
+        self._call.hold_writes()  # what the server puts after the last write leaves with it
         self._writes = iter((data,) if data else ())
 
     def __iter__(self) -> Iterator[bytes]:
         return self
 
     def __next__(self) -> bytes:
+        self._taken += 1
+        if self._taken == 2 and not self._ended:  # the first is written
+            self._call.send_held()
         data = self._next_data()
         self._line.bytes += len(data)
         return data
@@ -258,12 +285,12 @@ class StreamBody:
             raise StopIteration
         if self._first is not None:
             first, self._first = self._first, None
-            if (data := self._encode(first)) is not None:
+            if (data := self._encode(first)) is not None and not self._is_last(first, data):
                 return data
         quiet_until = time.monotonic() + self._silence_timeout
         try:
             for burst in self._stream:
-                if burst is not None and (data := self._encode(burst)) is not None:
+                if burst is not None and (data := self._encode(burst)) is not None and not self._is_last(burst, data):
                     return data
                 if time.monotonic() >= quiet_until:
                     return self._break_silence()
@@ -272,6 +299,13 @@ class StreamBody:
             return self._taken_prefix() + self._failure(error)
         self._end()
         return next(self._writes)
+
+    def _is_last(self, burst: Burst, data: bytes) -> bool:
+        """Return whether a burst is the last: then its ``data`` leaves with what stands after it."""
+        if burst.finish_reason is None or not self._encoder.one_write:
+            return False
+        self._prefix = data
+        return True
 
     def _break_silence(self) -> bytes:
         self._silence += self._silence_timeout

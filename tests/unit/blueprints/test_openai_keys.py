@@ -55,12 +55,13 @@ class Served:
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[Served]:
-    settings = Settings(state_dir=str(tmp_path / "state"), models=["echo", "echo-2", "full"], **_NAMES)
+    settings = Settings(state_dir=str(tmp_path / "state"), models=["echo", "echo-2", "full", "slow"], **_NAMES)
     full = {"limit_model_concurrency": 1, "max_waiting": 0}
     settings.model_tables = (
         {"name": "echo", "engine": "echo"},
         {"name": "echo-2", "engine": "echo"},
         {"name": "full", "engine": "echo", **full},
+        {"name": "slow", "engine": "echo", "delay": 0.2},
     )
     settings.passthrough = (PassThrough(path="/audio", base_url="http://127.0.0.1:1/v1"),)
     app = create_app(settings)
@@ -228,8 +229,8 @@ def test_tokens_are_reserved_and_then_those_that_were_used_count(served):
 
 def test_a_stream_counts_when_it_has_ended(served):
     served.key(tokens=1000, parallel=1)
-    response = served.post(**{**CHAT, "stream": True, "max_tokens": 30})
-    assert remaining_tokens(response) == 1000 - 10 - 30
+    response = served.post(**{**CHAT, "model": "slow", "stream": True, "max_tokens": 2})
+    assert remaining_tokens(response) == 1000 - 10 - 2
     assert served.post().status_code == 429
     text = response.get_data(as_text=True)
     assert text.endswith("[DONE]\n\n")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import secrets
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ _FINISH_REASONS = frozenset({"stop", "length", "tool_calls", "content_filter", "
 
 def new_id(prefix: str) -> str:
     """Return a random id that begins with ``prefix``."""
-    return prefix + secrets.token_hex(16)
+    return prefix + os.urandom(16).hex()
 
 
 def finish_reason(reason: str | None) -> str:

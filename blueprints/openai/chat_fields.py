@@ -133,8 +133,17 @@ def _json(value: JSONObject) -> str:
 # Options
 
 
+_OF_ENGINES = frozenset(
+    {"tools", "tool_choice", "parallel_tool_calls", "response_format", "grammar", "json_schema"}
+    | {"logprobs", "top_logprobs", "logit_bias"}
+)
+"""The fields of a chat that are the engine's."""
+
+
 def chat_options(loaded: Mapping[str, Any]) -> JSONObject:
     """Return the fields that are the engine's, without those that ask for nothing. Raises InvalidRequest."""
+    if loaded.keys().isdisjoint(_OF_ENGINES):
+        return {}
     options = _tool_options(loaded)
     if loaded.get("logprobs"):
         options |= {"logprobs": True, "top_logprobs": loaded.get("top_logprobs", 0)}

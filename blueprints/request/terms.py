@@ -98,7 +98,9 @@ def _session_of(environ: Environ, body: Mapping[str, Any], prompt: GenerateReque
 
 def _name_in(environ: Environ, body: Mapping[str, Any]) -> str:
     """Return the most exact name of a session that there is: one of OpenAI's clients, Anthropic's or DB-GPT's."""
-    metadata, context = _object(body, "metadata"), _object(body, "context")
+    metadata, context = body.get("metadata"), body.get("context")
+    metadata = metadata if isinstance(metadata, dict) else {}
+    context = context if isinstance(context, dict) else {}
     for name in (
         environ.get(_SESSION),
         environ.get(_CONVERSATION),
@@ -111,11 +113,6 @@ def _name_in(environ: Environ, body: Mapping[str, Any]) -> str:
         if isinstance(name, str) and name:
             return name
     return ""
-
-
-def _object(body: Mapping[str, Any], name: str) -> JSONObject:
-    value = body.get(name)
-    return value if isinstance(value, dict) else {}
 
 
 def _beginning(prompt: GenerateRequest) -> str:

@@ -96,17 +96,14 @@ class Session:
         except ValueError as error:
             raise WorkerUnreachable(str(error)) from None
         connect_timeout, read_timeout = timeout or (self.connect_timeout, self.read_timeout)
-        fields = dict(template.headers)
-        if current := self._current_headers():
-            _set(fields, current)
+        added = dict(self._current_headers())
         if self._token is not None and (token := self._token()) is not None:
-            _set(fields, {"Authorization": f"Bearer {token}"})
+            added["Authorization"] = f"Bearer {token}"
         if body is not None:
-            _set(fields, {"Content-Type": "application/json", "Content-Length": str(len(body))})
+            added["Content-Type"], added["Content-Length"] = "application/json", str(len(body))
         if not reuse:
-            _set(fields, {"Connection": "close"})
-        if headers:
-            _set(fields, headers)
+            added["Connection"] = "close"
+        fields = _joined(template.headers, added, headers or {})
         prepared = requests.PreparedRequest()
         prepared.method, prepared.url, prepared.body = template.method, template.url, body
         prepared.headers = fields  # type: ignore[assignment]
@@ -160,13 +157,13 @@ def _timeout(connect: float, read: float) -> urllib3.Timeout:
     return urllib3.Timeout(connect=connect, read=read)
 
 
-def _set(fields: dict[str, str], headers: Mapping[str, str]) -> None:
-    """Set ``headers`` in ``fields``, where a name may be written in other case."""
-    for name, value in headers.items():
-        if name not in fields:
-            for other in [other for other in fields if other.lower() == name.lower()]:
-                del fields[other]
-        fields[name] = value
+def _joined(*parts: Mapping[str, str]) -> dict[str, str]:
+    """Return the headers of all ``parts``: of those that have the same name, in whatever case, the last one."""
+    headers: dict[str, tuple[str, str]] = {}
+    for part in parts:
+        for header in part.items():
+            headers[header[0].lower()] = header
+    return dict(headers.values())
 
 
 def _trusting(ca: str) -> Callable[[], ssl.SSLContext]:

@@ -20,10 +20,11 @@ from . import worker_schemas as schemas
 from .request import guard, problems
 from .request.access_log import AccessLine, current_line, log_access, naming, read_call, vectors_response
 from .request.bodies import json_response, wants_delta
+from .request.calls import Call, called
 from .request.fields import load, load_query
 from .request.keys import characters_of, check_model, key_of_request, total_tokens, visible
 from .request.mounted import MountedBlueprint
-from .request.streaming import Call, StreamResponse, called, stream_response
+from .request.streaming import StreamResponse, stream_response
 from .request.terms import count_tokens, terms_of
 
 

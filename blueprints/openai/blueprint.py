@@ -16,11 +16,12 @@ from ...worker.protocol import Service
 from ..request import cors, guard
 from ..request.access_log import AccessLine, current_line, log_access, naming, read_call, vectors_response
 from ..request.bodies import json_response
+from ..request.calls import Call, called
 from ..request.current import current_request
 from ..request.fields import fault, load
 from ..request.keys import check_model, key_of_request, total_tokens, visible
 from ..request.mounted import MountedBlueprint
-from ..request.streaming import Call, Encoder, called, stream_response
+from ..request.streaming import Encoder, stream_response
 from ..request.terms import count_tokens, terms_of
 from . import anthropic, errors, response_events, responses, schemas
 from .answers import Choice, Header, Usage, chat_answer, completion_answer, new_id, whole_choices

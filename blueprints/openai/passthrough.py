@@ -27,9 +27,10 @@ from ...settings.passthrough import PassThrough
 from ...worker.protocol import Service
 from ..request.access_log import AccessLine, current_line
 from ..request.bodies import JSON_TYPE, json_response, read_bytes
+from ..request.calls import Call
 from ..request.fields import fault
 from ..request.keys import check_model
-from ..request.streaming import Call, StreamResponse
+from ..request.streaming import StreamResponse
 from .blueprint import guarded_blueprint
 from .errors import INVALID, shaped
 

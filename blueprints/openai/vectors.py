@@ -12,7 +12,7 @@ from ...engines.base import Vectors, tokens_of
 from ...errors import ModelyardError
 from ...types import JSONObject, WorkerType, worker_key
 from ...worker.protocol import Service
-from ..request.streaming import Call
+from ..request.calls import Call
 
 JINA, COHERE, TEI = "jina", "cohere", "tei"
 """The shapes of a rerank: Jina's (also of vLLM and llama-server), Cohere's second version, and that of Hugging Face's

@@ -14,7 +14,8 @@ from flask import g, request
 from ...errors import ModelyardError
 from ...worker.protocol import Service
 from ..request.access_log import AccessLine
-from ..request.streaming import StreamResponse, bound_writes, socket_of
+from ..request.calls import bound_writes, socket_of
+from ..request.streaming import StreamResponse
 
 EVENT_STREAM = "text/event-stream"
 MOST = 4

@@ -22,9 +22,9 @@ from ...errors import InvalidRequest, ModelyardError
 from ...types import JSONObject
 from ...worker.protocol import Service
 from ..openai.vectors import as_probabilities, counted
+from ..request.calls import called
 from ..request.guard import origin_of
 from ..request.keys import check_model, key_of_request
-from ..request.streaming import called
 from ..request.terms import terms_of
 from .playground import api_path, models_that
 from .site import Site

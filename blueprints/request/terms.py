@@ -14,9 +14,9 @@ from ...wire.chunks import ROUTE_HEADER, ROUTE_LOCAL
 from ...wire.terms import BATCH, INTERACTIVE, PRIORITY_HEADER, SESSION_HEADER, may_wait
 from ...worker.protocol import Service, WorkerManager
 from .access_log import AccessLine
+from .calls import called
 from .current import current_request
 from .fields import fault
-from .streaming import called
 
 _AT_ONCE = Terms(wait=False)
 Environ: TypeAlias = Mapping[str, Any]

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d+)[ \t]*(?:\r|$)", re.IGNORECASE)
+_CHUNKED = re.compile(rb"\r\ntransfer-encoding:[^\r]*chunked", re.IGNORECASE)
+_CLOSE = re.compile(rb"\r\nconnection:[^\r]*close", re.IGNORECASE)
+
 
 class BrokenAnswer(Exception):
     """The bytes are not an HTTP/1.1 answer whose end can be found."""
@@ -55,16 +61,16 @@ class Answer:
         return pieces
 
     def _read_head(self, head: bytes) -> None:
-        first, *lines = head.split(b"\r\n")
-        fields = dict(line.lower().split(b":", 1) for line in lines if b":" in line)
         try:
-            self.status = int(first.split(b" ", 2)[1])
-            self._left = int(fields.get(b"content-length", b"0"))
+            self.status = int(head[:32].split(b" ", 2)[1])
         except (IndexError, ValueError) as error:
-            raise BrokenAnswer(f"not an answer: {first[:80]!r}") from error
-        self._chunked = b"chunked" in fields.get(b"transfer-encoding", b"")
-        self.closes = b"close" in fields.get(b"connection", b"")
-        if not self._chunked and b"content-length" not in fields:
+            raise BrokenAnswer(f"not an answer: {head[:80]!r}") from error
+        self.closes = _CLOSE.search(head) is not None
+        if length := _LENGTH.search(head):
+            self._left = int(length[1])
+        elif _CHUNKED.search(head):
+            self._chunked = True
+        else:
             raise BrokenAnswer("neither a length nor chunks: the connection can't be used again")
 
     def _read_chunks(self, data: bytes) -> None:

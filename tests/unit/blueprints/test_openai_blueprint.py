@@ -7,6 +7,7 @@ import itertools
 import json
 import logging
 import math
+import socket
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -320,6 +321,27 @@ def test_a_silence_is_broken_by_comments_and_after_a_minute_by_an_event(
         response.close()
     finally:
         settings.first_output_timeout, settings.silence_timeout = first, silence
+
+
+def test_the_kernel_holds_what_stands_around_the_first_and_the_last_write(client, answers):
+    held: list[int] = []
+
+    def note(sock: socket.socket) -> None:
+        held.append(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CORK))
+
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as peer:
+        sock, _ = listener.accept()
+        with sock, peer:
+            body = {"model": "team/gpt", "messages": [{"role": "user", "content": "a"}], "stream": True}
+            answers.say("a", "b", "c", delay=0.05)
+            response = client.post("/v1/chat/completions", json=body, environ_overrides={"gunicorn.socket": sock})
+            for _ in response.iter_encoded():
+                note(sock)
+            response.close()
+            note(sock)
+    first, *rest, last, closed = held
+    assert (first, last, closed) == (1, 1, 0)
+    assert not any(rest)
 
 
 # Tools, JSON, probabilities

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import queue
+import math
 import ssl
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any
@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
-from urllib3 import BaseHTTPResponse, HTTPConnectionPool
+from urllib3 import BaseHTTPResponse, HTTPConnectionPool, Timeout
 
 from .address import Origin, origin_of
 from .calls import current_call
@@ -38,62 +38,70 @@ class RawResponse:
         self.raw = response
 
 
-class _Idle:
-    """The idle connections of one pool, the newest on top. Their number is not limited.
-
-    A connection that urllib3 gives back does not belong to a call any more, so ending a call never hits another call.
-    """
-
-    def __init__(self) -> None:
-        self._connections: deque[Connection] = deque()
-
-    def get(self, block: bool = True, timeout: float | None = None) -> Connection:
-        """Return an idle connection. Raises ``queue.Empty`` if none is left, or the call needs a new one.
-
-        urllib3 makes a new connection then.
-        """
-        call = current_call.get()
-        if self._connections and (call is None or not call.fresh):
-            with suppress(IndexError):  # another thread may take the last one
-                return self._connections.pop()
-        raise queue.Empty
-
-    def put(self, connection: Connection | None, block: bool = True, timeout: float | None = None) -> None:
-        """Keep a connection if another call may use it, else close it. Ignore None: urllib3 fills its queue with it."""
-        if connection is None:
-            return
-        if connection.finish_call():
-            self._connections.append(connection)
-        else:
-            connection.close()
-
-    def close_older(self, since: float) -> None:
-        """Close the connections that have been idle since before ``since``, by the monotonic clock."""
-        with suppress(IndexError):  # another thread may take the last one
-            while self._connections[0].idle_since < since:
-                self._connections.popleft().close()
-
-
 @lru_cache(1024)
 def _target(url: str) -> str:
     parts = urlsplit(url)
     return (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
 
 
-class _Pool(HTTPConnectionPool):
-    """The connections to one server."""
+class _Pool:
+    """The connections to one server, of which the idle ones are kept, the newest on top. Their number is not limited.
 
-    ConnectionCls = Connection
+    It stands for a pool of urllib3, which takes as long for a request as the connection itself.
+    """
 
-    def __init__(self, host: str, port: int | None, **options: Any) -> None:
-        self.idle = _Idle()
-        self.QueueCls: Any = lambda _maxsize: self.idle
-        super().__init__(host, port, **options)
+    def __init__(self, origin: Origin, tls: ssl.SSLContext | None) -> None:
+        """Connect to ``origin`` when a request is sent, with ``tls`` if given."""
+        self._origin = origin
+        self._tls = tls
+        self._idle: deque[Connection] = deque()
+        self._is_closed = False
 
+    def urlopen(
+        self, method: str, url: str, body: bytes | None, headers: Mapping[str, str], timeout: Timeout, **options: Any
+    ) -> BaseHTTPResponse:
+        """Send a request of the current call, and return its response with the body unread.
 
-class _TLSPool(_Pool):
-    scheme = "https"
-    ConnectionCls = TLSConnection
+        `HTTPAdapter.send` calls it with more ``options``, which are those of every request here. Raises NotConnected,
+        Ended, OSError and http.client.HTTPException.
+        """
+        connection = self._take()
+        try:
+            connection.timeout = timeout.connect_timeout  # type: ignore[assignment]
+            connection.request(method, url, body, headers, preload_content=False, decode_content=False)
+            return connection.getresponse()
+        except BaseException:
+            connection.close()
+            raise
+
+    def _take(self) -> Connection:
+        call = current_call.get()
+        while self._idle and (call is None or not call.fresh):
+            with suppress(IndexError):  # another thread may take the last one
+                connection = self._idle.pop()
+                if connection.is_connected:
+                    return connection
+                connection.close()
+        if self._tls is not None:
+            return TLSConnection(self._origin, self._keep, self._tls)
+        return Connection(self._origin, self._keep)
+
+    def _keep(self, connection: Connection) -> None:
+        if self._is_closed:
+            connection.close()
+        else:
+            self._idle.append(connection)
+
+    def close(self) -> None:
+        """Close the idle connections now, and each other one with its response."""
+        self._is_closed = True
+        self.close_older(math.inf)
+
+    def close_older(self, since: float) -> None:
+        """Close the connections that have been idle since before ``since``, by the monotonic clock."""
+        with suppress(IndexError):  # another thread may take the last one
+            while self._idle[0].idle_since < since:
+                self._idle.popleft().close()
 
 
 class _Adapter(HTTPAdapter):
@@ -113,21 +121,17 @@ class _Adapter(HTTPAdapter):
         self._sweep(time.monotonic() - IDLE_LIMIT)
         origin = origin_of(request.url or "")
         pool = self._pools.get(origin)
-        return pool if pool is not None else self._pools.setdefault(origin, self._new_pool(origin))
-
-    def _new_pool(self, origin: Origin) -> _Pool:
-        if origin.scheme == "https":
-            return _TLSPool(origin.host, origin.port, origin=origin, tls=self._tls())
-        if origin.scheme == "http":
-            return _Pool(origin.host, origin.port, origin=origin)
-        return _Pool("localhost", None, origin=origin)
+        if pool is None:
+            tls = self._tls() if origin.scheme == "https" else None
+            pool = self._pools.setdefault(origin, _Pool(origin, tls))
+        return pool  # type: ignore[return-value]
 
     def _sweep(self, since: float) -> None:
         """Close the connections to all servers that have been idle since before ``since``; once in that time."""
         if self._swept < since:
             self._swept = time.monotonic()
             for pool in list(self._pools.values()):
-                pool.idle.close_older(since)
+                pool.close_older(since)
 
     def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
         """Do nothing: the pool has its certificates."""

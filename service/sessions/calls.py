@@ -51,10 +51,11 @@ class Call:
                 raise Ended
             self._connection = connection
 
-    def let_go(self) -> None:
-        """Release its connection: from now on `end` does not touch it."""
+    def let_go(self) -> Connection | None:
+        """Release its connection, and return it, if it had one: from now on `end` does not touch it."""
         with self._lock:
-            self._connection = None
+            connection, self._connection = self._connection, None
+        return connection
 
     def end(self) -> None:
         """Shut its connection down: a thread that sends or receives on it fails at once."""

@@ -11,6 +11,7 @@ import re
 import socket
 import ssl
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, ClassVar
 
@@ -34,10 +35,15 @@ _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+: [^\r\n\0]*\r\n")
 class Connection(HTTPConnection):
     """A connection that serves one call at a time."""
 
-    def __init__(self, *args: Any, origin: Origin, tls: ssl.SSLContext | None = None, **options: Any) -> None:
-        """Connect to ``origin`` when a request is sent, with ``tls`` if given."""
-        super().__init__(*args, **options)
+    def __init__(self, origin: Origin, keep: Callable[[Connection], object], tls: ssl.SSLContext | None = None) -> None:
+        """Connect to ``origin`` when a request is sent, with ``tls`` if given.
+
+        ``keep`` is called when another call may use the connection.
+        """
+        is_unix = origin.scheme == "http+unix"
+        super().__init__("localhost" if is_unix else origin.host, None if is_unix else origin.port)
         self.idle_since = 0.0
+        self._keep = keep
         self._origin = origin
         self._tls = tls
         self._call: Call | None = None
@@ -64,7 +70,9 @@ class Connection(HTTPConnection):
             data = b"".join((head[: -len(_END)], headers, _END, *body))
         finally:
             self._unsent = None
-        self.send(data)
+        # A server may answer before it has read all, and read no more.
+        with suppress(BrokenPipeError, ConnectionResetError):
+            self.send(data)
 
     def putheader(self, header: Any, *values: Any) -> None:
         """Add a header to the request. Raises ValueError if it can't be sent."""
@@ -149,15 +157,18 @@ class Connection(HTTPConnection):
                 # Not the method of the TLS socket: after that its reader would continue in plain text.
                 socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
-    def finish_call(self) -> bool:
-        """Release its call, whose response has come; return whether another call may follow."""
+    def finish_call(self, *, is_whole: bool) -> None:
+        """Go on without its call, whose response has come as a whole, or not; without another call to follow close it.
+
+        The call has let it go before: so ending a call never hits another call.
+        """
         call, self._call = self._call, None
-        if call is None:
-            return False
-        call.let_go()
-        self.idle_since = time.monotonic()
-        is_clean = call.incoming is not None and not call.incoming.left_over
-        return self.sock is not None and is_clean and call.keep and not call.has_ended
+        is_clean = is_whole and call is not None and call.incoming is not None and not call.incoming.left_over
+        if call is None or not is_clean or self.sock is None or not call.keep or call.has_ended:
+            self.close()
+        else:
+            self.idle_since = time.monotonic()
+            self._keep(self)
 
 
 class TLSConnection(Connection):

@@ -83,9 +83,6 @@ class Response:
                     self._failure = WorkerUnreachable(f"{self._call.origin} answers with over {limit} bytes")
                     self.close()
                     raise self._failure
-                if self._raw.length_remaining == 0:
-                    self.close()
-                    break
             self._content = b"".join(parts)
         return self._content
 
@@ -107,6 +104,9 @@ class Response:
         """Return the bytes of the body that have come: b"" at its end, None if none came for ``patience`` seconds."""
         if self._failure is not None:
             raise self._failure
+        if self._raw.length_remaining == 0:
+            self.close()
+            return b""
         incoming = self._call.incoming
         data: bytes | None = None
         try:
@@ -114,7 +114,7 @@ class Response:
                 data = self._raw.read1(RECEIVE_SIZE) if self._chunks is None else self._read_chunks(self._chunks)
         except (*FOREIGN, ValueError) as error:
             raise self._failed(fault_of(error, self._call)) from error
-        if data == b"":
+        if data == b"" or self._raw.length_remaining == 0:
             self.close()
         if self._cancel is not None and self._cancel.is_set():
             raise self._failed(self._cancel.error)
@@ -152,10 +152,13 @@ class Response:
         self._is_closed = True
         if self._cancel is not None:
             self._cancel.forget(self._call.end)
-        self._call.let_go()
+        connection = self._call.let_go()
         if self._chunks is not None:
             self._chunks.close()
+        is_whole = self._raw.closed or self._raw.length_remaining == 0
         self._raw.close()
+        if connection is not None:
+            connection.finish_call(is_whole=is_whole)
 
     def __enter__(self) -> Response:
         return self

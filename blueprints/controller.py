@@ -47,7 +47,7 @@ def controller_blueprint(
     They hold no thread of the budget: a registry must answer while every model is busy. ``check_registration`` decides
     what may be registered, by default the guard. ``metrics`` count the requests. Raises ConfigError.
     """
-    blueprint = _blueprint(name, settings, url_prefix, metrics)
+    blueprint = _blueprint(name, settings, url_prefix, keys, metrics)
     check = check_registration or _guarded(blueprint, settings, keys)
     _add_changes(blueprint, registry_of, settings.max_body_bytes, check)
     _add_list(blueprint, lambda key: registry_of().instances(key))
@@ -60,16 +60,16 @@ def instances_blueprint(
     rows_of: RowsOf, settings: Settings, url_prefix: str, *, keys: Keys | None = None, metrics: Metrics | None = None
 ) -> Blueprint:
     """Return the call of a controller that a gateway has too: the list of the instances. Raises ConfigError."""
-    blueprint = _blueprint("modelyard_controller", settings, url_prefix, metrics)
+    blueprint = _blueprint("modelyard_controller", settings, url_prefix, keys, metrics)
     _guarded(blueprint, settings, keys)
     _add_list(blueprint, rows_of)
     return blueprint
 
 
-def _blueprint(name: str, settings: Settings, url_prefix: str, metrics: Metrics | None) -> Blueprint:
+def _blueprint(name: str, settings: Settings, url_prefix: str, keys: Keys | None, metrics: Metrics | None) -> Blueprint:
     blueprint = MountedBlueprint(name, __name__, url_prefix=f"{url_prefix}/controller")
     problems.install(blueprint)
-    log_access(blueprint, enabled=settings.access_log, routine=ROUTINE, metrics=metrics)
+    log_access(blueprint, enabled=settings.access_log, routine=ROUTINE, metrics=metrics, keys=keys)
     return blueprint
 
 

@@ -33,7 +33,14 @@ def worker_blueprint(service: Service, url_prefix: str, name: str = "modelyard_w
     blueprint = MountedBlueprint(name, __name__, url_prefix=f"{url_prefix}/worker")
     problems.install(blueprint)
     enabled, recent = service.settings.access_log, service.recent
-    log_access(blueprint, enabled=enabled, tracing=service.tracing, metrics=service.metrics, recent=recent)
+    log_access(
+        blueprint,
+        enabled=enabled,
+        tracing=service.tracing,
+        metrics=service.metrics,
+        recent=recent,
+        keys=service.keys,
+    )
     guard.install(blueprint, service.settings, service.keys, requires_keys=service.settings.requires_keys)
     _add_generation(blueprint, service)
     _add_vectors(blueprint, service)

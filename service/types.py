@@ -27,7 +27,8 @@ class WorkerType(str, Enum):
 
 def worker_key(name: str, worker_type: WorkerType | str) -> str:
     """Return the registry's name of a model: ``name@type``."""
-    return f"{name}@{WorkerType(worker_type).value}"
+    kind = worker_type if isinstance(worker_type, WorkerType) else WorkerType(worker_type)
+    return "@".join((name, kind))
 
 
 def split_worker_key(key: str) -> tuple[str, WorkerType]:

@@ -92,6 +92,7 @@ def guarded_blueprint(service: Service, name: str) -> Blueprint:
         tracing=service.tracing,
         metrics=service.metrics,
         recent=recent,
+        keys=service.keys,
         begun=_name_request,
         ended=_name_response,
     )
@@ -186,8 +187,9 @@ def _generate(service: Service, text_call: _TextCall) -> Response:
             prompt.terms = terms
         header, usage = Header.new(text_call.id_prefix, generation.model), Usage(generation.copies)
         check_copies(service.manager, generation.model, generation.copies)
-        limits = [prompt.max_new_tokens for prompt in generation.requests]
-        call.admit(generation.characters, limits, used=lambda: total_tokens(usage.total()))
+        if line.api_key is not None:
+            limits = [prompt.max_new_tokens for prompt in generation.requests]
+            call.admit(generation.characters, limits, used=lambda: total_tokens(usage.total()))
         line.usage = usage.total
         stream = open_choices(service.manager, service.budget, generation.requests, call.cancel)
         if generation.stream:

@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 from ...cluster.routing import SLOTS, Load
 from ...errors import Overloaded
-from ...streams import JOIN_TIMEOUT, TICK, Cancel, OutputStream, Pump
+from ...pump import JOIN_TIMEOUT, Pump
+from ...streams import TICK, Cancel, OutputStream
 from ...threads import start_thread
 from ...types import Burst, GenerateRequest, WorkerType
 from ...worker.admission import Budget

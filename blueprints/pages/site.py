@@ -22,7 +22,6 @@ from ...worker.protocol import Service
 from ..request import guard
 from ..request.access_log import log_access
 from ..request.bodies import limit_form
-from ..request.keys import add_headers
 from ..request.mounted import MountedBlueprint
 from ..request.problems import unforeseen
 from . import live
@@ -184,7 +183,14 @@ class Site:
     def _install(self) -> None:
         blueprint, settings = self.blueprint, self.service.settings
         counts, recent = self.service.metrics, self.service.recent
-        log_access(blueprint, enabled=settings.access_log, metrics=counts, recent=recent, routine=self._routine)
+        log_access(
+            blueprint,
+            enabled=settings.access_log,
+            metrics=counts,
+            recent=recent,
+            keys=self.service.keys,
+            routine=self._routine,
+        )
         blueprint.before_request(self._enter)
         blueprint.after_request(self._leave)
         blueprint.register_error_handler(ModelyardError, self._refuse)
@@ -218,8 +224,6 @@ class Site:
             response.headers[name] = value
         if "Cache-Control" not in response.headers:
             response.headers["Cache-Control"] = "no-store"
-        if self.service.keys is not None:
-            add_headers(response, self.service.keys)
         is_page = response.status_code == HTTPStatus.OK and response.mimetype == "text/html"
         if is_page and OUTCOME_COOKIE in request.cookies:
             self.sign_ins.forget_outcome(response, request)

@@ -24,10 +24,10 @@ from ...types import JSONObject
 from ...wire.chunks import CUT_HEADER, MODEL_HEADER, TOKENS_HEADER
 from ...wire.errors import BY_CODE
 from ...wire.terms import ID_HEADER, QUEUE_HEADER, checked_id
-from ...worker.protocol import Service
+from ...worker.protocol import Keys, Service
 from .bodies import json_response, read_object
 from .current import current_request
-from .keys import check_model
+from .keys import add_headers, check_model
 from .traces import CallTrace, arrived, read_body
 
 log = logging.getLogger("modelyard.access")
@@ -229,6 +229,7 @@ def log_access(
     tracing: Tracing | None = None,
     metrics: Metrics | None = None,
     recent: RecentRequests | None = None,
+    keys: Keys | None = None,
     routine: Collection[str] = (),
     begun: Callable[[AccessLine], object] | None = None,
     ended: Callable[[AccessLine, Response], object] | None = None,
@@ -236,7 +237,8 @@ def log_access(
     """Write an access line for every request of a blueprint; that of a stream is written by its body at the end.
 
     With ``tracing`` each request also has a span; ``metrics`` count them, and ``recent`` keeps the last of each model.
-    Successes of the views in ``routine`` are logged at debug level. Each line is given to ``begun`` when it is new, and
+    Each answer to one of the ``keys`` with limits says what is left of them. Successes of the views in ``routine`` are
+    logged at debug level. Each line is given to ``begun`` when it is new, and
     to ``ended`` with the response.
     """
 
@@ -262,6 +264,8 @@ def log_access(
                 line.bytes = response.content_length or 0
                 if line.keeps_bodies:
                     line.keep_answer([response.get_data()[:LONGEST_BODY].decode("utf-8", "replace")])
+            if keys is not None and line.api_key is not None:
+                add_headers(response, keys, line.api_key)
             if ended is not None:
                 ended(line, response)
         return response

@@ -88,6 +88,9 @@ def limit_form(request: Request, limit: int) -> None:
 
 def _data_of(request: Request, limit: int, length: int | None) -> bytes:
     """Return the body: the rest that the server has, or what Flask kept when a view of the application read it."""
+    if length is not None and request.environ.get("wsgi.input_terminated") and "stream" not in vars(request):
+        # Nobody has read it, and the server ends it: Flask's way to it is longer.
+        return _rest_of(request.environ["wsgi.input"], limit, length) or request.get_data(cache=False)
     # The application's own limit is for its own requests; a larger one must not let more in here. One byte more: a
     # body of exactly the limit fits.
     if _REQUEST_HAS_LIMIT:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from flask import Blueprint, Request, Response, g
+from flask import Blueprint, Request, g
 
 from ...access.keys import Key
 from ...access.networks import IPAddress, Resolver, TrustedNetworks, address_of, is_of_this_machine, parse_networks
@@ -24,7 +24,6 @@ from ...settings.settings import Settings
 from ...worker.protocol import Keys
 from .current import current_request
 from .detour import client_of, detour, foreign_host, is_of_plain_proxy
-from .keys import add_headers
 
 log = logging.getLogger(__name__)
 
@@ -300,7 +299,7 @@ def install(
 ) -> Guard:
     """Guard every view of a blueprint, before a body is read; return the guard. Raises ConfigError.
 
-    The arguments are those of `Guard`. Each answer to a key with limits says what is left of them.
+    The arguments are those of `Guard`.
     """
     guard = Guard(settings, keys, needs=needs, requires_keys=requires_keys)
 
@@ -312,13 +311,6 @@ def install(
         if (line := g.get("modelyard_line")) is not None:
             line.caller = token.name
             line.api_key = token if isinstance(token, Key) else None
-
-    if keys is not None:
-
-        @blueprint.after_request
-        def tell_limits(response: Response) -> Response:
-            add_headers(response, keys)
-            return response
 
     return guard
 

@@ -78,9 +78,8 @@ def reserved_tokens(key: Key, prompt: int, answers: Sequence[int | None]) -> int
     return certain + max(0, min(assumed, room))
 
 
-def add_headers(response: Response, keys: Keys) -> None:
-    """Add what is left of the limits of the request's key, if it has any."""
-    key = key_of_request()
-    if key is not None and key.limits:
+def add_headers(response: Response, keys: Keys, key: Key) -> None:
+    """Add what is left of the limits of a key, if it has any."""
+    if key.limits:
         for name, value in keys.headers(key):
             response.headers.add(name, value)

@@ -143,9 +143,7 @@ class Directory:
 
     def key_of(self, model: str, *types: WorkerType) -> str:
         """Return the key of a model that is called as one of ``types``. Raises UnknownModel, Unsupported, NotReady."""
-        keys = [worker_key(model, worker_type) for worker_type in types]
-        key = self._first_usable(keys)
-        if key is not None:
+        if (key := self._first_usable(model, types)) is not None:
             return key
         if self._models is not None and self._models.has(model, None):
             # It is starting, has failed, or is of another type: this process has the more exact error.
@@ -155,7 +153,7 @@ class Directory:
         except NotReady:
             # What is just being started may have been registered since the last read.
             self._view.refresh_now()
-            if (key := self._first_usable(keys)) is not None:
+            if (key := self._first_usable(model, types)) is not None:
                 return key
             raise
         if not self._view.complete:
@@ -164,8 +162,9 @@ class Directory:
             self._check_hosted(model, *types)
         raise not_callable(self.keys(), model, types)
 
-    def _first_usable(self, keys: Sequence[str]) -> str | None:
-        return next((key for key in keys if self._is_usable(key)), None)
-
-    def _is_usable(self, key: str) -> bool:
-        return self._is_available(key) or bool(self._remote(key))
+    def _first_usable(self, model: str, types: Sequence[WorkerType]) -> str | None:
+        for worker_type in types:
+            key = worker_key(model, worker_type)
+            if self._is_available(key) or self._remote(key):
+                return key
+        return None

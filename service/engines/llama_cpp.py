@@ -28,7 +28,8 @@ from ..files import SocketFolder
 from ..models import gguf_header
 from ..models.inspection import inspect
 from ..models.memory import free_memory
-from ..streams import Cancel, Pump
+from ..pump import Pump
+from ..streams import Cancel
 from ..types import Burst, GenerateRequest, ModelMetadata, WorkerType
 from ..wire.messages import openai_messages
 from . import llama_requests

@@ -11,7 +11,8 @@ from typing import Any
 from ..engines.base import CancelEvent, Vectors, rank_by_cosine
 from ..engines.tool_calls import ToolCalls
 from ..errors import Cancelled, EngineError, FieldError, InvalidRequest, ModelyardError, NotReady
-from ..streams import TICK, Cancel, OutputStream, pumped, whole_answer
+from ..pump import pumped
+from ..streams import TICK, Cancel, OutputStream, whole_answer
 from ..types import DEFAULT_TERMS, Burst, GenerateRequest, JSONObject, ModelMetadata, ModelOutput, Terms, WorkerType
 from ..wire.images import check_images
 from .admission import Ticket

@@ -18,7 +18,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("version", "errors", "types", "files", "processes", "sockets", "affinity"),
     ("threads",),
     ("settings", "wire", "streams"),
-    ("access", "models", "telemetry"),
+    ("access", "models", "telemetry", "pump"),
     ("sessions",),
     ("client",),
     ("engines",),

@@ -21,6 +21,13 @@ GONE = select.POLLRDHUP | select.POLLHUP | select.POLLERR | select.POLLNVAL
 """The events of poll for a socket whose other end has closed or shut down its side."""
 
 
+HELD = "modelyard.held"
+"""The key, in the environment of a request, of the list of sockets whose held writes leave when its answer has ended.
+
+Absent under a server that does not say when that is.
+"""
+
+
 @cache
 def original(name: str) -> Any:
     """Return ``select.NAME`` as it was before gevent patched it; None if it does not exist."""
@@ -41,6 +48,24 @@ def has_gone(fileno: int) -> bool:
     poll = original("poll")()
     poll.register(fileno, select.POLLIN | select.POLLRDHUP)
     return any(event & GONE for _, event in poll.poll(0))
+
+
+def hold_writes(sock: Any) -> bool:
+    """Let what is written to ``sock`` wait for `send_held`, so that it leaves in one packet; return whether it waits.
+
+    Only TCP can, and of Linux. The kernel waits for 200 ms at most.
+    """
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
+    except (OSError, AttributeError):
+        return False
+    return True
+
+
+def send_held(sock: Any) -> None:
+    """Send what `hold_writes` has held back."""
+    with contextlib.suppress(OSError):  # it is closed
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
 
 
 def is_quiet(fileno: int) -> bool:

@@ -16,6 +16,7 @@ from flask import Blueprint, Request, Response, g
 from ...access.keys import Key
 from ...engines.base import Vectors, cut_texts, other_model_of, tokens_of
 from ...errors import Unavailable
+from ...sockets import HELD, hold_writes
 from ...streams import OutputStream
 from ...telemetry.metrics import HTTP_REQUESTS, HTTP_SECONDS, REFUSED, Metrics
 from ...telemetry.recent import LONGEST_BODY, RecentRequests
@@ -182,6 +183,13 @@ def current_line() -> AccessLine:
     return line
 
 
+def _hold_until_sent(environ: Mapping[str, Any]) -> None:
+    """Let the headers of an answer leave with its body, where the server says when it has written both."""
+    held, sock = environ.get(HELD), environ.get("gunicorn.socket")
+    if held is not None and hold_writes(sock):
+        held.append(sock)
+
+
 def read_call(service: Service, line: AccessLine, *, keeps_body: bool = True) -> JSONObject:
     """Return the body of the request of ``line``, which notes its model and span.
 
@@ -262,6 +270,7 @@ def log_access(
                 response.headers[QUEUE_HEADER] = str(math.ceil(line.queued * 1000))
             if not response.is_streamed:
                 line.bytes = response.content_length or 0
+                _hold_until_sent(line.request.environ)
                 if line.keeps_bodies:
                     line.keep_answer([response.get_data()[:LONGEST_BODY].decode("utf-8", "replace")])
             if keys is not None and line.api_key is not None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from flask import Request
 
 from ...errors import Cancelled, EngineError, WorkerLost
+from ...sockets import hold_writes, send_held
 from ...streams import Cancel
 from ...worker.protocol import ClientOfServer, Permit, Service
 from .access_log import AccessLine, current_line
@@ -102,17 +103,14 @@ class Call:
             self._timed = bound_writes(self._sock, seconds)
 
     def hold_writes(self) -> None:
-        """Let writes to the client wait for `send_held`, so that they leave in one packet; the kernel waits 200 ms."""
-        with contextlib.suppress(OSError, AttributeError):  # a socket of another kind, or another system
-            self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
-            self._is_holding = True
+        """Let writes to the client wait for `send_held`."""
+        self._is_holding = hold_writes(self._sock)
 
     def send_held(self) -> None:
         """Send what `hold_writes` has held back."""
         if self._is_holding:
             self._is_holding = False
-            with contextlib.suppress(OSError):  # it is closed
-                self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
+            send_held(self._sock)
 
     def close(self, error: BaseException | None = None) -> None:
         """Release the socket, the thread and the place of the key; a second call does nothing.

@@ -17,7 +17,7 @@ from typing import Any
 
 from werkzeug.exceptions import RequestTimeout
 
-from ..sockets import has_unread, is_listening, listening_addresses, open_sockets, tcp_info
+from ..sockets import HELD, has_unread, is_listening, listening_addresses, open_sockets, send_held, tcp_info
 from ..threads import BackgroundThread
 
 log = logging.getLogger(__name__)
@@ -100,6 +100,7 @@ class Clients:
                 now, inode = time.monotonic(), os.fstat(sock.fileno()).st_ino
                 connection = self._connections.get(inode) or self._connections.setdefault(inode, Connection(now))
                 environ[_KEY] = connection
+                environ[HELD] = []
                 connection.since, connection.is_busy = now, True
                 connection.is_kept = connection.is_suspect = False
                 environ["wsgi.input"] = _Body(environ["wsgi.input"], connection)
@@ -112,6 +113,8 @@ class Clients:
         connection = environ.get(_KEY)
         if connection is not None:
             connection.since, connection.is_kept, connection.is_busy = time.monotonic(), True, False
+        for sock in environ.get(HELD, ()):
+            send_held(sock)
 
     def wait_idle(self, deadline: float, is_hurried: Callable[[], bool] = lambda: False) -> None:
         """Block until no request is being answered, or until ``deadline`` on the monotonic clock.

@@ -25,9 +25,11 @@ from modelyard.blueprints.request import streaming
 from modelyard.engines.base import OfTexts
 from modelyard.engines.echo import Echo
 from modelyard.engines.scripted import Answers
+from modelyard.server.clients import Clients
 from modelyard.server.extension import create_app
 from modelyard.server.runtime import Runtime
 from modelyard.settings.settings import INLINE, Settings
+from modelyard.sockets import HELD
 from official import CheckedClient
 from steered import Steered
 from werkzeug.test import TestResponse
@@ -321,6 +323,20 @@ def test_a_silence_is_broken_by_comments_and_after_a_minute_by_an_event(
         response.close()
     finally:
         settings.first_output_timeout, settings.silence_timeout = first, silence
+
+
+def test_a_whole_answer_leaves_with_its_headers(client):
+    body = {"model": "team/gpt", "messages": [{"role": "user", "content": "a"}]}
+    held: list[socket.socket] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as peer:
+        sock, _ = listener.accept()
+        with sock, peer:
+            environ = {"gunicorn.socket": sock, HELD: held}
+            assert client.post("/v1/chat/completions", json=body, environ_overrides=environ).status_code == 200
+            assert held == [sock]
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CORK) == 1
+            Clients(1.0, 1.0, 1).end_request({HELD: held})
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CORK) == 0
 
 
 def test_the_kernel_holds_what_stands_around_the_first_and_the_last_write(client, answers):

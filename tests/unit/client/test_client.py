@@ -64,7 +64,7 @@ def test_importing_it_loads_requests_and_of_the_package_only_what_it_is_made_of(
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
     loaded = set(ran.stdout.split())
     assert {name.partition(".")[2] for name in loaded if name.startswith("modelyard")} == {
-        *("", "version", "errors", "types", "streams", "processes", "sockets", "threads"),
+        *("", "version", "errors", "types", "streams", "processes", "sockets"),
         *("wire", "wire.messages", "wire.decoder", "wire.errors", "wire.terms", "wire.unsaved"),
         *("client", "client.answers", "client.calls", "client.client", "client.stream"),
         *("sessions", "sessions.address", "sessions.adapters", "sessions.calls", "sessions.connections"),

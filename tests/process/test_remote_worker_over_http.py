@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import signal
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from modelyard.errors import (
     WorkerLost,
     WorkerUnreachable,
 )
+from modelyard.sessions.connections import Connection
 from modelyard.sessions.session import Session
 from modelyard.streams import Cancel
 from modelyard.types import GenerateRequest
@@ -97,13 +97,20 @@ def test_pieces_come_one_by_one(service: Service, session: Session):
     assert stream.load == "slots=8;free=7;waiting=0"
 
 
-def test_one_connection_serves_streams_and_calls(service: Service, session: Session, caplog: pytest.LogCaptureFixture):
+def test_one_connection_serves_streams_and_calls(service: Service, session: Session, monkeypatch: pytest.MonkeyPatch):
+    made: list[Connection] = []
+    connect = Connection.connect
+
+    def noted(connection: Connection) -> None:
+        made.append(connection)
+        connect(connection)
+
+    monkeypatch.setattr(Connection, "connect", noted)
     remote = worker(service, session, "echo")
-    with caplog.at_level(logging.DEBUG, "urllib3"):
-        for _ in range(3):
-            remote.generate(GenerateRequest("echo", prompt="x"), Cancel())
-            assert remote.count_token("a b c") == 3
-    assert len([record for record in caplog.records if "Starting new HTTP connection" in record.message]) == 1
+    for _ in range(3):
+        remote.generate(GenerateRequest("echo", prompt="x"), Cancel())
+        assert remote.count_token("a b c") == 3
+    assert len(made) == 1
 
 
 def test_silence_of_a_model_that_computes_is_no_failure(service: Service):

@@ -20,7 +20,7 @@ from ..report import Row, at_least
 
 NAME = "sessions"
 TITLE = "one call to another process on a kept connection: sessions, requests, urllib3"
-LIMITS = "requests' Session.send and urllib3's pool, on which our sessions are built"
+LIMITS = "requests' adapter and urllib3's connection, on which our sessions are built"
 
 CALLS = 500
 """Calls of one measurement."""

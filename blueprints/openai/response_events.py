@@ -10,9 +10,19 @@ from ...errors import ModelyardError, Overloaded
 from ...types import JSONObject
 from . import schemas
 from .answers import Choice, Header, Usage
-from .errors import document, specific_code
+from .errors import CONTEXT_LENGTH, document, specific_code
 from .events import PieceEvents, named_event
 from .responses import name_of
+
+_CODES = frozenset(
+    {CONTEXT_LENGTH}
+    | {"server_error", "rate_limit_exceeded", "invalid_prompt", "data_residency_mismatch", "bio_policy"}
+    | {"misalignment_policy_violation", "vector_store_timeout", "invalid_image", "invalid_image_format"}
+    | {"invalid_base64_image", "invalid_image_url", "image_too_large", "image_too_small", "image_parse_error"}
+    | {"image_content_policy_violation", "invalid_image_mode", "image_file_too_large"}
+    | {"unsupported_image_media_type", "empty_image_file", "failed_to_download_image", "image_file_not_found"}
+)
+"""The codes of a failed response, by OpenAI's document, and that of a long prompt, which Codex looks for."""
 
 
 def _response(header: Header, generation: schemas.Generation, status: str, **fields: Any) -> JSONObject:
@@ -222,7 +232,8 @@ class ResponseEvents(PieceEvents):
 
     def failure(self, error: ModelyardError) -> bytes:
         """Return the events of an error."""
-        code = "rate_limit_exceeded" if isinstance(error, Overloaded) else specific_code(error) or "server_error"
+        code = "rate_limit_exceeded" if isinstance(error, Overloaded) else specific_code(error)
+        code = code if code in _CODES else "server_error"
         cause = {"code": code, "message": document(error)["error"]["message"]}
         response = _response(self._header, self._generation, "failed", error=cause, output=self._output)
         return self._event("response.failed", response=response)

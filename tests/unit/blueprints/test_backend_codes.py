@@ -142,6 +142,8 @@ def test_a_response_that_fails_in_its_stream_has_the_code() -> None:
     assert code_of(EngineError("broke", backend_code="invalid_prompt")) == "invalid_prompt"
     assert code_of(PromptTooLong("9000 tokens")) == "context_length_exceeded"
     assert code_of(EngineError("broke")) == "server_error"
+    # OpenAI's client has a list of codes, and refuses others.
+    assert code_of(EngineError("broke", backend_code="engine_error")) == "server_error"
 
 
 # What an error of a backend means

@@ -274,7 +274,8 @@ def from_json(cls: type[Any], values: Mapping[str, Any], current: Mapping[str, A
     """Return the checked values of a JSON object that are parameters of ``cls``.
 
     Null means absent, unknown keys are ignored. A mask that is sent back means unchanged, and so does the ``current``
-    value of a parameter that is never set over HTTP. Lists and tables may be the text that their descriptions have.
+    value of a parameter that is never set over HTTP, or its default where it has none: DB-GPT's command line sends the
+    defaults of all parameters. Lists and tables may be the text that their descriptions have.
     Raises InvalidRequest with every field at fault.
     """
     declared = params_of(cls)
@@ -286,7 +287,8 @@ def from_json(cls: type[Any], values: Mapping[str, Any], current: Mapping[str, A
         if value == MASK and "privacy" in declared[name].tags:
             continue
         if "operator" in declared[name].tags:
-            if name in current and value in (current[name], declared[name].shown(current[name])):
+            unchanged = current.get(name, declared[name].default)
+            if value in (unchanged, declared[name].shown(unchanged)):
                 continue
             message = "can't be set over HTTP: only the configuration of the service sets it"
             faults.append({"field": f"params.{name}", "message": message})

@@ -200,6 +200,15 @@ def test_what_the_operator_sets_may_be_sent_back_and_never_changed():
             params.from_json(Sample, {"code": "a:B"}, current)
 
 
+def test_the_default_of_what_the_operator_sets_counts_as_left_out():
+    shown = params.params_of(EchoParams)["environment"].shown({})
+    for value in ({}, shown):  # the second as DB-GPT's command line sends it
+        assert params.from_json(EchoParams, {"environment": value}) == {}
+    for value, current in (({"A": "b"}, {}), ({}, {"environment": {"A": "b"}})):
+        with pytest.raises(InvalidRequest, match=r"params\.environment: can't be set over HTTP"):
+            params.from_json(EchoParams, {"environment": value}, current)
+
+
 # What people see
 
 
